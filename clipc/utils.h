@@ -1,0 +1,257 @@
+// Ground helpers: one-line errors, checked allocation and files, files that are whole or absent, small maths and time.
+//
+// An error reads `program: what is wrong (where); what to do`. The exit code tells who is at fault: EXIT_USAGE (2) for
+// wrong options and wrong input, EXIT_RUNTIME (1) for what failed at run time (disk, memory, a child process).
+#ifndef CLIPC_UTILS_H
+#define CLIPC_UTILS_H
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE // program_invocation_short_name, strcasestr
+#endif
+#include <errno.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/types.h>
+#include <time.h>
+#include <unistd.h>
+
+#define EXIT_RUNTIME 1
+#define EXIT_USAGE 2
+#define EXIT_INTERRUPTED 130 // after Ctrl-C, as a shell reports it
+
+#define PATH_SIZE 4096 // longest path we build, terminator included
+
+#if defined(__GNUC__)
+#define PRINTF_LIKE(f, a) __attribute__((format(printf, f, a)))
+#else
+#define PRINTF_LIKE(f, a)
+#endif
+
+// ---------------------------------------------------------------- messages
+
+static inline void message_v(const char *format, va_list args) {
+    fflush(stdout); // so that the error stands behind what was printed before it
+    char line[8192]; // one write a message: messages of several threads do not mix
+    int n = snprintf(line, sizeof line, "%s: ", program_invocation_short_name);
+    n += vsnprintf(line + n, sizeof line - (size_t)n, format, args);
+    if (n > (int)sizeof line - 2) n = (int)sizeof line - 2;
+    line[n] = '\n';
+    fwrite(line, 1, (size_t)n + 1, stderr);
+}
+
+PRINTF_LIKE(1, 2) static inline void warn(const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    message_v(format, args);
+    va_end(args);
+}
+
+#ifdef __cplusplus
+[[noreturn]]
+#else
+_Noreturn
+#endif
+PRINTF_LIKE(2, 3) static inline void die(int code, const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    message_v(format, args);
+    va_end(args);
+    exit(code);
+}
+
+// ---------------------------------------------------------------- memory
+
+static inline void *malloc_check(size_t bytes) {
+    void *p = malloc(bytes ? bytes : 1);
+    if (!p) die(EXIT_RUNTIME, "out of memory (%.1f MB asked for); lower --batch-size or close other programs", (double)bytes / 1e6);
+    return p;
+}
+
+static inline void *calloc_check(size_t count, size_t size) {
+    void *p = calloc(count ? count : 1, size ? size : 1);
+    if (!p) die(EXIT_RUNTIME, "out of memory (%.1f MB asked for); lower --batch-size or close other programs", (double)count * (double)size / 1e6);
+    return p;
+}
+
+static inline void *realloc_check(void *old, size_t bytes) {
+    void *p = realloc(old, bytes ? bytes : 1);
+    if (!p) die(EXIT_RUNTIME, "out of memory (%.1f MB asked for); lower --batch-size or close other programs", (double)bytes / 1e6);
+    return p;
+}
+
+// 64-byte aligned (a cache line, an AVX-512 register); freed with free().
+static inline void *aligned_malloc_check(size_t bytes) {
+    void *p = NULL;
+    if (posix_memalign(&p, 64, bytes ? bytes : 64))
+        die(EXIT_RUNTIME, "out of memory (%.1f MB asked for); lower --batch-size or close other programs", (double)bytes / 1e6);
+    return p;
+}
+
+// Grows a list by doubling: list_grow((void **)&items, &capacity, count + 1, sizeof *items).
+static inline void list_grow(void **items, size_t *capacity, size_t need, size_t size) {
+    if (need <= *capacity) return;
+    *capacity = need > 2 * *capacity ? need + 16 : 2 * *capacity;
+    *items = realloc_check(*items, *capacity * size);
+}
+
+static inline char *strdup_check(const char *s) {
+    size_t n = strlen(s) + 1;
+    return (char *)memcpy(malloc_check(n), s, n);
+}
+
+// ---------------------------------------------------------------- files
+
+static inline bool file_exists(const char *path) {
+    struct stat st;
+    return stat(path, &st) == 0;
+}
+
+static inline bool is_directory(const char *path) {
+    struct stat st;
+    return stat(path, &st) == 0 && S_ISDIR(st.st_mode);
+}
+
+static inline FILE *fopen_check(const char *path, const char *mode) {
+    FILE *f = is_directory(path) ? NULL : fopen(path, mode);
+    if (!f) die(mode[0] == 'r' ? EXIT_USAGE : EXIT_RUNTIME, "%s: cannot open (%s)", path, is_directory(path) ? "it is a folder" : strerror(errno));
+    return f;
+}
+
+static inline void fread_check(void *out, size_t bytes, FILE *f, const char *path) {
+    if (fread(out, 1, bytes, f) == bytes) return;
+    if (ferror(f)) die(EXIT_RUNTIME, "%s: read error (%s)", path, strerror(errno));
+    die(EXIT_USAGE, "%s: ends early (%zu more bytes expected); is the file complete?", path, bytes);
+}
+
+static inline void fwrite_check(const void *data, size_t bytes, FILE *f, const char *path) {
+    if (fwrite(data, 1, bytes, f) != bytes) die(EXIT_RUNTIME, "%s: cannot write (%s); free some space", path, strerror(errno));
+}
+
+// The whole file, with a terminating NUL behind its *length bytes; free() it.
+static inline char *file_read_all(const char *path, size_t *length) {
+    FILE *f = fopen_check(path, "rb");
+    size_t capacity = 0, n = 0;
+    char *data = NULL;
+    for (;;) { // not by the size that stat() tells: the path may be a pipe
+        list_grow((void **)&data, &capacity, n + 65537, 1);
+        size_t got = fread(data + n, 1, capacity - n - 1, f);
+        n += got;
+        if (got == 0) break;
+    }
+    if (ferror(f)) die(EXIT_RUNTIME, "%s: read error (%s)", path, strerror(errno));
+    fclose(f);
+    data[n] = 0;
+    if (length) *length = n;
+    return data;
+}
+
+PRINTF_LIKE(2, 3) static inline void path_format(char path[PATH_SIZE], const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    int n = vsnprintf(path, PATH_SIZE, format, args);
+    va_end(args);
+    if (n < 0 || n >= PATH_SIZE) die(EXIT_USAGE, "path is too long: %.100s…", path);
+}
+
+// mkdir -p
+static inline void make_directories(const char *path) {
+    char part[PATH_SIZE];
+    path_format(part, "%s", path);
+    for (char *p = part + 1;; p++) {
+        if (*p && *p != '/') continue;
+        char saved = *p;
+        *p = 0;
+        if (mkdir(part, 0777) && errno != EEXIST) die(EXIT_RUNTIME, "%s: cannot make the folder (%s)", part, strerror(errno));
+        *p = saved;
+        if (!saved) break;
+    }
+    if (!is_directory(path)) die(EXIT_RUNTIME, "%s: is not a folder", path);
+}
+
+// A file that is whole or absent: written aside, then fsync and rename. A run that is killed before safe_file_commit() leaves
+// the previous file untouched; the left-over `.part` is overwritten by the next try.
+typedef struct {
+    FILE *f;
+    char path[PATH_SIZE], part[PATH_SIZE];
+} SafeFile;
+
+static inline void safe_file_open(SafeFile *s, const char *path) {
+    path_format(s->path, "%s", path);
+    path_format(s->part, "%s.part", path);
+    s->f = fopen_check(s->part, "wb");
+}
+
+static inline void safe_file_write(SafeFile *s, const void *data, size_t bytes) {
+    if (bytes && fwrite(data, 1, bytes, s->f) != bytes) {
+        int error = errno;
+        fclose(s->f);
+        unlink(s->part);
+        die(EXIT_RUNTIME, "%s: cannot write (%s); free some space, the previous file is untouched", s->path, strerror(error));
+    }
+}
+
+static inline void safe_file_commit(SafeFile *s) {
+    if (fflush(s->f) || fsync(fileno(s->f)) || fclose(s->f) || rename(s->part, s->path)) {
+        int error = errno;
+        unlink(s->part);
+        die(EXIT_RUNTIME, "%s: cannot write (%s); free some space, the previous file is untouched", s->path, strerror(error));
+    }
+}
+
+// ---------------------------------------------------------------- text
+
+// Levenshtein distance, for "did you mean"; names longer than 63 bytes are cut.
+static inline int edit_distance(const char *a, const char *b) {
+    int row[64], n = (int)strnlen(b, 63), m = (int)strnlen(a, 63);
+    for (int j = 0; j <= n; j++) row[j] = j;
+    for (int i = 1; i <= m; i++) {
+        int diagonal = row[0];
+        row[0] = i;
+        for (int j = 1; j <= n; j++) {
+            int best = diagonal + (a[i - 1] != b[j - 1]);
+            if (row[j] + 1 < best) best = row[j] + 1;
+            if (row[j - 1] + 1 < best) best = row[j - 1] + 1;
+            diagonal = row[j];
+            row[j] = best;
+        }
+    }
+    return row[n];
+}
+
+static inline bool ends_with(const char *s, const char *suffix) {
+    size_t n = strlen(s), m = strlen(suffix);
+    return n >= m && strcasecmp(s + n - m, suffix) == 0;
+}
+
+// ---------------------------------------------------------------- small maths, time
+
+static inline int64_t min_i64(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t max_i64(int64_t a, int64_t b) { return a > b ? a : b; }
+static inline size_t round_up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
+
+static inline double seconds_now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+// FNV-1a by 8-byte words: identifies contents (a state file names its weights by it), no protection against intent.
+static inline uint64_t hash_bytes(uint64_t hash, const void *data, size_t bytes) {
+    const unsigned char *p = (const unsigned char *)data;
+    for (; bytes >= 8; bytes -= 8, p += 8) {
+        uint64_t word;
+        memcpy(&word, p, 8);
+        hash = (hash ^ word) * 0x100000001b3ull;
+        hash ^= hash >> 32; // words at once need this: the multiplication alone only carries upwards
+    }
+    for (; bytes; bytes--, p++) hash = (hash ^ *p) * 0x100000001b3ull;
+    return hash;
+}
+#define HASH_START 0xcbf29ce484222325ull
+
+#endif
