@@ -1,0 +1,140 @@
+#!/usr/bin/env bash
+# Finds what clip.c needs (make, a C compiler with OpenMP, six libraries, Python with numpy) and installs what is missing with
+# the system's package manager: apt, dnf or brew. Takes under a second when all is there.
+#   dev/setup.sh            find, install what is missing
+#   dev/setup.sh --c++      the same, and a C++ compiler (make test checks the headers with it)
+#   dev/setup.sh --check    find only, and name the command that installs the rest
+#   dev/setup.sh --python   print the Python that has numpy (for the Makefile)
+# CC names the compiler to look for, PYTHON a Python to try first.
+cd "$(dirname "$0")/.." || exit 1
+set -u
+
+# what, its header, -l name, then its packages for apt, dnf and brew (joined by commas; - where the system brings it)
+packages() {
+    cat <<'TABLE'
+make     -           -         make                make                   make
+gcc      -           -         gcc,libc6-dev       gcc                    -
+clang    -           -         clang,libomp-dev,libc6-dev clang,libomp-devel -
+openmp   omp.h       -         libomp-dev          libomp-devel           libomp
+g++      -           -         g++                 gcc-c++                -
+jpeg     jpeglib.h   jpeg      libjpeg-dev         libjpeg-turbo-devel    jpeg-turbo
+png      png.h       png       libpng-dev          libpng-devel           libpng
+webp     webp/decode.h webp    libwebp-dev         libwebp-devel          webp
+archive  archive.h   archive   libarchive-dev      libarchive-devel       libarchive
+utf8proc utf8proc.h  utf8proc  libutf8proc-dev     utf8proc-devel         utf8proc
+jansson  jansson.h   jansson   libjansson-dev      jansson-devel          jansson
+numpy    -           -         python3,python3-numpy python3,python3-numpy python,numpy
+TABLE
+}
+
+say() { echo "dev/setup.sh: $*" >&2; }
+
+find_python() {
+    local p
+    for p in "${PYTHON:-}" .venv/bin/python3 python3 /usr/bin/python3; do
+        [ -n "$p" ] && command -v "$p" >/dev/null && "$p" -c 'import sys, numpy; assert sys.version_info >= (3, 8)' 2>/dev/null && echo "$p" && return
+    done
+    return 1
+}
+
+run_make() { env -u MAKEFLAGS -u MFLAGS -u MAKELEVEL make -s --no-print-directory ${CC:+CC="$CC"} "$@"; }
+
+# compiles and links a program that includes the headers given
+links() { # "headers" "libraries"
+    { echo '#include <stdio.h>'; printf '#include <%s>\n' $1; echo 'int main(void) { return 0; }'; } |
+        $compile -x c - -x none -o "$scratch/probe" $2 >/dev/null 2>&1
+}
+
+# sets `missing` to the names of the table above that are not there
+find_missing() { # [--c++]
+    local flags compiler=gcc headers folders name header library rest
+    missing=
+    case ${CC:-} in *clang*) compiler=clang ;; esac
+    find_python >/dev/null || missing=numpy
+    if [ "${1:-}" = --c++ ] && ! has_cxx; then missing="$missing g++"; fi
+    if ! flags=$(run_make flags 2>/dev/null); then missing="make $missing"; fi # and look on when it is there
+    compile=$(sed -n 1p <<< "$flags") libraries=$(sed -n 2p <<< "$flags")
+    headers=$(packages | awk '$2 != "-" {print $2}')
+    if [ -n "$compile" ] && links "$headers" "$libraries"; then return; fi
+    if ! command -v ${compile%% *} >/dev/null || ! echo 'int main(void) { return 0; }' | ${compile%% *} -x c - -o "$scratch/probe" >/dev/null 2>&1; then
+        missing="$compiler $missing"
+        compile= # so that all libraries count as missing: an installed package is no harm
+    fi
+    if [ -n "$compile" ] && ! links omp.h ""; then missing="openmp $missing"; fi
+    if [ -n "$compile" ]; then compile=$(run_make OPENMP= flags | sed -n 1p); fi # one absence at a time
+    folders=$(tr ' ' '\n' <<< "$libraries" | grep '^-L' | tr '\n' ' ')
+    while read -r name header library rest; do
+        [ "$library" = - ] && continue
+        if [ -z "$compile" ] || ! links "$header" "$folders -l$library"; then missing="$missing $name"; fi
+    done < <(packages)
+}
+
+has_cxx() {
+    case ${CC:-} in *clang*) set -- clang++ g++ ;; *) set -- g++ clang++ ;; esac
+    { command -v "$1" || command -v "$2"; } >/dev/null
+}
+
+# the command that installs what is missing, and whether it needs root; empty where no package manager is known
+plan() {
+    local column names
+    if command -v apt-get >/dev/null; then column=4 prefix='apt-get install -y --no-install-recommends' needs_root=1
+    elif command -v dnf >/dev/null; then column=5 prefix='dnf install -y' needs_root=1
+    elif command -v brew >/dev/null; then column=6 prefix='brew install' needs_root=
+    else command= && return; fi
+    names=$(for name in $missing; do packages | awk -v n="$name" -v c=$column '$1 == n && $c != "-" {gsub(",", " ", $c); print $c}'; done)
+    if [ $column = 6 ]; then names="pkgconf $names"; fi # Homebrew's folders are known to pkg-config only
+    command="$prefix $(echo $names)"
+    if [ $column = 4 ]; then command="apt-get update && $command"; fi
+    if [ $column = 6 ] && ! command -v cc >/dev/null; then command="xcode-select --install && $command"; fi
+    if [ -n "$needs_root" ] && [ "$(id -u)" != 0 ]; then command="sudo sh -c '$command'"; fi
+}
+
+# with a word on why not where it cannot
+may_install() {
+    if [ -z "$command" ]; then
+        say "no package manager that it knows (apt, dnf, brew): install the libraries and headers named above by hand"
+    elif [ "${command%% *}" != sudo ]; then
+        return 0
+    elif ! command -v sudo >/dev/null; then
+        command=${command#sudo sh -c \'}
+        say "needs root and there is no sudo; as root run: ${command%\'}"
+    elif [ -t 0 ] || sudo -n true 2>/dev/null; then
+        return 0
+    else
+        say "sudo wants a password and there is no terminal to ask; run: $command"
+    fi
+    return 1
+}
+
+if [ "${1:-}" = --python ]; then
+    find_python || { echo python3; say "no Python with numpy; run dev/setup.sh"; exit 1; }
+    exit
+fi
+case ${1:-} in '' | --c++ | --check) ;; *) say "$1: no such option (--c++, --check, --python)"; exit 2 ;; esac
+
+scratch=$(mktemp -d) || exit 1
+trap 'rm -rf "$scratch"' EXIT
+export DEBIAN_FRONTEND=noninteractive
+tried=
+while find_missing "${1:-}"; [ -n "${missing// /}" ]; do
+    say "missing: $(echo $missing)"
+    plan
+    if [ "${1:-}" = --check ]; then
+        say "run dev/setup.sh${command:+, or: $command}"
+        exit 1
+    fi
+    if [ "$tried" = "$missing" ]; then
+        say "still missing after the installation; see the messages above"
+        exit 1
+    fi
+    tried=$missing
+    if may_install; then
+        say "installing: $command"
+        sh -c "$command" </dev/null >&2 || { say "the installation failed; see the messages above"; exit 1; }
+    elif [ "$(echo $missing)" = numpy ] && command -v python3 >/dev/null; then # a folder of our own needs nobody's leave
+        say "installing: numpy into .venv"
+        python3 -m venv .venv && .venv/bin/python3 -m pip install --quiet numpy || exit 1
+    else
+        exit 1
+    fi
+done
