@@ -405,8 +405,9 @@ def compute(cfg, d):
         same_group = (d["multipos/groups"][:, None] == d["multipos/groups"]).astype(float)
         for case, S in (("equal", same_caption), ("groups", same_group), ("masked", same_group)):
             a = loss_forward(x, y, s, S, case == "masked")
-            grads = zip(("grad_image_features", "grad_text_features", "grad_logit_scale"), loss_backward(x, y, s, a))
-            r.update(prefixed(f"multipos/{case}.", {k: a[k] for k in ("targets", "loss_image", "loss_text", "loss")} | dict(grads)))
+            r.update({f"multipos/{case}.{k}": a[k] for k in ("targets", "loss_image", "loss_text", "loss")})
+            grads = zip(("image_features", "text_features", "logit_scale"), loss_backward(x, y, s, a))
+            r.update({f"multipos/{case}.grad_{k}": gradient for k, gradient in grads})
 
     for k, v in p.items():
         tower, above = groups_above(k, cfg)
@@ -480,8 +481,9 @@ def draw_inputs(cfg, seed, B, steps):
     d["adamw_batches/images"], d["adamw_batches/tokens"] = map(np.stack, zip(*(draw_pairs(cfg, rng, B) for _ in range(steps))))
     d.update(prefixed("adamw_clamp/", draw_clamp(cfg, rng, p)))
     N = len(d["accum/images"])
-    d.update({"val/rows": np.sort(rng.permutation(N)[:N - 3]).astype(np.int32), "val/batch_size": np.int32(B),
-              "multipos/groups": rng.integers(0, N // 2, N).astype(np.int32)})
+    distinct = np.unique(d["accum/tokens"], axis=0, return_index=True)[1]  # of equal captions, rounding would decide the rank
+    rows = np.sort(rng.permutation(distinct)[1:]).astype(np.int32)
+    d.update({"val/rows": rows, "val/batch_size": np.int32(len(rows) // 2 + 1), "multipos/groups": rng.integers(0, N // 2, N).astype(np.int32)})
     locks = [f"{tower}_{n}" for tower in ("image", "text") for n in range(cfg[{"image": "vision", "text": "text"}[tower] + "_cfg"]["layers"] + 3)]
     d.update({f"locked/{case}/logit_scale": np.int32(1) for case in [*locks, "image_0_text_0", "image_1_text_1", "image_2_text_0"]})
     d.update({f"layer_decay/{case}/logit_scale": 1.0 for case in ("image_0.7_text_0.8", "image_0.7", "text_0.8")})
@@ -493,13 +495,12 @@ def load_config(path):
     """open_clip's form, open_clip's defaults filled in. What this reference does not compute is refused."""
     with open(path, encoding="utf-8") as f:
         cfg = json.load(f)
-    if not isinstance(cfg, dict) or set(cfg) - {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg"} or "embed_dim" not in cfg:
-        raise Failure(f"{path}: not a configuration of a plain CLIP; give embed_dim, quick_gelu, vision_cfg and text_cfg alone")
+    if not isinstance(cfg, dict) or set(cfg) - {"quick_gelu"} != {"embed_dim", "vision_cfg", "text_cfg"} or type(cfg.get("quick_gelu", False)) is not bool:
+        raise Failure(f"{path}: not the configuration of a plain CLIP; give embed_dim, vision_cfg, text_cfg, perhaps quick_gelu (true or false), no more")
     for part, defaults in (("vision_cfg", VISION_DEFAULTS), ("text_cfg", TEXT_DEFAULTS)):
-        given = cfg.get(part)
-        if not isinstance(given, dict) or set(given) - set(defaults):
+        if not isinstance(cfg[part], dict) or set(cfg[part]) - set(defaults):
             raise Failure(f"{path}: {part} must hold only {', '.join(defaults)}")
-        cfg[part] = {**defaults, **given}
+        cfg[part] = {**defaults, **cfg[part]}
         for k, value in {**cfg[part], "embed_dim": cfg["embed_dim"]}.items():
             if type(value) not in ((int, float) if k == "mlp_ratio" else (int,)) or value <= 0:
                 raise Failure(f"{path}: {part}.{k} is {value!r}; give a number above 0")
