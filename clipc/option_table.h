@@ -1,0 +1,185 @@
+// The table of options: of every one its group, kind, field, name, default, range and help. Names and meaning are open_clip's
+// wherever open_clip has the option. options.h walks it.
+//
+// A program with options of its own defines, before it includes this file,
+//     PROGRAM_OPTIONS(X)  its rows (group PROGRAM), as fields of the same struct
+//     PROGRAM_GROUPS      the groups it offers, e.g. (GROUP_BIT(PROGRAM) | GROUP_BIT(DATA)); without it: all
+//     PROGRAM_USAGE       the lines above the options in --help
+#ifndef CLIPC_OPTION_TABLE_H
+#define CLIPC_OPTION_TABLE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+typedef struct {
+    double v[3];
+} Triple;
+
+typedef struct {
+    double value;
+    bool percent; // value is in percent of the whole, else an absolute count
+} Share;
+
+typedef struct {
+    const char **items;
+    size_t count, capacity;
+} TextList;
+
+// kind, type of the field, how --help writes the value (NULL: as the column "range" says)
+#define OPTION_KINDS(K) \
+    K(FLAG, bool, "") \
+    K(INT, int64_t, "N")             /* whole number in the range, also as 25e6; unset: -1 */ \
+    K(REAL, double, "X")             /* number in the range; unset: NaN */ \
+    K(TRIPLE, Triple, "R G B")       /* three numbers in the range, separated by blanks or commas */ \
+    K(SHARE, Share, "N|N%")          /* whole number in the range, or a share of the whole: 10% */ \
+    K(CHOICE, const char *, "WORD")  /* range: the words to choose from; unset: NULL */ \
+    K(TEXT, const char *, NULL)      /* unset: NULL */ \
+    K(CHARACTER, char, NULL)         /* \t and tab are the tabulator; unset: 0 */ \
+    K(WORDS, const char *, NULL)     /* all words up to the next --option, joined by blanks; unset: NULL */ \
+    K(LIST, TextList, NULL)          /* all words up to the next --option, may be repeated; unset: none */
+
+// range: [ and ] include the bound, ( and ) exclude it. A default in parentheses describes what happens when the option is unset.
+// group, kind, field, option, default, range, help
+#define TRAIN_OPTIONS(X) \
+    X(MODEL, TEXT, pretrained, "pretrained", "(none)", "FILE|TAG", "weights to start from: a packed .bin, or with --model a tag, e.g. laion2b_s34b_b79k") \
+    X(MODEL, TEXT, model, "model", "(as the weights say)", "NAME|JSON", \
+        "architecture, e.g. ViT-B-32 or a config.json; without --pretrained it starts from random weights") \
+    X(MODEL, TEXT, resume, "resume", "(none)", "FILE|latest", "go on with a run: either file of a checkpoint's pair, or the run's last whole pair") \
+    X(MODEL, TEXT, cache_dir, "cache-dir", "weights", "DIR", "where a tag is looked up, as MODEL-TAG.bin") \
+    X(MODEL, FLAG, force_quick_gelu, "force-quick-gelu", "", "", "compute with QuickGELU, whatever the weight file says") \
+    X(MODEL, TRIPLE, image_mean, "image-mean", "(as the weights say)", "[-10,10]", "mean of red, green, blue, of pixels scaled to 0 ... 1") \
+    X(MODEL, TRIPLE, image_std, "image-std", "(as the weights say)", "[1e-4,10]", "standard deviation of red, green, blue") \
+    X(MODEL, CHOICE, image_interpolation, "image-interpolation", "(as the weights say)", "bicubic bilinear", "how pictures are resized") \
+    X(MODEL, CHOICE, image_resize_mode, "image-resize-mode", "(as the weights say)", "shortest squash longest", \
+        "shortest side and centre crop, both sides, longest side and padding") \
+    X(DATA, TEXT, train_data, "train-data", "(none)", "PATH", \
+        "a CSV, a folder of pictures and .txt files, WebDataset tars ({00..09}, joined by ::), or synthetic") \
+    X(DATA, TEXT, val_data, "val-data", "(none)", "PATH", "the same, for validation loss and retrieval") \
+    X(DATA, REAL, val_split, "val-split", "0", "[0,1)", "share of the training samples kept for validation") \
+    X(DATA, CHOICE, dataset_type, "dataset-type", "auto", "auto csv webdataset folder synthetic", "what --train-data and --val-data are") \
+    X(DATA, TEXT, csv_img_key, "csv-img-key", "filepath", "NAME", "CSV column of the picture's path") \
+    X(DATA, TEXT, csv_caption_key, "csv-caption-key", "title", "NAME", "CSV column of the caption") \
+    X(DATA, TEXT, csv_label_key, "csv-label-key", "label", "NAME", "CSV column of the class, an index or a class name") \
+    X(DATA, CHARACTER, csv_separator, "csv-separator", "(found out)", "CHAR", "what separates CSV columns; \\t for the tabulator") \
+    X(DATA, TEXT, image_key, "image-key", "jpg;png;jpeg;webp", "EXT;EXT", "tar members that are pictures") \
+    X(DATA, TEXT, text_key, "text-key", "txt", "EXT;EXT", "tar members that are captions") \
+    X(DATA, TEXT, json_text_key, "json-text-key", "(none)", "KEY;KEY", "caption from this field of a sample's .json member; the first non-empty counts") \
+    X(DATA, INT, train_num_samples, "train-num-samples", "(counted)", "[1,1e15]", "number of training samples; saves the count") \
+    X(DATA, INT, val_num_samples, "val-num-samples", "(counted)", "[1,1e15]", "number of validation samples") \
+    X(DATA, INT, max_image_pixels, "max-image-pixels", "25e6", "[0,1e12]", "skip pictures with more pixels; 0: no limit") \
+    X(DATA, FLAG, exif_rotate, "exif-rotate", "", "", "turn pictures upright as their EXIF tag says (open_clip does not)") \
+    X(DATA, INT, workers, "workers", "(cores)", "[1,256]", "threads that decode pictures ahead of the step") \
+    X(DATA, FLAG, no_shuffle, "no-shuffle", "", "", "take the samples in the order of the data") \
+    X(DATA, WORDS, aug_cfg, "aug-cfg", "(scale=0.9,1.0)", "KEY=VALUE...", \
+        "scale=LOW,HIGH ratio=LOW,HIGH color_jitter=... gray_scale_prob=P; none: as in evaluation") \
+    X(DATA, INT, seed, "seed", "0", "[0,9e18]", "random seed: same seed, same bits") \
+    X(TRAINING, INT, batch_size, "batch-size", "64", "[1,1e6]", "pairs of a micro-batch") \
+    X(TRAINING, INT, epochs, "epochs", "(10, from random weights 32)", "[1,1e6]", "passes over the training data") \
+    X(TRAINING, INT, steps, "steps", "(as the epochs say)", "[1,1e12]", "length of the whole run and its schedule, in place of --epochs") \
+    X(TRAINING, INT, accum_freq, "accum-freq", "1", "[1,1e6]", "micro-batches a step: the loss over all of their pairs, in the memory of one") \
+    X(TRAINING, CHOICE, precision, "precision", "fp32", "fp32", "arithmetic of the model") \
+    X(TRAINING, REAL, lr, "lr", "(1e-5, from random weights 5e-4)", "[0,inf)", "peak learning rate") \
+    X(TRAINING, REAL, wd, "wd", "0.2", "[0,inf)", "weight decay; not on gains, biases, class and positional embeddings, logit scale") \
+    X(TRAINING, REAL, beta1, "beta1", "0.9", "[0,1)", "AdamW: decay of the mean of gradients") \
+    X(TRAINING, REAL, beta2, "beta2", "0.98", "[0,1)", "AdamW: decay of the mean of squared gradients") \
+    X(TRAINING, REAL, eps, "eps", "1e-6", "(0,inf)", "AdamW: added to the root of the squared mean") \
+    X(TRAINING, REAL, grad_clip_norm, "grad-clip-norm", "0", "[0,inf)", "largest L2 norm of all gradients together; 0: no clipping") \
+    X(LOCKING, FLAG, lock_image, "lock-image", "", "", "freeze the image tower") \
+    X(LOCKING, INT, lock_image_unlocked_groups, "lock-image-unlocked-groups", "0", "[0,1e3]", \
+        "of a locked image tower train the last N groups: projection, blocks from the last on, embeddings") \
+    X(LOCKING, FLAG, lock_text, "lock-text", "", "", "freeze the text tower") \
+    X(LOCKING, INT, lock_text_unlocked_layers, "lock-text-unlocked-layers", "0", "[0,1e3]", "of a locked text tower train the last N groups") \
+    X(SCHEDULE, CHOICE, lr_scheduler, "lr-scheduler", "cosine", "cosine const linear", "learning rate after the warmup") \
+    X(SCHEDULE, SHARE, warmup, "warmup", "10%", "[0,1e12]", "linear warmup: steps, or a share of the run, rounded down") \
+    X(SCHEDULE, REAL, min_lr_ratio, "min-lr-ratio", "0", "[0,1]", "where the schedule ends, as a share of --lr") \
+    X(EVALUATION, LIST, zeroshot_data, "zeroshot-data", "(none)", "[NAME=]PATH", \
+        "labelled pictures: a folder of class folders, a CSV, tars with .cls; may be repeated") \
+    X(EVALUATION, TEXT, classnames, "classnames", "(folder names)", "FILE", "class names, one a line; line i is class i") \
+    X(EVALUATION, TEXT, templates, "templates", "(a photo of a {}.)", "FILE", "prompts, one a line, {} for the class name") \
+    X(EVALUATION, INT, zeroshot_frequency, "zeroshot-frequency", "1", "[0,1e6]", "zero-shot evaluation every N epochs; 0: never") \
+    X(EVALUATION, INT, val_frequency, "val-frequency", "1", "[0,1e6]", "validation every N epochs; 0: never") \
+    X(EVALUATION, INT, val_retrieval_chunk_size, "val-retrieval-chunk-size", "4096", "[0,1e9]", "rows of the retrieval matrix held at once; 0: all") \
+    X(EVALUATION, FLAG, eval_only, "eval-only", "", "", "evaluate the model and end") \
+    X(EVALUATION, TEXT, save_features, "save-features", "(none)", "FILE.safetensors", "write the image and text features of the evaluated data") \
+    X(EVALUATION, LIST, classify, "classify", "(none)", "IMAGE...", "print the classes of these pictures with their probabilities, and end") \
+    X(OUTPUT, TEXT, logs, "logs", "logs", "DIR", "where run folders go") \
+    X(OUTPUT, TEXT, name, "name", "(date_time-model-lr-batch)", "NAME", "name of the run and its folder") \
+    X(OUTPUT, INT, save_frequency, "save-frequency", "1", "[0,1e6]", "checkpoint every N epochs and at the end; 0: at the end") \
+    X(OUTPUT, INT, save_steps, "save-steps", "0", "[0,1e12]", "checkpoint every N steps; 0: none between epochs") \
+    X(OUTPUT, FLAG, save_most_recent, "save-most-recent", "", "", "also keep the newest checkpoint under the name latest") \
+    X(OUTPUT, FLAG, delete_previous_checkpoint, "delete-previous-checkpoint", "", "", "keep only the newest checkpoint") \
+    X(OUTPUT, INT, log_every_n_steps, "log-every-n-steps", "1", "[1,1e9]", "one line and one record of metrics every N steps")
+
+#define OPTION_GROUPS(G) \
+    G(PROGRAM, "This program") \
+    G(MODEL, "Model") \
+    G(DATA, "Data") \
+    G(TRAINING, "Training") \
+    G(LOCKING, "Locking") \
+    G(SCHEDULE, "Schedule") \
+    G(EVALUATION, "Evaluation") \
+    G(OUTPUT, "Output")
+
+#ifndef PROGRAM_OPTIONS
+#define PROGRAM_OPTIONS(X)
+#endif
+#ifndef PROGRAM_GROUPS
+#define PROGRAM_GROUPS (~0u)
+#endif
+#ifndef PROGRAM_USAGE
+#define PROGRAM_USAGE \
+    "Fine-tunes a CLIP model on pictures and their captions.\n\n" \
+    "  fine-tune      train_clip --pretrained ViT-B-32-openai.bin --train-data pairs.csv\n" \
+    "  and measure    ... --zeroshot-data test_folder --classnames names.txt --val-split 0.1\n" \
+    "  from random    train_clip --model ViT-S-32 --train-data 'shards/{00000..00099}.tar'\n" \
+    "  go on          train_clip --resume latest --name NAME, with the other options as before\n" \
+    "  classify       train_clip --pretrained FILE --classnames names.txt --classify a.jpg b.jpg\n"
+#endif
+#define ALL_OPTIONS(X) PROGRAM_OPTIONS(X) TRAIN_OPTIONS(X)
+
+// open_clip's options, and our own to come, that are no rows of the table: by name, or as "name value" for one value of an
+// option; | separates several, * stands for anything. IGNORED_FLAG, IGNORED_VALUE (with a value behind it): means nothing here;
+// REFUSED: would change the result, so it ends the program.
+// verdict, names, what to say
+#ifdef __CUDACC__
+#define DEVICE_OPTIONS(F) \
+    F(REFUSED, "device cpu", "this program computes on the GPU; use train_clip") \
+    F(IGNORED_VALUE, "device", "this program computes on the GPU; CUDA_VISIBLE_DEVICES chooses which")
+#else
+#define DEVICE_OPTIONS(F) \
+    F(IGNORED_VALUE, "device cpu", "this program computes on the CPU") \
+    F(REFUSED, "device", "this program computes on the CPU; leave it out, or use train_clipcu")
+#endif
+#define FOREIGN_OPTIONS(F) \
+    DEVICE_OPTIONS(F) \
+    F(IGNORED_FLAG, "local-loss|gather-with-grad", "loss and gradient are exact over the whole batch") \
+    F(IGNORED_FLAG, "lock-text-freeze-layer-norm", "--lock-text freezes LayerNorm as well") \
+    F(IGNORED_FLAG, "lock-image-freeze-bn-stats|use-bn-sync", "there is no batch norm") \
+    F(IGNORED_FLAG, "torchcompile|ddp-static-graph|no-set-device-rank", "there is no PyTorch") \
+    F(IGNORED_VALUE, "torchcompile-*|dist-url|dist-backend", "there is no PyTorch") \
+    F(IGNORED_FLAG, "log-local|debug|copy-codebase", "a run has one log, the program one file") \
+    F(REFUSED, "precision amp*|precision bf16|precision fp16|precision pure_*", "only fp32 is offered yet; use --precision fp32") \
+    F(REFUSED, "lr auto", "not offered yet; give a number, e.g. --lr 1e-5") \
+    F(REFUSED, "lr-scheduler *-cooldown|lr-scheduler stlr|lr-scheduler exponential|lr-scheduler step|lr-scheduler *-restarts|lr-scheduler one-cycle", \
+        "not offered yet; use cosine, const or linear") \
+    F(REFUSED, "skip-scheduler", "use --lr-scheduler const") \
+    F(REFUSED, "siglip|coca-*|loss-dist-impl", "only CLIP's softmax loss is offered; leave it out") \
+    F(REFUSED, "distill-*", "distillation is not offered; leave it out") \
+    F(REFUSED, "opt|opt-*|momentum", "the optimizer is AdamW, set by --lr --wd --beta1 --beta2 --eps; leave it out") \
+    F(REFUSED, "*audio*|*naflex*", "only pictures of one size and text are offered") \
+    F(REFUSED, "*bucket*|text-pad-multiple", "captions are packed without padding; leave it out") \
+    F(REFUSED, "fsdp*", "the model is not split over devices; leave it out") \
+    F(REFUSED, "remote-sync*", "copy the run folder with a tool of your own") \
+    F(REFUSED, "log-metric-every-n-steps", "use --log-every-n-steps") \
+    F(REFUSED, "train-loss-ema-samples", "curves.svg shows a smoothed loss; leave it out") \
+    F(REFUSED, "val-retrieval-precision|use-bnb-linear", "weights and scores are fp32; leave it out") \
+    F(REFUSED, "json-text-key-probs", "the first non-empty key of --json-text-key counts; leave it out") \
+    F(REFUSED, "force-custom-text|text-pooler-own-group", "the text tower is CLIP's own; leave it out") \
+    F(REFUSED, "imagenet-v*", "not offered yet; use --zeroshot-data DIR --classnames FILE") \
+    F(REFUSED, "pretrained-image|pretrained-text|force-image-size|force-context-length|force-patch-dropout|train-data-upsampling-factors|dataset-resampled|" \
+        "grad-checkpointing|ema-decay|positives|positives-key|distinct-batches|image-layer-decay|visual-layer-decay|text-layer-decay|wd-exclude|lr-image|" \
+        "lr-text|preset|lock-logit-scale|feature-cache|cut-frac|stlr-ratio|gamma|step-size|t-0|t-mult|pct-start|div-factor|final-div-factor|anneal|" \
+        "three-phase|cycle-momentum|epochs-cooldown|lr-cooldown-end|lr-cooldown-power|report-to|wandb-*", "not offered yet; leave it out")
+
+#endif

@@ -1,0 +1,264 @@
+// Command lines: what is accepted, what is refused and with which words, defaults, --help, the settings. Runs each command line in
+// a child process, since wrong usage ends the program.
+#define PROGRAM_OPTIONS(X) \
+    X(PROGRAM, REAL, min_lr, "min-lr", "1e-7", "(0,inf)", "a row of the program's own") \
+    X(PROGRAM, INT, offset, "offset", "-5", "[-10,10]", "a number that may be negative")
+#define PROGRAM_GROUPS (~GROUP_BIT(SCHEDULE))
+#include "clipc/options.h"
+#include "dev/test/test.h"
+
+#include <sys/wait.h>
+
+enum { OUTPUT_SIZE = 65536 };
+static char output[OUTPUT_SIZE];
+
+// Splits `line` at blanks ('…' keeps blanks together) into arguments behind the program's name.
+static int split(char *line, char **argv, int size) {
+    int argc = 1;
+    argv[0] = (char *)"test_options";
+    for (char *p = line; *p && argc < size - 1;) {
+        char stop = *p == '\'' ? '\'' : ' ';
+        p += stop == '\'';
+        argv[argc++] = p;
+        while (*p && *p != stop) p++;
+        if (*p) *p++ = 0;
+        while (*p == ' ') p++;
+    }
+    argv[argc] = NULL;
+    return argc;
+}
+
+// Parses and prints the settings in a child; both streams go to `output`. Returns its exit code, -1 for a signal.
+static int run(const char *line) {
+    int ends[2], status = 0;
+    fflush(stdout);
+    if (pipe(ends)) return -1;
+    pid_t child = fork();
+    if (child == 0) {
+        dup2(ends[1], 1), dup2(ends[1], 2);
+        close(ends[0]), close(ends[1]);
+        char copy[4096], *argv[128];
+        snprintf(copy, sizeof copy, "%s", line);
+        Options o;
+        options_parse(&o, split(copy, argv, 128), argv);
+        options_print(&o, stdout);
+        options_free(&o);
+        exit(0);
+    }
+    close(ends[1]);
+    size_t n = 0;
+    for (ssize_t got; (got = read(ends[0], output + n, OUTPUT_SIZE - 1 - n)) > 0;) n += (size_t)got;
+    output[n] = 0;
+    close(ends[0]);
+    waitpid(child, &status, 0);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+// Refused with exit code 2 and exactly one line that holds `words`.
+static void expect_refused(const char *line, const char *words) {
+    int code = run(line);
+    char *end = strchr(output, '\n');
+    EXPECT(code == EXIT_USAGE, "%s: exit code %d: %s", line, code, output);
+    size_t n = strlen(program_invocation_short_name);
+    EXPECT(strncmp(output, program_invocation_short_name, n) == 0 && output[n] == ':' && end && !end[1], "%s: not one line: %s", line, output);
+    EXPECT(strstr(output, words), "%s: '%s' is not in: %s", line, words, output);
+}
+
+// Accepted, and the settings hold the line "name value" (blanks between them do not count); NULL: hold no such name.
+static void expect_setting(const char *line, const char *name, const char *value) {
+    int code = run(line);
+    EXPECT(code == 0, "%s: exit code %d: %s", line, code, output);
+    size_t n = strlen(name);
+    bool found = false;
+    for (char *p = output; *p; p += strcspn(p, "\n"), p += *p == '\n') {
+        if (strncmp(p, name, n) || p[n] != ' ') continue;
+        char *v = p + n + strspn(p + n, " ");
+        found |= !value || (strncmp(v, value, strlen(value)) == 0 && v[strlen(value)] == '\n');
+    }
+    EXPECT(found == (value != NULL), "%s: %s %s: settings are\n%s", line, name, value ? value : "(absent)", output);
+}
+
+static void test_values(void) {
+    expect_setting("", "batch-size", "64");
+    expect_setting("--batch-size 7", "batch-size", "7");
+    expect_setting("--batch-size=7", "batch-size", "7");
+    expect_setting("", "max-image-pixels", "25000000");
+    expect_setting("--max-image-pixels 1e3", "max-image-pixels", "1000");
+    expect_setting("--seed 8999999999999999999", "seed", "8999999999999999999");
+    expect_setting("--lr 3.0000000000000004e-05", "lr", "3.0000000000000004e-05");
+    expect_setting("--lr .5", "lr", "0.5");
+    expect_setting("--wd +1e-1", "wd", "0.1");
+    expect_setting("--offset -7", "offset", "-7");
+    expect_setting("--offset=-1", "offset", "-1");
+    expect_setting("", "offset", "-5");
+    expect_setting("--min-lr 1e-6", "min-lr", "1e-06");
+    expect_setting("--image-mean 0.5 .25 0.125", "image-mean", "0.5 0.25 0.125");
+    expect_setting("--image-mean=-0.5,.25,0", "image-mean", "-0.5 0.25 0");
+    expect_setting("--image-resize-mode squash", "image-resize-mode", "squash");
+    expect_setting("--csv-separator \\t", "csv-separator", "\\t");
+    expect_setting("--csv-separator tab", "csv-separator", "\\t");
+    expect_setting("--csv-separator '\t'", "csv-separator", "\\t");
+    expect_setting("--csv-separator ;", "csv-separator", ";");
+    expect_setting("--csv-separator=,", "csv-separator", ",");
+    expect_setting("--aug-cfg scale=1,1 color_jitter=0.4,0.4,0.4,0.1 --seed 1", "aug-cfg", "scale=1,1 color_jitter=0.4,0.4,0.4,0.1");
+    expect_setting("--aug-cfg none", "aug-cfg", "none");
+    expect_setting("--lock-image", "lock-image", "true");
+    expect_setting("--classnames 'my names.txt'", "classnames", "my names.txt");
+    expect_setting("--classnames=a=b", "classnames", "a=b");
+    expect_setting("--name=--odd", "name", "--odd");
+    expect_setting("--train-data -", "train-data", "-");
+    expect_setting("--name a\\b", "name", "a\\\\b");
+}
+
+static void test_lists(void) {
+    expect_setting("--classify a.jpg b.jpg c.jpg --seed 1", "classify", "c.jpg");
+    expect_setting("--classify a.jpg b.jpg c.jpg --seed 1", "classify", "a.jpg");
+    expect_setting("--zeroshot-data a=x --seed 3 --zeroshot-data b=y", "zeroshot-data", "a=x");
+    expect_setting("--zeroshot-data a=x --seed 3 --zeroshot-data=b=y", "zeroshot-data", "b=y");
+    expect_refused("--classify", "needs a value");
+    expect_refused("--classify --seed 1", "needs a value");
+    expect_refused("--zeroshot-data=a b", "belongs to no option");
+}
+
+static void test_unset(void) {
+    const char *unset[] = {"pretrained", "lr", "epochs", "steps", "workers", "image-mean", "csv-separator", "aug-cfg", "lock-image", "classify", "name"};
+    for (size_t i = 0; i < sizeof unset / sizeof *unset; i++) expect_setting("--seed 1", unset[i], NULL);
+    char *argv[] = {(char *)"test_options", (char *)"--beta1", (char *)"0.9", NULL};
+    Options o;
+    options_parse(&o, 3, argv);
+    EXPECT(options_was_set(&o, beta1) && !options_was_set(&o, beta2) && !options_was_set(&o, lr));
+    EXPECT(isnan(o.lr) && o.epochs == -1 && !o.model && o.classify.count == 0 && !o.csv_separator);
+    EXPECT(o.warmup.percent && share_of(o.warmup, 49) == 4 && share_of(o.warmup, 600) == 60);
+    options_free(&o);
+}
+
+static void test_refused(void) {
+    const char *garbage[] = {"x", "1x", "1e", "e5", "0x10", "nan", "inf", "-inf", "1,5", "1 2", "' 1'", "1..2", "--1", "1e999", "infinity", "+-1"};
+    char line[256];
+    for (size_t i = 0; i < sizeof garbage / sizeof *garbage; i++) {
+        snprintf(line, sizeof line, "--lr %s", garbage[i]);
+        expect_refused(line, strcmp(garbage[i], "1 2") == 0 ? "takes one value" : strcmp(garbage[i], "--1") == 0 ? "needs a value" : "is not a number");
+    }
+    expect_refused("--lr", "needs a value");
+    expect_refused("--lr=", "needs a value");
+    expect_refused("--lr ''", "needs a value");
+    expect_refused("--lr -1", "out of range; give 0 or more");
+    expect_refused("--beta1 1", "0 or more, below 1");
+    expect_refused("--eps 0", "above 0");
+    expect_refused("--val-split 1", "below 1");
+    expect_refused("--epochs 1.5", "whole number");
+    expect_refused("--epochs 0", "out of range");
+    expect_refused("--batch-size 1e7", "1 to 1e6");
+    expect_refused("--seed 99999999999999999999", "out of range");
+    expect_refused("--offset -11", "-10 to 10");
+    expect_refused("--image-mean 1 2", "has 2 numbers");
+    expect_refused("--image-mean 1 2 3 4", "has 4 numbers");
+    expect_refused("--image-mean 1 2 x", "not a number");
+    expect_refused("--image-std 1 0 1", "out of range");
+    expect_refused("--csv-separator ab", "one character");
+    expect_refused("--image-resize-mode crop", "shortest squash longest");
+    expect_refused("--image-resize-mode short", "shortest squash longest");
+    expect_refused("--lock-image true", "--lock-image takes no value");
+    expect_refused("--lock-image=true", "takes no value");
+    expect_refused("pictures.csv", "belongs to no option");
+    expect_refused("--train-data a.tar b.tar", "--train-data takes one value here");
+    expect_refused("--", "belongs to no option");
+    expect_refused("--=3", "belongs to no option");
+    expect_refused("-lr 3", "belongs to no option");
+    expect_refused("--lr 1 --lr 1", "twice");
+    expect_refused("--lock-text --lock-text", "twice");
+    expect_refused("--aug-cfg none --aug-cfg none", "twice");
+}
+
+static void test_share(void) { // parsed directly: the group is left out of this program
+    const struct { const char *text; double value; bool percent, good; } cases[] = {
+        {"10%", 10, true, true}, {"50", 50, false, true}, {"0", 0, false, true}, {"12.5%", 12.5, true, true},
+        {"100%", 100, true, true}, {"1e3", 1000, false, true},
+        {"101%", 0, true, false}, {"-1%", 0, true, false}, {"%", 0, true, false}, {"10%%", 0, true, false}, {"1.5", 0, false, false}, {"x", 0, false, false},
+        {"nan%", 0, true, false}, {"-1", 0, false, false}, {"", 0, false, false}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char error[OPTION_ERROR_SIZE] = "";
+        Share share = {-1, false};
+        bool good = option_share(&option_rows()[OPTION_warmup], cases[i].text, &share, error);
+        EXPECT(good == cases[i].good && (good || error[0]), "'%s': %s", cases[i].text, error);
+        if (good) EXPECT(share.value == cases[i].value && share.percent == cases[i].percent, "'%s' is %g", cases[i].text, share.value);
+    }
+    Share third = {33, true};
+    EXPECT(share_of(third, 10) == 3 && share_of(third, 2) == 0);
+}
+
+static void test_names(void) {
+    expect_refused("--batch_size 3", "did you mean --batch-size?");
+    expect_refused("--batch 3", "did you mean --batch-size?");
+    expect_refused("--epoch 3", "did you mean --epochs?");
+    expect_refused("--zeroshot_data x", "did you mean --zeroshot-data?");
+    expect_refused("--hlep", "did you mean --help?");
+    expect_refused("--warmup 3", "unknown option"); // not among this program's groups
+    char endless[512];
+    memset(endless, 'a', sizeof endless);
+    memcpy(endless, "--", 2), endless[sizeof endless - 1] = 0;
+    expect_refused(endless, "unknown option");
+    const char *refused[] = {"--siglip", "--distill-model x", "--opt adamw", "--precision amp_bf16", "--precision=amp", "--lr auto", "--grad-checkpointing",
+        "--skip-scheduler", "--audio-ext flac", "--use-naflex", "--force-naflex-vision", "--fsdp", "--report-to wandb",
+        "--momentum 0.9", "--imagenet-val x", "--length-bucketing"};
+    for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
+        expect_refused(refused[i], "");
+        EXPECT(!strstr(output, "unknown option"), "%s: %s", refused[i], output);
+    }
+    expect_refused("--device cuda", "CPU");
+    expect_setting("--local-loss --gather-with-grad --lock-text-freeze-layer-norm --device cpu --torchcompile --seed 4", "seed", "4");
+    int lines = 0;
+    for (char *p = output; (p = strstr(p, "means nothing here")); p++) lines++;
+    EXPECT(lines == 5, "%d lines for 5 ignored options", lines);
+    expect_setting("--device=cpu --torchcompile-mode default --seed=4", "seed", "4");
+}
+
+// Every name of the table: short enough to read, and parsed by its own default.
+static void test_help(void) {
+    EXPECT(run("--help") == 0);
+    EXPECT(run("-h --unknown") == 0);
+    int longest = 0;
+    for (char *p = output; *p; p += strcspn(p, "\n"), p += *p == '\n') {
+        int n = (int)strcspn(p, "\n");
+        if (n > longest) longest = n;
+    }
+    EXPECT(longest <= 100, "a line of --help has %d columns", longest);
+    for (int i = 0; i < OPTION_COUNT; i++) {
+        const OptionRow *row = &option_rows()[i];
+        char name[128];
+        snprintf(name, sizeof name, "\n  --%s ", row->name);
+        EXPECT((strstr(output, name) != NULL) == (row->group != GROUP_SCHEDULE), "--%s", row->name);
+        if (option_offered(row)) EXPECT(strcmp(row->name, option_nearest(row->name)) == 0, "--%s", row->name);
+        for (int j = 0; j < i; j++) EXPECT(strcmp(row->name, option_rows()[j].name), "--%s stands twice in the table", row->name);
+    }
+    EXPECT(strstr(output, "[1 to 1e6; default: 64]") && strstr(output, "default: 1e-5, from random weights 5e-4"));
+}
+
+// What options_print() writes, given back as options, prints the same.
+static void test_print_reads_back(void) {
+    char first[OUTPUT_SIZE], line[OUTPUT_SIZE] = "";
+    EXPECT(run("--lr 1e-4 --lock-image --classify x y --image-std 0.1 0.2 0.3 --aug-cfg scale=1,1 ratio=1,1 --model ViT-B-32") == 0);
+    memcpy(first, output, OUTPUT_SIZE);
+    for (char *p = output; *p; p += strcspn(p, "\n"), p += *p == '\n') {
+        int name = (int)strcspn(p, " ");
+        char *value = p + name + strspn(p + name, " ");
+        int length = (int)strcspn(value, "\n");
+        bool flag = length == 4 && memcmp(value, "true", 4) == 0;
+        size_t n = strlen(line);
+        snprintf(line + n, sizeof line - n, "--%.*s %.*s ", name, p, flag ? 0 : length, value);
+    }
+    EXPECT(run(line) == 0, "%s", output);
+    EXPECT_STRING(output, first);
+}
+
+int main(void) {
+    test_values();
+    test_lists();
+    test_unset();
+    test_refused();
+    test_share();
+    test_names();
+    test_help();
+    test_print_reads_back();
+    return test_report();
+}
