@@ -36,7 +36,7 @@ BUILD_PROGRAM = $(COMPILE) -MMD -MP -MF $(BUILD)/$(notdir $@).d -o $@ $< $(LINK_
 TESTS = $(patsubst dev/test/%.c,$(BUILD)/%,$(wildcard dev/test/test_*.c))
 SETUP = CC='$(CC)' dev/setup.sh
 PYTHON = $(shell dev/setup.sh --python)
-RUN = +@MAKE='$(MAKE)' CC='$(CC)' PYTHON='$(PYTHON)' BUILD='$(BUILD)' BIN='$(BIN)'
+RUN = @CC='$(CC)' PYTHON='$(PYTHON)' BUILD='$(BUILD)' BIN='$(BIN)'
 
 all: $(BIN)train_clip
 
@@ -65,8 +65,8 @@ test: setup-test
 golden: setup
 	$(RUN) dev/test/golden.sh '$(GOLDEN)'
 
-sanitize: setup
-	$(RUN) dev/test/sanitize.sh
+sanitize: setup-test
+	$(RUN) dev/test/run.sh --sanitize
 
 demo: setup
 	$(RUN) scripts/demo.sh

@@ -1,0 +1,121 @@
+#!/usr/bin/env python3
+"""A training run of train_clip against the losses that open_clip's training program recorded (golden/train: losses.json).
+
+  dev/test/check_losses.py --options LOSSES.json                   one line a recorded variant: its key, then the options of that run
+  dev/test/check_losses.py LOSSES.json KEY METRICS.jsonl [WEIGHTS.safetensors]   compare a finished run, and its final weights
+
+losses.json: steps, batch; lists of one number a step: lr, logit_scale, loss_float64 and its variants; step0_gradient_norms and
+final_weights_float64 of the plain run.
+"""
+import json
+import math
+import re
+import struct
+import sys
+
+import numpy as np
+
+LOSS = 1e-5  # absolute; PyTorch's own float32 stays within 5e-7 of its float64
+GRADIENT_NORM = 1e-5  # relative
+WEIGHT_NORM = 1e-4  # relative; several times what float32 does to 40 steps of AdamW
+KEY_BIAS_NORM = 2e-2  # relative; the true gradient of a key bias is 0, so AdamW divides rounding noise by itself there
+
+passed = failed = 0
+
+
+def expect(ok, what):
+    global passed, failed
+    passed, failed = passed + bool(ok), failed + (not ok)
+    if not ok and failed <= 20:
+        print("FAILED", what)
+
+
+def variant_options(key):
+    """What a variant's key says of its run; None where it is another program's, or not known here."""
+    rules = [(r"loss_float64", ""), (r"loss_float64_grad_clip_([0-9.]+)", "--grad-clip-norm {0}"),
+             (r"loss_float64_lock_image_(\d+)_groups", "--lock-image --lock-image-unlocked-groups {0}"),
+             (r"loss_float64_lock_text_(\d+)_layers", "--lock-text --lock-text-unlocked-layers {0}")]
+    for pattern, options in rules:
+        match = re.fullmatch(pattern, key)
+        if match:
+            return options.format(*match.groups())
+    return None
+
+
+def print_options(losses):
+    """The learning rate and the warmup follow from the recorded rates: warmup W reaches the highest rate at step W - 1, cosine holds it at W."""
+    rates = losses["lr"]
+    warmup = max(i for i, rate in enumerate(rates) if rate >= max(rates) * (1 - 1e-12))
+    for key in losses:
+        if key.startswith("loss_float64"):
+            options = variant_options(key)
+            if options is None:
+                print(f"check_losses.py: {key}: which options make it is not known here; not compared", file=sys.stderr)
+            else:
+                print(key, "--steps", losses["steps"], "--batch-size", losses["batch"], "--lr", repr(max(rates)), "--warmup", warmup, options)
+
+
+def check_steps(losses, key, rows):
+    steps = losses["steps"]
+    expect([row["step"] for row in rows] == list(range(rows[0]["step"], rows[0]["step"] + steps)) if rows else False, f"{len(rows)} logged steps instead of {steps}")
+    worst = 0.0
+    for i, (row, loss, lr) in enumerate(zip(rows, losses[key], losses["lr"])):
+        expect(abs(row["loss"] - loss) <= LOSS, f"step {i}: loss {row['loss']!r} instead of {loss!r}")  # NaN compares false, so it fails
+        expect(abs(row["lr"] - lr) <= 1e-6 * lr + 1e-12, f"step {i}: lr {row['lr']!r} instead of {lr!r}")
+        worst = max(worst, abs(row["loss"] - loss))
+    if key == "loss_float64":
+        for i, (row, scale) in enumerate(zip(rows, losses["logit_scale"])):
+            expect(abs(row["logit_scale"] - scale) <= 1e-5 * scale, f"step {i}: logit_scale {row['logit_scale']!r} instead of {scale!r}")
+    print(f"{key}: largest distance of a loss {worst:.1e}")
+
+
+def check_gradient_norm(norms, row):
+    norm = math.sqrt(sum(x * x for x in norms.values()))
+    expect(abs(row["grad_norm"] - norm) <= GRADIENT_NORM * norm, f"gradient norm at the first step {row['grad_norm']!r} instead of {norm!r}")
+
+
+def read_safetensors(path):
+    with open(path, "rb") as f:
+        header = json.loads(f.read(struct.unpack("<Q", f.read(8))[0]))
+        data = f.read()
+    header.pop("__metadata__", None)
+    return {name: np.frombuffer(data[slice(*x["data_offsets"])], "<f4").astype(np.float64) for name, x in header.items()}
+
+
+def check_weights(expected, weights):
+    worst = 0.0
+    for name, x in expected.items():
+        if name not in weights:
+            expect(False, f"{name}: not among the final weights")
+            continue
+        norm = np.sqrt(np.sum(weights[name] ** 2))
+        error = abs(norm - x["norm"]) / max(x["norm"], 1e-3)
+        tolerance = KEY_BIAS_NORM if name.endswith("in_proj_bias") else WEIGHT_NORM
+        expect(error <= tolerance, f"{name}: norm of the final weights {norm!r} instead of {x['norm']!r}")
+        worst = max(worst, error / tolerance)
+    print(f"final weights: largest distance of a norm {worst:.2f} of its tolerance")
+
+
+def main(argv):
+    if len(argv) == 2 and argv[0] == "--options":
+        with open(argv[1]) as f:
+            print_options(json.load(f))
+        return 0
+    if len(argv) not in (3, 4):
+        sys.exit(__doc__)
+    with open(argv[0]) as f:
+        losses = json.load(f)
+    key = argv[1]
+    with open(argv[2]) as f:
+        rows = [row for row in map(json.loads, f) if "loss" in row]
+    check_steps(losses, key, rows)
+    if key == "loss_float64" and rows:
+        check_gradient_norm(losses["step0_gradient_norms"], rows[0])
+    if len(argv) == 4:
+        check_weights(losses["final_weights_float64"], read_safetensors(argv[3]))
+    print(f"{passed} passed, {failed} failed")
+    return 1 if failed or not passed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,99 @@
+#!/usr/bin/env bash
+# Everything that `make test` runs: builds, checks the headers alone, makes reference tensors, runs each test program and script,
+# and compares with the stored results of open_clip where ../shared/golden holds them (GOLDEN names another folder).
+#   dev/test/run.sh              all of it
+#   dev/test/run.sh --c          what is written in C only (.ci/run: the second compiler)
+#   dev/test/run.sh --sanitize   the same under AddressSanitizer and UBSan, and a short training run (make sanitize)
+cd "$(dirname "$0")/../.." || exit 1
+GOLDEN=${GOLDEN:-../shared/golden}
+if [ "${1:-}" = --sanitize ]; then
+    export BUILD=build/sanitize BIN=build/sanitize/ OMP_NUM_THREADS=2 UBSAN_OPTIONS=print_stacktrace=1
+    CFLAGS="-O1 -g -fno-omit-frame-pointer -Wall -Wextra -fsanitize=address,undefined -fno-sanitize-recover=all"
+fi
+. dev/test/golden.sh
+
+build_all() {
+    begin_checks
+    check "build" build tests
+    end_checks
+}
+
+# every helper is complete by itself, in both languages that include it
+headers() {
+    local header flags cxx=g++
+    case ${CC:-} in *clang*) cxx=clang++ ;; esac
+    command -v $cxx >/dev/null || cxx=c++
+    flags=$(build flags | sed -n 1p)
+    begin_checks
+    for header in clipc/*.h; do
+        check "$header as C11" $flags -fsyntax-only -x c "$header"
+        check "$header as C++17" $cxx -std=c++17 ${flags#*-std=c11} -fsyntax-only -x c++ "$header"
+    done
+    end_checks
+}
+
+# A random model of each activation, sizes that are no multiple of anything, against the definition in float64.
+reference_model() { # NAME CONFIG
+    local out=$BUILD/reference/$1
+    mkdir -p "$BUILD/reference"
+    echo "$2" > "$out.json"
+    "$PYTHON" dev/reference.py --config "$out.json" --weights "$out.npz" -o "$out.debug.bin" &&
+        "$PYTHON" dev/convert.py "$out.npz" --model "$out.json" -o "$out.bin" &&
+        limited "./${BIN}test_clip" "$out.bin" "$out.debug.bin"
+}
+
+# A run from random weights over files, with evaluation and a checkpoint, then one from that checkpoint. What it must get right
+# is checked elsewhere; here it must end well under the sanitizers.
+short_training() {
+    local out=$BUILD/short
+    rm -rf "$out"
+    "$PYTHON" dev/data/make_shapes.py --out "$out/data" --count 64 || return
+    echo '{"embed_dim": 16, "vision_cfg": {"image_size": 32, "patch_size": 16, "width": 32, "head_width": 16, "layers": 2},
+        "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2}}' > "$out/tiny.json"
+    set -- --train-data "$out/data/train.csv" --val-data "$out/data/val.csv" --zeroshot-data "$out/data/val.csv" --classnames "$out/data/classnames.txt" \
+        --templates "$out/data/templates.txt" --batch-size 8 --epochs 1 --workers 2 --logs "$out/logs"
+    begin_checks
+    check "random start" limited "./${BIN}train_clip" --model "$out/tiny.json" --name one "$@"
+    check "fine-tuning" limited "./${BIN}train_clip" --pretrained "$out/logs/one/checkpoints/epoch_1.bin" --accum-freq 2 --lock-image --name two "$@"
+    end_checks
+}
+
+c_parts() {
+    local test name
+    part build build_all || { total; exit; }
+    part headers headers
+    part "reference, GELU" reference_model gelu '{"embed_dim": 21,
+        "vision_cfg": {"image_size": 26, "patch_size": 5, "width": 39, "head_width": 13, "layers": 3, "mlp_ratio": 3.3},
+        "text_cfg": {"context_length": 11, "vocab_size": 131, "width": 28, "heads": 4, "layers": 3, "mlp_ratio": 4.0}}'
+    part "reference, QuickGELU" reference_model quickgelu '{"embed_dim": 13, "quick_gelu": true,
+        "vision_cfg": {"image_size": 19, "patch_size": 6, "width": 34, "head_width": 17, "layers": 1},
+        "text_cfg": {"context_length": 7, "vocab_size": 97, "width": 15, "heads": 3, "layers": 2}}'
+    for test in dev/test/test_*.c; do
+        name=$(basename "$test" .c)
+        part "$name" "$BUILD/$name"
+    done
+}
+
+script_parts() {
+    local test
+    for test in dev/test/test_*.py; do part "$(basename "$test")" "$PYTHON" "$test"; done
+    for test in dev/test/test_*.sh; do
+        if [ -e "$test" ]; then part "$(basename "$test")" bash "$test"; fi
+    done
+}
+
+case ${1:-} in
+'')
+    c_parts
+    script_parts
+    if [ -d "$GOLDEN" ]; then golden_parts "$GOLDEN"; fi
+    ;;
+--c) c_parts ;;
+--sanitize)
+    c_parts
+    part "short training" short_training
+    if [ -d "$GOLDEN" ]; then golden_parts "$GOLDEN" model tokenizer image; fi
+    ;;
+*) echo "run.sh: $1: no such option (--c, --sanitize)" >&2 && exit 2 ;;
+esac
+total
