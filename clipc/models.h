@@ -225,7 +225,8 @@ static inline int json_int(const JsonPart *p, const char *key, int fallback) {
     const json_t *v = json_object_get(p->object, key);
     if (json_is_array(v) && json_array_size(v) == 2 && json_equal(json_array_get(v, 0), json_array_get(v, 1))) v = json_array_get(v, 0);
     if ((!v || json_is_null(v)) && fallback >= 0) return fallback;
-    if (json_is_array(v)) json_die(p, key, strcmp(key, "layers") ? "must be one number; oblong images are not supported" : "is a list: a ResNet; only ViT image towers are supported");
+    if (json_is_array(v))
+        json_die(p, key, strcmp(key, "layers") ? "must be one number: oblong is not supported" : "is a list: a ResNet; only ViT image towers are supported");
     if (!v || !json_is_integer(v)) json_die(p, key, v ? "must be a whole number" : "is missing");
     if (json_integer_value(v) < 0 || json_integer_value(v) > 1 << 24) json_die(p, key, "is out of range");
     return (int)json_integer_value(v);
@@ -244,8 +245,9 @@ static inline JsonPart json_section(const char *path, json_t *top, const char *s
         CONFIG_KEYS(X)
 #undef X
         if (!rule) json_die(&p, key, "is not a known key");
-        bool fits = rule[0] == '=' ? json_is_null(value) || (json_is_string(value) && strcmp(json_string_value(value), rule + 1) == 0) : strcmp(rule, "off") || json_is_off(value);
-        if (!fits) json_die(&p, key, "is set: not the plain ViT and causal text transformer that is supported");
+        bool refused = strcmp(rule, "off") == 0 && !json_is_off(value);
+        if (rule[0] == '=') refused = !json_is_null(value) && !(json_is_string(value) && strcmp(json_string_value(value), rule + 1) == 0);
+        if (refused) json_die(&p, key, "is set: not the plain ViT and causal text transformer that is supported");
     }
     return p;
 }
@@ -254,8 +256,9 @@ static inline JsonPart json_section(const char *path, json_t *top, const char *s
 static inline float json_ln_eps(const JsonPart *p) {
     json_t *kwargs = json_object_get(p->object, "norm_kwargs");
     if (json_is_off(kwargs)) return 1e-5f;
-    if (!json_is_object(kwargs) || json_object_size(kwargs) != 1 || !json_is_number(json_object_get(kwargs, "eps"))) json_die(p, "norm_kwargs", "may hold eps only");
-    return (float)json_number_value(json_object_get(kwargs, "eps"));
+    json_t *eps = json_object_get(kwargs, "eps");
+    if (json_object_size(kwargs) != 1 || !json_is_number(eps)) json_die(p, "norm_kwargs", "may hold eps only");
+    return (float)json_number_value(eps);
 }
 
 // One of "a|b|c": its place in the list.
@@ -288,7 +291,8 @@ static inline void json_triple(const JsonPart *p, const char *key, float *r, flo
 // open_clip's model configuration, or the hub's {model_cfg, preprocess_cfg}.
 static inline void model_from_json(const char *path, json_t *file, ClipConfig *out) {
     json_t *hub = json_object_get(file, "model_cfg");
-    JsonPart top = json_section(path, hub ? hub : file, ""), image = json_section(path, top.object, "vision_cfg"), text = json_section(path, top.object, "text_cfg");
+    JsonPart top = json_section(path, hub ? hub : file, "");
+    JsonPart image = json_section(path, top.object, "vision_cfg"), text = json_section(path, top.object, "text_cfg");
     model_defaults(out);
     out->embed_dim = json_int(&top, "embed_dim", -1);
     out->quick_gelu = json_bool(&top, "quick_gelu", false);

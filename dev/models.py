@@ -1,0 +1,394 @@
+"""The models that dev/convert.py knows: the tables of clipc/weights.h and clipc/models.h, open_clip's tags, and configurations as
+open_clip and Hugging Face write them. A configuration is a dict of the fields of CONFIG_FIELDS and a name.
+"""
+import difflib
+import math
+import os
+import re
+
+import numpy as np
+
+from checkpoints import LARGEST_HEADER, Refused, parse_json
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+# ---------------------------------------------------------------- the tables of clipc/*.h
+
+def macro_lines(source, name):
+    """The arguments of every X(...) of `#define name(X)`, as texts."""
+    body = re.search(rf"#define {name}\(X\) \\\n((?:.*\\\n)*.*\n)", source)[1]
+    lines = re.findall(r"^\s*X\((.*)\)\s*\\?$", re.sub(r"/\*.*?\*/", "", body).replace(" \n", "\n"), re.M)
+    return [[a.strip().strip('"') for a in line.split(",")] for line in lines]
+
+
+def read_text(path):
+    with open(path, encoding="utf-8") as f:
+        return f.read()
+
+
+WEIGHTS_H, MODELS_H = (read_text(os.path.join(ROOT, "clipc", name)) for name in ("weights.h", "models.h"))
+CONSTANTS = {name: int(value, 0) for name, value in re.findall(r"\b([A-Z][A-Z0-9_]+) (?:= )?(0x[0-9a-f]+|\d+)\b", WEIGHTS_H)}
+CONFIG_FIELDS = [(kind, name, float(low), float(high)) for kind, name, low, high in macro_lines(WEIGHTS_H, "CONFIG_FIELDS")]
+TENSORS = {table: [(line[1], [compile(x, "clipc/weights.h", "eval") for x in line[4:]]) for line in macro_lines(WEIGHTS_H, table)]
+           for table in ("IMAGE_TENSORS", "TEXT_TENSORS", "BLOCK_TENSORS")}
+MODEL_ROWS = [(line[0], *(float(x) if "." in x else int(x) for x in line[1:])) for line in macro_lines(MODELS_H, "MODEL_CONFIGS")]
+CONFIG_KEYS = {(section, key): rule for section, key, rule in macro_lines(MODELS_H, "CONFIG_KEYS")}
+HEADER_INTS, NAME_BYTES, ALIGNMENT, CLIP_VOCABULARY = (CONSTANTS[n] for n in ("HEADER_INTS", "NAME_BYTES", "WEIGHTS_ALIGNMENT", "CLIP_VOCABULARY"))
+INTERPOLATIONS, RESIZE_MODES = ("bicubic", "bilinear"), ("shortest", "squash", "longest")
+QUICKGELU = "-quickgelu"
+
+HALF = (0.5, 0.5, 0.5)
+OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+# model, tag, activation, repository of the model hub, what else differs. Apple's repositories hold open_clip_pytorch_model.bin, all others
+# open_clip_model.safetensors; both beside open_clip_config.json.
+TAGS = [(model, tag, act == "quick", repository, extra) for model, tag, act, repository, *extra in (line.split() for line in """
+ViT-B-32 openai quick timm/vit_base_patch32_clip_224.openai
+ViT-B-32 laion400m_e31 quick timm/vit_base_patch32_clip_224.laion400m_e31
+ViT-B-32 laion400m_e32 quick timm/vit_base_patch32_clip_224.laion400m_e32
+ViT-B-32 laion2b_e16 gelu timm/vit_base_patch32_clip_224.laion2b_e16
+ViT-B-32 laion2b_s34b_b79k gelu laion/CLIP-ViT-B-32-laion2B-s34B-b79K
+ViT-B-32 datacomp_xl_s13b_b90k gelu laion/CLIP-ViT-B-32-DataComp.XL-s13B-b90K
+ViT-B-32 datacomp_m_s128m_b4k gelu laion/CLIP-ViT-B-32-DataComp.M-s128M-b4K
+ViT-B-32 datacomp_s_s13m_b4k gelu laion/CLIP-ViT-B-32-DataComp.S-s13M-b4K
+ViT-B-32 metaclip_400m quick timm/vit_base_patch32_clip_224.metaclip_400m
+ViT-B-32 metaclip_fullcc quick timm/vit_base_patch32_clip_224.metaclip_2pt5b
+ViT-B-32-256 datacomp_s34b_b86k gelu laion/CLIP-ViT-B-32-256x256-DataComp-s34B-b86K
+ViT-B-16 openai quick timm/vit_base_patch16_clip_224.openai
+ViT-B-16 laion400m_e31 gelu timm/vit_base_patch16_clip_224.laion400m_e31
+ViT-B-16 laion400m_e32 gelu timm/vit_base_patch16_clip_224.laion400m_e32
+ViT-B-16 laion2b_s34b_b88k gelu laion/CLIP-ViT-B-16-laion2B-s34B-b88K
+ViT-B-16 datacomp_xl_s13b_b90k gelu laion/CLIP-ViT-B-16-DataComp.XL-s13B-b90K
+ViT-B-16 datacomp_l_s1b_b8k gelu laion/CLIP-ViT-B-16-DataComp.L-s1B-b8K
+ViT-B-16 dfn2b quick apple/DFN2B-CLIP-ViT-B-16
+ViT-B-16 metaclip_400m quick timm/vit_base_patch16_clip_224.metaclip_400m
+ViT-B-16 metaclip_fullcc quick timm/vit_base_patch16_clip_224.metaclip_2pt5b
+ViT-B-16-plus-240 laion400m_e31 gelu timm/vit_base_patch16_plus_clip_240.laion400m_e31
+ViT-B-16-plus-240 laion400m_e32 gelu timm/vit_base_patch16_plus_clip_240.laion400m_e32
+ViT-L-14 openai quick timm/vit_large_patch14_clip_224.openai
+ViT-L-14 laion400m_e31 gelu timm/vit_large_patch14_clip_224.laion400m_e31
+ViT-L-14 laion400m_e32 gelu timm/vit_large_patch14_clip_224.laion400m_e32
+ViT-L-14 laion2b_s32b_b82k gelu laion/CLIP-ViT-L-14-laion2B-s32B-b82K mean/std=0.5
+ViT-L-14 datacomp_xl_s13b_b90k gelu laion/CLIP-ViT-L-14-DataComp.XL-s13B-b90K
+ViT-L-14 metaclip_400m quick timm/vit_large_patch14_clip_224.metaclip_400m
+ViT-L-14 metaclip_fullcc quick timm/vit_large_patch14_clip_224.metaclip_2pt5b
+ViT-L-14 dfn2b quick apple/DFN2B-CLIP-ViT-L-14
+ViT-L-14 dfn2b_s39b gelu apple/DFN2B-CLIP-ViT-L-14-39B
+ViT-L-14-336 openai quick timm/vit_large_patch14_clip_336.openai
+ViT-H-14 laion2b_s32b_b79k gelu laion/CLIP-ViT-H-14-laion2B-s32B-b79K
+ViT-H-14 metaclip_fullcc quick timm/vit_huge_patch14_clip_224.metaclip_2pt5b
+ViT-H-14 metaclip_altogether gelu timm/vit_huge_patch14_clip_224.metaclip_altogether
+ViT-H-14 dfn5b quick apple/DFN5B-CLIP-ViT-H-14 squash
+ViT-H-14-378 dfn5b quick apple/DFN5B-CLIP-ViT-H-14-378 squash
+ViT-g-14 laion2b_s12b_b42k gelu laion/CLIP-ViT-g-14-laion2B-s12B-b42K
+ViT-g-14 laion2b_s34b_b88k gelu laion/CLIP-ViT-g-14-laion2B-s34B-b88K
+ViT-bigG-14 laion2b_s39b_b160k gelu laion/CLIP-ViT-bigG-14-laion2B-39B-b160k
+ViT-bigG-14 metaclip_fullcc quick timm/vit_gigantic_patch14_clip_224.metaclip_2pt5b
+""".strip().splitlines())]
+
+
+# ---------------------------------------------------------------- configurations
+
+def set_preprocess(config, mean=None, std=None, interpolation=None, resize_mode=None):
+    for key, values in (("mean", mean), ("std", std)):
+        if values is not None:
+            config.update({f"{key}_{channel}": value for channel, value in zip("rgb", values)})
+    for key, value, known in (("interpolation", interpolation, INTERPOLATIONS), ("resize_mode", resize_mode, RESIZE_MODES)):
+        if value is not None:
+            config[key] = known.index(value)
+
+
+def new_config(**fields):
+    """What holds where nobody says otherwise: open_clip's defaults, and the image statistics of OpenAI's data."""
+    config = {name: 0 for _, name, _, _ in CONFIG_FIELDS}
+    config.update(ln_pre=1, image_ln_eps=1e-5, text_ln_eps=1e-5, name="")
+    set_preprocess(config, OPENAI_MEAN, OPENAI_STD)
+    config.update(fields, eot_id=fields["vocab_size"] - 1)
+    return config
+
+
+def check_config(config, where):
+    """The limits of clipc/weights.h (config_check)."""
+    for kind, name, low, high in CONFIG_FIELDS:
+        value = config[name]
+        if not (np.float32(low) <= np.float32(value) <= np.float32(high) if kind == "float" else low <= value <= high):
+            raise Refused(f"{where}: {name} is {value:g}, allowed are {low:g} to {high:g}")
+    c = config
+    for wrong, why in ((c["patch_size"] > c["image_size"], "patch_size is larger than image_size"),
+                       (c["image_width"] % c["image_heads"], "image_width is no multiple of image_heads"),
+                       (c["text_width"] % c["text_heads"], "text_width is no multiple of text_heads"),
+                       (c["eot_id"] >= c["vocab_size"], "eot_id lies outside the vocabulary"),
+                       ((c["image_size"] // c["patch_size"]) ** 2 > 1 << 20, "more than 2^20 patches")):
+        if wrong:
+            raise Refused(f"{where}: {why}")
+    return config
+
+
+def tensor_shapes(config):
+    """name -> shape of every tensor, in the order of the file."""
+    shapes = {}
+    grid = config["image_size"] // config["patch_size"]
+    for tower, table, prefix, positions in (("image", "IMAGE_TENSORS", "visual.", grid * grid + 1), ("text", "TEXT_TENSORS", "", config["context_length"])):
+        sizes = {"C": config[tower + "_width"], "L": config[tower + "_layers"], "F": config[tower + "_mlp"], "T": positions,
+                 "E": config["embed_dim"], "P": config["patch_size"], "V": config["vocab_size"]}
+        named = [(key, dims) for key, dims in TENSORS[table] if config["ln_pre"] or "ln_pre" not in key]
+        named += [(f"{prefix}transformer.resblocks.{layer}.{key}", dims) for layer in range(sizes["L"]) for key, dims in TENSORS["BLOCK_TENSORS"]]
+        shapes.update((key, tuple(eval(d, {"__builtins__": {}}, sizes) for d in dims)) for key, dims in named)
+    shapes["logit_scale"] = (1,)
+    return shapes
+
+
+def config_of_row(row, quick=False):
+    name, embed, image, patch, width, layers, head_width, ratio, text_width, text_heads, text_layers, _ = row
+    return new_config(embed_dim=embed, image_size=image, patch_size=patch, image_width=width, image_layers=layers, image_heads=width // head_width,
+                      image_mlp=int(width * ratio), text_width=text_width, text_heads=text_heads, text_layers=text_layers, text_mlp=4 * text_width,
+                      context_length=77, vocab_size=CLIP_VOCABULARY, quick_gelu=int(quick), name=name + QUICKGELU * quick)
+
+
+def base_name(name):
+    """-> the name as in the table without -quickgelu, whether it had that; None when there is no such model."""
+    name = name.replace("/", "-")
+    row = next((r for r in MODEL_ROWS if name == r[0] or (r[-1] and name == r[0] + QUICKGELU)), None)
+    return (row, name != row[0]) if row else (None, False)
+
+
+def suggestion(word, known):
+    near = difflib.get_close_matches(word, known, 1, 0.3)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def is_off(value):
+    return value is None or value is False or value in (0, 0.0, "") or value == [] or value == {}
+
+
+class Json:
+    """Typed access to one object of a configuration file; whatever does not fit is refused with its place."""
+
+    def __init__(self, path, section, value):
+        self.path, self.section, self.object = path, section, value
+        if not isinstance(value, dict):
+            raise Refused(f"{path}: has no {section or 'object at its top'}; give a configuration in open_clip's form")
+
+    def refuse(self, key, what):
+        raise Refused(f"{self.path}: {self.section}{'.' if self.section else ''}{key} {what}")
+
+    def check_keys(self):
+        """Every key is one of CONFIG_KEYS in clipc/models.h and holds what that allows."""
+        for key, value in self.object.items():
+            rule = CONFIG_KEYS.get((self.section, key))
+            if rule is None:
+                self.refuse(key, "is not a known key")
+            if (rule == "off" and not is_off(value)) or (rule[0] == "=" and value not in (None, rule[1:])):
+                self.refuse(key, "is set: not the plain ViT and causal text transformer that is supported")
+        return self
+
+    def get(self, key, fallback, kinds, what):
+        value = self.object.get(key)
+        if value is None:
+            value = fallback
+        if value is None:
+            self.refuse(key, "is missing")
+        if type(value) not in kinds or (type(value) is float and not math.isfinite(value)):
+            self.refuse(key, f"must be {what}")
+        return value
+
+    def int(self, key, fallback=None):
+        value = self.object.get(key)
+        if isinstance(value, list) and len(value) == 2 and value[0] == value[1]:
+            return Json(self.path, self.section, {key: value[0]}).int(key)
+        if isinstance(value, list):
+            self.refuse(key, "is a list: a ResNet; only ViT image towers are supported" if key == "layers" else "must be one number: oblong is not supported")
+        value = self.get(key, fallback, (int,), "a whole number")
+        if not 0 <= value <= 1 << 24:
+            self.refuse(key, "is out of range")
+        return value
+
+    def number(self, key, fallback):
+        return float(self.get(key, fallback, (int, float), "a number"))
+
+    def ratio(self, key):
+        value = self.number(key, 4.0)
+        if not 0 < value <= 64:
+            self.refuse(key, "must lie above 0 and below 64")
+        return value
+
+    def choice(self, key, known):
+        value = self.object.get(key)
+        if value is not None and value not in known:
+            self.refuse(key, f"must be one of {', '.join(known)}")
+        return value
+
+    def triple(self, key):
+        value = self.object.get(key)
+        if value is not None and (not isinstance(value, list) or len(value) != 3 or not all(type(x) in (int, float) and math.isfinite(x) for x in value)):
+            self.refuse(key, "must be three numbers")
+        return value
+
+    def ln_eps(self):
+        value = self.object.get("norm_kwargs")
+        if is_off(value):
+            return 1e-5
+        if not isinstance(value, dict) or set(value) != {"eps"}:
+            self.refuse("norm_kwargs", "may hold eps only")
+        return Json(self.path, self.section + ".norm_kwargs", value).number("eps", 1e-5)
+
+
+class Known:
+    """A configuration, what is known of its activation (None: nothing), and where both come from."""
+
+    def __init__(self, config, quick, source):
+        self.config, self.quick, self.source = config, quick, source
+
+
+def open_clip_config(path, data):
+    """open_clip's model configuration, or the hub's {model_cfg, preprocess_cfg}."""
+    hub = isinstance(data, dict) and "model_cfg" in data
+    top = Json(path, "", data["model_cfg"] if hub else data).check_keys()
+    image, text = (Json(path, section, top.object.get(section)).check_keys() for section in ("vision_cfg", "text_cfg"))
+    width, text_width = image.int("width", 768), text.int("width", 512)
+    head_width = image.int("head_width", 64)
+    config = new_config(
+        embed_dim=top.int("embed_dim"), image_size=image.int("image_size", 224), patch_size=image.int("patch_size", 16), image_width=width,
+        image_layers=image.int("layers", 12), image_heads=width // head_width if head_width else 0, image_mlp=int(width * image.ratio("mlp_ratio")),
+        context_length=text.int("context_length", 77), vocab_size=text.int("vocab_size", CLIP_VOCABULARY), text_width=text_width,
+        text_layers=text.int("layers", 12), text_heads=text.int("heads", 8), text_mlp=int(text_width * text.ratio("mlp_ratio")),
+        image_ln_eps=image.ln_eps(), text_ln_eps=text.ln_eps(), quick_gelu=int(top.get("quick_gelu", False, (bool,), "true or false")))
+    if hub and not is_off(data.get("preprocess_cfg")):
+        look = Json(path, "preprocess_cfg", data["preprocess_cfg"])
+        if not is_off(look.object.get("fill_color")):
+            look.refuse("fill_color", "must be 0")
+        set_preprocess(config, look.triple("mean"), look.triple("std"), look.choice("interpolation", INTERPOLATIONS), look.choice("resize_mode", RESIZE_MODES))
+    return Known(check_config(config, path), bool(config["quick_gelu"]), path)
+
+
+# Hugging Face's own defaults: its older files leave out what equals them
+HF_DEFAULTS = {
+    "vision_config": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "image_size": 224, "patch_size": 32,
+                      "num_channels": 3, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5},
+    "text_config": {"vocab_size": CLIP_VOCABULARY, "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 8,
+                    "max_position_embeddings": 77, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}}
+
+
+def hf_config(path, data):
+    """Hugging Face's CLIPConfig, and the image processor's beside it. Its eos_token_id is not used: older files have a wrong one."""
+    if data.get("model_type", "clip") != "clip":
+        raise Refused(f"{path}: a model of type {data['model_type']}; only clip is supported")
+    parts = {}
+    for section, defaults in HF_DEFAULTS.items():
+        given = {}
+        for name in (section, section + "_dict"):  # the older name; it wins where both are there
+            given.update({k: v for k, v in Json(path, name, data.get(name) or {}).object.items() if v is not None})
+        parts[section] = Json(path, section, {**defaults, **given})
+        parts[section].choice("hidden_act", ("quick_gelu", "gelu"))
+    image, text = parts["vision_config"], parts["text_config"]
+    if image.int("num_channels") != 3:
+        image.refuse("num_channels", "must be 3")
+    if image.object["hidden_act"] != text.object["hidden_act"]:
+        text.refuse("hidden_act", "differs from that of vision_config; one for both towers is supported")
+    quick = image.object["hidden_act"] == "quick_gelu"
+    config = new_config(
+        embed_dim=Json(path, "", data).int("projection_dim", 512), image_size=image.int("image_size"), patch_size=image.int("patch_size"),
+        image_width=image.int("hidden_size"), image_layers=image.int("num_hidden_layers"), image_heads=image.int("num_attention_heads"),
+        image_mlp=image.int("intermediate_size"), context_length=text.int("max_position_embeddings"), vocab_size=text.int("vocab_size"),
+        text_width=text.int("hidden_size"), text_layers=text.int("num_hidden_layers"), text_heads=text.int("num_attention_heads"),
+        text_mlp=text.int("intermediate_size"), image_ln_eps=image.number("layer_norm_eps", 1e-5), text_ln_eps=text.number("layer_norm_eps", 1e-5),
+        quick_gelu=int(quick))
+    processor = os.path.join(os.path.dirname(path), "preprocessor_config.json")
+    if os.path.isfile(processor):
+        hf_preprocess(config, processor)
+    return Known(check_config(config, path), quick, path)
+
+
+def hf_preprocess(config, path):
+    look = Json(path, "", load_json(path))
+    if look.object.get("do_normalize", True):
+        set_preprocess(config, look.triple("image_mean"), look.triple("image_std"))
+    else:
+        set_preprocess(config, (0, 0, 0), (1, 1, 1))
+    if look.object.get("resample") is not None:
+        if look.object["resample"] not in (2, 3):
+            look.refuse("resample", "must be 2 (bilinear) or 3 (bicubic)")
+        set_preprocess(config, interpolation="bilinear" if look.object["resample"] == 2 else "bicubic")
+    size = look.object.get("size")
+    to_square = isinstance(size, dict) and "height" in size and not look.object.get("do_center_crop", True)
+    set_preprocess(config, resize_mode="squash" if to_square else "shortest")  # to the model's image_size, as open_clip does
+
+
+def load_json(path):
+    with open(path, "rb") as f:
+        return parse_json(f.read(LARGEST_HEADER), path)
+
+
+def is_hf(data):
+    return isinstance(data, dict) and bool({"model_type", "vision_config", "vision_config_dict"} & set(data))
+
+
+def is_clip_config(data):
+    """Whether a JSON file is meant for us at all: any program may have a config.json."""
+    return is_hf(data) or (isinstance(data, dict) and bool({"model_cfg", "vision_cfg", "text_cfg"} & set(data)))
+
+
+def load_config(path):
+    data = load_json(path)
+    return hf_config(path, data) if is_hf(data) else open_clip_config(path, data)
+
+
+def load_model_argument(name):
+    """--model: a name of the table, or a configuration file. quick is None where the name says nothing (no -quickgelu)."""
+    row, quick = base_name(name)
+    if row:
+        return Known(config_of_row(row, quick), True if quick else None, f"--model {name}")
+    if not os.path.isfile(name):
+        raise Refused(f"--model {name}: no such model, and no such file{suggestion(name, [r[0] for r in MODEL_ROWS])} (--list shows all)")
+    known = load_config(name)
+    known.config["name"] = re.sub(r"\.json$", "", os.path.basename(name))
+    return known
+
+
+SAME_SHAPES = ("embed_dim", "patch_size", "image_width", "image_layers", "image_mlp", "context_length", "vocab_size", "text_width", "text_layers", "text_mlp")
+
+
+def similar_row(config):
+    """The row of the table that has this configuration's shapes, if any."""
+    for row in MODEL_ROWS:
+        c = config_of_row(row)
+        if all(c[k] == config[k] for k in SAME_SHAPES) and c["image_size"] // c["patch_size"] == config["image_size"] // config["patch_size"]:
+            return row
+    return None
+
+
+def config_from_shapes(checkpoint):
+    """The architecture as the shapes tell it. Heads leave no trace in shapes: they are those of the known model with these shapes, else
+    64 wide, as in OpenAI's models and in all text towers; an image tower as wide as a known one has heads as wide as that."""
+    entries, where = checkpoint.entries, checkpoint.path
+
+    def shape(name, ndim):
+        if name not in entries:
+            raise Refused(f"{where}: {name} is missing: not a CLIP with a ViT image tower and a text transformer in a known form, or incomplete")
+        if len(entries[name].shape) != ndim:
+            raise Refused(f"{where}: {name} has {len(entries[name].shape)} dimensions instead of {ndim}")
+        return entries[name].shape
+
+    (width, _, patch, _), positions = shape("visual.conv1.weight", 4), shape("visual.positional_embedding", 2)[0]
+    grid = math.isqrt(max(positions - 1, 0))
+    vocab, text_width = shape("token_embedding.weight", 2)
+    layers, mlp = {}, {}
+    for prefix in ("visual.", ""):
+        numbers = [int(m[1]) for m in (re.match(rf"{re.escape(prefix)}transformer\.resblocks\.(\d{{1,4}})\.", name) for name in entries) if m]
+        layers[prefix] = 1 + max(numbers, default=-1)
+        mlp[prefix] = shape(f"{prefix}transformer.resblocks.0.mlp.c_fc.weight", 2)[0]
+    if grid < 1 or grid * grid != positions - 1:
+        raise Refused(f"{where}: {positions} positions are no square and a class token; give --model NAME or --model config.json")
+    image_size = grid * patch
+    if "input_resolution" in checkpoint.facts:
+        image_size = checkpoint.facts["input_resolution"]  # OpenAI's file tells it; a left-over margin leaves no trace in the shapes
+    config = new_config(embed_dim=shape("text_projection", 2)[1], image_size=image_size, patch_size=patch, image_width=width, image_layers=layers["visual."],
+                        image_mlp=mlp["visual."], context_length=shape("positional_embedding", 2)[0], vocab_size=vocab, text_width=text_width,
+                        text_layers=layers[""], text_mlp=mlp[""])
+    row = similar_row(config)
+    head_width = 64 if checkpoint.openai else next((r[6] for r in MODEL_ROWS if r[4] == width), 64)
+    if row is None and (width % head_width or text_width % 64):
+        raise Refused(f"{where}: the shapes do not tell the number of heads (widths {width} and {text_width}); give --model NAME or --model config.json")
+    config.update(image_heads=width // head_width, text_heads=text_width // 64)
+    return Known(check_config(config, where), None, "the shapes of the tensors")
