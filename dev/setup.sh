@@ -12,18 +12,18 @@ set -u
 # what, its header, -l name, then its packages for apt, dnf and brew (joined by commas; - where the system brings it)
 packages() {
     cat <<'TABLE'
-make     -           -         make                make                   make
-gcc      -           -         gcc,libc6-dev       gcc                    -
-clang    -           -         clang,libomp-dev,libc6-dev clang,libomp-devel -
-openmp   omp.h       -         libomp-dev          libomp-devel           libomp
-g++      -           -         g++                 gcc-c++                -
-jpeg     jpeglib.h   jpeg      libjpeg-dev         libjpeg-turbo-devel    jpeg-turbo
-png      png.h       png       libpng-dev          libpng-devel           libpng
-webp     webp/decode.h webp    libwebp-dev         libwebp-devel          webp
-archive  archive.h   archive   libarchive-dev      libarchive-devel       libarchive
-utf8proc utf8proc.h  utf8proc  libutf8proc-dev     utf8proc-devel         utf8proc
-jansson  jansson.h   jansson   libjansson-dev      jansson-devel          jansson
-numpy    -           -         python3,python3-numpy python3,python3-numpy python,numpy
+make      -             -          make                        make                   make
+gcc       -             -          gcc,libc6-dev               gcc                    -
+clang     -             -          clang,libomp-dev,libc6-dev  clang,libomp-devel     -
+openmp    omp.h         -          libomp-dev                  libomp-devel           libomp
+g++       -             -          g++                         gcc-c++                -
+jpeg      jpeglib.h     jpeg       libjpeg-dev                 libjpeg-turbo-devel    jpeg-turbo
+png       png.h         png        libpng-dev                  libpng-devel           libpng
+webp      webp/demux.h  webpdemux  libwebp-dev                 libwebp-devel          webp
+archive   archive.h     archive    libarchive-dev              libarchive-devel       libarchive
+utf8proc  utf8proc.h    utf8proc   libutf8proc-dev             utf8proc-devel         utf8proc
+jansson   jansson.h     jansson    libjansson-dev              jansson-devel          jansson
+numpy     -             -          python3,python3-numpy       python3,python3-numpy  python,numpy
 TABLE
 }
 
