@@ -18,6 +18,7 @@ typedef struct {
     TensorTable tensors;
     char *merges; // text of the BPE merges, NUL-terminated; NULL: this vocabulary has no tokenizer
     size_t merges_bytes;
+    uint64_t hash; // of the file that was loaded
     Backend *back;
 } Clip;
 
@@ -36,7 +37,7 @@ typedef struct {
     int64_t step;          // counted from 1: the exponent in the bias correction
 } AdamW;
 
-// What of a model can be copied out and in: each as one array laid out by clip->tensors.
+// What of a model can be copied out and in, tensor by tensor.
 typedef enum { ARENA_PARAMETERS, ARENA_GRADIENTS, ARENA_M, ARENA_V } ClipArena;
 
 // Logits are exp(logit_scale) times cosines; the parameter is kept in [0, ln 100] after every update (Radford et al. 2021, 2.5).
@@ -82,9 +83,9 @@ double clip_update(Clip *clip, const AdamW *hyper);
 // exp(logit_scale) as the next step uses it
 float clip_logit_scale(const Clip *clip);
 
-// Copies an arena out or in; `values` holds clip->tensors.floats (parameters) or .slots (the others) floats.
-void clip_read(const Clip *clip, ClipArena arena, float *values);
-void clip_write(Clip *clip, ClipArena arena, const float *values);
+// Copies one tensor (x->count floats) out or in; all arenas but the parameters hold trainable tensors only.
+void clip_read(const Clip *clip, ClipArena arena, const Tensor *x, float *values);
+void clip_write(Clip *clip, ClipArena arena, const Tensor *x, const float *values);
 
 // Which kernels compute, e.g. "avx512": another path rounds differently, so a state file names it.
 const char *clip_kernels(const Clip *clip);

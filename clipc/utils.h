@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <stdarg.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -91,6 +92,26 @@ static inline void *aligned_malloc_check(size_t bytes) {
         die(EXIT_RUNTIME, "out of memory (%.1f MB asked for); lower --batch-size or close other programs", (double)bytes / 1e6);
     return p;
 }
+
+// Tensors lie side by side in one allocation, where an index that runs over would go unnoticed. Under AddressSanitizer a gap is
+// left behind each and poisoned from the tensor's exact end on, so that any access there stops the program.
+#if defined(__SANITIZE_ADDRESS__)
+#define CLIPC_GUARDS
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define CLIPC_GUARDS
+#endif
+#endif
+#ifdef CLIPC_GUARDS
+#include <sanitizer/asan_interface.h> // ASAN_POISON_MEMORY_REGION
+enum { GUARD_FLOATS = 16 };
+static inline void guard_behind(float *tensor, size_t n, float *next) { ASAN_POISON_MEMORY_REGION(tensor + n, (size_t)(next - tensor - (ptrdiff_t)n) * sizeof(float)); }
+static inline void guard_lift(float *arena, size_t n) { ASAN_UNPOISON_MEMORY_REGION(arena, n * sizeof(float)); }
+#else
+enum { GUARD_FLOATS = 0 };
+static inline void guard_behind(float *tensor, size_t n, float *next) { (void)tensor, (void)n, (void)next; }
+static inline void guard_lift(float *arena, size_t n) { (void)arena, (void)n; }
+#endif
 
 // Grows a list by doubling: list_grow((void **)&items, &capacity, count + 1, sizeof *items).
 static inline void list_grow(void **items, size_t *capacity, size_t need, size_t size) {

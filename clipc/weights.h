@@ -127,7 +127,7 @@ enum { IMAGE_TOWER = 0, TEXT_TOWER = 1, NO_TOWER = 2 };
 
 #define LOGIT_SCALE_KEY "logit_scale" // the last tensor: one number, no decay, in no tower
 
-// One tensor of a model. Its place in the arena of parameters is that in the file's tensor part, in floats.
+// One tensor of a model.
 typedef struct {
     char name[96];  // open_clip's key
     int tower;      // IMAGE_TOWER, TEXT_TOWER, NO_TOWER
@@ -135,7 +135,7 @@ typedef struct {
     bool decay;     // weight decay applies
     int ndim, shape[4];
     size_t count;   // entries
-    size_t offset;  // floats from the start of the arena, a multiple of 16
+    size_t offset;  // floats from the start of the arena of parameters, a multiple of 16
     bool trainable; // set by locking; a frozen tensor has no gradient and no optimizer state
     size_t slot;    // floats from the start of gradients, m and v: trainable tensors only, packed in the same order
     float lr_scale; // factor on the learning rate
@@ -174,7 +174,7 @@ static inline void tensor_table_pack(TensorTable *t) {
     t->slots = 0;
     for (int i = 0; i < t->count; i++) {
         t->list[i].slot = t->slots;
-        if (t->list[i].trainable) t->slots += round_up(t->list[i].count, 16);
+        if (t->list[i].trainable) t->slots += round_up(t->list[i].count, 16) + GUARD_FLOATS;
     }
 }
 
@@ -185,7 +185,7 @@ static inline void tensor_table_add(TensorTable *t, const char *prefix, int laye
     x->tower = tower, x->group = group, x->decay = decay, x->ndim = ndim, x->count = 1;
     for (int i = 0; i < ndim; i++) x->shape[i] = shape[i], x->count *= (size_t)shape[i];
     x->offset = t->floats, x->trainable = true, x->lr_scale = 1;
-    t->floats += round_up(x->count, WEIGHTS_ALIGNMENT / sizeof(float));
+    t->floats += round_up(x->count, WEIGHTS_ALIGNMENT / sizeof(float)) + GUARD_FLOATS;
     t->parameters += x->count;
 }
 
@@ -352,21 +352,22 @@ static inline void weight_file_open(WeightFile *w, const char *path) {
     w->merges[w->merges_bytes = (size_t)merges] = 0;
 }
 
-// Reads the tensors in fp32 into `arena` (t->floats, laid out by `t`), closes the file, and returns the hash of the whole file.
+// Reads the tensors in fp32 into `arena` (t->floats, laid out by `t`; what lies between tensors is not touched), closes the file, and returns the hash of the whole file.
 // A number that is not finite ends the program with its tensor's name.
 static inline uint64_t weight_file_read(WeightFile *w, const TensorTable *t, float *arena) {
     uint64_t hash = w->header_hash;
-    memset(arena, 0, t->floats * sizeof(float)); // the padding between tensors
-    char *narrow = NULL;                         // bf16 as it stands in the file
+    char *narrow = NULL; // bf16 as it stands in the file
     size_t capacity = 0;
     for (int i = 0; i < t->count; i++) {
         const Tensor *x = &t->list[i];
         float *out = arena + x->offset;
         size_t bytes = round_up(x->count * weights_element_bytes(w->dtype), WEIGHTS_ALIGNMENT);
         if (w->dtype == DTYPE_BF16) list_grow((void **)&narrow, &capacity, bytes, 1);
-        char *raw = w->dtype == DTYPE_BF16 ? narrow : (char *)out;
-        fread_check(raw, bytes, w->f, w->path);
-        hash = hash_bytes(hash, raw, bytes);
+        char *raw = w->dtype == DTYPE_BF16 ? narrow : (char *)out, padding[WEIGHTS_ALIGNMENT];
+        const size_t used = x->count * weights_element_bytes(w->dtype);
+        fread_check(raw, used, w->f, w->path);
+        fread_check(padding, bytes - used, w->f, w->path);
+        hash = hash_bytes(hash_bytes(hash, raw, used), padding, bytes - used);
         for (size_t j = 0; w->dtype == DTYPE_BF16 && j < x->count; j++) {
             uint16_t half;
             memcpy(&half, raw + 2 * j, 2);
@@ -411,15 +412,12 @@ static inline uint64_t weight_file_save(const char *path, const ClipConfig *c, c
         hash = hash_bytes(hash, text, padded);
         free(text);
     }
-    for (int i = 0; i < t->count; i++) { // the arena's padding may hold anything: the file's is zero
+    for (int i = 0; i < t->count; i++) {
         const Tensor *x = &t->list[i];
-        size_t bytes = x->count * sizeof(float), whole = bytes / WEIGHTS_ALIGNMENT * WEIGHTS_ALIGNMENT;
-        char last[WEIGHTS_ALIGNMENT];
-        memcpy(last, (const char *)(arena + x->offset) + whole, bytes - whole);
-        memcpy(last + (bytes - whole), zeros, WEIGHTS_ALIGNMENT - (bytes - whole));
-        safe_file_write(&s, arena + x->offset, whole);
-        hash = hash_bytes(hash, arena + x->offset, whole);
-        if (bytes > whole) safe_file_write(&s, last, sizeof last), hash = hash_bytes(hash, last, sizeof last);
+        const size_t used = x->count * sizeof(float), padding = round_up(used, WEIGHTS_ALIGNMENT) - used;
+        safe_file_write(&s, arena + x->offset, used);
+        safe_file_write(&s, zeros, padding);
+        hash = hash_bytes(hash_bytes(hash, arena + x->offset, used), zeros, padding);
     }
     safe_file_commit(&s);
     return hash;

@@ -1,0 +1,445 @@
+// The program that ships against reference tensors: activations, loss, gradients, AdamW steps, accumulation, locks, validation.
+//
+//     ./test_clip MODEL.bin DEBUG.bin      (both from dev/reference.py and dev/convert.py; `make test` makes and runs them)
+//
+// A line a tensor: name, compared and stored entries, largest error, tolerance, ok. Compared are the positions that the program
+// computes: caption rows up to end of text, in the last block only the row that is read. What is off, not finite or missing fails.
+#define TESTING
+#include "train_clip.c"
+#include "dev/test/test.h" // EXPECT, test_report
+
+// ---------------------------------------------------------------- records of DEBUG.bin (format: dev/reference.py)
+
+typedef struct {
+    char name[160];
+    int dtype, ndim; // 0 float32, 1 float64, 2 int32
+    int64_t shape[8];
+    size_t count;
+    double *value; // all types widened
+} Record;
+
+typedef struct {
+    Record *list;
+    int count;
+} Records;
+
+static int32_t read_int(FILE *f, const char *path) {
+    int32_t x;
+    fread_check(&x, 4, f, path);
+    return x;
+}
+
+static Records records_load(const char *path) {
+    FILE *f = fopen_check(path, "rb");
+    if (read_int(f, path) != 0x47424443 || read_int(f, path) != 1) die(EXIT_USAGE, "%s: not a file of reference tensors; make it with dev/reference.py", path);
+    Records r = {NULL, read_int(f, path)};
+    if (r.count < 1 || r.count > 1 << 20) die(EXIT_USAGE, "%s: %d records", path, r.count);
+    r.list = calloc_check((size_t)r.count, sizeof *r.list);
+    for (int i = 0; i < r.count; i++) {
+        Record *x = &r.list[i];
+        const int32_t length = read_int(f, path);
+        if (length < 1 || length >= (int)sizeof x->name) die(EXIT_USAGE, "%s: record %d has a name of %d bytes", path, i, length);
+        fread_check(x->name, (size_t)length, f, path);
+        x->dtype = read_int(f, path), x->ndim = read_int(f, path), x->count = 1;
+        if (x->dtype < 0 || x->dtype > 2 || x->ndim < 0 || x->ndim > 8) die(EXIT_USAGE, "%s: %s has type %d and %d axes", path, x->name, x->dtype, x->ndim);
+        for (int d = 0; d < x->ndim; d++) {
+            fread_check(&x->shape[d], 8, f, path);
+            if (x->shape[d] < 0 || x->shape[d] > 1 << 30 || (x->count *= (size_t)x->shape[d]) > 1 << 30) die(EXIT_USAGE, "%s: %s is too large", path, x->name);
+        }
+        x->value = malloc_check(x->count * sizeof(double));
+        for (size_t j = 0; j < x->count; j++) {
+            float f32;
+            int32_t i32;
+            if (x->dtype == 0) fread_check(&f32, 4, f, path), x->value[j] = f32;
+            if (x->dtype == 1) fread_check(&x->value[j], 8, f, path);
+            if (x->dtype == 2) fread_check(&i32, 4, f, path), x->value[j] = i32;
+        }
+    }
+    fclose(f);
+    return r;
+}
+
+static void records_free(Records *r) {
+    for (int i = 0; i < r->count; i++) free(r->list[i].value);
+    free(r->list);
+}
+
+// NULL when there is none.
+PRINTF_LIKE(2, 3) static const Record *record_find(const Records *r, const char *format, ...) {
+    char name[256];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(name, sizeof name, format, args);
+    va_end(args);
+    for (int i = 0; i < r->count; i++)
+        if (strcmp(r->list[i].name, name) == 0) return &r->list[i];
+    return NULL;
+}
+
+// A record that has to be there; otherwise a failure that names it, and NULL.
+#define NEED(variable, ...) \
+    const Record *variable = record_find(r, __VA_ARGS__); \
+    if (!variable) { \
+        printf("missing: " __VA_ARGS__), putchar('\n'); \
+        EXPECT(false, "a tensor is missing"); \
+        return; \
+    }
+
+// The floats or ints of a record from entry `from` on, as the model takes them.
+static float *record_floats(const Record *x, size_t from, size_t n) {
+    float *out = malloc_check(n * sizeof(float));
+    if (from + n > x->count) die(EXIT_USAGE, "%s: %zu entries, %zu are needed", x->name, x->count, from + n);
+    for (size_t i = 0; i < n; i++) out[i] = (float)x->value[from + i];
+    return out;
+}
+
+static int *record_ints(const Record *x, size_t from, size_t n) {
+    int *out = malloc_check(n * sizeof(int));
+    if (from + n > x->count) die(EXIT_USAGE, "%s: %zu entries, %zu are needed", x->name, x->count, from + n);
+    for (size_t i = 0; i < n; i++) out[i] = (int)x->value[from + i];
+    return out;
+}
+
+// ---------------------------------------------------------------- comparing
+
+enum { RELATIVE, ABSOLUTE }; // error relative to the record's largest entry, or as it is
+
+typedef struct {
+    const Record *want;
+    size_t compared;
+    double worst, largest;
+} Comparison;
+
+static Comparison comparison(const Record *want) {
+    Comparison c = {want, 0, 0, 0};
+    for (size_t i = 0; i < want->count; i++) c.largest = fmax(c.largest, fabs(want->value[i]));
+    return c;
+}
+
+// `n` entries of ours against those of the record from entry `at` on
+static void compare_entries(Comparison *c, const float *ours, size_t at, size_t n) {
+    if (at + n > c->want->count) c->worst = INFINITY, n = 0;
+    for (size_t i = 0; i < n; i++) {
+        const double error = fabs((double)ours[i] - c->want->value[at + i]);
+        if (!(error <= c->worst)) c->worst = isnan(error) ? INFINITY : error;
+    }
+    c->compared += n;
+}
+
+static void compare_end(const Comparison *c, const char *suffix, int mode, double tolerance) {
+    const double error = mode == RELATIVE ? c->worst / (c->largest > 0 ? c->largest : 1) : c->worst;
+    const bool ok = error <= tolerance && c->compared > 0;
+    printf("%-72s%-8s %8zu/%-8zu %10.2e %8.0e %s\n", c->want->name, suffix, c->compared, c->want->count, error, tolerance, ok ? "ok" : "OFF");
+    EXPECT(ok, "%s: error %g", c->want->name, error);
+}
+
+static void compare_all(const Record *want, const char *suffix, const float *ours, size_t n, int mode, double tolerance) {
+    Comparison c = comparison(want);
+    compare_entries(&c, ours, 0, n);
+    if (n != want->count) c.worst = INFINITY;
+    compare_end(&c, suffix, mode, tolerance);
+}
+
+static void compare_number(const Record *want, size_t at, double ours, double tolerance) {
+    const double error = at < want->count ? fabs(ours - want->value[at]) / fmax(1, fabs(want->value[at])) : INFINITY;
+    printf("%-72s[%2zu]     %8d/%-8zu %10.2e %8.0e %s\n", want->name, at, 1, want->count, error, tolerance, error <= tolerance ? "ok" : "OFF");
+    EXPECT(error <= tolerance, "%s: %g", want->name, error);
+}
+
+static const double ACTIVATION_TOLERANCE = 2e-6, GRADIENT_TOLERANCE = 1e-5, WEIGHT_TOLERANCE = 3e-5;
+
+// ---------------------------------------------------------------- batches and models
+
+typedef struct {
+    ClipBatch batch;
+    float *images;
+    int *tokens;
+} TestBatch;
+
+// `size` pairs from pair `first` on, out of records shaped (…,3,S,S) and (…,T)
+static TestBatch test_batch(const Clip *clip, const Record *images, const Record *tokens, size_t first, int size) {
+    const size_t pixels = 3 * (size_t)clip->config.image_size * (size_t)clip->config.image_size, T = (size_t)clip->config.context_length;
+    TestBatch b = {{size, NULL, NULL, NULL}, record_floats(images, first * pixels, (size_t)size * pixels), record_ints(tokens, first * T, (size_t)size * T)};
+    b.batch.images = b.images, b.batch.tokens = b.tokens;
+    return b;
+}
+
+static void test_batch_free(TestBatch *b) { free(b->images), free(b->tokens); }
+
+// All pairs at once or (micro < pairs) accumulated, from forward to gradients. Returns the loss.
+static double run_step(Clip *clip, const Record *images, const Record *tokens, size_t first, int pairs, int micro) {
+    for (int j = 0; j < pairs; j += micro) {
+        TestBatch b = test_batch(clip, images, tokens, first + (size_t)j, micro);
+        clip_forward(clip, &b.batch, j, micro == pairs);
+        test_batch_free(&b);
+    }
+    const double loss = clip_loss(clip, pairs, true);
+    for (int j = 0; j < pairs; j += micro) {
+        TestBatch b = test_batch(clip, images, tokens, first + (size_t)j, micro);
+        if (micro < pairs) clip_forward(clip, &b.batch, j, true);
+        clip_backward(clip, &b.batch, j);
+        test_batch_free(&b);
+    }
+    return loss;
+}
+
+// As loaded, with new optimizer state, and the last groups of each tower trainable.
+static void restart(Clip *clip, const Records *r, int image_groups, int text_groups, int pairs) {
+    for (int i = 0; i < clip->tensors.count; i++) {
+        const Tensor *x = &clip->tensors.list[i];
+        const Record *w = record_find(r, "weights/%s", x->name);
+        if (!w) die(EXIT_USAGE, "weights/%s is missing", x->name);
+        float *values = record_floats(w, 0, x->count);
+        clip_write(clip, ARENA_PARAMETERS, x, values);
+        free(values);
+    }
+    clip_lock(clip, IMAGE_TOWER, image_groups), clip_lock(clip, TEXT_TOWER, text_groups);
+    clip_start_training(clip, pairs);
+}
+
+static void compare_arena(const Clip *clip, const Records *r, ClipArena arena, const char *prefix, const char *suffix, bool all, int mode, double tolerance) {
+    for (int i = 0; i < clip->tensors.count; i++) {
+        const Tensor *x = &clip->tensors.list[i];
+        if (!x->trainable && arena != ARENA_PARAMETERS) continue;
+        const Record *want = record_find(r, "%s%s", prefix, x->name);
+        if (!want && all) {
+            printf("missing: %s%s\n", prefix, x->name);
+            EXPECT(false, "a tensor is missing");
+        }
+        if (!want) continue;
+        float *ours = malloc_check(x->count * sizeof(float));
+        clip_read(clip, arena, x, ours);
+        compare_all(want, suffix, ours, x->count, mode, tolerance);
+        free(ours);
+    }
+}
+
+// ---------------------------------------------------------------- activations
+
+// Rows of ours (R,C) packed, or (B,C) only_read, against a record (B,T,C)
+static void compare_rows(const Records *r, const char *tower, const char *name, const float *ours, const Sequences *s, int C, bool only_read) {
+    NEED(want, "activations/%s.%s", tower, name)
+    const size_t T = want->ndim == 3 ? (size_t)want->shape[1] : 1;
+    Comparison c = comparison(want);
+    for (int b = 0; b < s->B; b++) {
+        const size_t length = (size_t)(s->start[b + 1] - s->start[b]), row = (size_t)b * T;
+        if (only_read) compare_entries(&c, ours + (size_t)b * C, (row + (T > 1 ? (size_t)(s->read[b] - s->start[b]) : 0)) * C, (size_t)C);
+        else compare_entries(&c, ours + (size_t)s->start[b] * C, row * C, length * C);
+    }
+    compare_end(&c, "", RELATIVE, ACTIVATION_TOLERANCE);
+}
+
+// Block 0 in detail. What is not kept is computed here by the same layer functions from what is.
+static void check_block0(const Clip *clip, const Records *r, int tower, const char *name) {
+    const Kernels *k = clip->back->kernels;
+    const Tower *t = &clip->back->tower[tower];
+    const TowerShape d = tower_shape(&clip->config, tower);
+    const BlockActivations *a = &t->blocks[0];
+    const BlockPointers *w = &clip->back->w.tower[tower].blocks[0];
+    const bool last = d.L == 1;
+    const int C = d.C, Q = last ? t->seq.B : t->seq.R;
+    const size_t R = (size_t)t->seq.R;
+    float *ln = malloc_check(R * C * sizeof(float)), *act = malloc_check(R * d.F * sizeof(float)), *mean = malloc_check(R * sizeof(float)), *rstd = malloc_check(R * sizeof(float));
+    layernorm_forward(k, ln, mean, rstd, a->x, w->ln_1_weight, w->ln_1_bias, t->seq.R, C, d.eps);
+    compare_rows(r, name, "block0.ln_1", ln, &t->seq, C, false);
+    compare_rows(r, name, "block0.attn_heads", a->attention, &t->seq, C, last);
+    linear_forward(k, ln, a->attention, w->out_proj_weight, w->out_proj_bias, NULL, Q, C, C);
+    compare_rows(r, name, "block0.attn", ln, &t->seq, C, last);
+    compare_rows(r, name, "block0.resid1", a->resid1, &t->seq, C, last);
+    layernorm_forward(k, ln, mean, rstd, a->resid1, w->ln_2_weight, w->ln_2_bias, Q, C, d.eps);
+    compare_rows(r, name, "block0.ln_2", ln, &t->seq, C, last);
+    compare_rows(r, name, "block0.mlp_hidden", a->mlp_hidden, &t->seq, d.F, last);
+    gelu_forward(k, act, a->mlp_hidden, (size_t)Q * d.F, d.quick_gelu);
+    compare_rows(r, name, "block0.mlp_act", act, &t->seq, d.F, last);
+    linear_forward(k, ln, act, w->c_proj_weight, w->c_proj_bias, NULL, Q, d.F, C);
+    compare_rows(r, name, "block0.mlp", ln, &t->seq, C, last);
+    free(ln), free(act), free(mean), free(rstd);
+}
+
+static void check_tower(const Clip *clip, const Records *r, int tower, const char *name) {
+    const Tower *t = &clip->back->tower[tower];
+    const TowerShape d = tower_shape(&clip->config, tower);
+    char block[32];
+    if (tower == IMAGE_TOWER) {
+        NEED(want, "activations/vision.patch_embed")
+        compare_all(want, "", t->embedded, (size_t)(t->seq.R - t->seq.B) * d.C, RELATIVE, ACTIVATION_TOLERANCE);
+        compare_rows(r, name, "embed", clip->config.ln_pre ? t->embedding : t->blocks[0].x, &t->seq, d.C, false);
+        if (clip->config.ln_pre) compare_rows(r, name, "ln_pre", t->blocks[0].x, &t->seq, d.C, false);
+    } else {
+        compare_rows(r, name, "embed", t->blocks[0].x, &t->seq, d.C, false);
+        compare_rows(r, name, "ln_final", t->pooled, &t->seq, d.C, true);
+        NEED(eot, "activations/text.eot_index")
+        for (int b = 0; b < t->seq.B; b++) compare_number(eot, (size_t)b, t->seq.read[b] - t->seq.start[b], 0);
+    }
+    check_block0(clip, r, tower, name);
+    for (int l = 0; l < d.L; l++) {
+        snprintf(block, sizeof block, "block%d", l);
+        compare_rows(r, name, block, l + 1 < d.L ? t->blocks[l + 1].x : t->last, &t->seq, d.C, l == d.L - 1);
+    }
+    compare_rows(r, name, "pooled", t->pooled, &t->seq, d.C, true);
+    compare_rows(r, name, "features", t->projected, &t->seq, d.E, true);
+    compare_rows(r, name, "normalized", clip->back->features[tower], &t->seq, d.E, true);
+}
+
+// The mean cross-entropy of the rows (or columns) of logits (n,n) against the diagonal.
+static double cross_entropy(const float *logits, int n, bool columns) {
+    double loss = 0;
+    for (int i = 0; i < n; i++) {
+        double sum = 0;
+        for (int j = 0; j < n; j++) sum += exp((double)(columns ? logits[j * n + i] : logits[i * n + j]) - logits[i * n + i]);
+        loss += log(sum) / n;
+    }
+    return loss;
+}
+
+static void test_forward_and_backward(Clip *clip, const Records *r) {
+    NEED(images, "batch/images")
+    NEED(tokens, "batch/tokens")
+    NEED(loss, "activations/loss")
+    NEED(loss_image, "activations/loss_image")
+    NEED(loss_text, "activations/loss_text")
+    NEED(logits, "activations/logits_per_image")
+    NEED(dimage, "grads/image_features")
+    NEED(dtext, "grads/text_features")
+    const int B = (int)images->shape[0], E = clip->config.embed_dim;
+    restart(clip, r, 1000, 1000, B);
+    TestBatch b = test_batch(clip, images, tokens, 0, B);
+    clip_forward(clip, &b.batch, 0, true);
+    check_tower(clip, r, IMAGE_TOWER, "vision");
+    check_tower(clip, r, TEXT_TOWER, "text");
+
+    float *ours = malloc_check((size_t)B * B * sizeof(float));
+    matmul_nt(clip->back->kernels, ours, clip->back->features[0], clip->back->features[1], B, B, E);
+    for (int i = 0; i < B * B; i++) ours[i] *= clip_logit_scale(clip);
+    compare_all(logits, "", ours, (size_t)B * B, RELATIVE, ACTIVATION_TOLERANCE);
+    compare_number(loss_image, 0, cross_entropy(ours, B, false), ACTIVATION_TOLERANCE);
+    compare_number(loss_text, 0, cross_entropy(ours, B, true), ACTIVATION_TOLERANCE);
+    compare_number(loss, 0, clip_loss(clip, B, true), ACTIVATION_TOLERANCE);
+    free(ours);
+
+    compare_all(dimage, "", clip->back->dfeatures[0], (size_t)B * E, RELATIVE, GRADIENT_TOLERANCE);
+    compare_all(dtext, "", clip->back->dfeatures[1], (size_t)B * E, RELATIVE, GRADIENT_TOLERANCE);
+    clip_backward(clip, &b.batch, 0);
+    compare_arena(clip, r, ARENA_GRADIENTS, "grads/param.", "", true, RELATIVE, GRADIENT_TOLERANCE);
+    test_batch_free(&b);
+}
+
+// ---------------------------------------------------------------- strategies
+
+// Which tensors train, and that their gradients are those of full fine-tuning.
+static void test_locks(Clip *clip, const Records *r) {
+    NEED(images, "batch/images")
+    NEED(tokens, "batch/tokens")
+    for (int tower = 0; tower < 2; tower++)
+        for (int groups = 0; groups <= clip_tower_layers(&clip->config, tower) + 2; groups++) {
+            const char *kind = tower == IMAGE_TOWER ? "image" : "text";
+            restart(clip, r, tower == IMAGE_TOWER ? groups : 1000, tower == TEXT_TOWER ? groups : 1000, (int)images->shape[0]);
+            int wrong = 0, listed = 0;
+            for (int i = 0; i < clip->tensors.count; i++) {
+                const bool trains = record_find(r, "locked/%s_%d/%s", kind, groups, clip->tensors.list[i].name);
+                wrong += trains != clip->tensors.list[i].trainable, listed += trains;
+            }
+            if (listed) EXPECT(wrong == 0, "%s tower, %d groups: %d tensors differ", kind, groups, wrong);
+            printf("locked/%s_%d: %d of %d tensors train, %d differ%s\n", kind, groups, listed, clip->tensors.count, wrong, listed ? "" : " (no such case stored)");
+            run_step(clip, images, tokens, 0, (int)images->shape[0], (int)images->shape[0]);
+            compare_arena(clip, r, ARENA_GRADIENTS, "grads/param.", "locked", true, RELATIVE, GRADIENT_TOLERANCE);
+        }
+}
+
+static void test_weight_decay(const Clip *clip, const Records *r) {
+    for (int i = 0; i < clip->tensors.count; i++) {
+        const Tensor *x = &clip->tensors.list[i];
+        NEED(want, "weight_decay/%s", x->name)
+        EXPECT((want->value[0] > 0) == x->decay, "weight_decay/%s", x->name);
+    }
+    printf("weight_decay: %d tensors\n", clip->tensors.count);
+}
+
+// Every way to cut the batch gives the gradients of the whole, that of logit_scale too.
+static void test_accumulation(Clip *clip, const Records *r) {
+    NEED(images, "accum/images")
+    NEED(tokens, "accum/tokens")
+    NEED(loss, "accum/loss")
+    const int pairs = (int)images->shape[0];
+    for (int micro = 1; micro <= pairs; micro++) {
+        if (pairs % micro) continue;
+        char suffix[32];
+        snprintf(suffix, sizeof suffix, " %dx%d", pairs / micro, micro);
+        restart(clip, r, 1000, 1000, pairs);
+        compare_number(loss, 0, run_step(clip, images, tokens, 0, pairs, micro), ACTIVATION_TOLERANCE);
+        compare_arena(clip, r, ARENA_GRADIENTS, "accum/grad.", suffix, true, RELATIVE, GRADIENT_TOLERANCE);
+    }
+}
+
+// ---------------------------------------------------------------- optimizer
+
+static double hyper(const Records *r, const char *name) {
+    const Record *x = record_find(r, "hyper/%s", name);
+    if (!x) die(EXIT_USAGE, "hyper/%s is missing", name);
+    return x->value[0];
+}
+
+// Steps over images (steps,B,…), or the same images each step, with the recorded rates.
+static void check_steps(Clip *clip, const Records *r, const char *prefix, const Record *images, const Record *tokens, bool same_batch, double clip_norm) {
+    NEED(loss, "%sloss", prefix)
+    NEED(norm, "%sgrad_norm", prefix)
+    NEED(lr, "%slr", prefix)
+    NEED(logit_scale, "%slogit_scale", prefix)
+    const int steps = (int)lr->count, B = (int)tokens->shape[tokens->ndim - 2];
+    for (int step = 0; step < steps; step++) {
+        AdamW a = {lr->value[step], hyper(r, "beta1"), hyper(r, "beta2"), hyper(r, "eps"), hyper(r, "weight_decay"), clip_norm, step + 1};
+        // logits are exp(logit_scale) times cosines: rounding of the features grows with it, beyond its usual 1 / 0.07
+        const double grow = fmax(1, 0.07 * clip_logit_scale(clip));
+        compare_number(loss, (size_t)step, run_step(clip, images, tokens, same_batch ? 0 : (size_t)step * B, B, B), grow * ACTIVATION_TOLERANCE);
+        compare_number(norm, (size_t)step, clip_update(clip, &a), grow * GRADIENT_TOLERANCE);
+        float scale;
+        clip_read(clip, ARENA_PARAMETERS, tensor_find(&clip->tensors, LOGIT_SCALE_KEY), &scale);
+        compare_number(logit_scale, (size_t)step, scale, ACTIVATION_TOLERANCE);
+    }
+}
+
+static void test_adamw(Clip *clip, const Records *r, const char *name, double clip_norm) {
+    NEED(images, "adamw_batches/images")
+    NEED(tokens, "adamw_batches/tokens")
+    char prefix[64];
+    restart(clip, r, 1000, 1000, (int)images->shape[1]);
+    snprintf(prefix, sizeof prefix, "%s/", name);
+    check_steps(clip, r, prefix, images, tokens, false, clip_norm);
+    snprintf(prefix, sizeof prefix, "%s/final.", name);
+    compare_arena(clip, r, ARENA_PARAMETERS, prefix, "", true, ABSOLUTE, WEIGHT_TOLERANCE);
+    snprintf(prefix, sizeof prefix, "%s/m.", name);
+    compare_arena(clip, r, ARENA_M, prefix, "", false, RELATIVE, GRADIENT_TOLERANCE);
+    snprintf(prefix, sizeof prefix, "%s/v.", name);
+    compare_arena(clip, r, ARENA_V, prefix, "", false, RELATIVE, 2 * GRADIENT_TOLERANCE);
+}
+
+static void test_logit_scale_clamp(Clip *clip, const Records *r, const char *end) {
+    NEED(images, "adamw_clamp/images")
+    NEED(tokens, "adamw_clamp/tokens_%s", end)
+    NEED(start, "adamw_clamp/start_%s", end)
+    restart(clip, r, 0, 0, (int)images->shape[0]);
+    const float scale = (float)start->value[0];
+    clip_write(clip, ARENA_PARAMETERS, tensor_find(&clip->tensors, LOGIT_SCALE_KEY), &scale);
+    char prefix[64];
+    snprintf(prefix, sizeof prefix, "adamw_clamp/%s.", end);
+    check_steps(clip, r, prefix, images, tokens, true, 0);
+}
+
+int main(int argc, char **argv) {
+    if (argc != 3) die(EXIT_USAGE, "usage: test_clip MODEL.bin DEBUG.bin (made by dev/convert.py and dev/reference.py; see `make golden`)");
+    Clip *clip = clip_load(argv[1]);
+    Records r = records_load(argv[2]);
+    compare_arena(clip, &r, ARENA_PARAMETERS, "weights/", "", true, ABSOLUTE, 0);
+    test_forward_and_backward(clip, &r);
+    test_locks(clip, &r);
+    test_weight_decay(clip, &r);
+    test_accumulation(clip, &r);
+    test_adamw(clip, &r, "adamw_noclip", 0);
+    test_adamw(clip, &r, "adamw_clip1", hyper(&r, "clip_norm"));
+    test_logit_scale_clamp(clip, &r, "high");
+    test_logit_scale_clamp(clip, &r, "low");
+    printf("kernels: %s\n", clip_kernels(clip));
+    records_free(&r);
+    clip_free(clip);
+    return test_report();
+}
