@@ -1,0 +1,1042 @@
+// Checks csv.h, webdataset.h, dataset.h, sample.h and dataloader.h on files that it makes in a temporary folder.
+// With a folder DIR as argument also on DIR/cifar10 (sizes.json) and DIR/emoji, where they exist.
+#include "clipc/dataloader.h"
+#include "dev/test/test.h"
+
+#include <sys/wait.h>
+
+static char folder[512]; // the temporary folder
+
+static const char *at(const char *name) { // a path in it; eight at a time
+    static char paths[8][PATH_SIZE];
+    static int next;
+    char *p = paths[next++ % 8];
+    snprintf(p, PATH_SIZE, "%s/%s", folder, name);
+    return p;
+}
+
+// ---------------------------------------------------------------- fixtures
+
+static void write_file(const char *path, const void *data, size_t bytes) {
+    FILE *f = fopen_check(path, "wb");
+    fwrite_check(data, bytes, f, path);
+    fclose(f);
+}
+
+static void write_text(const char *path, const char *text) { write_file(path, text, strlen(text)); }
+
+// A PNG of width × height whose pixels tell its number; returns its bytes.
+static size_t make_png(uint8_t *out, size_t capacity, int number, int width, int height) {
+    uint8_t *rgb = (uint8_t *)malloc_check((size_t)(3 * width * height));
+    for (int i = 0; i < width * height; i++) rgb[3 * i] = (uint8_t)number, rgb[3 * i + 1] = (uint8_t)(i * 7 + number), rgb[3 * i + 2] = (uint8_t)(i % width * 9);
+    png_image image;
+    memset(&image, 0, sizeof image);
+    image.version = PNG_IMAGE_VERSION, image.width = (png_uint_32)width, image.height = (png_uint_32)height, image.format = PNG_FORMAT_RGB;
+    png_alloc_size_t bytes = capacity;
+    if (!png_image_write_to_memory(&image, out, &bytes, 0, rgb, 0, NULL)) die(EXIT_RUNTIME, "no PNG: %s", image.message);
+    free(rgb);
+    return bytes;
+}
+
+// A JPEG with the EXIF orientation 6.
+static size_t make_rotated_jpeg(uint8_t *out, size_t capacity) {
+    static const uint8_t exif[] = {'E', 'x', 'i', 'f', 0, 0, 'I', 'I', '*', 0, 8, 0, 0, 0, 1, 0, 0x12, 1, 3, 0, 1, 0, 0, 0, 6, 0, 0, 0, 0, 0, 0, 0};
+    struct jpeg_compress_struct c;
+    struct jpeg_error_mgr errors;
+    unsigned char *data = NULL;
+    unsigned long bytes = 0;
+    uint8_t row[3 * 16] = {0};
+    JSAMPROW rows[1] = {row};
+    c.err = jpeg_std_error(&errors);
+    jpeg_create_compress(&c);
+    jpeg_mem_dest(&c, &data, &bytes);
+    c.image_width = 16, c.image_height = 8, c.input_components = 3, c.in_color_space = JCS_RGB;
+    jpeg_set_defaults(&c);
+    jpeg_start_compress(&c, TRUE);
+    jpeg_write_marker(&c, JPEG_APP0 + 1, exif, sizeof exif);
+    for (int y = 0; y < 8; y++) jpeg_write_scanlines(&c, rows, 1);
+    jpeg_finish_compress(&c);
+    jpeg_destroy_compress(&c);
+    if (bytes > capacity) die(EXIT_RUNTIME, "JPEG too long");
+    memcpy(out, data, bytes);
+    free(data);
+    return bytes;
+}
+
+typedef int (*ArchiveOption)(struct archive *);
+
+static struct archive *tar_create(const char *path, ArchiveOption format, ArchiveOption filter) {
+    struct archive *a = archive_write_new();
+    format(a);
+    filter(a);
+    archive_write_set_options(a, "hdrcharset=BINARY");
+    if (archive_write_open_filename(a, path) != ARCHIVE_OK) die(EXIT_RUNTIME, "%s: %s", path, archive_error_string(a));
+    return a;
+}
+
+static void tar_add(struct archive *a, const char *name, const void *data, size_t bytes) {
+    struct archive_entry *e = archive_entry_new();
+    archive_entry_set_pathname(e, name);
+    archive_entry_set_size(e, (int64_t)bytes);
+    archive_entry_set_filetype(e, AE_IFREG);
+    archive_entry_set_perm(e, 0644);
+    if (archive_write_header(a, e) != ARCHIVE_OK) die(EXIT_RUNTIME, "%s: %s", name, archive_error_string(a));
+    if (archive_write_data(a, data, bytes) != (ssize_t)bytes) die(EXIT_RUNTIME, "%s: %s", name, archive_error_string(a));
+    archive_entry_free(e);
+}
+
+static void tar_add_text(struct archive *a, const char *name, const char *text) { tar_add(a, name, text, strlen(text)); }
+static void tar_finish(struct archive *a) { archive_write_close(a), archive_write_free(a); }
+static void tar_plain(const char *path, struct archive **a) { *a = tar_create(path, archive_write_set_format_ustar, archive_write_add_filter_none); }
+
+// ---------------------------------------------------------------- what a child process prints and how it ends
+
+static char child_output[65536];
+
+// Runs f(argument) in a child; returns its exit code (-1: killed by a signal), its stderr is in child_output.
+static int run_child(void (*f)(const void *), const void *argument) {
+    int ends[2], status;
+    if (pipe(ends)) die(EXIT_RUNTIME, "pipe: %s", strerror(errno));
+    fflush(stdout);
+    pid_t child = fork();
+    if (child == 0) {
+        dup2(ends[1], STDERR_FILENO);
+        close(ends[0]), close(ends[1]);
+        f(argument);
+        _exit(0);
+    }
+    close(ends[1]);
+    size_t n = 0;
+    for (ssize_t got; (got = read(ends[0], child_output + n, sizeof child_output - 1 - n)) > 0;) n += (size_t)got;
+    child_output[n] = 0;
+    close(ends[0]);
+    waitpid(child, &status, 0);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+// Exit code 2 and one line that holds `text`.
+#define EXPECT_DEATH(function, argument, text)                                                                                          \
+    do {                                                                                                                                \
+        int code = run_child(function, argument);                                                                                       \
+        char *newline = strchr(child_output, '\n');                                                                                     \
+        EXPECT(code == EXIT_USAGE && newline && !newline[1] && strstr(child_output, text), "%s: code %d: %s", text, code, child_output); \
+    } while (0)
+
+typedef struct {
+    const char *spec;
+    DatasetConfig config;
+    int64_t least;
+} OpenCase;
+
+static void open_case(const void *argument) {
+    const OpenCase *c = (const OpenCase *)argument;
+    Dataset d = dataset_open(c->spec, &c->config, c->least);
+    dataset_free(&d);
+}
+
+static OpenCase open_of(const char *spec) {
+    OpenCase c = {spec, dataset_config_default(), 1};
+    return c;
+}
+
+// Reads a sample; its caption as a string.
+static SampleStatus read_sample(const Dataset *d, int64_t i, SampleBytes *b, char *caption, size_t size) {
+    SampleStatus status = dataset_read(d, i, b);
+    snprintf(caption, size, "%.*s", (int)b->caption_bytes, b->caption);
+    return status;
+}
+
+#define EXPECT_CAPTION(d, i, b, text)                                                                                \
+    do {                                                                                                             \
+        char got[512];                                                                                               \
+        SampleStatus status = read_sample(d, i, b, got, sizeof got);                                                 \
+        EXPECT(status == SAMPLE_OK && !strcmp(got, text), "sample %d: %s: '%s'", (int)(i), sample_status_name(status), got); \
+    } while (0)
+#define EXPECT_STATUS(d, i, b, wanted)                                                            \
+    do {                                                                                          \
+        SampleStatus status = dataset_read(d, i, b);                                              \
+        EXPECT(status == (wanted), "sample %d: %s", (int)(i), sample_status_name(status));        \
+    } while (0)
+
+// ---------------------------------------------------------------- CSV
+
+// The rows of `text` as "a|b;c|d", the header included.
+static const char *csv_shown(const char *text, char separator) {
+    static char shown[1024];
+    size_t n = 0;
+    CsvReader r;
+    write_text(at("shown.csv"), text);
+    csv_open(&r, at("shown.csv"), separator, NULL, 0);
+    shown[0] = 0;
+    do {
+        for (int i = 0; i < r.count; i++) n += (size_t)snprintf(shown + n, sizeof shown - n, "%s%s", i ? "|" : n ? ";" : "", r.fields[i].start);
+    } while (csv_read_row(&r));
+    free(r.text), free(r.fields);
+    return shown;
+}
+
+static void test_csv_fields(void) {
+    EXPECT_STRING(csv_shown("a,b\n1,2\n", ','), "a|b;1|2");
+    EXPECT_STRING(csv_shown("a,b\r\n1,2\r\n3,4", ','), "a|b;1|2;3|4");
+    EXPECT_STRING(csv_shown("a,b\r1,2\r", ','), "a|b;1|2");
+    EXPECT_STRING(csv_shown("\xef\xbb\xbf" "a,b\n1,2", ','), "a|b;1|2");
+    EXPECT_STRING(csv_shown("\xef\xbb\xbf\"a\",b\n1,2", ','), "a|b;1|2");
+    EXPECT_STRING(csv_shown("a,b\n\"x, y\",\"say \"\"hi\"\"\"\n", ','), "a|b;x, y|say \"hi\"");
+    EXPECT_STRING(csv_shown("a,b\n\"two\r\nlines\",\"\"\n3,4", ','), "a|b;two\r\nlines|;3|4");
+    EXPECT_STRING(csv_shown("a,b\n\"x\" tail,y\n", ','), "a|b;x tail|y");
+    EXPECT_STRING(csv_shown("a,b\n5\" disk,y\n", ','), "a|b;5\" disk|y");
+    EXPECT_STRING(csv_shown("a,b\n\"never closed,y\n3,4\n", ','), "a|b;\"never closed|y;3|4");
+    EXPECT_STRING(csv_shown("a,b\n1,\"", ','), "a|b;1|\"");
+    EXPECT_STRING(csv_shown("a,b\n\n\r\n1\n1,2,3,\n,", ','), "a|b;1;1|2|3|;|");
+    EXPECT_STRING(csv_shown("a;b\n1,5;2", ';'), "a|b;1,5|2");
+    EXPECT(csv_separator_parse("tab") == '\t' && csv_separator_parse("\\t") == '\t' && csv_separator_parse("\t") == '\t' && csv_separator_parse(";") == ';');
+    EXPECT(!csv_separator_parse("") && !csv_separator_parse("\"") && !csv_separator_parse(",,"));
+}
+
+static void test_csv_separators(void) {
+    const char *const names[2] = {"filepath", "title"};
+    const struct {
+        const char *header;
+        char separator;
+    } cases[] = {{"filepath\ttitle\n", '\t'}, {"filepath,title", ','}, {"id;title;filepath\r\n", ';'}, {"filepath|title\n", '|'},
+        {"\"filepath\",\"title\",\"a;b;c;d;e\"\n", ','}, {"filepath\ttitle\ta,b,c,d,e\n", '\t'}, {"\"a\nb\tc\td\te\",title,filepath\n", ','},
+        {" filepath ; title \n", ';'}, {"x;y;z\n1,2,3,4,5", ';'}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        EXPECT(csv_find_separator(cases[i].header, strlen(cases[i].header), names, 2) == cases[i].separator, "%s", cases[i].header);
+}
+
+static void test_csv_dataset(void) {
+    uint8_t png[4096];
+    char text[4096];
+    size_t bytes = make_png(png, sizeof png, 1, 5, 4);
+    make_directories(at("csv/images"));
+    write_file(at("csv/images/a b.png"), png, bytes);
+    write_file(at("here.png"), png, bytes); // beside no CSV: from the working directory
+    make_directories(at("csv/folder.png"));
+    mkfifo(at("csv/pipe.png"), 0600);
+    snprintf(text, sizeof text, "filepath,title,label\nimages/a b.png,NA,3\nimages/a b.png,null,dog\n%s,  spaced ,cat\nhere.png,\"a, \"\"b\"\"\nc\",0\n"
+        "gone.png,x,1\nimages/a b.png/x,x,1\nfolder.png,x,1\npipe.png,x,1\nimages/a b.png, ,1\nimages/a b.png\n,nothing,1\nimages/a b.png,x,99", at("here.png"));
+    write_text(at("csv/t.csv"), text);
+    if (chdir(folder)) die(EXIT_RUNTIME, "%s", folder);
+    const char *const classnames[4] = {"cat", "dog", "bird", "fish"};
+    DatasetConfig c = dataset_config_default();
+    c.classnames = classnames, c.classname_count = 4;
+    Dataset d = dataset_open(at("csv/t.csv"), &c, 2);
+    SampleBytes b;
+    memset(&b, 0, sizeof b);
+    EXPECT(dataset_count(&d) == 12, "%d", (int)dataset_count(&d));
+    const char *const captions[4] = {"NA", "null", "  spaced ", "a, \"b\"\nc"};
+    const int labels[4] = {3, 1, 0, 0};
+    for (int i = 0; i < 4; i++) {
+        EXPECT_CAPTION(&d, i, &b, captions[i]);
+        EXPECT(b.label == labels[i] && b.image.bytes == bytes && !memcmp(b.image.data, png, bytes));
+    }
+    const SampleStatus wanted[7] = {SAMPLE_MISSING, SAMPLE_MISSING, SAMPLE_UNREADABLE, SAMPLE_UNREADABLE, SAMPLE_NO_CAPTION, SAMPLE_NO_CAPTION, SAMPLE_NO_IMAGE};
+    for (int i = 0; i < 7; i++) EXPECT_STATUS(&d, i + 4, &b, wanted[i]);
+    dataset_free(&d);
+
+    c.need_caption = false, c.need_label = true; // zero-shot: captions do not matter, labels do
+    d = dataset_open(at("csv/t.csv"), &c, 2);
+    EXPECT_STATUS(&d, 8, &b, SAMPLE_OK);
+    EXPECT_STATUS(&d, 9, &b, SAMPLE_NO_LABEL);
+    EXPECT_STATUS(&d, 11, &b, SAMPLE_NO_LABEL); // no class has this number
+    char origin[256];
+    dataset_origin(&d, 4, origin, sizeof origin);
+    EXPECT(ends_with(origin, "csv/t.csv:gone.png"), "%s", origin);
+    dataset_free(&d);
+    c.num_samples = 3;
+    d = dataset_open("csv/t.csv", &c, 2); // a relative path
+    EXPECT(dataset_count(&d) == 3 && d.files[0].samples == 3);
+    EXPECT_STATUS(&d, 0, &b, SAMPLE_OK);
+    dataset_free(&d);
+    sample_bytes_free(&b);
+}
+
+static void test_csv_errors(void) {
+    OpenCase c = open_of(at("e.csv"));
+    write_text(c.spec, "path\tcaption\tlang\na\tb\tc\n");
+    EXPECT_DEATH(open_case, &c, "no column 'filepath' (there are: path, caption, lang); name it with --csv-img-key");
+    c.config.csv_img_key = "path";
+    EXPECT_DEATH(open_case, &c, "--csv-caption-key");
+    c.config.csv_caption_key = "caption", c.config.need_label = true;
+    EXPECT_DEATH(open_case, &c, "--csv-label-key");
+    c = open_of(at("e.csv"));
+    write_text(c.spec, "filepath,title\n");
+    EXPECT_DEATH(open_case, &c, "is empty");
+    write_text(c.spec, "filepath,title\na.png,b\n");
+    c.least = 2;
+    EXPECT_DEATH(open_case, &c, "at least 2 are needed");
+    write_text(c.spec, "");
+    EXPECT_DEATH(open_case, &c, "is empty");
+    write_file(c.spec, "\xff\xfe" "f\0i\0l\0e\0", 10);
+    EXPECT_DEATH(open_case, &c, "UTF-8");
+    c = open_of(at("not there.csv"));
+    EXPECT_DEATH(open_case, &c, "no such file");
+    c = open_of("a.csv::b.csv");
+    EXPECT_DEATH(open_case, &c, "only tar shards");
+}
+
+// Tables of random pieces: any row count, no read outside (the sanitizers look after that).
+static void test_csv_garbage(void) {
+    static const char *const pieces[] = {"\"", "\"\"", ",", "\n", "\r", "\r\n", "x", "\"a\nb\"", "\t", "\xff", "filepath,title", ";", "\"\"\""};
+    char text[512];
+    int rows = 0;
+    for (int round = 0; round < 2000; round++) {
+        Rand r = rand_for(1, (uint64_t)round, 0);
+        size_t n = (size_t)snprintf(text, sizeof text, "%s", round % 2 ? "filepath,title\n" : "");
+        for (uint64_t k = rand_below(&r, 40); k > 0; k--) n += (size_t)snprintf(text + n, sizeof text - n, "%s", pieces[rand_below(&r, sizeof pieces / sizeof *pieces)]);
+        CsvReader reader = {(char *)malloc_check(n + 1), n, 0, 0, NULL, 0, 0, 0};
+        memcpy(reader.text, text, n + 1);
+        const char *const names[2] = {"filepath", "title"};
+        reader.separator = csv_find_separator(reader.text, n, names, 2);
+        while (csv_read_row(&reader))
+            for (int i = 0; i < reader.count; i++) rows += strlen(reader.fields[i].start) == reader.fields[i].length;
+        EXPECT(reader.at == n);
+        free(reader.text), free(reader.fields);
+    }
+    EXPECT(rows > 2000);
+}
+
+// ---------------------------------------------------------------- braces
+
+static void expand_case(const void *spec) {
+    StringList s = shard_list((const char *)spec);
+    string_list_free(&s);
+}
+
+static void test_braces(void) {
+    const char *const cases[][2] = {{"a.tar", "a.tar"}, {"a-{0..2}.tar", "a-0.tar a-1.tar a-2.tar"}, {"a-{08..11}.tar", "a-08.tar a-09.tar a-10.tar a-11.tar"},
+        {"{8..010}", "008 009 010"}, {"{7..7}x", "7x"}, {"{0..1}{a,b}", "0a 0b 1a 1b"}, {"{a,b{1..2},}.tar", "a.tar b1.tar b2.tar .tar"}, {"x::y{1..2}::z", "x y1 y2 z"},
+        {"{train,{a,b}/val}-{00..01}", "train-00 train-01 a/val-00 a/val-01 b/val-00 b/val-01"}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        StringList s = shard_list(cases[i][0]);
+        char joined[512] = "";
+        for (size_t k = 0; k < s.count; k++) snprintf(joined + strlen(joined), sizeof joined - strlen(joined), "%s%s", k ? " " : "", s.list[k]);
+        EXPECT_STRING(joined, cases[i][1]);
+        string_list_free(&s);
+    }
+    EXPECT_DEATH(expand_case, "a{9..1}.tar", "runs backwards");
+    EXPECT_DEATH(expand_case, "a{a..}.tar", "no range of numbers");
+    EXPECT_DEATH(expand_case, "a{..3}.tar", "no range of numbers");
+    EXPECT_DEATH(expand_case, "a{1..2..3}.tar", "no range of numbers");
+    EXPECT_DEATH(expand_case, "a{-1..2}.tar", "no range of numbers");
+    EXPECT_DEATH(expand_case, "a{}.tar", "neither a range nor a list");
+    EXPECT_DEATH(expand_case, "a{7}.tar", "neither a range nor a list");
+    EXPECT_DEATH(expand_case, "a{1..2.tar", "{ without }");
+    EXPECT_DEATH(expand_case, "a1..2}.tar", "} without {");
+    EXPECT_DEATH(expand_case, "a{0..999999999}.tar", "more than 1000000");
+    EXPECT_DEATH(expand_case, "a{0..99999999999999999999}.tar", "no range of numbers");
+    EXPECT_DEATH(expand_case, "{0..9}{0..9}{0..9}{0..9}{0..9}{0..9}{0..9}.tar", "more than 1000000");
+    EXPECT_DEATH(expand_case, "{{{{{{{{{{{{1,2}}}}}}}}}}}}", "neither");
+    EXPECT_DEATH(expand_case, "{1,}{1,}{1,}{1,}{1,}{1,}{1,}{1,}{1,}", "pairs of braces");
+    EXPECT_DEATH(expand_case, "a.tar::", "empty name");
+    EXPECT_DEATH(expand_case, "pipe:cat a.tar", "commands are not run");
+    EXPECT(is_shard_name("x/a.tar") && is_shard_name("a.TGZ") && is_shard_name("a.tar.gz") && is_shard_name("a.tar::b.tar") && is_shard_name("{a.tar,b.tar}"));
+    EXPECT(!is_shard_name("a.targets.csv") && !is_shard_name("tar") && !is_shard_name("a.csv"));
+}
+
+// ---------------------------------------------------------------- tar
+
+// Names of every length class, each with an image of its own size; the captions say which.
+static void test_tar_format(const char *file, ArchiveOption format, ArchiveOption filter, int longest) {
+    struct archive *a = tar_create(at(file), format, filter);
+    const int lengths[] = {1, 90, 99, 100, 101, 240, 300, 1000, 5};
+    char name[1100], text[64];
+    uint8_t data[3000];
+    int samples = 0;
+    for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
+        if (lengths[i] > longest) continue;
+        int n = 0;
+        while (n < lengths[i]) n += snprintf(name + n, sizeof name - (size_t)n, "%s", n % 50 == 49 && n + 1 < lengths[i] ? "/" : i == 8 ? "\xc3\xa9" : i % 2 ? "k" : "m");
+        snprintf(name + n, sizeof name - (size_t)n, "%d.jpg", (int)i);
+        size_t bytes = 700 * i % 2999; // also none, 512·k ± 1 does not matter: every offset follows from the one before
+        memset(data, (int)i + 1, sizeof data);
+        tar_add(a, name, data, bytes);
+        strcpy(name + strlen(name) - 3, "txt");
+        snprintf(text, sizeof text, "caption %d", (int)i);
+        tar_add_text(a, name, text);
+        samples++;
+    }
+    tar_finish(a);
+    DatasetConfig c = dataset_config_default();
+    Dataset d = dataset_open(at(file), &c, 1);
+    SampleBytes b;
+    memset(&b, 0, sizeof b);
+    EXPECT(dataset_count(&d) == samples, "%s: %d of %d", file, (int)dataset_count(&d), samples);
+    EXPECT((d.spill_fd >= 0) == (filter != archive_write_add_filter_none));
+    for (int64_t i = d.count - 1; i >= 0; i--) { // any order
+        char caption[64];
+        SampleStatus status = read_sample(&d, i, &b, caption, sizeof caption);
+        int number = atoi(caption + 8);
+        bool same = b.image.bytes == (size_t)(700 * number % 2999);
+        for (size_t k = 0; k < b.image.bytes && same; k++) same = b.image.data[k] == number + 1;
+        EXPECT(status == SAMPLE_OK && same, "%s: %s", file, caption);
+    }
+    sample_bytes_free(&b);
+    dataset_free(&d);
+}
+
+static void test_tar_formats(void) {
+    test_tar_format("ustar.tar", archive_write_set_format_ustar, archive_write_add_filter_none, 250);
+    test_tar_format("pax.tar", archive_write_set_format_pax, archive_write_add_filter_none, 1000);
+    test_tar_format("gnu.tar", archive_write_set_format_gnutar, archive_write_add_filter_none, 1000);
+    test_tar_format("v7.tar", archive_write_set_format_v7tar, archive_write_add_filter_none, 90);
+    test_tar_format("pax.tar.gz", archive_write_set_format_pax, archive_write_add_filter_gzip, 1000);
+    test_tar_format("gnu.tgz", archive_write_set_format_gnutar, archive_write_add_filter_gzip, 1000);
+    test_tar_format("ustar.tar.xz", archive_write_set_format_ustar, archive_write_add_filter_xz, 250);
+    test_tar_format("ustar.tar.zst", archive_write_set_format_ustar, archive_write_add_filter_zstd, 250);
+    test_tar_format("compressed.tar", archive_write_set_format_ustar, archive_write_add_filter_bzip2, 250); // told by content
+}
+
+static void test_tar_samples(void) {
+    struct archive *a;
+    tar_plain(at("kinds.tar"), &a);
+    tar_add_text(a, "README.md", "no sample");
+    tar_add_text(a, ".hidden", "no sample");
+    tar_add_text(a, "nodot", "no sample");
+    tar_add_text(a, "d.x/a.png", "png"), tar_add_text(a, "d.x/a.JPG", "jpg"), tar_add_text(a, "d.x/a.txt", "best first\n"); // the order of --image-key
+    tar_add_text(a, "b.txt", "caption first"), tar_add_text(a, "b.cls", " 2\n"), tar_add_text(a, "b.webp", "w"), tar_add_text(a, "b.json", "{\"text\": \"of json\"}");
+    tar_add_text(a, "c.seg.jpg", "another kind"), tar_add_text(a, "c.txt", "no image");
+    tar_add_text(a, "e.jpg", "e"), tar_add_text(a, "e.json", "[1]");
+    tar_add_text(a, "f.jpg", "f"), tar_add_text(a, "f.txt", " \n"), tar_add_text(a, "f.json", "{\"text\": 5}");
+    tar_add_text(a, "g.jpg", "g1"), tar_add_text(a, "g.txt", "twice 1"), tar_add_text(a, "g.jpg", "g2"), tar_add_text(a, "g.txt", "twice 2"); // LAION-400M
+    tar_add_text(a, "h.jpeg", ""), tar_add_text(a, "h.txt", "zero bytes"), tar_add_text(a, "h.cls", "dog"), tar_add_text(a, "h.json", "{\"text\": \"\\u00e9\\u0000x\"}");
+    tar_add_text(a, "i.jpg", "i"), tar_add_text(a, "i.json", "{broken");
+    tar_finish(a);
+    const char *const classnames[3] = {"cat", "dog", "bird"};
+    DatasetConfig c = dataset_config_default();
+    c.classnames = classnames, c.classname_count = 3;
+    Dataset d = dataset_open(at("kinds.tar"), &c, 1);
+    SampleBytes b;
+    memset(&b, 0, sizeof b);
+    EXPECT(dataset_count(&d) == 9, "%d", (int)dataset_count(&d));
+    EXPECT_CAPTION(&d, 0, &b, "best first\n");
+    EXPECT(b.image.bytes == 3 && !memcmp(b.image.data, "jpg", 3) && b.label == -1);
+    char origin[256];
+    dataset_origin(&d, 0, origin, sizeof origin);
+    EXPECT(ends_with(origin, "kinds.tar:d.x/a.JPG"), "%s", origin);
+    EXPECT_CAPTION(&d, 1, &b, "caption first");
+    EXPECT(b.label == 2 && b.image.bytes == 1);
+    EXPECT_STATUS(&d, 2, &b, SAMPLE_NO_IMAGE);
+    EXPECT_STATUS(&d, 3, &b, SAMPLE_NO_CAPTION);
+    EXPECT_STATUS(&d, 4, &b, SAMPLE_NO_CAPTION);
+    EXPECT_CAPTION(&d, 5, &b, "twice 1");
+    EXPECT_CAPTION(&d, 6, &b, "twice 2");
+    EXPECT(b.image.bytes == 2 && b.image.data[1] == '2');
+    EXPECT_CAPTION(&d, 7, &b, "zero bytes");
+    EXPECT(b.image.bytes == 0 && b.label == 1);
+    dataset_free(&d);
+
+    c.json_text_key = "text";
+    d = dataset_open(at("kinds.tar"), &c, 1);
+    EXPECT_CAPTION(&d, 1, &b, "of json");
+    EXPECT_STATUS(&d, 2, &b, SAMPLE_NO_CAPTION); // e.json is no object; c has neither image nor JSON and is no sample
+    EXPECT_STATUS(&d, 3, &b, SAMPLE_NO_CAPTION);
+    EXPECT_STATUS(&d, 6, &b, SAMPLE_OK);
+    EXPECT(b.caption_bytes == 4 && !memcmp(b.caption, "\xc3\xa9\0x", 4));
+    EXPECT_STATUS(&d, 7, &b, SAMPLE_BAD_JSON);
+    dataset_free(&d);
+    sample_bytes_free(&b);
+}
+
+// Indexes a shard that may be broken, reads what there is; returns the number of samples.
+static int64_t read_any_shard(const char *path, int *readable) {
+    DatasetConfig c = dataset_config_default();
+    Dataset d = dataset_new(&c, DATASET_WEBDATASET);
+    SampleBytes b;
+    memset(&b, 0, sizeof b);
+    dataset_add_shard(&d, path);
+    *readable = 0;
+    for (int64_t i = 0; i < d.count; i++) *readable += dataset_read(&d, i, &b) == SAMPLE_OK;
+    int64_t count = d.count;
+    sample_bytes_free(&b);
+    dataset_free(&d);
+    return count;
+}
+
+static void broken_shard_case(const void *path) {
+    int readable;
+    read_any_shard((const char *)path, &readable);
+}
+
+static void test_broken_tar(void) {
+    struct archive *a;
+    char name[32];
+    tar_plain(at("whole.tar"), &a);
+    for (int i = 0; i < 6; i++) {
+        snprintf(name, sizeof name, "%d.jpg", i);
+        tar_add(a, name, "0123456789", 10);
+        snprintf(name, sizeof name, "%d.txt", i);
+        tar_add_text(a, name, "caption");
+    }
+    tar_finish(a);
+    size_t bytes;
+    char *whole = file_read_all(at("whole.tar"), &bytes);
+    write_file(at("cut.tar"), whole, 2 * 2048 + 512 + 5); // within the third image
+    EXPECT(run_child(broken_shard_case, at("cut.tar")) == 0);
+    EXPECT(strstr(child_output, "cut.tar: broken shard (the file ends within 2.jpg); 2 samples can be read"), "%s", child_output);
+    OpenCase c = open_of(at("a.tar::b.tar"));
+    EXPECT_DEATH(open_case, &c, "no such shard");
+    write_text(at("zero.tar"), "");
+    write_text(at("garbage.tar"), "this is no tar file at all, whatever its name says");
+    c = open_of(at("{zero,garbage}.tar"));
+    EXPECT(run_child(open_case, &c) == EXIT_USAGE && strstr(child_output, "zero.tar: broken shard") && strstr(child_output, "garbage.tar: broken shard") &&
+        strstr(child_output, "the data set is empty"), "%s", child_output);
+    c = open_of(folder);
+    c.config.type = DATASET_WEBDATASET;
+    EXPECT(run_child(open_case, &c) == EXIT_USAGE && strstr(child_output, "it is no file"), "%s", child_output);
+
+    int saved = dup(STDERR_FILENO), nowhere = open("/dev/null", O_WRONLY), readable; // the lines of hundreds of broken shards are of no interest
+    dup2(nowhere, STDERR_FILENO);
+    close(nowhere);
+    for (size_t cut = 0; cut <= bytes; cut += cut < 5000 ? 100 : 1000) {
+        write_file(at("cut.tar"), whole, cut);
+        int64_t samples = read_any_shard(at("cut.tar"), &readable);
+        int complete = (int)(cut / 2048) < 6 ? (int)(cut / 2048) : 6; // a sample has 4 blocks; the padding of the last may be missing
+        EXPECT(readable >= complete && readable <= complete + 1 && samples <= complete + 1, "cut at %d: %d of %d", (int)cut, readable, (int)samples);
+    }
+    for (int compressed = 0; compressed < 2; compressed++) { // bytes changed at random, also in a compressed shard
+        size_t n;
+        char *good = file_read_all(at(compressed ? "pax.tar.gz" : "pax.tar"), &n);
+        for (int round = 0; round < 300; round++) {
+            Rand r = rand_for(2, (uint64_t)round, (uint64_t)compressed);
+            char *bad = (char *)memcpy(malloc_check(n), good, n);
+            for (uint64_t k = 1 + rand_below(&r, 8); k > 0; k--) bad[rand_below(&r, n)] = (char)rand_u64(&r);
+            write_file(at("bad.tar"), bad, round % 3 ? n : rand_below(&r, n));
+            EXPECT(read_any_shard(at("bad.tar"), &readable) >= readable);
+            free(bad);
+        }
+        free(good);
+    }
+    dup2(saved, STDERR_FILENO);
+    close(saved);
+
+    write_file(at("shrinks.tar"), whole, bytes); // a shard that becomes shorter after the list was made
+    DatasetConfig config = dataset_config_default();
+    Dataset d = dataset_open(at("shrinks.tar"), &config, 1);
+    SampleBytes b;
+    memset(&b, 0, sizeof b);
+    if (truncate(at("shrinks.tar"), 4096)) die(EXIT_RUNTIME, "truncate");
+    EXPECT_STATUS(&d, 0, &b, SAMPLE_OK);
+    EXPECT_STATUS(&d, 5, &b, SAMPLE_UNREADABLE);
+    sample_bytes_free(&b);
+    unlink(at("shrinks.tar"));
+    EXPECT_STATUS(&d, 1, &b, SAMPLE_MISSING);
+    sample_bytes_free(&b);
+    dataset_free(&d);
+    free(whole);
+}
+
+// ---------------------------------------------------------------- folders
+
+typedef struct {
+    const char *root;
+    DatasetConfig config;
+} ClassCase;
+
+static void class_case(const void *argument) {
+    const ClassCase *c = (const ClassCase *)argument;
+    Dataset d = dataset_open_class_folders(c->root, &c->config);
+    dataset_free(&d);
+}
+
+static void test_folder(void) {
+    make_directories(at("tree/a/deep/er"));
+    make_directories(at("tree/.git"));
+    const char *const images[] = {"tree/b.PNG", "tree/a/deep/er/x.jpg", "tree/a/y.jpeg", "tree/a.webp", "tree/.git/z.png", "tree/.hidden.png"};
+    for (int i = 0; i < 6; i++) write_text(at(images[i]), "image");
+    write_text(at("tree/b.txt"), "of b\n"), write_text(at("tree/a/deep/er/x.txt"), "of x"), write_text(at("tree/a/y.txt"), " "), write_text(at("tree/c.txt"), "alone");
+    if (symlink("..", at("tree/a/up")) || symlink("nowhere.png", at("tree/z.png"))) die(EXIT_RUNTIME, "symlink");
+    write_text(at("tree/z.txt"), "of a dead link");
+    DatasetConfig c = dataset_config_default();
+    char root[PATH_SIZE];
+    path_format(root, "%s//", at("tree"));
+    Dataset d = dataset_open(root, &c, 2);
+    SampleBytes b;
+    memset(&b, 0, sizeof b);
+    EXPECT(dataset_count(&d) == 5, "%d", (int)dataset_count(&d)); // byte order: a.webp, a/deep/er/x.jpg, a/y.jpeg, b.PNG, z.png
+    EXPECT_STATUS(&d, 0, &b, SAMPLE_NO_CAPTION);
+    EXPECT_CAPTION(&d, 1, &b, "of x");
+    EXPECT_STATUS(&d, 2, &b, SAMPLE_NO_CAPTION);
+    EXPECT_CAPTION(&d, 3, &b, "of b\n");
+    EXPECT_STATUS(&d, 4, &b, SAMPLE_MISSING);
+    dataset_free(&d);
+    c.need_caption = false;
+    d = dataset_open(at("tree"), &c, 1);
+    EXPECT_STATUS(&d, 0, &b, SAMPLE_OK);
+    dataset_free(&d);
+    make_directories(at("empty"));
+    OpenCase empty = open_of(at("empty"));
+    EXPECT_DEATH(open_case, &empty, "the data set is empty");
+    sample_bytes_free(&b);
+}
+
+static void test_class_folders(void) {
+    make_directories(at("classes/n02/in"));
+    make_directories(at("classes/n01"));
+    make_directories(at("classes/n03"));
+    write_text(at("classes/n02/in/p.png"), "2"), write_text(at("classes/n01/q.jpg"), "1"), write_text(at("classes/beside.png"), "no class");
+    const char *const by_name[4] = {"n03", "n02", "other", "n01"}, *const by_order[3] = {"ape", "bear", "cat"};
+    ClassCase c = {at("classes/"), dataset_config_default()};
+    c.config.need_caption = false, c.config.need_label = true;
+    Dataset d = dataset_open_class_folders(c.root, &c.config);
+    EXPECT(d.count == 2 && d.class_folder_count == 3 && d.samples[0].label == 0 && d.samples[1].label == 1);
+    EXPECT_STRING(d.class_folders[2], "n03");
+    dataset_free(&d);
+    c.config.classnames = by_order, c.config.classname_count = 3;
+    d = dataset_open_class_folders(c.root, &c.config);
+    EXPECT(d.count == 2 && d.samples[0].label == 0 && d.samples[1].label == 1);
+    dataset_free(&d);
+    c.config.classnames = by_name, c.config.classname_count = 4;
+    d = dataset_open_class_folders(c.root, &c.config);
+    EXPECT(d.count == 2 && d.samples[0].label == 3 && d.samples[1].label == 1);
+    dataset_free(&d);
+    c.config.classnames = by_order, c.config.classname_count = 2;
+    EXPECT_DEATH(class_case, &c, "3 class folders, but 2 class names");
+    c.root = at("empty");
+    EXPECT_DEATH(class_case, &c, "no sub-folders");
+}
+
+// ---------------------------------------------------------------- order
+
+static void test_order(void) {
+    enum { N = 20000, SHARD = 1000 };
+    DatasetConfig c = dataset_config_default();
+    c.num_samples = N;
+    Dataset d = dataset_open("synthetic", &c, 2);
+    int64_t *a = (int64_t *)malloc_check(N * sizeof *a), *b = (int64_t *)malloc_check(N * sizeof *b), fixed, seen;
+    for (int tar = 0; tar < 2; tar++) {
+        if (tar) {
+            d.type = DATASET_WEBDATASET;
+            while (d.file_count < N / SHARD) dataset_add_file(&d, "shard");
+            for (int i = 0; i < N; i++) d.samples[i].file = i / SHARD;
+        }
+        bool *hit = (bool *)calloc_check(N, 1);
+        dataset_order(&d, 7, 3, true, a);
+        dataset_order(&d, 7, 3, true, b);
+        EXPECT(!memcmp(a, b, N * sizeof *a));
+        for (int i = 0; i < N; i++) hit[a[i]] = true;
+        fixed = seen = 0;
+        for (int i = 0; i < N; i++) seen += hit[i], fixed += a[i] == i;
+        EXPECT(seen == N && fixed < 50, "%d of %d, %d in place", (int)seen, N, (int)fixed);
+        dataset_order(&d, 7, 4, true, b);
+        EXPECT(memcmp(a, b, N * sizeof *a));
+        dataset_order(&d, 8, 3, true, b);
+        EXPECT(memcmp(a, b, N * sizeof *a));
+        int shards = 0; // among the first thousand: all of a global shuffle, few of shards plus buffer
+        memset(hit, 0, N);
+        for (int i = 0; i < SHARD; i++) shards += !hit[a[i] / SHARD], hit[a[i] / SHARD] = true;
+        EXPECT(tar ? shards >= 5 && shards <= 7 : shards == N / SHARD, "%d shards", shards);
+        free(hit);
+    }
+    dataset_order(&d, 7, 3, false, a);
+    for (int i = fixed = 0; i < N; i++) fixed += a[i] == i;
+    EXPECT(fixed == N);
+    free(a), free(b);
+    dataset_free(&d);
+}
+
+static void test_split(void) {
+    DatasetConfig c = dataset_config_default();
+    Dataset d = dataset_open(at("kinds.tar"), &c, 2), whole = dataset_open(at("kinds.tar"), &c, 2), held = dataset_split(&d, 0.34, 5);
+    SampleBytes b;
+    memset(&b, 0, sizeof b);
+    EXPECT(held.count == 3 && d.count == 6 && held.files[0].samples == 3 && d.files[0].samples == 6);
+    int64_t i = 0, j = 0; // both in order, together the whole
+    while (i + j < whole.count) {
+        if (i < d.count && d.samples[i].image == whole.samples[i + j].image && d.samples[i].caption == whole.samples[i + j].caption) i++;
+        else if (j < held.count && held.samples[j].caption == whole.samples[i + j].caption) j++;
+        else break;
+    }
+    EXPECT(i == 6 && j == 3, "%d and %d", (int)i, (int)j);
+    for (j = 0; j < held.count; j++) dataset_read(&held, j, &b);
+    sample_bytes_free(&b);
+    dataset_free(&held), dataset_free(&d), dataset_free(&whole);
+}
+
+// ---------------------------------------------------------------- loader
+
+enum { SIZE = 9, CONTEXT = 12, SAMPLES = 53 };
+
+static bool is_bad(int64_t i) { return i % 7 == 3 || i == 51 || i == 52; }
+
+// A CSV of 53 samples, ten of them broken in different ways; tar shards of the same.
+static void make_loader_data(void) {
+    static uint8_t png[1 << 16];
+    char line[256], name[64];
+    struct archive *a = NULL;
+    make_directories(at("set"));
+    FILE *f = fopen_check(at("set/t.tsv"), "w");
+    fprintf(f, "filepath\ttitle\n");
+    for (int i = 0; i < SAMPLES; i++) {
+        size_t n = make_png(png, sizeof png, i * 4, 11 + i % 5, 8 + i % 3);
+        if (i == 3) n /= 2;
+        if (i == 10) n = 0;
+        if (i == 17) n = 3;
+        if (i == 24) n = make_png(png, sizeof png, 1, 200, 300); // above max_image_pixels
+        if (i == 5) n = make_rotated_jpeg(png, sizeof png);
+        snprintf(name, sizeof name, "set/%d.png", i);
+        if (i != 31) write_file(at(name), png, n);
+        snprintf(line, sizeof line, "%s", is_bad(i) && i > 31 ? "" : "a caption");
+        fprintf(f, "%d.png\t%s\n", i, line);
+        if (i % 20 == 0) {
+            if (a) tar_finish(a);
+            snprintf(name, sizeof name, "set/s%d.tar", i / 20);
+            tar_plain(at(name), &a);
+        }
+        snprintf(name, sizeof name, "%03d.png", i);
+        tar_add(a, name, png, i == 31 ? 4 : n);
+        snprintf(name, sizeof name, "%03d.txt", i);
+        tar_add_text(a, name, line);
+    }
+    tar_finish(a);
+    fclose(f);
+}
+
+static LoaderConfig loader_config(int workers) {
+    static AugmentConfig augment;
+    char error[256];
+    augment_parse(&augment, "scale=0.5,1.0 color_jitter=0.4,0.4,0.4,0.1", error);
+    LoaderConfig c;
+    memset(&c, 0, sizeof c);
+    c.batch_size = 8, c.workers = workers, c.image_size = SIZE, c.augment = &augment, c.max_image_pixels = 10000, c.seed = 3, c.shuffle = true;
+    return c;
+}
+
+// Runs an epoch from `position` for `batches`; a hash of all that the batches hold, each sample's index in `indices`.
+static uint64_t run_epoch(const Dataset *d, const LoaderConfig *c, int64_t epoch, int64_t position, int batches, int64_t *indices, int64_t *end) {
+    Loader *l = loader_create(d, c);
+    Batch b = batch_create(c);
+    uint64_t hash = HASH_START;
+    loader_start_epoch(l, epoch, position);
+    for (int i = 0; i < batches; i++) {
+        int n = loader_next(l, &b);
+        hash = hash_bytes(hash, b.pixels, (size_t)n * 3 * SIZE * SIZE);
+        if (c->context) hash = hash_bytes(hash, b.tokens, (size_t)n * (size_t)c->context * sizeof(int));
+        hash = hash_bytes(hash, b.indices, (size_t)n * sizeof(int64_t));
+        for (int k = 0; k < n && indices; k++) *indices++ = b.indices[k];
+    }
+    if (end) *end = loader_position(l);
+    batch_free(&b);
+    loader_free(l);
+    return hash;
+}
+
+static void test_loader_workers(const char *spec) {
+    char error[256];
+    DatasetConfig dc = dataset_config_default();
+    Dataset d = dataset_open(spec, &dc, 2);
+    Tokenizer *t = tokenizer_create(tokenizer_builtin_merges, tokenizer_builtin_merges_length, error);
+    if (!t) die(EXIT_RUNTIME, "tokenizer: %s", error);
+    int64_t indices[3][96], end[3], first_end;
+    uint64_t hash[3];
+    const int workers[3] = {1, 2, 5};
+    EXPECT(dataset_count(&d) == SAMPLES);
+    for (int k = 0; k < 3; k++) {
+        LoaderConfig c = loader_config(workers[k]);
+        c.tokenizer = t, c.context = CONTEXT;
+        hash[k] = run_epoch(&d, &c, 2, 0, 12, indices[k], &end[k]); // 96 of 53: the order begins again twice
+        EXPECT(hash[k] == hash[0] && end[k] == end[0] && !memcmp(indices[k], indices[0], sizeof indices[0]), "%d workers", workers[k]);
+    }
+    // exactly the good ones of the order, wrapped
+    int64_t order[SAMPLES], at_order = 0;
+    dataset_order(&d, 3, 2, true, order);
+    for (int i = 0; i < 96; i++, at_order++) {
+        while (is_bad(order[at_order % SAMPLES])) at_order++;
+        EXPECT(indices[0][i] == order[at_order % SAMPLES], "place %d", i);
+    }
+    EXPECT(end[0] == at_order, "%d", (int)end[0]);
+
+    LoaderConfig c = loader_config(2); // resumed in the middle, with another number of workers
+    c.tokenizer = t, c.context = CONTEXT;
+    uint64_t tail = 0;
+    int64_t resumed[56];
+    run_epoch(&d, &c, 2, 0, 5, NULL, &first_end);
+    c.workers = 3;
+    tail = run_epoch(&d, &c, 2, first_end, 7, resumed, NULL);
+    EXPECT(!memcmp(resumed, indices[0] + 40, sizeof resumed));
+    Loader *l = loader_create(&d, &c);
+    Batch b = batch_create(&c);
+    uint64_t straight = HASH_START;
+    loader_start_epoch(l, 1, 0); // given up at once for another epoch
+    loader_start_epoch(l, 2, 0);
+    for (int i = 0; i < 12; i++) {
+        loader_next(l, &b);
+        EXPECT(b.count == 8 && b.tokens[0] == t->start_of_text && b.tokens[b.lengths[0] - 1] == t->end_of_text && b.lengths[0] == 4);
+        if (i < 5) continue;
+        straight = hash_bytes(straight, b.pixels, 8 * 3 * SIZE * SIZE);
+        straight = hash_bytes(straight, b.tokens, 8 * CONTEXT * sizeof(int));
+        straight = hash_bytes(straight, b.indices, 8 * sizeof(int64_t));
+    }
+    EXPECT(straight == tail);
+    EXPECT(run_epoch(&d, &c, 3, 0, 12, NULL, NULL) != hash[0]);
+    c.seed = 4;
+    EXPECT(run_epoch(&d, &c, 2, 0, 12, NULL, NULL) != hash[0]);
+    batch_free(&b);
+    loader_free(l);
+    tokenizer_free(t);
+    dataset_free(&d);
+}
+
+// An epoch whose skips are reported to stderr.
+static void report_case(const void *spec) {
+    DatasetConfig dc = dataset_config_default();
+    Dataset d = dataset_open((const char *)spec, &dc, 2);
+    LoaderConfig c = loader_config(2);
+    c.skipped_path = at("skipped.txt");
+    Loader *l = loader_create(&d, &c);
+    Batch b = batch_create(&c);
+    for (int epoch = 0; epoch < 2; epoch++) {
+        loader_start_epoch(l, epoch, 0);
+        for (int i = 0; i < 14; i++) loader_next(l, &b); // the order begins again twice: each sample counts once
+        if (loader_skipped(l) != 9) _exit(9);
+        loader_report_skips(l);
+        if (loader_skipped(l)) _exit(8);
+    }
+    batch_free(&b);
+    loader_free(l);
+    dataset_free(&d);
+}
+
+static void test_loader_report(void) {
+    EXPECT(run_child(report_case, at("set/t.tsv")) == 0, "%s", child_output);
+    const char *line = strstr(child_output, "set/t.tsv: 9 of 53 samples skipped (1 missing file");
+    EXPECT(line && strstr(line, "4 without caption") && strstr(line, "; see ") && strstr(line + 1, "9 of 53"), "%s", child_output);
+    const char *hint = strstr(child_output, "--exif-rotate");
+    EXPECT(hint && !strstr(hint + 1, "--exif-rotate"), "%s", child_output); // once
+    char *skipped = file_read_all(at("skipped.txt"), NULL);
+    int lines = 0;
+    for (char *p = skipped; *p; p++) lines += *p == '\n';
+    EXPECT(lines == 9 && strstr(skipped, "t.tsv:31.png\tmissing file"), "%s", skipped);
+    free(skipped);
+    EXPECT(run_child(report_case, at("set/s{0..2}.tar")) == 0, "%s", child_output);
+    EXPECT(strstr(child_output, "set/s0.tar: 3 of 20 samples skipped (") && strstr(child_output, "set/s2.tar: 3 of 13 samples skipped (3 without caption"), "%s", child_output);
+}
+
+static void test_one_pass(void) {
+    DatasetConfig dc = dataset_config_default();
+    dc.need_caption = false; // those without caption are good then
+    Dataset d = dataset_open(at("set/t.tsv"), &dc, 1);
+    uint64_t first = 0;
+    for (int workers = 1; workers < 5; workers += 3) {
+        LoaderConfig c = loader_config(workers);
+        c.augment = NULL, c.one_pass = true;
+        Loader *l = loader_create(&d, &c);
+        Batch b = batch_create(&c);
+        for (int pass = 0; pass < 2; pass++) {
+            int64_t next = -1, total = 0;
+            uint64_t hash = HASH_START;
+            loader_start_epoch(l, pass, 0);
+            for (int n; (n = loader_next(l, &b)) > 0; total += n) {
+                EXPECT(n == 8 || total + n == 48, "%d", n);
+                for (int i = 0; i < n; next = b.indices[i++]) EXPECT(b.indices[i] > next);
+                hash = hash_bytes(hash, b.pixels, (size_t)n * 3 * SIZE * SIZE);
+            }
+            EXPECT(total == 48 && loader_next(l, &b) == 0 && loader_skipped(l) == 5 * (pass + 1), "%d, %d", (int)total, (int)loader_skipped(l));
+            if (!first) first = hash;
+            EXPECT(hash == first);
+        }
+        batch_free(&b);
+        loader_free(l);
+    }
+    dataset_free(&d);
+}
+
+static void no_sample_case(const void *spec) {
+    DatasetConfig dc = dataset_config_default();
+    const char *path = (const char *)spec;
+    bool pass = path[0] == '!';
+    Dataset d = dataset_open(path + pass, &dc, 2);
+    LoaderConfig c = loader_config(2);
+    c.one_pass = pass;
+    Loader *l = loader_create(&d, &c);
+    Batch b = batch_create(&c);
+    loader_start_epoch(l, 0, 0);
+    loader_next(l, &b);
+}
+
+static void test_no_sample(void) {
+    write_text(at("none.csv"), "filepath,title\nx.png,a\ny.png,b\nset/3.png,c\n");
+    EXPECT_DEATH(no_sample_case, at("none.csv"), "fewer than two of 3 samples can be used (");
+    write_text(at("one.csv"), "filepath,title\nx.png,a\nset/0.png,b\ny.png,c\nset/3.png,d\n");
+    EXPECT_DEATH(no_sample_case, at("one.csv"), "fewer than two of 4 samples");
+    char pass[PATH_SIZE];
+    path_format(pass, "!%s", at("none.csv"));
+    EXPECT_DEATH(no_sample_case, pass, "none of 3 samples can be used (2 missing files");
+    path_format(pass, "!%s", at("one.csv"));
+    EXPECT(run_child(no_sample_case, pass) == 0, "%s", child_output);
+}
+
+static void test_interrupt_and_stop(void) {
+    static uint8_t png[1 << 22];
+    volatile sig_atomic_t interrupted = 1;
+    char text[256];
+    make_directories(at("big"));
+    size_t bytes = make_png(png, sizeof png, 5, 3000, 3000); // takes far longer than the first wait
+    write_file(at("big/a.png"), png, bytes);
+    snprintf(text, sizeof text, "filepath,title\n");
+    for (int i = 0; i < 8; i++) strcat(text, "a.png,a\n");
+    write_text(at("big/t.csv"), text);
+    DatasetConfig dc = dataset_config_default();
+    Dataset d = dataset_open(at("big/t.csv"), &dc, 2);
+    LoaderConfig c = loader_config(2);
+    c.max_image_pixels = 25000000, c.interrupted = &interrupted;
+    Loader *l = loader_create(&d, &c);
+    Batch b = batch_create(&c);
+    double start = seconds_now();
+    loader_start_epoch(l, 0, 0);
+    EXPECT(loader_next(l, &b) == 0 && loader_position(l) == 0);
+    loader_free(l); // waits for the two pictures in work alone
+    EXPECT(seconds_now() - start < 20, "%.1f s", seconds_now() - start);
+    batch_free(&b);
+    dataset_free(&d);
+
+    c = loader_config(3);
+    d = dataset_open(at("set/t.tsv"), &dc, 2);
+    for (int i = 0; i < 20; i++) { // at once; with a full ring; without an epoch
+        l = loader_create(&d, &c);
+        if (i % 3) loader_start_epoch(l, 0, i);
+        if (i % 3 == 2) usleep(20000);
+        loader_free(l);
+    }
+    EXPECT(1);
+    dataset_free(&d);
+}
+
+static void text_without_tokenizer(const void *spec) {
+    DatasetConfig dc = dataset_config_default();
+    Dataset d = dataset_open((const char *)spec, &dc, 2);
+    LoaderConfig c = loader_config(1);
+    c.context = CONTEXT, c.vocab_size = 100;
+    loader_create(&d, &c);
+}
+
+static void test_synthetic(void) {
+    DatasetConfig dc = dataset_config_default();
+    Dataset d = dataset_open("synthetic", &dc, 2);
+    EXPECT(dataset_count(&d) == SYNTHETIC_SAMPLES);
+    LoaderConfig c = loader_config(2);
+    c.context = CONTEXT, c.vocab_size = 100;
+    uint64_t hash = run_epoch(&d, &c, 0, 0, 9, NULL, NULL);
+    c.workers = 1;
+    EXPECT(run_epoch(&d, &c, 0, 0, 9, NULL, NULL) == hash);
+    Loader *l = loader_create(&d, &c);
+    Batch b = batch_create(&c);
+    loader_start_epoch(l, 0, 0);
+    EXPECT(loader_next(l, &b) == 8);
+    for (int i = 0; i < 8; i++) EXPECT(b.tokens[i * CONTEXT] == 98 && b.tokens[i * CONTEXT + CONTEXT - 1] == 99 && b.lengths[i] == CONTEXT);
+    for (int i = 0; i < 8 * CONTEXT; i++) EXPECT(b.tokens[i] >= 0 && b.tokens[i] < 100);
+    EXPECT(memcmp(b.pixels, b.pixels + 3 * SIZE * SIZE, 3 * SIZE * SIZE));
+    batch_free(&b);
+    loader_free(l);
+    dataset_free(&d);
+    EXPECT_DEATH(text_without_tokenizer, at("set/t.tsv"), "has no tokenizer");
+}
+
+// ---------------------------------------------------------------- real data
+
+static void test_cifar10(const char *data) {
+    char path[PATH_SIZE], spec[PATH_SIZE], missing[256];
+    path_format(path, "%s/cifar10/sizes.json", data);
+    json_t *sizes = json_load_file(path, 0, NULL), *size;
+    EXPECT(sizes != NULL, "%s", path);
+    const char *shard;
+    DatasetConfig c = dataset_config_default();
+    SampleBytes b;
+    memset(&b, 0, sizeof b);
+    json_object_foreach(sizes, shard, size) {
+        path_format(spec, "%s/cifar10/%s", data, shard);
+        Dataset d = dataset_open(spec, &c, 2);
+        int good = 0;
+        for (int64_t i = 0; i < d.count; i++) good += dataset_read(&d, i, &b) == SAMPLE_OK && b.image.bytes > 100 && b.image.data[0] == 0xff && b.image.data[1] == 0xd8;
+        EXPECT(d.count == json_integer_value(size) && good == d.count, "%s: %d samples", shard, (int)d.count);
+        if (!strncmp(shard, "test", 4)) EXPECT(b.label >= 0 && b.label < 10, "%d", b.label);
+        sample_bytes_free(&b);
+        dataset_free(&d);
+    }
+    json_decref(sizes);
+    snprintf(missing, sizeof missing, "train-00010.tar");
+    path_format(spec, "%s/cifar10/train-{00000..00010}.tar", data);
+    OpenCase o = open_of(spec);
+    EXPECT_DEATH(open_case, &o, missing);
+
+    path_format(spec, "%s/cifar10/train-{00000..00003}.tar", data);
+    for (int workers = 1; workers <= 2; workers++) { // decoding and cropping alone
+        double start = seconds_now();
+        Dataset d = dataset_open(spec, &c, 2);
+        double listed = seconds_now();
+        LoaderConfig lc = loader_config(workers);
+        lc.batch_size = 64, lc.image_size = 32, lc.augment = NULL;
+        Loader *l = loader_create(&d, &lc);
+        Batch batch = batch_create(&lc);
+        int64_t samples = 0;
+        loader_start_epoch(l, 0, 0);
+        for (int i = 0; i < 312; i++) samples += loader_next(l, &batch);
+        EXPECT(samples == 312 * 64);
+        printf("cifar10, %d worker%s: %lld samples listed in %.2f s, %.0f images/s\n", workers, workers > 1 ? "s" : "", (long long)d.count, listed - start,
+            (double)samples / (seconds_now() - listed));
+        batch_free(&batch);
+        loader_free(l);
+        dataset_free(&d);
+    }
+}
+
+static void test_emoji(const char *data) {
+    const char *const tables[] = {"train.csv", "val.csv", "train_multilingual.csv", "val_multilingual.csv"};
+    DatasetConfig c = dataset_config_default();
+    SampleBytes b;
+    memset(&b, 0, sizeof b);
+    for (int k = 0; k < 4; k++) {
+        char path[PATH_SIZE];
+        path_format(path, "%s/emoji/%s", data, tables[k]);
+        int64_t lines = -1, good = 0;
+        char *text = file_read_all(path, NULL);
+        for (char *p = text; *p; p++) lines += *p == '\n';
+        Dataset d = dataset_open(path, &c, 2);
+        for (int64_t i = 0; i < d.count; i++) good += dataset_read(&d, i, &b) == SAMPLE_OK && b.image.bytes > 50 && b.caption_bytes;
+        EXPECT(d.count == lines && good == lines, "%s: %d of %d", path, (int)good, (int)lines);
+        dataset_free(&d);
+        free(text);
+    }
+    sample_bytes_free(&b);
+}
+
+int main(int argc, char **argv) {
+    char data[PATH_SIZE] = "";
+    const char *tmp = getenv("TMPDIR");
+    if (argc > 1 && !realpath(argv[1], data)) die(EXIT_USAGE, "%s: no such folder", argv[1]);
+    snprintf(folder, sizeof folder, "%.400s/test_dataloader-XXXXXX", tmp && tmp[0] ? tmp : "/tmp");
+    if (!mkdtemp(folder)) die(EXIT_RUNTIME, "%s: cannot make it", folder);
+    test_csv_fields();
+    test_csv_separators();
+    test_csv_dataset();
+    test_csv_errors();
+    test_csv_garbage();
+    test_braces();
+    test_tar_formats();
+    test_tar_samples();
+    test_broken_tar();
+    test_folder();
+    test_class_folders();
+    test_order();
+    test_split();
+    make_loader_data();
+    test_loader_workers(at("set/t.tsv"));
+    test_loader_workers(at("set/s{0..2}.tar"));
+    test_loader_report();
+    test_one_pass();
+    test_no_sample();
+    test_interrupt_and_stop();
+    test_synthetic();
+    char part[PATH_SIZE];
+    if (data[0]) {
+        path_format(part, "%.4000s/cifar10", data);
+        if (is_directory(part)) test_cifar10(data);
+        path_format(part, "%.4000s/emoji", data);
+        if (is_directory(part)) test_emoji(data);
+    }
+    char command[600];
+    snprintf(command, sizeof command, "rm -rf '%s'", folder);
+    if (system(command)) warn("%s: cannot remove it", folder);
+    return test_report();
+}
