@@ -6,7 +6,7 @@
 #   DIR/tokenizer, image   captions and their ids, image files and their pixels
 #   DIR/train              losses of a training run over DIR/../data/cifar10
 # With names behind DIR only those of model, tokenizer, image and train. A folder without a check that ran is a failure.
-cd "$(dirname "$0")/../.." || exit 1
+cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit 1
 . dev/test/parts.sh
 
 # what a folder with a model's stored values has to hold
@@ -39,7 +39,6 @@ golden_model() { # DIR
     done
     if [ -d "$1/formats" ] || [ -d "$1/bad" ]; then found=1 && part "model/formats, bad" "$PYTHON" dev/test/test_convert.py --golden "$1"; fi
     if ls "$1"/retrieval.npz "$1"/zeroshot.npz >/dev/null 2>&1; then found=1 && part "model/retrieval, zeroshot" "$BUILD/test_evaluate" "$1"; fi
-    if [ -e "$1/resize.npz" ]; then found=1 && part "model/resize" "$BUILD/test_resize" "$1"; fi
     if [ -z "$found" ]; then part model false; fi
 }
 
