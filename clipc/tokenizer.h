@@ -108,9 +108,10 @@ static inline void tokenizer_add_bytes(Tokenizer *t, TokenizerSymbols *s) {
 
 // Reads `left right` (length bytes); false with the reason when it is no merge of two earlier symbols to a new one.
 static inline bool tokenizer_add_merge(Tokenizer *t, TokenizerSymbols *s, const char *line, size_t length, int number, char error[256]) {
-    const char *blank = (const char *)memchr(line, ' ', length), *part[2] = {line, blank + 1};
-    size_t n[2] = {blank ? (size_t)(blank - line) : 0, blank ? length - (size_t)(blank - line) - 1 : 0};
-    if (!n[0] || !n[1] || memchr(part[1], ' ', n[1])) return snprintf(error, 256, "merge %d is not two symbols with a blank between", number), false;
+    const char *blank = (const char *)memchr(line, ' ', length), *part[2] = {line, blank ? blank + 1 : line};
+    size_t n[2] = {(size_t)(part[1] - line), length - (size_t)(part[1] - line)};
+    if (n[0] < 2 || !n[1] || memchr(part[1], ' ', n[1])) return snprintf(error, 256, "merge %d is not two symbols with a blank between", number), false;
+    n[0]--; // the blank
     int id[2];
     for (int i = 0; i < 2; i++) {
         id[i] = s->slots[tokenizer_symbol_slot(s, part[i], n[i])] - 1;
