@@ -122,10 +122,11 @@ typedef struct {
 
 static inline void jpeg_escape(j_common_ptr info) { longjmp(((JpegControl *)(void *)info->err)->escape, 1); }
 
-// Warnings (garbage between markers, noise instead of codes) are passed over, as Pillow does; but where the data ends early
-// libjpeg would fill the rest with gray, and Pillow refuses the file.
+// Warnings (garbage between markers, noise instead of codes) are passed over, as Pillow does; but where the data ends before
+// the last row is complete libjpeg would fill up with gray, and Pillow refuses the file.
 static inline void jpeg_warning(j_common_ptr info, int level) {
-    if (level < 0 && info->err->msg_code == JWRN_JPEG_EOF) jpeg_escape(info);
+    j_decompress_ptr jpeg = (j_decompress_ptr)info;
+    if (level < 0 && jpeg->err->msg_code == JWRN_JPEG_EOF && jpeg->output_scanline < jpeg->output_height) jpeg_escape(info);
 }
 
 static inline void jpeg_scan_limit(j_common_ptr info) {
@@ -165,7 +166,7 @@ static inline ImageStatus jpeg_read(Image *out, struct jpeg_decompress_struct *j
         jpeg_read_scanlines(jpeg, inks ? inks : &row, 1);
         if (inks) cmyk_row(row, inks[0], out->width);
     }
-    jpeg_finish_decompress(jpeg); // reads up to the end marker: a file without one is truncated
+    jpeg_finish_decompress(jpeg); // reads on to the end marker: what stands there instead may be an error
     return IMAGE_OK;
 }
 
@@ -222,13 +223,20 @@ static inline int png_orientation(const uint8_t *bytes, size_t length) {
 }
 
 // 16-bit gray to RGB in place, as Pillow converts its mode I;16: values above 255 become 255. The samples (big-endian) stand in the last
-// two thirds of the row, so that the pixels, written from the left, never reach one before it is read.
-static inline void png_gray16_row(uint8_t *row, int width) {
-    const uint8_t *gray = row + width;
-    for (int x = 0; x < width; x++, gray += 2, row += 3) {
-        uint8_t value = gray[0] ? 255 : gray[1];
-        memset(row, value, 3);
+// two thirds of each row, so that the pixels, written from the left, never reach one before it is read.
+static inline void png_gray16_to_rgb(Image *image) {
+    for (int y = 0; y < image->height; y++) {
+        uint8_t *rgb = image->rgb + (size_t)y * (size_t)image->width * 3;
+        const uint8_t *gray = rgb + image->width;
+        for (int x = 0; x < image->width; x++, gray += 2, rgb += 3) memset(rgb, gray[0] ? 255 : gray[1], 3);
     }
+}
+
+// Whether all rows have been read: what is wrong or missing behind them (the rest of IDAT, IEND) does no harm, as in Pillow.
+static inline bool png_is_complete(png_structp png, png_infop info, const Image *image) {
+    if (!image->rgb) return false;
+    if (png_get_interlace_type(png, info) == PNG_INTERLACE_NONE) return png_get_current_row_number(png) == (png_uint_32)image->height;
+    return png_get_current_pass_number(png) == PNG_INTERLACE_ADAM7_PASSES;
 }
 
 // May leave by longjmp, see jpeg_read. gAMA, iCCP and transparent colours have no effect, alpha is dropped.
@@ -257,9 +265,7 @@ static inline ImageStatus png_read(Image *out, png_structp png, png_infop info, 
     if (png_get_rowbytes(png, info) + skip != row_bytes) return IMAGE_BROKEN;
     for (int pass = 0; pass < passes; pass++)
         for (int y = 0; y < out->height; y++) png_read_row(png, out->rgb + (size_t)y * row_bytes + skip, NULL);
-    if (gray16)
-        for (int y = 0; y < out->height; y++) png_gray16_row(out->rgb + (size_t)y * row_bytes, out->width);
-    return IMAGE_OK; // nothing behind the pixels is read: a missing IEND does no harm
+    return IMAGE_OK;
 }
 
 static inline ImageStatus decode_png(Image *out, const uint8_t *bytes, size_t length, int64_t max_pixels) {
@@ -274,7 +280,8 @@ static inline ImageStatus decode_png(Image *out, const uint8_t *bytes, size_t le
         if (setjmp(control.escape) == 0)
             status = png_read(out, png, info, max_pixels);
         else
-            status = IMAGE_BROKEN;
+            status = png_is_complete(png, info, out) ? IMAGE_OK : IMAGE_BROKEN;
+        if (status == IMAGE_OK && png_get_bit_depth(png, info) == 16) png_gray16_to_rgb(out);
     } else {
         status = IMAGE_NO_MEMORY;
     }
