@@ -11,6 +11,7 @@
 #include "clipc/option_table.h" // ALL_OPTIONS, FOREIGN_OPTIONS
 
 #include <fnmatch.h>
+#include <limits.h> // INT_MAX
 #include <math.h>   // isfinite, floor
 #include <stddef.h> // offsetof
 
@@ -43,6 +44,7 @@ typedef struct {
 #undef X
     bool set[OPTION_COUNT];    // given on the command line
     char *owned[OPTION_COUNT]; // memory behind WORDS
+    char *settings;            // memory behind texts that options_adopt() took over
 } Options;
 
 #define options_was_set(options, field) ((options)->set[OPTION_##field])
@@ -201,6 +203,7 @@ static inline bool option_store(Options *o, const OptionRow *row, const char *te
 // ---------------------------------------------------------------- parsing
 
 static inline void options_free(Options *o) {
+    free(o->settings);
     const OptionRow *rows = option_rows();
     for (int i = 0; i < OPTION_COUNT; i++) {
         free(o->owned[i]);
@@ -262,14 +265,14 @@ static inline bool option_foreign(const char *name, const char *value, int *take
 // The option that an unknown name may stand for: one that begins like it, else the one with the fewest letters to change.
 static inline const char *option_nearest(const char *name) {
     const OptionRow *rows = option_rows();
-    const char *nearest = "help";
-    int best = edit_distance(name, nearest);
+    const char *nearest = "";
+    int best = INT_MAX;
     for (int i = 0; i < OPTION_COUNT; i++) {
         if (!option_offered(&rows[i])) continue;
         int distance = strncmp(rows[i].name, name, strlen(name)) == 0 ? 0 : edit_distance(name, rows[i].name);
         if (distance < best) best = distance, nearest = rows[i].name;
     }
-    return nearest;
+    return edit_distance(name, "help") < best ? "help" : nearest;
 }
 
 static inline const OptionRow *option_find(const char *name) {
@@ -397,6 +400,55 @@ static inline void options_print(const Options *o, FILE *f) {
         }
     }
 }
+
+// ---------------------------------------------------------------- settings of an earlier run
+
+// Would another value give other weights? Not what is only watched, written or waited for.
+static inline bool option_changes_result(const OptionRow *row) {
+    return row->group != GROUP_EVALUATION && row->group != GROUP_OUTPUT &&
+           !matches_any("pretrained|resume|resume-override|cache-dir|val-data|val-num-samples|workers", row->name);
+}
+
+// Undoes print_escaped() in place.
+static inline void unescape(char *s) {
+    char *to = s;
+    for (; *s; s++) {
+        if (*s == '\\' && s[1]) s++, *to++ = *s == 't' ? '\t' : *s == 'n' ? '\n' : *s;
+        else *to++ = *s;
+    }
+    *to = 0;
+}
+
+// Takes over what options_print() wrote of an earlier run wherever the command line says nothing. What it says otherwise and would
+// change the result ends the program, unless `override`.
+static inline void options_adopt(Options *o, const char *settings, bool override) {
+    bool adopted[OPTION_COUNT] = {false};
+    char *text = o->settings = strdup_check(settings), *line, *rest = text, error[OPTION_ERROR_SIZE];
+    while ((line = strsep(&rest, "\n"))) {
+        char *value = line + strcspn(line, " ");
+        if (*value) *value++ = 0;
+        value += strspn(value, " ");
+        const OptionRow *row = option_find(line);
+        if (!row) continue; // an option that this version does not have
+        const size_t i = (size_t)(row - option_rows());
+        if (!o->set[i] || adopted[i]) {
+            unescape(value);
+            if (!option_store(o, row, value, error)) die(EXIT_USAGE, "--%s, as the run was begun with: %s", row->name, error);
+            o->set[i] = adopted[i] = true;
+            continue;
+        }
+        char *mine = NULL;
+        size_t length;
+        FILE *f = open_memstream(&mine, &length);
+        option_print_value(f, row->kind, (const char *)o + row->offset, 0);
+        fclose(f);
+        if (strcmp(mine, value) != 0 && option_changes_result(row) && !override)
+            die(EXIT_USAGE, "--%s %s: the run was begun with %s; leave it out, or add --resume-override to go on with the new value", row->name, mine, value);
+        free(mine);
+    }
+}
+
+// ---------------------------------------------------------------- help
 
 // Prints `text` at `column` and wraps it there, at blanks, below 100 columns; what stands in [] stays on one line.
 static inline void print_wrapped(FILE *f, int column, const char *text) {

@@ -326,13 +326,13 @@ static void test_plot_shapes(void) {
     double *steps = (double *)malloc_check(N * sizeof *steps), *noise = (double *)malloc_check(N * sizeof *noise);
     Rand r = rand_for(7, 0, 0);
     for (int i = 0; i < N; i++) steps[i] = i, noise[i] = rand_normal(&r);
-    noise[N / 2] = 50; // a single high point must not be lost
+    noise[N / 2 + 37] = 50, noise[N / 3 + 37] = -50; // a single high or low point, in the middle of a pixel column, must not be lost
     svg = draw(steps, noise, N, 0, "many points");
     EXPECT(strlen(svg) < 100000, "%zu bytes", strlen(svg));
-    double highest = 1e9, y;
+    double highest = 1e9, lowest = 0, y;
     for (const char *p = strstr(svg, " d=\""); p && *p != '>'; p++)
-        if ((*p == 'L' || *p == 'M') && sscanf(p + 1, "%*f %lf", &y) == 1 && y < highest) highest = y;
-    EXPECT(highest < 85, "the high point is drawn at %g", highest);
+        if ((*p == 'L' || *p == 'M') && sscanf(p + 1, "%*f %lf", &y) == 1) highest = fmin(highest, y), lowest = fmax(lowest, y);
+    EXPECT(lowest - highest > 150, "the outliers are drawn at %g and %g", highest, lowest);
     free(svg), free(steps), free(noise);
 
     PlotPanel p = plot_panel("y", NULL, 0);
@@ -349,6 +349,8 @@ static void test_plot_shapes(void) {
         EXPECT(y - last > 13.9, "labels %g apart", y - last);
         last = y;
     }
+    sscanf(strstr(strstr(svg, "<line class=\"a\""), " y1=\""), " y1=\"%lf", &y);
+    EXPECT(last < y + 10, "the lowest label at %g, the axis at %g", last, y);
     free(svg);
 }
 
