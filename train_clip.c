@@ -638,8 +638,8 @@ Clip *clip_create(const ClipConfig *config, const char *merges, size_t merges_by
     return clip;
 }
 
-uint64_t clip_save(Clip *clip, const char *path) {
-    return weight_file_save(path, &clip->config, clip->merges, clip->merges_bytes, &clip->tensors, clip->back->params);
+uint64_t clip_save(Clip *clip, SafeFile *out) {
+    return weight_file_write(out, &clip->config, clip->merges, clip->merges_bytes, &clip->tensors, clip->back->params);
 }
 
 void clip_free(Clip *clip) {
@@ -665,11 +665,17 @@ void clip_start_training(Clip *clip, int pairs) {
     }
 }
 
-void clip_memory(const Clip *clip, size_t *parameters, size_t *training, size_t *activations) {
-    const Backend *b = clip->back;
+void clip_memory(const Clip *clip, int batch_size, size_t *parameters, size_t *training, size_t *activations) {
+    const ClipConfig *c = &clip->config;
     *parameters = clip->tensors.floats * sizeof(float);
-    *training = b->grads ? 3 * clip->tensors.slots * sizeof(float) : 0;
-    *activations = (b->tower[0].capacity + b->tower[1].capacity + 4 * (size_t)b->pairs * (size_t)clip->config.embed_dim) * sizeof(float);
+    *training = 3 * clip->tensors.slots * sizeof(float);
+    *activations = 4 * (size_t)clip->back->pairs * (size_t)c->embed_dim * sizeof(float); // features and their gradients
+    for (int tower = 0; tower < 2; tower++) {
+        Tower counted = {.seq = {batch_size, batch_size * (tower == IMAGE_TOWER ? config_image_tokens(c) : c->context_length), 0, NULL, NULL}};
+        counted.blocks = calloc_check((size_t)clip_tower_layers(c, tower), sizeof *counted.blocks);
+        *activations += tower_layout(&counted, NULL, c, tower, first_kept_block(clip, tower, true), true) * sizeof(float);
+        free(counted.blocks);
+    }
 }
 
 void clip_encode_image(Clip *clip, const ClipBatch *batch, float *features) { tower_forward(clip, IMAGE_TOWER, features, batch, false); }
@@ -748,3 +754,16 @@ void clip_read(const Clip *clip, ClipArena arena, const Tensor *x, float *values
 void clip_write(Clip *clip, ClipArena arena, const Tensor *x, const float *values) { memcpy(tensor_place(clip, arena, x), values, x->count * sizeof(float)); }
 
 const char *clip_kernels(const Clip *clip) { return clip->back->kernels->name; }
+
+#ifndef TESTING
+#include "clipc/train.h" // train_main, evaluate_main, classify_main
+
+int main(int argc, char **argv) {
+    Options options;
+    options_parse(&options, argc, argv);
+    Training training = {.o = &options};
+    const int code = options.classify.count ? classify_main(&training) : options.eval_only ? evaluate_main(&training) : train_main(&training);
+    training_free(&training);
+    return code;
+}
+#endif

@@ -52,17 +52,18 @@ Clip *clip_load(const char *path);
 // A model with random weights, drawn as open_clip draws them from `seed`; merges may be NULL (no tokenizer).
 Clip *clip_create(const ClipConfig *config, const char *merges, size_t merges_bytes, uint64_t seed);
 
-// Writes a packed fp32 file (aside, then renamed) and returns its hash.
-uint64_t clip_save(Clip *clip, const char *path);
+// Writes a packed fp32 file into `out`, which the caller opens and commits; returns its hash.
+uint64_t clip_save(Clip *clip, SafeFile *out);
 
 void clip_free(Clip *clip);
 
 // Takes memory for gradients and optimizer state of the trainable tensors (m = v = 0), and for the features of up to `pairs`
-// pairs a step. Locking comes before. Returns nothing; the memory taken is in clip_memory().
+// pairs a step. Locking comes before.
 void clip_start_training(Clip *clip, int pairs);
 
-// Bytes held now: parameters, gradients + optimizer state, activations and scratch.
-void clip_memory(const Clip *clip, size_t *parameters, size_t *training, size_t *activations);
+// Bytes: of parameters; of gradients and optimizer state; of activations and scratch for training on `batch_size` pairs, at most
+// (captions that fill the context).
+void clip_memory(const Clip *clip, int batch_size, size_t *parameters, size_t *training, size_t *activations);
 
 // Features of images (B,E) or captions (B,E), L2-normalised; no activations are kept.
 void clip_encode_image(Clip *clip, const ClipBatch *batch, float *features);

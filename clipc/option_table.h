@@ -46,6 +46,7 @@ typedef struct {
     X(MODEL, TEXT, model, "model", "(as the weights say)", "NAME|JSON", \
         "architecture, e.g. ViT-B-32 or a config.json; without --pretrained it starts from random weights") \
     X(MODEL, TEXT, resume, "resume", "(none)", "FILE|latest", "go on with a run: either file of a checkpoint's pair, or the run's last whole pair") \
+    X(MODEL, FLAG, resume_override, "resume-override", "", "", "go on even where an option that changes the result differs from the run's") \
     X(MODEL, TEXT, cache_dir, "cache-dir", "weights", "DIR", "where a tag is looked up, as MODEL-TAG.bin") \
     X(MODEL, FLAG, force_quick_gelu, "force-quick-gelu", "", "", "compute with QuickGELU, whatever the weight file says") \
     X(MODEL, TRIPLE, image_mean, "image-mean", "(as the weights say)", "[-10,10]", "mean of red, green, blue, of pixels scaled to 0 ... 1") \

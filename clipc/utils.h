@@ -216,12 +216,24 @@ static inline void safe_file_write(SafeFile *s, const void *data, size_t bytes) 
     }
 }
 
+static inline void safe_file_failed(SafeFile *s) {
+    int error = errno;
+    unlink(s->part);
+    die(EXIT_RUNTIME, "%s: cannot write (%s); free some space, the previous file is untouched", s->path, strerror(error));
+}
+
+// The two halves of safe_file_commit(), for files that change together: all are on the disk before the first is renamed.
+static inline void safe_file_sync(SafeFile *s) {
+    if (fflush(s->f) || fsync(fileno(s->f)) || fclose(s->f)) safe_file_failed(s);
+}
+
+static inline void safe_file_rename(SafeFile *s) {
+    if (rename(s->part, s->path)) safe_file_failed(s);
+}
+
 static inline void safe_file_commit(SafeFile *s) {
-    if (fflush(s->f) || fsync(fileno(s->f)) || fclose(s->f) || rename(s->part, s->path)) {
-        int error = errno;
-        unlink(s->part);
-        die(EXIT_RUNTIME, "%s: cannot write (%s); free some space, the previous file is untouched", s->path, strerror(error));
-    }
+    safe_file_sync(s);
+    safe_file_rename(s);
 }
 
 // ---------------------------------------------------------------- text

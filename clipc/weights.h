@@ -387,8 +387,8 @@ static inline uint64_t weight_file_read(WeightFile *w, const TensorTable *t, flo
     return hash;
 }
 
-// Writes a whole weight file aside and renames it; returns its hash. `merges` may be NULL.
-static inline uint64_t weight_file_save(const char *path, const ClipConfig *c, const char *merges, size_t merges_bytes, const TensorTable *t, const float *arena) {
+// Writes a weight file into `s`, which the caller opens and commits; returns its hash. `merges` may be NULL.
+static inline uint64_t weight_file_write(SafeFile *s, const ClipConfig *c, const char *merges, size_t merges_bytes, const TensorTable *t, const float *arena) {
     int32_t header[HEADER_INTS] = {0};
     int field = HEADER_CONFIG;
     header[HEADER_MAGIC] = WEIGHTS_MAGIC, header[HEADER_VERSION] = WEIGHTS_VERSION, header[HEADER_DTYPE] = DTYPE_FP32;
@@ -400,26 +400,23 @@ static inline uint64_t weight_file_save(const char *path, const ClipConfig *c, c
     memcpy(&header[HEADER_NAME], c->name, NAME_BYTES);
     const char zeros[WEIGHTS_ALIGNMENT] = {0};
 
-    SafeFile s;
-    safe_file_open(&s, path);
     uint64_t hash = hash_bytes(HASH_START, header, sizeof header);
-    safe_file_write(&s, header, sizeof header);
+    safe_file_write(s, header, sizeof header);
     if (merges_bytes) {
         size_t padded = round_up(merges_bytes, WEIGHTS_ALIGNMENT);
         char *text = (char *)calloc_check(padded, 1);
         memcpy(text, merges, merges_bytes);
-        safe_file_write(&s, text, padded);
+        safe_file_write(s, text, padded);
         hash = hash_bytes(hash, text, padded);
         free(text);
     }
     for (int i = 0; i < t->count; i++) {
         const Tensor *x = &t->list[i];
         const size_t used = x->count * sizeof(float), padding = round_up(used, WEIGHTS_ALIGNMENT) - used;
-        safe_file_write(&s, arena + x->offset, used);
-        safe_file_write(&s, zeros, padding);
+        safe_file_write(s, arena + x->offset, used);
+        safe_file_write(s, zeros, padding);
         hash = hash_bytes(hash_bytes(hash, arena + x->offset, used), zeros, padding);
     }
-    safe_file_commit(&s);
     return hash;
 }
 
