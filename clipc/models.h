@@ -313,7 +313,7 @@ static inline void model_from_json(const char *path, json_t *file, ClipConfig *o
 
     JsonPart look = {path, "preprocess_cfg", json_object_get(file, "preprocess_cfg")};
     if (!hub || json_is_off(look.object)) return;
-    if (!json_is_object(look.object)) json_die(&look, "", "must be an object");
+    if (!json_is_object(look.object)) die(EXIT_USAGE, "%s: preprocess_cfg must be an object", path);
     out->interpolation = json_choice(&look, "interpolation", "bicubic|bilinear");
     out->resize_mode = json_choice(&look, "resize_mode", "shortest|squash|longest");
     if (!json_is_off(json_object_get(look.object, "fill_color"))) json_die(&look, "fill_color", "must be 0");

@@ -225,6 +225,7 @@ class Aside:
         self.path = path
 
     def __enter__(self):
+        os.makedirs(os.path.dirname(self.path) or ".", exist_ok=True)
         self.file = open(self.path + ".part", "wb")
         return self.file
 
