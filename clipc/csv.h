@@ -79,6 +79,11 @@ static inline bool csv_read_row(CsvReader *r) {
     return false;
 }
 
+// Control characters become blanks: names out of files go into messages of one line.
+static inline void make_one_line(char *text) {
+    for (; *text; text++) *text = (unsigned char)*text < ' ' ? ' ' : *text;
+}
+
 // The index of the column `name` in the row read last (spaces around the names do not matter), or -1.
 static inline int csv_find_column(const CsvReader *r, const char *name) {
     for (int i = 0; i < r->count; i++) {
@@ -131,7 +136,7 @@ static inline int csv_need_column(const CsvReader *r, const char *path, const ch
     columns[0] = 0;
     for (int i = 0; i < r->count && n < sizeof columns - 1; i++)
         n += (size_t)snprintf(columns + n, sizeof columns - n, "%s%s", i ? ", " : "", r->fields[i].start);
-    for (char *c = columns; *c; c++) *c = (unsigned char)*c < ' ' ? ' ' : *c; // one line
+    make_one_line(columns);
     die(EXIT_USAGE, "%s: no column '%s' (there are: %s); name it with %s", path, name, columns, option);
 }
 

@@ -220,6 +220,7 @@ static inline void dataset_add_shard(Dataset *d, const char *path) {
     while (whole && tar_next(&t, &m)) whole = member_group_add(&g, d, &t, &m);
     member_group_finish(&g, d);
     int64_t samples = d->files[d->file_count - 1].samples;
+    make_one_line(t.error);
     if (t.error[0]) warn("%s: broken shard (%s); %lld samples can be read; get it again", path, t.error, (long long)samples);
     else if (!samples) warn("%s: holds no sample (members KEY.%s with KEY.%s); see --image-key, --text-key", path, d->config.image_key, d->config.text_key);
     tar_close(&t);
@@ -229,7 +230,8 @@ static inline void dataset_add_shard(Dataset *d, const char *path) {
 static inline void dataset_add_webdataset(Dataset *d, const char *spec) {
     StringList shards = shard_list(spec);
     for (size_t i = 0; i < shards.count; i++) // before any of them is read, which may take long
-        if (!file_exists(shards.list[i])) die(EXIT_USAGE, "%s: no such shard (%s; %zu of %zu); give the shards that there are", shards.list[i], spec, i + 1, shards.count);
+        if (!file_exists(shards.list[i]))
+            die(EXIT_USAGE, "%s: no such shard (%s; %zu of %zu); give the shards that there are", shards.list[i], spec, i + 1, shards.count);
     bool show = isatty(STDERR_FILENO);
     double start = seconds_now();
     for (size_t i = 0; i < shards.count; i++) {
@@ -258,10 +260,11 @@ static inline void folder_walk(const char *root, StringList *images, StringList 
     FTS *walk = fts_open(roots, FTS_LOGICAL | FTS_NOCHDIR, NULL);
     if (!walk) die(EXIT_RUNTIME, "%s: cannot list the folder (%s)", root, strerror(errno));
     for (FTSENT *e; (e = fts_read(walk));) {
+        bool file = e->fts_info == FTS_F || e->fts_info == FTS_SLNONE || e->fts_info == FTS_NS; // a dead link, too: it is counted as missing
         if (e->fts_level > 0 && e->fts_name[0] == '.') fts_set(walk, e, FTS_SKIP);
         else if (e->fts_info == FTS_DNR) warn("%s: cannot list the folder (%s); its images are left out", e->fts_path, strerror(e->fts_errno));
         else if (e->fts_info == FTS_D && e->fts_level == 1 && folders) string_list_add(folders, e->fts_name);
-        else if ((e->fts_info == FTS_F || e->fts_info == FTS_SLNONE || e->fts_info == FTS_NS) && is_image_name(e->fts_name)) string_list_add(images, e->fts_path);
+        else if (file && is_image_name(e->fts_name)) string_list_add(images, e->fts_path);
     }
     fts_close(walk);
     if (images->count) qsort(images->list, images->count, sizeof *images->list, compare_strings);
@@ -315,7 +318,8 @@ static inline DatasetType dataset_find_type(const char *spec) {
 
 // Cuts the list to --train-num-samples and ends the program when fewer than `least` samples are left.
 static inline void dataset_finish(Dataset *d, const char *spec, int64_t least) {
-    const char *hint[] = {"", "rows below the header line", "members such as 000.jpg and 000.txt", ".jpg .jpeg .png or .webp files", ""};
+    const char *hint[] = {"", "rows below the header line", "members such as 000.jpg and 000.txt",
+        ".jpg .jpeg .png or .webp files (tar shards are given by name: FOLDER/{00000..00009}.tar)", ""};
     int64_t limit = d->config.num_samples;
     for (; limit > 0 && d->count > limit; d->count--) d->files[d->samples[d->count - 1].file].samples--;
     if (d->count >= least) return;
@@ -344,10 +348,12 @@ static inline Dataset dataset_open(const char *spec, const DatasetConfig *config
     return d;
 }
 
-// A folder with one sub-folder a class. Labels: the line of the sub-folder's name in config->classnames when all of them are
-// named there; else the place of the name among the sorted names, and then there must be as many as classnames, if those are given.
+// A folder with one sub-folder a class; captions are not needed, labels are. A label is the line of the sub-folder's name in
+// config->classnames when all of them are named there; else the place of the name among the sorted names, and then there must be as many
+// as classnames, if those are given.
 static inline Dataset dataset_open_class_folders(const char *root, const DatasetConfig *config) {
     Dataset d = dataset_new(config, DATASET_FOLDER);
+    d.config.need_caption = false, d.config.need_label = true;
     StringList images = {NULL, 0, 0}, folders = {NULL, 0, 0};
     if (!is_directory(root)) die(EXIT_USAGE, "%s: no such folder; give a folder with one sub-folder a class", root);
     folder_walk(root, &images, &folders);

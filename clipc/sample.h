@@ -118,7 +118,8 @@ static inline SampleStatus sample_json_caption(ByteBuffer *text, const char *key
 static inline SampleStatus sample_read_tar(const Dataset *d, const DataSample *s, SampleBytes *out) {
     const char *key = d->config.json_text_key;
     if (d->config.need_caption) {
-        SampleStatus status = sample_read_member(&out->text, d, s->file, s->caption, min_i64(s->caption_bytes, key ? JSON_MOST_BYTES : CAPTION_MOST_BYTES), out);
+        int64_t bytes = min_i64(s->caption_bytes, key ? JSON_MOST_BYTES : CAPTION_MOST_BYTES);
+        SampleStatus status = sample_read_member(&out->text, d, s->file, s->caption, bytes, out);
         if (status == SAMPLE_OK && key) status = sample_json_caption(&out->text, key);
         if (status != SAMPLE_OK) return status;
         out->caption = (const char *)out->text.data;
@@ -196,7 +197,7 @@ static inline void dataset_origin(const Dataset *d, int64_t index, char *out, si
     if (d->type == DATASET_SYNTHETIC) snprintf(out, size, "synthetic:%lld", (long long)index);
     else if (d->type == DATASET_FOLDER) snprintf(out, size, "%s", f->text + s->image);
     else snprintf(out, size, "%s:%s", f->path, d->type == DATASET_WEBDATASET ? f->text + s->name : s->image_bytes < 0 ? "" : f->text + s->image);
-    for (char *c = out; *c; c++) *c = (unsigned char)*c < ' ' ? ' ' : *c; // one line, whatever the name holds
+    make_one_line(out);
 }
 
 // Random pixels (3,size,size), a function of the sample alone.

@@ -145,6 +145,7 @@ static inline int member_kind(const char *kind, const char *list) {
 typedef struct {
     struct archive *archive;
     const char *path;
+    int fd;
     int64_t file_bytes;
     char error[256]; // why reading ended early, or ""
 } TarReader;
@@ -167,17 +168,21 @@ static inline bool tar_open(TarReader *t, const char *path) {
     archive_read_support_filter_zstd(t->archive);
     archive_read_support_filter_lz4(t->archive);
     archive_read_support_format_tar(t->archive);
-    if (stat(path, &st) || !S_ISREG(st.st_mode)) {
-        snprintf(t->error, sizeof t->error, "%s", file_exists(path) ? "it is no file" : strerror(errno));
+    t->fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); // a pipe would block
+    if (t->fd < 0 || fstat(t->fd, &st) || !S_ISREG(st.st_mode)) {
+        snprintf(t->error, sizeof t->error, "%s", t->fd < 0 ? strerror(errno) : "it is no file");
         return false;
     }
     t->file_bytes = st.st_size;
-    if (archive_read_open_filename(t->archive, path, 65536) == ARCHIVE_OK) return true;
+    if (archive_read_open_fd(t->archive, t->fd, 4096) == ARCHIVE_OK) return true; // a page for a header; by name it would be 64 KiB
     snprintf(t->error, sizeof t->error, "%s", archive_error_string(t->archive));
     return false;
 }
 
-static inline void tar_close(TarReader *t) { archive_read_free(t->archive); }
+static inline void tar_close(TarReader *t) {
+    archive_read_free(t->archive);
+    if (t->fd >= 0) close(t->fd);
+}
 
 // The next regular file; false at the end, or where the shard is broken (t->error). The data is not read but passed over.
 static inline bool tar_next(TarReader *t, TarMember *out) {
