@@ -675,7 +675,7 @@ HOSTILE = {
     "eval": b"\x80\x02cbuiltins\neval\nX\x31\x00\x00\x00__import__('os').system('echo pwned > pwned.txt')\x85R.",
     "getattr": b"\x80\x02cbuiltins\ngetattr\n(cos\nsystem\nX\x08\x00\x00\x00__call__tR.",
     "torch's own loader": b"\x80\x02ctorch.storage\n_load_from_bytes\n" + COMMAND + b"\x85R.",
-    "a dotted name": b"\x80\x04\x8c\x0btorch._utils\x8c\x1b_rebuild_tensor_v2.__class__\x93.",
+    "a dotted name": b"\x80\x04\x8c\x0btorch._utils\x8c\x1c_rebuild_tensor_v2.__class__\x93.",
     "an extension": b"\x80\x02\x82\x01.",
     "a huge memo": b"\x80\x02}r\xff\xff\xff\x7f.",
     "a huge text": b"\x80\x04\x8d\xff\xff\xff\xff\xff\xff\xff\x7fx.",
@@ -689,14 +689,15 @@ HOSTILE = {
 
 def test_hostile_pickles():
     put("config.json", CONFIG)
+    magic = pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2) + pickle.dumps({}, 2)
     for what, data in HOSTILE.items():
+        says = "which is no part of a tensor" if any(name in data for name in (b"posix", b"cos\n", b"Popen", b"eval", b"_load_from", b"__class__")) else "x.pt"
         put("x.pt", data)
-        refused(["x.pt"], "x.pt", f"{what}, bare")
+        refused(["x.pt"], says if data[:1] == b"\x80" else "x.pt", f"{what}, bare")
         torch_zip("x.pt", {}, pickled=data)
-        refused(["x.pt"], "x.pt", f"{what}, in a zip")
-        magic = pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2) + pickle.dumps({}, 2)
+        refused(["x.pt"], says, f"{what}, in a zip")
         put("x.pt", magic + data)
-        refused(["x.pt"], "x.pt", f"{what}, in the older form")
+        refused(["x.pt"], says, f"{what}, in the older form")
     # what was checked cannot be altered afterwards: BUILD sets attributes
     out = io.BytesIO()
     TorchPickler(out).dump({"a": TorchTensor(np.ones((2, 3), "<f4"))})
@@ -704,6 +705,43 @@ def test_hostile_pickles():
     altered = out.getvalue()[:-2] + b"}X\x05\x00\x00\x00shapeK\x05\x85sbs."  # before that: {"shape": (5,)}, BUILD
     torch_zip("x.pt", {"a": TorchTensor(np.ones((2, 3), "<f4"))}, pickled=altered)
     refused(["x.pt"], "damaged", "a tensor altered by BUILD")
+
+
+def test_malformed_safetensors():
+    put("config.json", CONFIG)
+    write_safetensors("x.safetensors", weights())
+    with open("x.safetensors", "rb") as f:
+        length = struct.unpack("<Q", f.read(8))[0]
+        header, data = json.loads(f.read(length)), f.read()
+    names = list(header)
+    first, second = names[0], names[1]
+    begin, end = header[second]["data_offsets"]
+    size = end - begin
+
+    def entry(**changes):
+        return json.dumps({**header, second: {**header[second], **changes}}).encode()
+    whole = json.dumps(header).encode()
+    cases = {
+        "nothing": (None, b""), "seven bytes": (None, b"1234567"), "a huge header": (None, struct.pack("<Q", 1 << 63) + whole),
+        "a header beyond the file": (None, struct.pack("<Q", len(whole) + 1) + whole), "trailing data": (whole, data + b"123"),
+        "missing data": (whole, data[:-3]),
+        "no JSON": (b"{hello", data), "an array": (b"[1]", data), "not UTF-8": (whole.replace(b"logit", b"\xff\xfe\xff"), data), "deep": (b"[" * 60000, data),
+        "a key twice": (whole[:-1] + b", " + whole[1:], data), "not closed": (whole[:-1], data), "NaN": (entry(shape=[float("nan")]), data),
+        "unknown dtype": (entry(dtype="F77"), data), "dtype is no text": (entry(dtype=[1]), data), "shape is text": (entry(shape="8"), data),
+        "negative size": (entry(shape=[-size // 4]), data), "true as a size": (entry(shape=[True, size // 4]), data),
+        "overflow": (entry(shape=[1 << 62, 4, 1 << 62]), data),
+        "other size": (entry(shape=[size // 4 + 1]), data), "one offset": (entry(data_offsets=[begin]), data),
+        "negative offset": (entry(data_offsets=[-size, 0]), data),
+        "offsets reversed": (entry(data_offsets=[end, begin]), data), "huge offset": (entry(data_offsets=[begin, (1 << 64) + end]), data),
+        "overlap": (entry(data_offsets=[begin - 4, end - 4]), data), "a gap": (json.dumps({k: v for k, v in header.items() if k != first}).encode(), data),
+        "more in an entry": (entry(more=1), data), "an entry that is none": (json.dumps({**header, second: 3}).encode(), data),
+        "metadata": (json.dumps({**header, "__metadata__": {"a": 1}}).encode(), data)}
+    for what, (text, rest) in cases.items():
+        put("x.safetensors", rest if text is None else struct.pack("<Q", len(text)) + text + rest)
+        says = {"overlap": "overlap", "a gap": "unused before", "trailing data": "behind the last tensor", "a key twice": "twice"}.get(what, "x.safetensors: ")
+        refused(["x.safetensors"], says, f"safetensors, {what}")
+    put("x.safetensors", struct.pack("<Q", len(whole) + 3) + whole + b"   " + data)
+    convert_and_expect(["x.safetensors"], weights(), "safetensors padded with spaces")
 
 
 def test_malformed_torch():
@@ -784,7 +822,8 @@ def random_statistics(packed):
     for name, want in (("visual.class_embedding", C ** -0.5), ("visual.positional_embedding", C ** -0.5), ("visual.proj", C ** -0.5),
                        ("visual.conv1.weight", (9 * 32 * 32) ** -0.5), (image + "mlp.c_fc.weight", (3 * C) ** -0.5),
                        (image + "mlp.c_proj.weight", (12 * C) ** -0.5), (image + "mlp.c_proj.bias", (12 * C) ** -0.5),
-                       (image + "attn.out_proj.weight", (3 * C) ** -0.5), (image + "attn.in_proj_weight", (2 * C) ** -0.5), ("token_embedding.weight", 0.02), ("positional_embedding", 0.01),
+                       (image + "attn.out_proj.weight", (3 * C) ** -0.5), (image + "attn.in_proj_weight", (2 * C) ** -0.5),
+                       ("token_embedding.weight", 0.02), ("positional_embedding", 0.01),
                        (text + "attn.in_proj_weight", W ** -0.5), (text + "attn.out_proj.weight", out), (text + "mlp.c_proj.weight", out),
                        (text + "mlp.c_fc.weight", (2 * W) ** -0.5), (text + "mlp.c_fc.bias", (3 * W) ** -0.5), ("text_projection", W ** -0.5)):
         size = packed.entries[name].read().size

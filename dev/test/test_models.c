@@ -69,7 +69,7 @@ static void test_known_models(void) {
         int heads, mlp;
     } wide[] = {{"ViT-H-14-378-quickgelu", 16, 5120}, {"ViT-g-14", 16, 6144}, {"ViT-bigG-14", 16, 8192}, {"ViT-e-14", 16, 15360}};
     for (size_t i = 0; i < sizeof wide / sizeof *wide; i++)
-        EXPECT(model_find(wide[i].name, &c) && c.image_heads == wide[i].heads && c.image_mlp == wide[i].mlp, "%s: %d %d", wide[i].name, c.image_heads, c.image_mlp);
+        EXPECT(model_find(wide[i].name, &c) && c.image_heads == wide[i].heads && c.image_mlp == wide[i].mlp, "%s: %d, %d", c.name, c.image_heads, c.image_mlp);
     expect_refused("ViT-B-23", "did you mean ViT-B-32?");
     expect_refused("ViT-L-14-quickgel", "did you mean ViT-L-14-quickgelu?");
     expect_refused("/tmp", "folder");
