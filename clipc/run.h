@@ -1,0 +1,295 @@
+// A run before its first step: from the options to the model, the data and the run folder.
+#ifndef CLIPC_RUN_H
+#define CLIPC_RUN_H
+
+#include "clipc/checkpoint.h" // RunState, checkpoint_load_latest
+#include "clipc/evaluate.h"   // Evaluation, ZeroshotSet
+#include "clipc/models.h"     // model_load
+#include "clipc/options.h"    // Options
+#include "clipc/schedulers.h" // Schedule
+
+typedef struct {
+    Options *o;
+    Clip *clip;
+    Tokenizer *tokenizer; // NULL: the vocabulary has none
+    Dataset train, val;
+    bool has_val;
+    AugmentConfig augment;
+    LoaderConfig loading;
+    Evaluation evaluation;
+    ZeroshotSet *zeroshot; // (o->zeroshot_data.count)
+    Logger log;
+    Schedule schedule;
+    int64_t steps_per_epoch;
+    RunState state;
+    char folder[PATH_SIZE];    // LOGS/NAME
+    char last_saved[PATH_SIZE]; // stem of the newest numbered checkpoint of this run; "" before there is one
+    char *settings;            // as options_print() writes them, kept in every checkpoint
+} Training;
+
+// ---------------------------------------------------------------- Ctrl-C
+
+static volatile sig_atomic_t train_interrupted; // set by the signal alone; loaders and evaluation look at it
+
+static inline void train_on_signal(int signal) {
+    (void)signal;
+    train_interrupted = 1;
+}
+
+// The first Ctrl-C asks the run to end after the step, the second one kills it.
+static inline void train_catch_signals(void) {
+    struct sigaction action;
+    memset(&action, 0, sizeof action);
+    action.sa_handler = train_on_signal;
+    action.sa_flags = (int)SA_RESETHAND;
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+}
+
+// ---------------------------------------------------------------- the model
+
+// MODEL-TAG.bin in --cache-dir, or the file that --pretrained names.
+static inline void pretrained_path(const Options *o, char path[PATH_SIZE]) {
+    path_format(path, "%s", o->pretrained);
+    if (file_exists(path)) return;
+    if (!o->model || strchr(o->pretrained, '/') || ends_with(o->pretrained, ".bin"))
+        die(EXIT_USAGE, "--pretrained %s: no such file; give a packed .bin, or a tag together with --model NAME (dev/convert.py --list shows them)", o->pretrained);
+    path_format(path, "%s/%s-%s.bin", o->cache_dir, o->model, o->pretrained);
+    if (!file_exists(path))
+        die(EXIT_USAGE, "--model %s --pretrained %s: %s is not there; bring it with: python3 dev/convert.py --model %s --pretrained %s -o %s", o->model, o->pretrained, path,
+            o->model, o->pretrained, path);
+}
+
+// Do two configurations describe the same architecture? Says the first field that differs.
+static inline const char *config_difference(const ClipConfig *a, const ClipConfig *b) {
+#define X(type, name, low, high) \
+    if (a->name != b->name) return #name;
+    CONFIG_FIELDS(X)
+#undef X
+    return NULL;
+}
+
+// What the options say otherwise than the weight file: it is used from now on, and saved.
+static inline void model_apply_options(Clip *clip, const Options *o) {
+    ClipConfig *c = &clip->config;
+    if (o->force_quick_gelu) c->quick_gelu = 1;
+    if (options_was_set(o, image_mean)) c->mean_r = (float)o->image_mean.v[0], c->mean_g = (float)o->image_mean.v[1], c->mean_b = (float)o->image_mean.v[2];
+    if (options_was_set(o, image_std)) c->std_r = (float)o->image_std.v[0], c->std_g = (float)o->image_std.v[1], c->std_b = (float)o->image_std.v[2];
+    if (o->image_interpolation) c->interpolation = strcmp(o->image_interpolation, "bilinear") == 0;
+    if (o->image_resize_mode) c->resize_mode = strcmp(o->image_resize_mode, "squash") == 0 ? RESIZE_SQUASH : strcmp(o->image_resize_mode, "longest") == 0 ? RESIZE_LONGEST : RESIZE_SHORTEST;
+    char error[256];
+    if (!config_check(c, error)) die(EXIT_USAGE, "%s", error);
+}
+
+// Pretrained weights, or random ones where only an architecture is given.
+static inline Clip *model_open(const Options *o) {
+    Clip *clip;
+    if (o->pretrained) {
+        char path[PATH_SIZE];
+        pretrained_path(o, path);
+        clip = clip_load(path);
+        if (o->model) {
+            ClipConfig wanted;
+            model_load(o->model, &wanted);
+            wanted.quick_gelu = clip->config.quick_gelu; // the file knows better than the name
+            wanted.interpolation = clip->config.interpolation, wanted.resize_mode = clip->config.resize_mode;
+            wanted.mean_r = clip->config.mean_r, wanted.mean_g = clip->config.mean_g, wanted.mean_b = clip->config.mean_b;
+            wanted.std_r = clip->config.std_r, wanted.std_g = clip->config.std_g, wanted.std_b = clip->config.std_b;
+            const char *field = config_difference(&wanted, &clip->config);
+            if (field) die(EXIT_USAGE, "%s: is no %s, %s differs; leave --model out to take the architecture of the file", path, o->model, field);
+        }
+    } else if (o->model) {
+        ClipConfig config;
+        model_load(o->model, &config);
+        const bool words = config.vocab_size == CLIP_VOCABULARY;
+        clip = clip_create(&config, words ? tokenizer_builtin_merges : NULL, words ? tokenizer_builtin_merges_length : 0, (uint64_t)o->seed);
+    } else {
+        die(EXIT_USAGE, "no model; give --pretrained FILE.bin to fine-tune, or --model NAME to start from random weights (--help tells more)");
+    }
+    model_apply_options(clip, o);
+    return clip;
+}
+
+static inline void model_lock(Clip *clip, const Options *o) {
+    if (o->lock_image) clip_lock(clip, IMAGE_TOWER, (int)o->lock_image_unlocked_groups);
+    if (o->lock_text) clip_lock(clip, TEXT_TOWER, (int)o->lock_text_unlocked_layers);
+}
+
+// Where a default depends on how the run begins.
+static inline void train_defaults(Options *o) {
+    const bool random = !o->pretrained;
+    if (!options_was_set(o, lr)) o->lr = random ? 5e-4 : 1e-5;
+    if (!options_was_set(o, epochs)) o->epochs = random ? 32 : 10;
+    if (!options_was_set(o, workers)) o->workers = max_i64(1, min_i64(256, sysconf(_SC_NPROCESSORS_ONLN)));
+    if (!o->warmup.percent && options_was_set(o, steps) && o->warmup.value > (double)o->steps)
+        die(EXIT_USAGE, "--warmup %.0f: the run has %lld steps; use at most %lld, or a share such as --warmup 10%%", o->warmup.value, (long long)o->steps, (long long)o->steps);
+}
+
+// ---------------------------------------------------------------- data and evaluation
+
+static inline DatasetConfig train_dataset_config(const Options *o) {
+    DatasetConfig c = dataset_config_default();
+    const char *types[] = {"auto", "csv", "webdataset", "folder", "synthetic"}; // in the order of DatasetType
+    for (int i = 0; i < 5; i++)
+        if (strcmp(o->dataset_type, types[i]) == 0) c.type = (DatasetType)i;
+    c.csv_img_key = o->csv_img_key, c.csv_caption_key = o->csv_caption_key, c.csv_label_key = o->csv_label_key, c.csv_separator = o->csv_separator;
+    c.image_key = o->image_key, c.text_key = o->text_key, c.json_text_key = o->json_text_key;
+    return c;
+}
+
+static inline void train_open_tokenizer(Training *t) {
+    char error[256];
+    if (!t->clip->merges) return;
+    t->tokenizer = tokenizer_create(t->clip->merges, t->clip->merges_bytes, error);
+    if (!t->tokenizer) die(EXIT_USAGE, "the tokenizer in the weight file: %s; convert it again with dev/convert.py", error);
+}
+
+// How pictures and captions are read, for training and (evaluation_loader) for evaluation.
+static inline void train_set_loading(Training *t) {
+    const Options *o = t->o;
+    const ClipConfig *c = &t->clip->config;
+    char error[256];
+    if (!augment_parse(&t->augment, o->aug_cfg ? o->aug_cfg : "", error)) die(EXIT_USAGE, "--aug-cfg %s: %s", o->aug_cfg, error);
+    LoaderConfig l;
+    memset(&l, 0, sizeof l);
+    l.batch_size = (int)o->batch_size, l.workers = (int)o->workers, l.image_size = c->image_size;
+    l.interpolation = (Interpolation)c->interpolation, l.resize_mode = (ResizeMode)c->resize_mode;
+    l.augment = t->augment.evaluation_transform ? NULL : &t->augment;
+    l.max_image_pixels = o->max_image_pixels ? o->max_image_pixels : INT64_MAX, l.exif_rotate = o->exif_rotate;
+    l.seed = (uint64_t)o->seed, l.shuffle = !o->no_shuffle, l.context = c->context_length, l.tokenizer = t->tokenizer, l.vocab_size = c->vocab_size;
+    l.interrupted = &train_interrupted;
+    t->loading = l;
+    Evaluation e = {t->clip, kernels_select(), evaluation_loader(&l), (int)o->val_retrieval_chunk_size, &t->log};
+    t->evaluation = e;
+}
+
+static inline void train_open_evaluation(Training *t) {
+    const Options *o = t->o;
+    DatasetConfig keys = train_dataset_config(o);
+    if (o->val_data) {
+        if (o->val_split > 0) die(EXIT_USAGE, "--val-data and --val-split both name the validation set; give one of them");
+        DatasetConfig val = keys;
+        val.num_samples = max_i64(0, o->val_num_samples);
+        t->val = dataset_open(o->val_data, &val, 1), t->has_val = true;
+    }
+    t->zeroshot = (ZeroshotSet *)calloc_check(o->zeroshot_data.count, sizeof *t->zeroshot);
+    for (size_t i = 0; i < o->zeroshot_data.count; i++) t->zeroshot[i] = zeroshot_open(o->zeroshot_data.items[i], o->classnames, o->templates, &keys);
+}
+
+// Lists the training samples, takes --val-split off them, and fits batch and schedule to their number.
+static inline void train_open_data(Training *t) {
+    Options *o = t->o;
+    DatasetConfig config = train_dataset_config(o);
+    config.num_samples = max_i64(0, o->train_num_samples);
+    if (!o->train_data) die(EXIT_USAGE, "no data; give --train-data a CSV, a folder of pictures with .txt files, tar shards, or synthetic");
+    t->train = dataset_open(o->train_data, &config, 2);
+    if (o->val_split > 0) {
+        t->val = dataset_split(&t->train, o->val_split, (uint64_t)o->seed), t->has_val = true;
+        if (!dataset_count(&t->val) || dataset_count(&t->train) < 2)
+            die(EXIT_USAGE, "--val-split %g: leaves %lld samples to train on and %lld to validate; change the share", o->val_split, (long long)dataset_count(&t->train),
+                (long long)dataset_count(&t->val));
+    }
+    const int64_t n = dataset_count(&t->train);
+    if (n < o->batch_size) {
+        warn("--batch-size %lld: there are %lld samples; the batch shrinks to them", (long long)o->batch_size, (long long)n);
+        o->batch_size = t->loading.batch_size = t->evaluation.loader.batch_size = (int)n;
+    }
+    if (n / o->batch_size < o->accum_freq) {
+        warn("--accum-freq %lld: %lld samples are %lld batches; it shrinks to them", (long long)o->accum_freq, (long long)n, (long long)(n / o->batch_size));
+        o->accum_freq = n / o->batch_size;
+    }
+    t->steps_per_epoch = n / (o->batch_size * o->accum_freq); // the last, incomplete one is dropped, as open_clip does
+    Schedule s = {strcmp(o->lr_scheduler, "linear") == 0  ? SCHEDULE_LINEAR
+                  : strcmp(o->lr_scheduler, "const") == 0 ? SCHEDULE_CONST
+                                                          : SCHEDULE_COSINE,
+                  o->lr, o->min_lr_ratio, options_was_set(o, steps) ? o->steps : o->epochs * t->steps_per_epoch, 0};
+    s.warmup = share_of(o->warmup, s.total);
+    if (s.warmup > s.total)
+        die(EXIT_USAGE, "--warmup %lld: the run has %lld steps; use at most %lld, or a share such as --warmup 10%%", (long long)s.warmup, (long long)s.total, (long long)s.total);
+    t->schedule = s;
+}
+
+// ---------------------------------------------------------------- the run folder, and what is printed first
+
+// LOGS/NAME, NAME by default made of the time, the model, the rate and the batch.
+static inline void train_name_folder(Training *t) {
+    Options *o = t->o;
+    if (!o->name) {
+        char when[32], *name = (char *)malloc_check(PATH_SIZE);
+        time_t now = time(NULL);
+        strftime(when, sizeof when, "%Y_%m_%d-%H_%M_%S", localtime(&now));
+        path_format(name, "%s-%s-lr_%g-b_%lld", when, t->clip->config.name[0] ? t->clip->config.name : "clip", o->lr, (long long)o->batch_size);
+        for (char *p = name; *p; p++)
+            if (*p == '/') *p = '-';
+        o->name = o->owned[OPTION_name] = name;
+    }
+    path_format(t->folder, "%s/%s", o->logs, o->name);
+}
+
+static inline void train_print_model(Training *t) {
+    const ClipConfig *c = &t->clip->config;
+    size_t parameters, training, activations, count = 0;
+    for (int i = 0; i < t->clip->tensors.count; i++) count += t->clip->tensors.list[i].trainable ? t->clip->tensors.list[i].count : 0;
+    clip_memory(t->clip, (int)t->o->batch_size, &parameters, &training, &activations);
+    logger_print(&t->log, "model        %s: image %d pixels, patches of %d, %d x %d wide; text %d tokens, %d x %d wide; embedding %d; %s", c->name[0] ? c->name : "(no name)",
+        c->image_size, c->patch_size, c->image_layers, c->image_width, c->context_length, c->text_layers, c->text_width, c->embed_dim, c->quick_gelu ? "QuickGELU" : "GELU");
+    logger_print(&t->log, "parameters   %zu, %zu of them train", t->clip->tensors.parameters, count);
+    logger_print(&t->log, "memory       %.2f GB weights, %.2f GB gradients and optimizer, at most %.2f GB activations", (double)parameters / 1e9, (double)training / 1e9,
+        (double)activations / 1e9);
+    logger_print(&t->log, "kernels      %s", clip_kernels(t->clip));
+}
+
+static inline void train_print_run(Training *t) {
+    const Options *o = t->o;
+    logger_print(&t->log, "data         %lld pairs, %lld steps an epoch of %lld x %lld", (long long)dataset_count(&t->train), (long long)t->steps_per_epoch,
+        (long long)o->accum_freq, (long long)o->batch_size);
+    logger_print(&t->log, "schedule     %lld steps, %lld of them warmup, then %s from %g", (long long)t->schedule.total, (long long)t->schedule.warmup, o->lr_scheduler, o->lr);
+    if (t->has_val) logger_print(&t->log, "validation   %lld pairs", (long long)dataset_count(&t->val));
+    logger_print(&t->log, "run folder   %s", t->folder);
+}
+
+// The checkpoint that --resume names, with its model; the options that were not given become those of the run.
+static inline Clip *train_find_checkpoint(Options *o, Checkpoint *c) {
+    char folder[PATH_SIZE], *slash;
+    Clip *clip;
+    if (strcmp(o->resume, "latest") == 0) {
+        if (!o->name) die(EXIT_USAGE, "--resume latest: which run? give its --name (a folder in %s), or --resume a file of the checkpoint", o->logs);
+        path_format(folder, "%s/%s/checkpoints", o->logs, o->name);
+        if (!is_directory(folder)) die(EXIT_USAGE, "--resume latest: %s/%s is no run; see --logs and --name", o->logs, o->name);
+        clip = checkpoint_load_latest(c, folder);
+    } else {
+        clip = checkpoint_load_pair(c, o->resume);
+    }
+    const bool named = options_was_set(o, name) || options_was_set(o, logs);
+    options_adopt(o, c->settings, o->resume_override);
+    path_format(folder, "%s", c->state); // LOGS/NAME/checkpoints/STEM.state: the run goes on where its files are now
+    if (!named && (slash = strstr(folder, "/checkpoints/"))) {
+        *slash = 0;
+        slash = strrchr(folder, '/');
+        char *name = o->owned[OPTION_name] = strdup_check(slash ? slash + 1 : folder);
+        if (slash) *slash = 0;
+        o->name = name, o->logs = o->owned[OPTION_logs] = strdup_check(slash ? folder : ".");
+    }
+    return clip;
+}
+
+static inline char *train_settings(const Options *o) {
+    char *text = NULL;
+    size_t length;
+    FILE *f = open_memstream(&text, &length);
+    if (!f) die(EXIT_RUNTIME, "out of memory");
+    options_print(o, f);
+    fclose(f);
+    return text;
+}
+
+static inline void train_write_settings(const Training *t) {
+    char path[PATH_SIZE];
+    SafeFile s;
+    path_format(path, "%s/params.txt", t->folder);
+    safe_file_open(&s, path);
+    safe_file_write(&s, t->settings, strlen(t->settings));
+    safe_file_commit(&s);
+}
+
+#endif
