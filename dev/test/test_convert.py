@@ -675,7 +675,7 @@ HOSTILE = {
     "eval": b"\x80\x02cbuiltins\neval\nX\x31\x00\x00\x00__import__('os').system('echo pwned > pwned.txt')\x85R.",
     "getattr": b"\x80\x02cbuiltins\ngetattr\n(cos\nsystem\nX\x08\x00\x00\x00__call__tR.",
     "torch's own loader": b"\x80\x02ctorch.storage\n_load_from_bytes\n" + COMMAND + b"\x85R.",
-    "a dotted name": b"\x80\x04\x8c\x0btorch._utils\x8c\x1c_rebuild_tensor_v2.__class__\x93.",
+    "a dotted name": b"\x80\x04\x8c\x0ctorch._utils\x8c\x1c_rebuild_tensor_v2.__class__\x93.",
     "an extension": b"\x80\x02\x82\x01.",
     "a huge memo": b"\x80\x02}r\xff\xff\xff\x7f.",
     "a huge text": b"\x80\x04\x8d\xff\xff\xff\xff\xff\xff\xff\x7fx.",
