@@ -31,6 +31,14 @@ static inline const char *npy_field(const char *header, const char *key, const c
     return p + strspn(p, " :'");
 }
 
+// A matrix in column-major order (`from`) as row-major.
+static inline void npy_transpose(NpzArray *a, const unsigned char *from, size_t size, const char *path) {
+    if (a->ndim != 2) die(EXIT_USAGE, "%s: %s: %d axes in column-major order", path, a->name, a->ndim);
+    const size_t rows = (size_t)a->shape[0], columns = (size_t)a->shape[1];
+    for (size_t i = 0; i < rows; i++)
+        for (size_t j = 0; j < columns; j++) memcpy((char *)a->data + (i * columns + j) * size, from + (j * rows + i) * size, size);
+}
+
 // bytes: one whole .npy file, its data is copied
 static inline void npy_parse(NpzArray *a, const char *name, const unsigned char *bytes, size_t length, const char *path) {
     char header[4096];
@@ -41,7 +49,8 @@ static inline void npy_parse(NpzArray *a, const char *name, const unsigned char 
     memcpy(header, bytes + prefix, n);
     header[n] = 0;
     const char *descr = npy_field(header, "'descr'", path), *shape = npy_field(header, "'shape'", path);
-    if (strncmp(npy_field(header, "'fortran_order'", path), "False", 5) != 0 || *shape != '(') die(EXIT_USAGE, "%s: %s: not in row-major order", path, name);
+    const bool fortran = strncmp(npy_field(header, "'fortran_order'", path), "False", 5) != 0;
+    if (*shape != '(') die(EXIT_USAGE, "%s: %s: bad shape", path, name);
     if ((descr[0] != '<' && descr[0] != '|') || !strchr("fuib", descr[1]) || !strchr("1248", descr[2]) || descr[3] != '\'')
         die(EXIT_USAGE, "%s: %s: type %.4s is not offered", path, name, descr);
     a->name = strdup_check(name);
@@ -60,6 +69,7 @@ static inline void npy_parse(NpzArray *a, const char *name, const unsigned char 
     size_t data = (size_t)a->count * (size_t)(descr[2] - '0');
     if (prefix + n + data != length) die(EXIT_USAGE, "%s: %s: %zu bytes of data instead of %zu", path, name, length - prefix - n, data);
     a->data = memcpy(malloc_check(data), bytes + prefix + n, data);
+    if (fortran && a->ndim > 1) npy_transpose(a, bytes + prefix + n, (size_t)(descr[2] - '0'), path);
 }
 
 static inline Npz npz_read(const char *path) {
