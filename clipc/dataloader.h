@@ -132,7 +132,7 @@ static inline SampleStatus loader_fill_pixels(const Loader *l, const SampleBytes
     if (c->exif_rotate) image_apply_orientation(&image);
     if (c->augment && !c->augment->evaluation_transform) {
         Rand r = rand_for(c->seed ^ AUGMENT_STREAM, (uint64_t)l->epoch, (uint64_t)s->index + (uint64_t)wrap * (uint64_t)l->count);
-        image_train_transform(s->pixels, &image, c->image_size, c->interpolation, c->augment, &r);
+        image_train_transform(s->pixels, &image, c->image_size, INTERPOLATION_BICUBIC, c->augment, &r); // whatever the weights say: open_clip's rule
     } else {
         status = image_eval_transform(s->pixels, &image, c->image_size, c->interpolation, c->resize_mode);
     }

@@ -23,9 +23,9 @@
 // Why a picture gave no pixels. A sample with any of these but IMAGE_OK is skipped and counted, the run goes on.
 #define IMAGE_STATUSES(X)                              \
     X(IMAGE_OK, "ok")                                  \
-    X(IMAGE_EMPTY, "empty image")                      \
+    X(IMAGE_EMPTY, "empty file")                      \
     X(IMAGE_UNKNOWN_FORMAT, "unknown image format")    \
-    X(IMAGE_BROKEN, "broken image")                    \
+    X(IMAGE_BROKEN, "broken picture")                  \
     X(IMAGE_TOO_LARGE, "too many pixels")              \
     X(IMAGE_TOO_THIN, "too thin for the resize mode")  \
     X(IMAGE_NO_MEMORY, "not enough memory for the image")
@@ -34,7 +34,7 @@
 typedef enum { IMAGE_STATUSES(IMAGE_STATUS_ENUM) IMAGE_STATUS_COUNT } ImageStatus;
 
 #define IMAGE_STATUS_TEXT(name, text) text,
-// The reason as it stands in counts ("9 broken image").
+// The reason as it stands in counts ("9 broken picture").
 static inline const char *image_status_name(ImageStatus status) {
     static const char *const names[IMAGE_STATUS_COUNT] = {IMAGE_STATUSES(IMAGE_STATUS_TEXT)};
     return names[status];

@@ -205,11 +205,11 @@ static void NAME(gelu)(float *out, const float *x, int n, bool quick) {
     else FOR_VECTORS(n, vec v = LOAD(x); STORE(out, v * NAME(normal_cdf)(v, &density)););
 }
 
-// dx = dout * activation'(x): cdf + x * pdf, or s + 1.702 x s (1 - s)
+// dx = dout * activation'(x): cdf + x * pdf, or s + 1.702 x s (1 - s) with s = 1 / (1 + e), where e s is 1 - s without cancellation
 static void NAME(gelu_backward)(float *dx, const float *x, const float *dout, int n, bool quick) {
     vec density;
     if (quick)
-        FOR_VECTORS(n, vec v = LOAD(x); vec s = 1.0f / (1.0f + NAME(exp)(v * -1.702f)); STORE(dx, LOAD(dout) * FMA(v * 1.702f * s, 1.0f - s, s)););
+        FOR_VECTORS(n, vec v = LOAD(x); vec e = NAME(exp)(v * -1.702f); vec s = 1.0f / (1.0f + e); STORE(dx, LOAD(dout) * FMA(v * 1.702f * s, e * s, s)););
     else
         FOR_VECTORS(n, vec v = LOAD(x); vec cdf = NAME(normal_cdf)(v, &density); STORE(dx, LOAD(dout) * FMA(v * 0.398942280f, density, cdf)););
 }
