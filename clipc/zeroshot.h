@@ -1,0 +1,131 @@
+// Zero-shot classification (Radford et al. 2021, section 3.1): a class is the mean of what the text tower says of its name in many
+// sentences, and an image belongs to the class it lies closest to.
+#ifndef CLIPC_ZEROSHOT_H
+#define CLIPC_ZEROSHOT_H
+
+#include "clipc/dataset.h"   // StringList, compare_strings
+#include "clipc/matmul.h"    // Kernels, matmul_nt
+#include "clipc/retrieval.h" // count_ahead
+
+#define DEFAULT_TEMPLATE "a photo of a {}." // where no --templates are given
+#define ZEROSHOT_SCALE 100                  // logits are this times cosines, as in open_clip; only their order counts
+
+// ---------------------------------------------------------------- class names and templates
+
+// The lines of a file of `what` ("class names", "templates") in UTF-8, without blanks at their ends (a CR is one), empty ones left
+// out. A file without a single line, or with a NUL in it, ends the program. Free with string_list_free().
+static inline StringList lines_read(const char *path, const char *what) {
+    StringList lines = {NULL, 0, 0};
+    size_t length;
+    char *text = file_read_all(path, &length), *line = text, *next;
+    if (memchr(text, 0, length)) die(EXIT_USAGE, "%s: holds a NUL byte; save the %s as UTF-8 text, one a line", path, what);
+    if (strncmp(text, "\xef\xbb\xbf", 3) == 0) line += 3; // a byte order mark
+    for (; *line; line = next) {
+        char *end = line + strcspn(line, "\n");
+        next = end + (*end == '\n');
+        line += strspn(line, " \t\r");
+        while (end > line && strchr(" \t\r", end[-1])) end--;
+        if (end <= line) continue;
+        *end = 0;
+        string_list_add(&lines, line);
+    }
+    free(text);
+    if (!lines.count) die(EXIT_USAGE, "%s: no %s in it; write one a line", path, what);
+    return lines;
+}
+
+// Class names, line i that of label i - 1. Equal names are admitted with a warning: no text can tell such classes apart.
+static inline StringList classnames_read(const char *path) {
+    StringList names = lines_read(path, "class names");
+    char **sorted = (char **)malloc_check(names.count * sizeof *sorted);
+    memcpy(sorted, names.list, names.count * sizeof *sorted);
+    qsort(sorted, names.count, sizeof *sorted, compare_strings);
+    const char *twice = NULL;
+    int repeated = 0;
+    for (size_t i = 1; i < names.count; i++)
+        if (strcmp(sorted[i - 1], sorted[i]) == 0) twice = sorted[i], repeated++;
+    if (twice) warn("%s: %d class names stand there before, such as '%s'; of equal names the first wins", path, repeated, twice);
+    free(sorted);
+    return names;
+}
+
+// Class names from those of folders: golden_retriever becomes "golden retriever".
+static inline StringList classnames_from_folders(char *const *folders, int count) {
+    StringList names = {NULL, 0, 0};
+    for (int i = 0; i < count; i++) {
+        string_list_add(&names, folders[i]);
+        for (char *c = names.list[i]; *c; c++)
+            if (*c == '_') *c = ' ';
+    }
+    return names;
+}
+
+// Where in a template the class name goes, and how many bytes to leave out there; NULL when there is no such place.
+static inline const char *template_slot(const char *sentence, int *bytes) {
+    const char *a = strstr(sentence, "{}"), *b = strstr(sentence, "{c}");
+    *bytes = a && (!b || a < b) ? 2 : 3;
+    return *bytes == 2 ? a : b;
+}
+
+// Templates, one a line; `{}` stands for the class name, `{c}` (open_clip's own files) too. Without a path: DEFAULT_TEMPLATE.
+static inline StringList templates_read(const char *path) {
+    StringList templates = {NULL, 0, 0};
+    if (!path) {
+        string_list_add(&templates, DEFAULT_TEMPLATE);
+        return templates;
+    }
+    templates = lines_read(path, "templates");
+    for (size_t i = 0; i < templates.count; i++) {
+        int bytes;
+        if (!template_slot(templates.list[i], &bytes)) die(EXIT_USAGE, "%s: no {} in '%.80s'; mark where the class name goes", path, templates.list[i]);
+    }
+    return templates;
+}
+
+// The template with the name in every slot, into *out, which grows as needed (start with NULL and 0).
+static inline void template_fill(char **out, size_t *capacity, const char *sentence, const char *name) {
+    size_t length = 0, name_length = strlen(name);
+    for (int bytes;;) {
+        const char *slot = template_slot(sentence, &bytes);
+        size_t before = slot ? (size_t)(slot - sentence) : strlen(sentence);
+        list_grow((void **)out, capacity, length + before + name_length + 1, 1);
+        memcpy(*out + length, sentence, before);
+        length += before;
+        (*out)[length] = 0;
+        if (!slot) return;
+        memcpy(*out + length, name, name_length);
+        length += name_length;
+        sentence = slot + bytes;
+    }
+}
+
+// ---------------------------------------------------------------- the classifier
+
+// Adds features (rows,E) of captions to the sums (C,E) of their classes: caption i belongs to class i / templates, and `first` is the
+// index of the first row's.
+static inline void classifier_add(double *sums, const float *features, int64_t first, int rows, int templates, int E) {
+    for (int i = 0; i < rows; i++) {
+        double *sum = sums + (first + i) / templates * E;
+        for (int e = 0; e < E; e++) sum[e] += features[(size_t)i * (size_t)E + (size_t)e];
+    }
+}
+
+// classifier (C,E): the sums (C,E) at unit length, which is the mean over the templates at unit length
+static inline void classifier_normalise(float *classifier, const double *sums, int C, int E) {
+    for (int c = 0; c < C; c++, sums += E, classifier += E) {
+        double square = 0;
+        for (int e = 0; e < E; e++) square += sums[e] * sums[e];
+        for (int e = 0; e < E; e++) classifier[e] = (float)(sums[e] / sqrt(square));
+    }
+}
+
+// logits (n,C) = scale * image (n,E) · classifier (C,E)ᵀ
+static inline void zeroshot_logits(const Kernels *kernels, float *logits, const float *image, const float *classifier, int n, int C, int E, float scale) {
+    matmul_nt(kernels, logits, image, classifier, n, C, E);
+    for (size_t i = 0; i < (size_t)n * (size_t)C; i++) logits[i] *= scale;
+}
+
+// The rank from 0 of a label among C logits; of equal logits the lower class comes first (torch's topk leaves that open).
+static inline int zeroshot_rank(const float *logits, int C, int label) { return count_ahead(logits, C, logits[label], label); }
+
+#endif

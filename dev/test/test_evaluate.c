@@ -1,0 +1,767 @@
+// Evaluation: ranks, losses, class names and templates, the zero-shot classifier, metrics over a data set, files of features.
+// A toy back end stands in for the model. With the folder golden/model as argument: retrieval.npz and zeroshot.npz instead.
+//     test_evaluate [GOLDEN/model]
+#include "clipc/evaluate.h"
+
+#include "dev/test/npz.h"
+#include "dev/test/test.h"
+
+#include <sys/wait.h>
+
+// ---------------------------------------------------------------- helpers
+
+enum { MOST_TEXT = 4096 };
+
+// Runs fn(argument) in a child; what it wrote goes to `text`. Returns its exit code. Before the first parallel region of this program
+// only: GNU's OpenMP does not survive a fork.
+static int run_child(int (*fn)(const char *), const char *argument, char text[MOST_TEXT]) {
+    int ends[2], status = -1;
+    size_t n = 0;
+    ssize_t got;
+    EXPECT(pipe(ends) == 0, "no pipe");
+    fflush(NULL);
+    pid_t child = fork();
+    if (child == 0) {
+        dup2(ends[1], 1), dup2(ends[1], 2);
+        close(ends[0]), close(ends[1]);
+        exit(fn(argument));
+    }
+    close(ends[1]);
+    while (n < MOST_TEXT - 1 && (got = read(ends[0], text + n, MOST_TEXT - 1 - n)) > 0) n += (size_t)got;
+    text[n] = 0;
+    close(ends[0]);
+    waitpid(child, &status, 0);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+// fn(argument) ends the program with EXIT_USAGE and one line that names `what`.
+static void expect_refused(int (*fn)(const char *), const char *argument, const char *what) {
+    char text[MOST_TEXT];
+    int code = run_child(fn, argument, text);
+    EXPECT(code == EXIT_USAGE, "exit code %d, '%s'", code, text);
+    EXPECT(strstr(text, what) && strchr(text, '\n') == text + strlen(text) - 1, "'%s' does not say '%s' in one line", text, what);
+}
+
+static void write_text(const char *path, const char *text) {
+    FILE *f = fopen_check(path, "wb");
+    fwrite_check(text, strlen(text), f, path);
+    fclose(f);
+}
+
+static void remove_folder(const char *folder) {
+    char *const roots[2] = {(char *)(uintptr_t)folder, NULL};
+    FTS *walk = fts_open(roots, FTS_PHYSICAL | FTS_NOCHDIR, NULL);
+    for (FTSENT *f; (f = fts_read(walk));)
+        if (f->fts_info != FTS_D) remove(f->fts_accpath);
+    fts_close(walk);
+}
+
+static void fill_normal(float *x, size_t n, uint64_t seed) {
+    Rand r = rand_for(seed, 0, 0);
+    for (size_t i = 0; i < n; i++) x[i] = (float)rand_normal(&r);
+}
+
+static void normalise_rows(float *x, int n, int E) {
+    for (int i = 0; i < n; i++, x += E) {
+        double square = 0;
+        for (int e = 0; e < E; e++) square += (double)x[e] * x[e];
+        for (int e = 0; e < E; e++) x[e] = (float)(x[e] / sqrt(square));
+    }
+}
+
+static double dot(const float *a, const float *b, int E) {
+    double sum = 0;
+    for (int e = 0; e < E; e++) sum += (double)a[e] * b[e];
+    return sum;
+}
+
+// ---------------------------------------------------------------- retrieval and loss
+
+enum { N = 53, E = 7 };
+
+// The definition: how many candidates score higher than the target, or as high at a lower index.
+static int naive_rank(const float *query, const float *candidates, int index) {
+    double target = dot(query, candidates + index * E, E);
+    int rank = 0;
+    for (int j = 0; j < N; j++) {
+        double score = dot(query, candidates + j * E, E);
+        rank += score > target || (score == target && j < index);
+    }
+    return rank;
+}
+
+static void test_ranks_match_the_definition_with_ties(const Kernels *kernels) {
+    static const int chunks[] = {1, 7, 8, 52, 53, 54, 4096};
+    float image[N * E], text[N * E];
+    int ranks[2 * N], ties = 0;
+    Rand r = rand_for(1, 2, 3);
+    for (int i = 0; i < N * E; i++) image[i] = (float)rand_below(&r, 3) - 1, text[i] = (float)rand_below(&r, 3) - 1; // small integers: exact sums
+    for (int i = 0; i < N; i++)
+        for (int j = 0; j < N; j++) ties += i != j && dot(image + i * E, text + j * E, E) == dot(image + i * E, text + i * E, E);
+    EXPECT(ties > N, "%d ties", ties);
+    for (size_t c = 0; c < sizeof chunks / sizeof *chunks; c++) {
+        retrieval_ranks(kernels, ranks, ranks + N, image, text, N, E, chunks[c]);
+        for (int i = 0; i < N; i++) {
+            EXPECT(ranks[i] == naive_rank(image + i * E, text, i), "image %d, chunk %d: rank %d", i, chunks[c], ranks[i]);
+            EXPECT(ranks[N + i] == naive_rank(text + i * E, image, i), "caption %d, chunk %d: rank %d", i, chunks[c], ranks[N + i]);
+        }
+    }
+}
+
+// Equal captions have equal features: their scores tie to the bit wherever they stand, so the chunk size changes nothing.
+static void test_ranks_do_not_depend_on_the_chunk(const Kernels *kernels) {
+    enum { M = 301, D = 37, KINDS = 20 };
+    float *image = (float *)malloc_check(M * D * sizeof(float)), *text = (float *)malloc_check(M * D * sizeof(float));
+    int whole[2 * M], parts[2 * M];
+    fill_normal(image, M * D, 5), fill_normal(text, M * D, 6);
+    normalise_rows(image, M, D), normalise_rows(text, M, D);
+    for (int i = KINDS; i < M; i++) memcpy(text + i * D, text + i % KINDS * D, D * sizeof(float));
+    retrieval_ranks(kernels, whole, whole + M, image, text, M, D, M);
+    for (int chunk = 1; chunk < M; chunk += chunk < 20 ? 1 : 67) {
+        retrieval_ranks(kernels, parts, parts + M, image, text, M, D, chunk);
+        EXPECT(memcmp(whole, parts, sizeof whole) == 0, "chunk %d", chunk);
+    }
+    for (int i = KINDS; i < M; i++) EXPECT(whole[i] > whole[i - KINDS] || i % KINDS == 0 || whole[i] >= i / KINDS, "equal captions before number %d", i);
+    free(image), free(text);
+}
+
+static void test_not_a_number_ranks_last(const Kernels *kernels) {
+    float image[N * E], text[N * E];
+    int ranks[2 * N];
+    fill_normal(image, N * E, 7), fill_normal(text, N * E, 8);
+    image[10 * E + 3] = NAN;
+    retrieval_ranks(kernels, ranks, ranks + N, image, text, N, E, 16);
+    EXPECT(ranks[10] == N - 1 && ranks[N + 10] == N - 1, "%d, %d", ranks[10], ranks[N + 10]);
+    for (int i = 0; i < N * E; i++) image[i] = text[i] = NAN;
+    RetrievalMetrics m = retrieval_metrics(kernels, image, text, N, E, 16);
+    EXPECT(m.image_to_text.R10 == 0 && m.text_to_image.R10 == 0, "a broken model finds nothing");
+}
+
+static void test_rank_metrics_by_hand(void) {
+    static const int ranks[] = {9, 1, 0, 5, 10, 4, 11, 2, 0, 11, 3, 6}; // sorted: 0 0 1 2 3 4 5 6 9 10 11 11
+    static const int odd[] = {3, 0, 4, 1, 4}, one[] = {0};
+    RankMetrics m = rank_metrics(ranks, 12);
+    EXPECT_CLOSE(m.mean_rank, 62 / 12.0 + 1, 1e-12);
+    EXPECT(m.median_rank == 5, "%g: floor((4 + 5) / 2) + 1", m.median_rank);
+    EXPECT_CLOSE(m.R1, 2 / 12.0, 1e-12);
+    EXPECT_CLOSE(m.R5, 6 / 12.0, 1e-12);
+    EXPECT_CLOSE(m.R10, 9 / 12.0, 1e-12);
+    m = rank_metrics(odd, 5);
+    EXPECT(m.median_rank == 4, "%g", m.median_rank);
+    m = rank_metrics(one, 1);
+    EXPECT(m.mean_rank == 1 && m.median_rank == 1 && m.R1 == 1 && m.R5 == 1 && m.R10 == 1, "one pair is always found");
+}
+
+// ---------------------------------------------------------------- class names, templates
+
+static int read_classnames(const char *path) {
+    StringList names = classnames_read(path);
+    string_list_free(&names);
+    return 0;
+}
+
+static int read_templates(const char *path) {
+    StringList templates = templates_read(path);
+    string_list_free(&templates);
+    return 0;
+}
+
+static void test_classnames_and_templates(const char *folder) {
+    char path[PATH_SIZE], text[MOST_TEXT];
+    path_format(path, "%s/lines.txt", folder);
+    write_text(path, "\xef\xbb\xbf" "tench\r\n\r\n  great white shark \t\r\n\n\xc3\xa9l\xc3\xa9phant"); // BOM, CRLF, blanks, no end at the end
+    StringList names = classnames_read(path);
+    EXPECT(names.count == 3, "%zu names", names.count);
+    EXPECT_STRING(names.list[0], "tench");
+    EXPECT_STRING(names.list[1], "great white shark");
+    EXPECT_STRING(names.list[2], "\xc3\xa9l\xc3\xa9phant");
+    string_list_free(&names);
+
+    EXPECT(run_child(read_classnames, path, text) == 0 && !*text, "'%s'", text);
+    write_text(path, "crane\nmaillot\ncrane\nmaillot\ncrane\nbird\n");
+    EXPECT(run_child(read_classnames, path, text) == 0 && strstr(text, "3 class names stand there before, such as 'maillot'"), "'%s'", text);
+    write_text(path, " \r\n\n");
+    expect_refused(read_classnames, path, "no class names in it");
+    write_text(path, "");
+    expect_refused(read_classnames, path, "no class names in it");
+    FILE *f = fopen_check(path, "wb");
+    fwrite_check("c\0a\0t\0", 6, f, path), fclose(f);
+    expect_refused(read_classnames, path, "UTF-8");
+    path_format(path, "%s/none.txt", folder);
+    expect_refused(read_classnames, path, "none.txt: cannot open");
+
+    path_format(path, "%s/sentences.txt", folder);
+    write_text(path, "a photo of a {}.\n\nthe {c} in {c}, {}\r\n{}");
+    StringList templates = templates_read(path);
+    char *caption = NULL;
+    size_t capacity = 0;
+    static const char *const expected[] = {"a photo of a cat.", "the cat in cat, cat", "cat"};
+    EXPECT(templates.count == 3, "%zu templates", templates.count);
+    for (size_t i = 0; i < templates.count && i < 3; i++) {
+        template_fill(&caption, &capacity, templates.list[i], "cat");
+        EXPECT_STRING(caption, expected[i]);
+    }
+    template_fill(&caption, &capacity, "{}{", "a {} in braces"); // a name is put in as it stands
+    EXPECT_STRING(caption, "a {} in braces{");
+    string_list_free(&templates);
+    write_text(path, "a photo of a {}.\na photo of { }.\n");
+    expect_refused(read_templates, path, "no {} in 'a photo of { }.'");
+    templates = templates_read(NULL);
+    EXPECT(templates.count == 1, "%zu templates", templates.count);
+    template_fill(&caption, &capacity, templates.list[0], "dog");
+    EXPECT_STRING(caption, "a photo of a dog.");
+    string_list_free(&templates), free(caption);
+
+    char first[] = "golden_retriever", second[] = "n01440764", *folders[] = {first, second};
+    names = classnames_from_folders(folders, 2);
+    EXPECT(names.count == 2, "%zu", names.count);
+    EXPECT_STRING(names.list[0], "golden retriever");
+    EXPECT_STRING(names.list[1], "n01440764");
+    string_list_free(&names);
+}
+
+static void test_rank_of_a_label(void) {
+    static const float logits[] = {1, 7, 3, 7, NAN, 0, -2};
+    static const int expected[] = {4, 1, 3, 2, 6, 5, 6}; // a NaN comes before every label, and a label that is NaN last
+    for (int i = 0; i < 7; i++) EXPECT(zeroshot_rank(logits, 7, i) == expected[i], "label %d: rank %d", i, zeroshot_rank(logits, 7, i));
+}
+
+// ---------------------------------------------------------------- a toy model
+
+// It sees the mean colour of a picture, and the words for six colours in a caption; other words shift a caption's feature a little.
+enum { TOY_E = 6, TOY_SIZE = 5, TOY_CONTEXT = 16, COLOURS = 6 };
+static const char *const COLOUR_NAMES[COLOURS] = {"blue", "cyan", "green", "magenta", "red", "yellow"}; // sorted, as folders are
+static const float COLOUR_RGB[COLOURS][3] = {{0, 0, 1}, {0, 1, 1}, {0, 1, 0}, {1, 0, 1}, {1, 0, 0}, {1, 1, 0}};
+
+struct Backend {
+    int word[COLOURS]; // token ids
+    float scale;
+    int calls;                   // of either tower
+    volatile sig_atomic_t *stop; // set at the fourth call, as Ctrl-C would; or NULL
+};
+
+static void toy_count_call(Backend *back) {
+    if (++back->calls != 4 || !back->stop) return;
+    usleep(50000); // the workers have the next batch ready by then
+    *back->stop = 1;
+}
+
+static void toy_image_feature(float *out, const double rgb[3]) {
+    for (int e = 0; e < TOY_E; e++) out[e] = e < 3 ? (float)rgb[e] : 0.05f;
+    normalise_rows(out, 1, TOY_E);
+}
+
+static void toy_text_feature(float *out, const Backend *back, const int *tokens, int length) {
+    for (int e = 0; e < TOY_E; e++) out[e] = 0;
+    for (int t = 0; t < length; t++) {
+        Rand r = rand_for(3, (uint64_t)tokens[t], 0);
+        for (int e = 0; e < TOY_E; e++) out[e] += 0.15f * (float)rand_normal(&r);
+        for (int c = 0; c < COLOURS; c++)
+            for (int e = 0; e < 3 && tokens[t] == back->word[c]; e++) out[e] += COLOUR_RGB[c][e];
+    }
+    normalise_rows(out, 1, TOY_E);
+}
+
+void clip_encode_image(Clip *clip, const ClipBatch *batch, float *features) {
+    toy_count_call(clip->back);
+    int area = clip->config.image_size * clip->config.image_size;
+    for (int i = 0; i < batch->size; i++) {
+        double rgb[3] = {0, 0, 0};
+        for (int j = 0; j < 3 * area; j++) rgb[j / area] += batch->pixels[i * 3 * area + j] / (255.0 * area);
+        toy_image_feature(features + i * TOY_E, rgb);
+    }
+}
+
+void clip_encode_text(Clip *clip, const ClipBatch *batch, float *features) {
+    toy_count_call(clip->back);
+    for (int i = 0; i < batch->size; i++) {
+        const int *tokens = batch->tokens + i * TOY_CONTEXT;
+        toy_text_feature(features + i * TOY_E, clip->back, tokens, caption_length(tokens, TOY_CONTEXT, clip->config.eot_id));
+    }
+}
+
+float clip_logit_scale(const Clip *clip) { return clip->back->scale; }
+
+static void toy_caption_feature(float *out, const Evaluation *e, const char *caption) {
+    int tokens[TOY_CONTEXT], length = tokenizer_encode(e->loader.tokenizer, caption, strlen(caption), tokens, TOY_CONTEXT);
+    toy_text_feature(out, e->clip->back, tokens, length);
+}
+
+static Evaluation toy_create(void) {
+    Evaluation e;
+    char error[256];
+    memset(&e, 0, sizeof e);
+    Tokenizer *tokenizer = tokenizer_create(tokenizer_builtin_merges, tokenizer_builtin_merges_length, error);
+    if (!tokenizer) die(EXIT_RUNTIME, "the built-in merges: %s", error);
+    e.clip = (Clip *)calloc_check(1, sizeof(Clip));
+    e.clip->back = (Backend *)calloc_check(1, sizeof(Backend));
+    e.clip->back->scale = 20;
+    for (int c = 0; c < COLOURS; c++) {
+        int tokens[TOY_CONTEXT];
+        tokenizer_encode(tokenizer, COLOUR_NAMES[c], strlen(COLOUR_NAMES[c]), tokens, TOY_CONTEXT);
+        e.clip->back->word[c] = tokens[1];
+    }
+    e.clip->config.embed_dim = TOY_E, e.clip->config.context_length = TOY_CONTEXT, e.clip->config.image_size = TOY_SIZE;
+    e.clip->config.vocab_size = CLIP_VOCABULARY, e.clip->config.eot_id = CLIP_VOCABULARY - 1;
+    strcpy(e.clip->config.name, "toy \"quoted\"");
+    e.kernels = kernels_select();
+    e.loader.batch_size = 5, e.loader.workers = 2, e.loader.image_size = TOY_SIZE, e.loader.context = TOY_CONTEXT, e.loader.max_image_pixels = 1000000;
+    e.loader.tokenizer = tokenizer, e.loader.one_pass = true;
+    return e;
+}
+
+static void toy_free(Evaluation *e) {
+    tokenizer_free((Tokenizer *)(uintptr_t)e->loader.tokenizer);
+    free(e->clip->back), free(e->clip);
+}
+
+// A picture of one colour; rgb from 0 to 1.
+static void write_png(const char *path, const double rgb[3]) {
+    enum { W = 9, H = 7 };
+    uint8_t pixels[W * H * 3];
+    png_image png;
+    for (int i = 0; i < W * H * 3; i++) pixels[i] = (uint8_t)(rgb[i % 3] * 255 + 0.5);
+    memset(&png, 0, sizeof png);
+    png.version = PNG_IMAGE_VERSION, png.width = W, png.height = H, png.format = PNG_FORMAT_RGB;
+    if (!png_image_write_to_file(&png, path, 0, pixels, 0, NULL)) die(EXIT_RUNTIME, "%s: cannot write", path);
+}
+
+// ---------------------------------------------------------------- pictures on disk
+
+enum { PER_CLASS = 4, PICTURES = COLOURS * PER_CLASS };
+
+// In bytes / 255, exactly as the toy model will see it.
+static void picture_colour(double rgb[3], int colour, int i) {
+    Rand r = rand_for(9, (uint64_t)colour, (uint64_t)i);
+    for (int e = 0; e < 3; e++) rgb[e] = floor(255 * (0.5 * COLOUR_RGB[colour][e] + rand_range(&r, 0, 0.5))) / 255;
+}
+
+static void picture_caption(char *out, size_t size, int colour, int i) {
+    static const char *const words[PER_CLASS] = {"cup", "door", "flower", "cup"}; // the first and the last of a class have equal captions
+    snprintf(out, size, "a %s %s", COLOUR_NAMES[colour], words[i % PER_CLASS]);
+}
+
+// FOLDER/classes/COLOUR/I.png with one broken file; tables of them: labels.csv (by number and by name), pairs.csv (captions and
+// labels; row 3 has no file), nolabel.csv; names.txt, five.txt, templates.txt
+static void write_pictures(const char *folder) {
+    char path[PATH_SIZE], caption[100];
+    double rgb[3];
+    path_format(path, "%s/labels.csv", folder);
+    FILE *labels = fopen_check(path, "w");
+    path_format(path, "%s/pairs.csv", folder);
+    FILE *pairs = fopen_check(path, "w");
+    fprintf(labels, "filepath,label\n"), fprintf(pairs, "filepath,title,label\n");
+    for (int c = 0; c < COLOURS; c++)
+        for (int i = 0; i < PER_CLASS; i++) {
+            path_format(path, "%s/classes/%s", folder, COLOUR_NAMES[c]);
+            make_directories(path);
+            path_format(path, "%s/classes/%s/%d.png", folder, COLOUR_NAMES[c], i);
+            picture_colour(rgb, c, i);
+            write_png(path, rgb);
+            picture_caption(caption, sizeof caption, c, i);
+            if (i % 2) fprintf(labels, "classes/%s/%d.png,%d\n", COLOUR_NAMES[c], i, c);
+            else fprintf(labels, "classes/%s/%d.png,%s\n", COLOUR_NAMES[c], i, COLOUR_NAMES[c]);
+            if (c == 0 && i == 3) fprintf(pairs, "classes/none.png,nothing,0\n");
+            fprintf(pairs, "classes/%s/%d.png,%s,%d\n", COLOUR_NAMES[c], i, caption, c);
+        }
+    fclose(labels), fclose(pairs);
+    path_format(path, "%s/classes/red/broken.png", folder);
+    write_text(path, "no picture");
+    path_format(path, "%s/names.txt", folder);
+    write_text(path, "blue\ncyan\ngreen\nmagenta\nred\nyellow\n");
+    path_format(path, "%s/five.txt", folder);
+    write_text(path, "blue\ncyan\ngreen\nmagenta\nred\n");
+    path_format(path, "%s/templates.txt", folder);
+    write_text(path, "a photo of a {}.\na {} cup\n{} flower, very {}\n");
+}
+
+// ---------------------------------------------------------------- evaluation of the toy model
+
+// What the accuracy must be, straight from the definition.
+static void expected_zeroshot(const Evaluation *e, const StringList *templates, double *top1, double *top5) {
+    double classifier[COLOURS][TOY_E], rgb[3], shares[COLOURS] = {0};
+    for (int c = 0; c < COLOURS; c++) {
+        char *caption = NULL;
+        size_t capacity = 0;
+        float feature[TOY_E];
+        double square = 0;
+        memset(classifier[c], 0, sizeof classifier[c]);
+        for (size_t t = 0; t < templates->count; t++) {
+            template_fill(&caption, &capacity, templates->list[t], COLOUR_NAMES[c]);
+            toy_caption_feature(feature, e, caption);
+            for (int k = 0; k < TOY_E; k++) classifier[c][k] += feature[k] / (double)templates->count;
+        }
+        for (int k = 0; k < TOY_E; k++) square += classifier[c][k] * classifier[c][k];
+        for (int k = 0; k < TOY_E; k++) classifier[c][k] /= sqrt(square);
+        free(caption);
+    }
+    for (int p = 0; p < PICTURES; p++) {
+        float image[TOY_E];
+        double scores[COLOURS] = {0};
+        picture_colour(rgb, p / PER_CLASS, p % PER_CLASS);
+        toy_image_feature(image, rgb);
+        for (int c = 0; c < COLOURS; c++)
+            for (int k = 0; k < TOY_E; k++) scores[c] += image[k] * classifier[c][k];
+        int rank = 0;
+        for (int c = 0; c < COLOURS; c++) rank += scores[c] > scores[p / PER_CLASS];
+        shares[rank] += 1.0 / PICTURES;
+    }
+    *top1 = shares[0], *top5 = 1 - shares[5];
+}
+
+static void test_zeroshot_over_folders_and_tables(Evaluation e, const char *folder) {
+    char spec[PATH_SIZE], names[PATH_SIZE], templates[PATH_SIZE];
+    DatasetConfig keys = dataset_config_default();
+    ZeroshotMetrics m;
+    path_format(names, "%s/names.txt", folder);
+    path_format(templates, "%s/templates.txt", folder);
+    for (int kind = 0; kind < 4; kind++) { // a folder with and without names, a table with a name, default templates
+        path_format(spec, kind < 2 ? "%s/classes" : kind == 2 ? "%s/labels.csv" : "shapes=%s/labels.csv", folder);
+        ZeroshotSet set = zeroshot_open(spec, kind ? names : NULL, kind < 3 ? templates : NULL, &keys);
+        EXPECT_STRING(set.name, kind == 3 ? "shapes" : "");
+        double top1, top5;
+        expected_zeroshot(&e, &set.templates, &top1, &top5);
+        EXPECT(top1 > 0.3 && top1 < 1 && top5 > top1, "the toy must be neither blind nor perfect: %g, %g", top1, top5);
+        for (int batch = 1; batch < 40; batch += 6) {
+            e.loader.batch_size = batch, e.loader.workers = 1 + batch % 3;
+            EXPECT(evaluate_zeroshot(&e, &set, &m), "it runs through");
+            EXPECT_CLOSE(m.top1, top1, 1e-12);
+            EXPECT_CLOSE(m.top5, top5, 1e-12);
+            EXPECT(m.samples == PICTURES && m.classes == COLOURS, "%lld samples", (long long)m.samples);
+        }
+        MetricList list = zeroshot_metric_list(&m, set.name);
+        EXPECT(list.count == 2, "%d metrics", list.count);
+        EXPECT_STRING(list.list[0].name, kind == 3 ? "zeroshot_top1/shapes" : "zeroshot_top1");
+        EXPECT_STRING(list.list[1].name, kind == 3 ? "zeroshot_top5/shapes" : "zeroshot_top5");
+        EXPECT(list.list[0].value == m.top1 && list.list[1].value == m.top5, "values");
+        zeroshot_close(&set);
+    }
+    m.classes = 4;
+    EXPECT(zeroshot_metric_list(&m, "").count == 1, "no top-5 of four classes");
+}
+
+static const char *const VALIDATION_NAMES[] = {"val_loss",           "image_to_text_mean_rank", "image_to_text_median_rank", "image_to_text_R@1",
+                                               "image_to_text_R@5",  "image_to_text_R@10",      "text_to_image_mean_rank",   "text_to_image_median_rank",
+                                               "text_to_image_R@1",  "text_to_image_R@5",       "text_to_image_R@10"};
+
+static double naive_loss(const float *image, const float *text, int n, double scale) {
+    double loss = 0;
+    for (int i = 0; i < n; i++) {
+        double row = 0, column = 0;
+        for (int j = 0; j < n; j++) {
+            row += exp(scale * dot(image + i * TOY_E, text + j * TOY_E, TOY_E));
+            column += exp(scale * dot(image + j * TOY_E, text + i * TOY_E, TOY_E));
+        }
+        loss += (log(row) + log(column)) / 2 - scale * dot(image + i * TOY_E, text + i * TOY_E, TOY_E);
+    }
+    return loss / n;
+}
+
+// Parses a file of features as any reader would, and compares it with what it must hold.
+static void check_features_file(const char *path, const float *image, const float *text) {
+    static const char *const names[] = {"image_features", "text_features", "indices", "labels"};
+    size_t length;
+    char *data = file_read_all(path, &length);
+    uint64_t header_bytes;
+    memcpy(&header_bytes, data, 8);
+    EXPECT(header_bytes % 8 == 0 && header_bytes + 8 < length, "header of %llu bytes", (unsigned long long)header_bytes);
+    json_error_t error;
+    json_t *header = json_loadb(data + 8, header_bytes, 0, &error), *metadata = json_object_get(header, "__metadata__");
+    EXPECT(header && json_object_size(header) == 5, "%s", error.text);
+    EXPECT_STRING(json_string_value(json_object_get(metadata, "model")), "toy \"quoted\"");
+    EXPECT_STRING(json_string_value(json_object_get(metadata, "logit_scale")), "20");
+    int64_t at = 0, row = 0;
+    const char *start[4];
+    for (int i = 0; i < 4; i++) {
+        json_t *tensor = json_object_get(header, names[i]), *shape = json_object_get(tensor, "shape"), *offsets = json_object_get(tensor, "data_offsets");
+        EXPECT_STRING(json_string_value(json_object_get(tensor, "dtype")), i < 2 ? "F32" : "I64");
+        EXPECT(json_array_size(shape) == (i < 2 ? 2 : 1) && json_integer_value(json_array_get(shape, 0)) == PICTURES, "rows of %s", names[i]);
+        EXPECT(i > 1 || json_integer_value(json_array_get(shape, 1)) == TOY_E, "columns of %s", names[i]);
+        EXPECT(json_array_size(offsets) == 2 && json_integer_value(json_array_get(offsets, 0)) == at, "%s begins where the last one ends", names[i]);
+        start[i] = data + 8 + header_bytes + at;
+        at = json_integer_value(json_array_get(offsets, 1));
+    }
+    EXPECT(8 + header_bytes + (uint64_t)at == length, "the file ends with the last tensor");
+    for (int p = 0; p < PICTURES; p++, row++) {
+        int64_t index, label;
+        row += row == 3; // the row without a file
+        memcpy(&index, start[2] + 8 * p, 8), memcpy(&label, start[3] + 8 * p, 8);
+        EXPECT(index == row && label == p / PER_CLASS, "row %d: sample %lld, label %lld", p, (long long)index, (long long)label);
+    }
+    EXPECT(memcmp(start[0], image, PICTURES * TOY_E * 4) == 0 && memcmp(start[1], text, PICTURES * TOY_E * 4) == 0, "the features");
+    json_decref(header);
+    free(data);
+}
+
+static void test_validation_loss_retrieval_and_features(Evaluation e, const char *folder) {
+    static const int batches[] = {5, 1, 7, 24, 64};
+    char path[PATH_SIZE], features[PATH_SIZE], caption[100];
+    float image[PICTURES * TOY_E], text[PICTURES * TOY_E];
+    double rgb[3];
+    for (int p = 0; p < PICTURES; p++) {
+        picture_colour(rgb, p / PER_CLASS, p % PER_CLASS);
+        toy_image_feature(image + p * TOY_E, rgb);
+        picture_caption(caption, sizeof caption, p / PER_CLASS, p % PER_CLASS);
+        toy_caption_feature(text + p * TOY_E, &e, caption);
+    }
+    RetrievalMetrics expected = retrieval_metrics(e.kernels, image, text, PICTURES, TOY_E, 0);
+    EXPECT(expected.image_to_text.R1 > 0 && expected.image_to_text.R1 < 1, "%g", expected.image_to_text.R1);
+    path_format(path, "%s/pairs.csv", folder);
+    path_format(features, "%s/features.safetensors", folder);
+    DatasetConfig config = dataset_config_default();
+    Dataset data = dataset_open(path, &config, 2);
+    for (size_t b = 0; b < sizeof batches / sizeof *batches; b++) {
+        double loss = 0;
+        for (int first = 0; first < PICTURES; first += batches[b]) {
+            int n = PICTURES - first < batches[b] ? PICTURES - first : batches[b];
+            loss += n * naive_loss(image + first * TOY_E, text + first * TOY_E, n, 20) / PICTURES;
+        }
+        ValidationMetrics m;
+        e.loader.batch_size = batches[b], e.retrieval_chunk = batches[b] - 1;
+        EXPECT(evaluate_validation(&e, &data, b ? NULL : features, &m), "it runs through");
+        EXPECT(m.samples == PICTURES, "%lld samples", (long long)m.samples);
+        EXPECT_CLOSE(m.loss, loss, 1e-5);
+        EXPECT(memcmp(&m.retrieval, &expected, sizeof expected) == 0, "retrieval at batch %d", batches[b]);
+        MetricList list = validation_metric_list(&m);
+        EXPECT(list.count == 11 && list.list[0].value == m.loss && list.list[10].value == m.retrieval.text_to_image.R10, "values");
+        for (int i = 0; i < 11 && i < list.count; i++) EXPECT_STRING(list.list[i].name, VALIDATION_NAMES[i]);
+    }
+    check_features_file(features, image, text);
+    dataset_free(&data);
+}
+
+// ---------------------------------------------------------------- Ctrl-C
+
+static void test_interruption(Evaluation e, const char *folder) {
+    char path[PATH_SIZE], features[PATH_SIZE];
+    volatile sig_atomic_t stop = 0;
+    ValidationMetrics v = {-1, {{0, 0, 0, 0, 0}, {0, 0, 0, 0, 0}}, -1};
+    ZeroshotMetrics z = {-1, -1, -1, -1};
+    DatasetConfig config = dataset_config_default();
+    e.loader.interrupted = e.clip->back->stop = &stop;
+    path_format(path, "%s/pairs.csv", folder);
+    path_format(features, "%s/never.safetensors", folder);
+    Dataset data = dataset_open(path, &config, 2);
+    e.clip->back->calls = 0;
+    EXPECT(!evaluate_validation(&e, &data, features, &v), "an interrupted validation says nothing");
+    EXPECT(e.clip->back->calls == 4 && v.samples == -1 && !file_exists(features), "it ends with the batch: %d calls", e.clip->back->calls);
+    dataset_free(&data);
+    path_format(path, "%s/classes", folder);
+    ZeroshotSet set = zeroshot_open(path, NULL, NULL, &config);
+    for (int calls = 1; calls < 4; calls += 2) { // 6 captions by 5 are two calls: stopped at the first picture, and at the first captions
+        e.clip->back->calls = calls, stop = 0;
+        EXPECT(!evaluate_zeroshot(&e, &set, &z) && z.samples == -1, "an interrupted zero-shot evaluation says nothing");
+    }
+    e.clip->back->stop = NULL, stop = 0;
+    e.loader.interrupted = &stop;
+    EXPECT(evaluate_zeroshot(&e, &set, &z) && z.samples == PICTURES, "it runs through");
+    zeroshot_close(&set);
+}
+
+// ---------------------------------------------------------------- wrong sets, classes of pictures (in children)
+
+static const char *folder_of_child; // where the fixtures are
+
+// argument: "SPEC CLASSNAMES", both within the folder; CLASSNAMES may be missing
+static int open_zeroshot(const char *argument) {
+    char spec[PATH_SIZE], names[PATH_SIZE];
+    const char *blank = strchr(argument, ' ');
+    DatasetConfig keys = dataset_config_default();
+    path_format(spec, "%s/%.*s", folder_of_child, blank ? (int)(blank - argument) : (int)strlen(argument), argument);
+    path_format(names, "%s/%s", folder_of_child, blank ? blank + 1 : "");
+    ZeroshotSet set = zeroshot_open(spec, blank ? names : NULL, NULL, &keys);
+    zeroshot_close(&set);
+    return 0;
+}
+
+static void test_wrong_zeroshot_sets_are_named(void) {
+    char text[MOST_TEXT];
+    int code = run_child(open_zeroshot, "labels.csv names.txt", text);
+    EXPECT(code == 0 && !*text, "%d: %s", code, text);
+    expect_refused(open_zeroshot, "labels.csv five.txt", "4 of 24 samples have no label among the 5 names");
+    expect_refused(open_zeroshot, "labels.csv", "--classnames");
+    expect_refused(open_zeroshot, "classes five.txt", "6 class folders, but 5 class names");
+    expect_refused(open_zeroshot, "none.csv names.txt", "none.csv");
+    expect_refused(open_zeroshot, "classes/red", "no sub-folders");
+}
+
+// argument: pictures within the folder, a blank between them; a leading ! takes the tokenizer away
+static int classify_pictures(const char *argument) {
+    Evaluation e = toy_create();
+    Tokenizer *tokenizer = (Tokenizer *)(uintptr_t)e.loader.tokenizer;
+    char names_path[PATH_SIZE], words[MOST_TEXT];
+    StringList paths = {NULL, 0, 0}, templates = templates_read(NULL);
+    path_format(names_path, "%s/names.txt", folder_of_child);
+    StringList names = classnames_read(names_path);
+    if (*argument == '!') e.loader.tokenizer = NULL, argument++;
+    snprintf(words, sizeof words, "%s", argument);
+    for (char *word = strtok(words, " "); word; word = strtok(NULL, " ")) {
+        char path[PATH_SIZE];
+        path_format(path, "%s/%s", folder_of_child, word);
+        string_list_add(&paths, path);
+    }
+    int code = classify(&e, paths.list, (int)paths.count, &names, &templates, 3);
+    string_list_free(&paths), string_list_free(&names), string_list_free(&templates);
+    e.loader.tokenizer = tokenizer;
+    toy_free(&e);
+    return code;
+}
+
+static void test_classes_of_pictures(void) {
+    char text[MOST_TEXT], name[64] = "";
+    int code = run_child(classify_pictures, "classes/blue/0.png classes/red/broken.png none.png classes classes/red/1.png", text);
+    EXPECT(code == 0, "exit code %d: %s", code, text);
+    EXPECT(strstr(text, "broken.png: unknown image format") && strstr(text, "none.png: no such file") && strstr(text, "classes: cannot be read"), "%s", text);
+    const char *blue = strstr(text, "blue/0.png\n"), *red = strstr(text, "red/1.png\n");
+    EXPECT(blue && red, "%s", text);
+    double share[3] = {0, 0, 0};
+    int got = blue ? sscanf(blue, "%*s %lf%% %63s %lf%% %*s %lf%%", &share[0], name, &share[1], &share[2]) : 0;
+    EXPECT(got == 4, "%s", text);
+    EXPECT(share[0] >= share[1] && share[1] >= share[2] && share[2] >= 0 && share[0] + share[1] + share[2] <= 100.02, "%s", text);
+
+    Evaluation e = toy_create(); // the first probability, from the definition
+    double rgb[3], sum = 0, first = 0;
+    const char *best = "";
+    float image[TOY_E], feature[TOY_E];
+    picture_colour(rgb, 0, 0);
+    toy_image_feature(image, rgb);
+    for (int c = 0; c < COLOURS; c++) {
+        char caption[100];
+        snprintf(caption, sizeof caption, "a photo of a %s.", COLOUR_NAMES[c]);
+        toy_caption_feature(feature, &e, caption);
+        double x = exp(20 * dot(image, feature, TOY_E));
+        if (x > first) best = COLOUR_NAMES[c], first = x;
+        sum += x;
+    }
+    EXPECT_STRING(name, best);
+    EXPECT(fabs(share[0] - 100 * first / sum) <= 0.0051, "%g%% instead of %g%%", share[0], 100 * first / sum);
+    toy_free(&e);
+    EXPECT(run_child(classify_pictures, "classes/red/broken.png none.png", text) == EXIT_USAGE, "nothing usable: %s", text);
+    expect_refused(classify_pictures, "!classes/red/0.png", "no tokenizer");
+}
+
+// ---------------------------------------------------------------- golden arrays
+
+static const float *golden(const Npz *npz, const char *prefix, const char *name, const char *dtype, int64_t *count) {
+    char full[256];
+    snprintf(full, sizeof full, "%s%s", prefix, name);
+    const NpzArray *a = npz_find(npz, full);
+    if (!a || strcmp(a->dtype, dtype)) die(EXIT_USAGE, "%s: %s; is the folder whole?", full, a ? "of another type" : "no such array");
+    if (count) *count = a->count;
+    return (const float *)a->data;
+}
+
+static double golden_double(const Npz *npz, const char *prefix, const char *name) {
+    return *(const double *)(const void *)golden(npz, prefix, name, "f8", NULL);
+}
+
+static const int32_t *golden_ints(const Npz *npz, const char *prefix, const char *name, int64_t *count) {
+    return (const int32_t *)(const void *)golden(npz, prefix, name, "i4", count);
+}
+
+static void check_rank_metrics(const Npz *npz, const char *prefix, RankMetrics m) {
+    EXPECT_CLOSE(m.mean_rank, golden_double(npz, prefix, "_mean_rank"), 1e-12);
+    EXPECT_CLOSE(m.median_rank, golden_double(npz, prefix, "_median_rank"), 1e-12);
+    EXPECT_CLOSE(m.R1, golden_double(npz, prefix, "_R@1"), 1e-12);
+    EXPECT_CLOSE(m.R5, golden_double(npz, prefix, "_R@5"), 1e-12);
+    EXPECT_CLOSE(m.R10, golden_double(npz, prefix, "_R@10"), 1e-12);
+}
+
+// One case of retrieval.npz, by the part of the names before ".image_features".
+static void check_retrieval_case(const Kernels *kernels, const Npz *npz, const char *name) {
+    static const char *const directions[] = {"image_to_text", "text_to_image"};
+    char prefix[128];
+    snprintf(prefix, sizeof prefix, "%s.", name);
+    int64_t n, entries;
+    const int32_t *expected[2] = {golden_ints(npz, prefix, "image_to_text_rank", &n), golden_ints(npz, prefix, "text_to_image_rank", NULL)};
+    const float *image = golden(npz, prefix, "image_features", "f4", &entries), *text = golden(npz, prefix, "text_features", "f4", NULL);
+    int *ranks = (int *)malloc_check(2 * (size_t)n * sizeof(int)), D = (int)(entries / n);
+    static const int chunks[] = {1, 7, 4096};
+    for (int c = 0; c < 3; c++) {
+        retrieval_ranks(kernels, ranks, ranks + n, image, text, (int)n, D, chunks[c]);
+        for (int i = 0; i < 2 * n; i++) {
+            int rank = expected[i / n][i % n];
+            EXPECT(ranks[i] == rank, "%s, row %d of %s: rank %d instead of %d", directions[i / n], (int)(i % n), name, ranks[i], rank);
+        }
+        RetrievalMetrics m = retrieval_metrics(kernels, image, text, (int)n, D, chunks[c]);
+        for (int d = 0; d < 2; d++) {
+            snprintf(prefix, sizeof prefix, "%s.%s", name, directions[d]);
+            check_rank_metrics(npz, prefix, d ? m.text_to_image : m.image_to_text);
+        }
+    }
+    free(ranks);
+}
+
+static void check_retrieval(const Kernels *kernels, const char *folder) {
+    char path[PATH_SIZE], name[100];
+    int cases = 0;
+    path_format(path, "%s/retrieval.npz", folder);
+    Npz npz = npz_read(path);
+    for (size_t i = 0; i < npz.count; i++) {
+        const char *end = strstr(npz.arrays[i].name, ".image_features");
+        if (!end) continue;
+        snprintf(name, sizeof name, "%.*s", (int)(end - npz.arrays[i].name), npz.arrays[i].name);
+        check_retrieval_case(kernels, &npz, name);
+        cases++;
+    }
+    EXPECT(cases > 0, "%s holds no case", path);
+    npz_free(&npz);
+}
+
+static void check_zeroshot(const Kernels *kernels, const char *folder) {
+    char path[PATH_SIZE];
+    int64_t n, C, entries, captions;
+    path_format(path, "%s/zeroshot.npz", folder);
+    Npz npz = npz_read(path);
+    const int32_t *labels = golden_ints(&npz, "", "labels", &n);
+    const float *image = golden(&npz, "", "image_features", "f4", &entries), *templates = golden(&npz, "", "template_embeddings", "f4", &captions);
+    int D = (int)(entries / n);
+    const float *expected = golden(&npz, "", "classifier", "f4", &C), *expected_logits = golden(&npz, "", "logits", "f4", NULL);
+    C /= D, captions /= D;
+
+    double *sums = (double *)calloc_check((size_t)(C * D), sizeof(double));
+    float *classifier = (float *)malloc_check((size_t)(C * D) * sizeof(float)), *logits = (float *)malloc_check((size_t)(n * C) * sizeof(float));
+    for (int64_t first = 0; first < captions; first += 7) // batches that end within a class
+        classifier_add(sums, templates + first * D, first, (int)min_i64(7, captions - first), (int)(captions / C), D);
+    classifier_normalise(classifier, sums, (int)C, D);
+    for (int64_t i = 0; i < C * D; i++) EXPECT_CLOSE(classifier[i], expected[i], 1e-6);
+    zeroshot_logits(kernels, logits, image, classifier, (int)n, (int)C, D, ZEROSHOT_SCALE);
+    for (int64_t i = 0; i < n * C; i++) EXPECT(fabs(logits[i] - expected_logits[i]) <= 100 * 1e-6, "%.9g instead of %.9g", logits[i], expected_logits[i]);
+    int hits1 = 0, hits5 = 0;
+    for (int64_t i = 0; i < n; i++) {
+        int rank = zeroshot_rank(logits + i * C, (int)C, labels[i]);
+        hits1 += rank < 1, hits5 += rank < 5;
+    }
+    EXPECT_CLOSE((double)hits1 / (double)n, golden_double(&npz, "", "top1"), 1e-12);
+    EXPECT_CLOSE((double)hits5 / (double)n, golden_double(&npz, "", "top5"), 1e-12);
+    free(logits), free(classifier), free(sums);
+    npz_free(&npz);
+}
+
+int main(int argc, char **argv) {
+    const Kernels *kernels = kernels_select();
+    if (argc > 1) {
+        check_retrieval(kernels, argv[1]);
+        check_zeroshot(kernels, argv[1]);
+        return test_report();
+    }
+    char folder[] = "/tmp/test_evaluate_XXXXXX";
+    if (!mkdtemp(folder)) die(EXIT_RUNTIME, "%s: cannot make the folder", folder);
+    write_pictures(folder);
+    folder_of_child = folder;
+    test_classnames_and_templates(folder); // those with children first: see run_child()
+    test_wrong_zeroshot_sets_are_named();
+    test_classes_of_pictures();
+    test_ranks_match_the_definition_with_ties(kernels);
+    test_ranks_do_not_depend_on_the_chunk(kernels);
+    test_not_a_number_ranks_last(kernels);
+    test_rank_metrics_by_hand();
+    test_rank_of_a_label();
+    Evaluation e = toy_create();
+    test_zeroshot_over_folders_and_tables(e, folder);
+    test_validation_loss_retrieval_and_features(e, folder);
+    test_interruption(e, folder);
+    toy_free(&e);
+    remove_folder(folder);
+    return test_report();
+}
