@@ -51,7 +51,7 @@ HF_NAMES = {
 }
 HF_BLOCK_NAMES = {"ln_1": "layer_norm1", "ln_2": "layer_norm2", "attn.out_proj": "self_attn.out_proj", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
 HF_TOWERS = {"visual.": "vision_model.encoder.layers.", "": "text_model.encoder.layers."}
-HF_IGNORED = ("vision_model.embeddings.position_ids", "text_model.embeddings.position_ids")  # constants of older files
+CONSTANT_TENSORS = ("position_ids", "attn_mask")  # stored by older versions of transformers and OpenAI's, no parameters
 OPENAI_FACTS = ("input_resolution", "context_length", "vocab_size")
 
 
@@ -73,8 +73,7 @@ def stacked(entries):
 
 def from_hf(entries, path):
     """Hugging Face's names to ours: projections transposed, q, k and v stacked. What has no counterpart keeps its name."""
-    left = {name: e for name, e in entries.items() if name not in HF_IGNORED}
-    out = {}
+    left, out = dict(entries), {}
     for ours, (theirs, flip) in HF_NAMES.items():
         if theirs in left:
             entry = left.pop(theirs)
@@ -103,13 +102,13 @@ def from_hf(entries, path):
 
 def fact(entry):
     """One of OPENAI_FACTS: a whole number in a tensor."""
-    return int(entry.read()) if entry.dtype.startswith("I") and product(entry.shape) == 1 else None
+    return entry.read().item() if entry.dtype.startswith("I") and product(entry.shape) == 1 else None
 
 
 def normalise(checkpoint):
     """Brings the names of a checkpoint to open_clip's: wrappers' prefixes, Hugging Face's names, `text.` of open_clip's CustomTextCLIP.
     Sets checkpoint.facts (OpenAI's three numbers) and checkpoint.openai."""
-    entries, path = dict(checkpoint.entries), checkpoint.path
+    entries, path = {name: e for name, e in checkpoint.entries.items() if name.split(".")[-1] not in CONSTANT_TENSORS}, checkpoint.path
     for prefix in ("module.", "_orig_mod.", "module."):
         if entries and all(name.startswith(prefix) for name in entries):
             entries = {name[len(prefix):]: e for name, e in entries.items()}

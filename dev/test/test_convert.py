@@ -83,16 +83,16 @@ def weights(seed=0, dtype="<f4", of=None):
 
 def bf16_bits(x):
     """float32 to bf16 the slow way: the nearer of the two neighbours, the even one in a tie."""
-    x = np.asarray(x, "<f4")
+    shape, x = np.shape(x), np.asarray(x, "<f4").reshape(-1)
     low = (x.view("<u4") >> 16).astype("<u2")
     down = (low.astype("<u4") << 16).view("<f4").astype("f8")
     up = ((low.astype("<u4") + 1) << 16).view("<f4").astype("f8")
     below, above = np.abs(x - down), np.abs(up - x)
-    return np.where((above < below) | ((above == below) & (low % 2 == 1)), low + 1, low).astype("<u2")
+    return np.where((above < below) | ((above == below) & (low % 2 == 1)), low + 1, low).astype("<u2").reshape(shape)
 
 
 def bf16_values(bits):
-    return (np.asarray(bits, "<u2").astype("<u4") << 16).view("<f4")
+    return (np.asarray(bits, "<u2").reshape(-1).astype("<u4") << 16).view("<f4").reshape(np.shape(bits))
 
 
 def write_safetensors(path, tensors, names={"<f8": "F64", "<f4": "F32", "<f2": "F16", "<u2": "BF16", "<i8": "I64"}):
@@ -443,7 +443,8 @@ def openai_like(head=64):
 def test_torchscript_and_shapes():
     w = openai_like()
     facts = {k: np.array(v, "<i8") for k, v in (("input_resolution", 12), ("context_length", 6), ("vocab_size", 30))}
-    torch_zip("jit.pt", script({**w, **facts}), extra_members=["constants.pkl", "code/__torch__/model.py"])
+    mask = {"transformer.resblocks.0.attn_mask": np.full((6, 6), -np.inf, "<f4")}
+    torch_zip("jit.pt", script({**w, **facts, **mask}), extra_members=["constants.pkl", "code/__torch__/model.py"])
     for extra in ((), ("config.json",)):
         for name in extra:
             put(name, CONFIG)  # of another model: OpenAI's archive stands for itself
