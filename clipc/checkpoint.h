@@ -48,6 +48,7 @@ static inline void checkpoint_save(Clip *clip, const char *stem, const RunState 
     const uint64_t hash = clip_save(clip, &weights);
     path_format(path, "%s.state", stem);
     safe_file_open(&state, path);
+    state.goes_with = &weights;
     const StateHeader header = state_header(clip, run, strlen(settings), hash);
     safe_file_write(&state, &header, sizeof header);
     safe_file_write(&state, settings, strlen(settings));
@@ -157,13 +158,10 @@ static inline Checkpoint *checkpoint_list(const char *folder, size_t *count) {
     return list;
 }
 
-// Loads the weights of a checkpoint; NULL when they are not those that the state names.
+// Loads the weights of a checkpoint; NULL when the file is not the one that the state names.
 static inline Clip *checkpoint_load(const Checkpoint *c) {
-    if (!file_exists(c->weights)) return NULL;
-    Clip *clip = clip_load(c->weights);
-    if (clip->hash == c->header.weights_hash) return clip;
-    clip_free(clip);
-    return NULL;
+    uint64_t hash;
+    return file_hash(c->weights, &hash) && hash == c->header.weights_hash ? clip_load(c->weights) : NULL;
 }
 
 // The newest whole pair in a run's folder of checkpoints, with its model; ends the program when there is none.
@@ -172,11 +170,21 @@ static inline Clip *checkpoint_load_latest(Checkpoint *out, const char *folder) 
     Checkpoint *list = checkpoint_list(folder, &count);
     Clip *clip = NULL;
     for (size_t i = 0; i < count; i++) {
-        if (!clip && (clip = checkpoint_load(&list[i]))) *out = list[i];
-        else free(list[i].settings);
+        if (!clip && (clip = checkpoint_load(&list[i]))) {
+            *out = list[i];
+            continue;
+        }
+        if (!clip && file_exists(list[i].weights)) warn("%s: is damaged or not the file that %s belongs to; taking the checkpoint before", list[i].weights, list[i].state);
+        free(list[i].settings);
     }
     free(list);
     if (!clip) die(EXIT_USAGE, "%s: no whole checkpoint; start the run anew under another --name", folder);
+    if (ends_with(out->state, ".part")) { // killed between the two renamings: finish them
+        char aside[PATH_SIZE];
+        path_format(aside, "%s", out->state);
+        out->state[strlen(out->state) - strlen(".part")] = 0;
+        if (rename(aside, out->state)) die(EXIT_RUNTIME, "%s: cannot rename (%s)", aside, strerror(errno));
+    }
     return clip;
 }
 

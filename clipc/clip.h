@@ -18,7 +18,6 @@ typedef struct {
     TensorTable tensors;
     char *merges; // text of the BPE merges, NUL-terminated; NULL: this vocabulary has no tokenizer
     size_t merges_bytes;
-    uint64_t hash; // of the file that was loaded
     Backend *back;
 } Clip;
 

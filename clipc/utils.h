@@ -196,30 +196,28 @@ static inline void make_directories(const char *path) {
 
 // A file that is whole or absent: written aside, then fsync and rename. A run that is killed before safe_file_commit() leaves
 // the previous file untouched; the left-over `.part` is overwritten by the next try.
-typedef struct {
+typedef struct SafeFile {
     FILE *f;
     char path[PATH_SIZE], part[PATH_SIZE];
+    const struct SafeFile *goes_with; // another one, whose part is of no use without this file; or NULL
 } SafeFile;
 
 static inline void safe_file_open(SafeFile *s, const char *path) {
+    s->goes_with = NULL;
     path_format(s->path, "%s", path);
     path_format(s->part, "%s.part", path);
     s->f = fopen_check(s->part, "wb");
 }
 
-static inline void safe_file_write(SafeFile *s, const void *data, size_t bytes) {
-    if (bytes && fwrite(data, 1, bytes, s->f) != bytes) {
-        int error = errno;
-        fclose(s->f);
-        unlink(s->part);
-        die(EXIT_RUNTIME, "%s: cannot write (%s); free some space, the previous file is untouched", s->path, strerror(error));
-    }
-}
-
 static inline void safe_file_failed(SafeFile *s) {
     int error = errno;
     unlink(s->part);
+    if (s->goes_with) unlink(s->goes_with->part);
     die(EXIT_RUNTIME, "%s: cannot write (%s); free some space, the previous file is untouched", s->path, strerror(error));
+}
+
+static inline void safe_file_write(SafeFile *s, const void *data, size_t bytes) {
+    if (bytes && fwrite(data, 1, bytes, s->f) != bytes) safe_file_failed(s);
 }
 
 // The two halves of safe_file_commit(), for files that change together: all are on the disk before the first is renamed.
@@ -286,5 +284,17 @@ static inline uint64_t hash_bytes(uint64_t hash, const void *data, size_t bytes)
     return hash;
 }
 #define HASH_START 0xcbf29ce484222325ull
+
+// The hash of a whole file; false where it cannot be read.
+static inline bool file_hash(const char *path, uint64_t *hash) {
+    char block[65536]; // a multiple of 8: the hash of the blocks is that of the file
+    FILE *f = fopen(path, "rb");
+    size_t n;
+    *hash = HASH_START;
+    while (f && (n = fread(block, 1, sizeof block, f)) > 0) *hash = hash_bytes(*hash, block, n);
+    const bool whole = f && !ferror(f);
+    if (f) fclose(f);
+    return whole;
+}
 
 #endif

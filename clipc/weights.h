@@ -52,7 +52,12 @@ enum { HEADER_MAGIC = 0, HEADER_VERSION = 1, HEADER_DTYPE = 2, HEADER_FIELDS = 3
     X(float, mean_b, -10, 10)            \
     X(float, std_r, 1e-4, 10)            \
     X(float, std_g, 1e-4, 10)            \
-    X(float, std_b, 1e-4, 10)
+    X(float, std_b, 1e-4, 10)            \
+    X(int, patch_bias, 0, 1)             /* conv1 has a bias: ImageNet ViTs, no CLIP */ \
+    X(int, absent, 0, 3)                 /* what a file leaves out: ABSENT_ bits, 0 for a whole CLIP */
+
+// A file with an image tower alone serves --pretrained-image: an ImageNet ViT has neither text tower nor projection.
+enum { ABSENT_TEXT = 1, ABSENT_IMAGE_PROJ = 2 };
 
 typedef struct {
 #define X(type, name, low, high) type name;
@@ -95,6 +100,7 @@ enum { IMAGE_TOWER = 0, TEXT_TOWER = 1, NO_TOWER = 2 };
 // Weight decay as open_clip at HEAD: not on vectors, nor on class and positional embeddings.
 #define IMAGE_TENSORS(X) \
     X(conv1_weight, "visual.conv1.weight", DECAY, 0, C, 3, P, P) \
+    X(conv1_bias, "visual.conv1.bias", NO_DECAY, 0, C) \
     X(class_embedding, "visual.class_embedding", NO_DECAY, 0, C) \
     X(positional_embedding, "visual.positional_embedding", NO_DECAY, 0, T, C) \
     X(ln_pre_weight, "visual.ln_pre.weight", NO_DECAY, 0, C) \
@@ -158,10 +164,10 @@ typedef struct {
 } BlockPointers;
 
 typedef struct {
-    float *conv1_weight, *class_embedding, *ln_pre_weight, *ln_pre_bias;            // image tower
-    float *token_embedding;                                                         // text tower
-    float *positional_embedding, *ln_final_weight, *ln_final_bias, *proj;           // both; ln_final is visual.ln_post in the image tower
-    BlockPointers *blocks;                                                          // (L)
+    float *conv1_weight, *conv1_bias, *class_embedding, *ln_pre_weight, *ln_pre_bias; // image tower
+    float *token_embedding;                                                           // text tower
+    float *positional_embedding, *ln_final_weight, *ln_final_bias, *proj;             // both; ln_final is visual.ln_post in the image tower
+    BlockPointers *blocks;                                                            // (L)
 } TowerPointers;
 
 typedef struct {
@@ -176,6 +182,11 @@ static inline void tensor_table_pack(TensorTable *t) {
         t->list[i].slot = t->slots;
         if (t->list[i].trainable) t->slots += round_up(t->list[i].count, 16) + GUARD_FLOATS;
     }
+}
+
+// Which tensors of the image tower a configuration does without.
+static inline bool image_tensor_absent(const ClipConfig *c, const char *key) {
+    return (!c->ln_pre && strstr(key, "ln_pre")) || (!c->patch_bias && strstr(key, "conv1.bias")) || ((c->absent & ABSENT_IMAGE_PROJ) && strcmp(key, "visual.proj") == 0);
 }
 
 static inline void tensor_table_add(TensorTable *t, const char *prefix, int layer, const char *key, int tower, int group, bool decay, const int *shape, int ndim) {
@@ -200,14 +211,14 @@ static inline TensorTable tensor_table_create(const ClipConfig *c) {
     } while (0);
     {
         int C = c->image_width, L = c->image_layers, F = c->image_mlp, T = config_image_tokens(c);
-#define X(field, key, decay, group, ...) if (c->ln_pre || !strstr(key, "ln_pre")) ADD("", -1, key, IMAGE_TOWER, group, decay, __VA_ARGS__)
+#define X(field, key, decay, group, ...) if (!image_tensor_absent(c, key)) ADD("", -1, key, IMAGE_TOWER, group, decay, __VA_ARGS__)
         IMAGE_TENSORS(X)
 #undef X
 #define X(field, key, decay, group, ...) ADD("visual.", l, key, IMAGE_TOWER, group, decay, __VA_ARGS__)
         for (int l = 0; l < L; l++) { BLOCK_TENSORS(X) }
 #undef X
     }
-    {
+    if (!(c->absent & ABSENT_TEXT)) {
         int C = c->text_width, L = c->text_layers, F = c->text_mlp, T = c->context_length;
 #define X(field, key, decay, group, ...) ADD("", -1, key, TEXT_TOWER, group, decay, __VA_ARGS__)
         TEXT_TENSORS(X)
@@ -292,7 +303,6 @@ typedef struct {
     int dtype;
     char *merges; // NUL-terminated, or NULL; free() it
     size_t merges_bytes;
-    uint64_t header_hash; // of everything before the tensors
 } WeightFile;
 
 static inline size_t weights_element_bytes(int dtype) { return dtype == DTYPE_BF16 ? 2 : 4; }
@@ -343,19 +353,16 @@ static inline void weight_file_open(WeightFile *w, const char *path) {
         die(EXIT_USAGE, "%s: file is %lld bytes %s the %lld its header announces; convert it again with dev/convert.py", path,
             (long long)(st.st_size < expected ? expected - st.st_size : st.st_size - expected), st.st_size < expected ? "short of" : "longer than", (long long)expected);
 
-    w->header_hash = hash_bytes(HASH_START, header, sizeof header);
     if (!merges) return;
     size_t padded = round_up((size_t)merges, WEIGHTS_ALIGNMENT);
     w->merges = (char *)malloc_check(padded + 1);
     fread_check(w->merges, padded, w->f, path);
-    w->header_hash = hash_bytes(w->header_hash, w->merges, padded);
     w->merges[w->merges_bytes = (size_t)merges] = 0;
 }
 
-// Reads the tensors in fp32 into `arena` (t->floats, laid out by `t`; what lies between tensors is not touched), closes the file, and returns the hash of the whole file.
+// Reads the tensors in fp32 into `arena` (t->floats, laid out by `t`; what lies between tensors is not touched) and closes the file.
 // A number that is not finite ends the program with its tensor's name.
-static inline uint64_t weight_file_read(WeightFile *w, const TensorTable *t, float *arena) {
-    uint64_t hash = w->header_hash;
+static inline void weight_file_read(WeightFile *w, const TensorTable *t, float *arena) {
     char *narrow = NULL; // bf16 as it stands in the file
     size_t capacity = 0;
     for (int i = 0; i < t->count; i++) {
@@ -367,7 +374,6 @@ static inline uint64_t weight_file_read(WeightFile *w, const TensorTable *t, flo
         const size_t used = x->count * weights_element_bytes(w->dtype);
         fread_check(raw, used, w->f, w->path);
         fread_check(padding, bytes - used, w->f, w->path);
-        hash = hash_bytes(hash_bytes(hash, raw, used), padding, bytes - used);
         for (size_t j = 0; w->dtype == DTYPE_BF16 && j < x->count; j++) {
             uint16_t half;
             memcpy(&half, raw + 2 * j, 2);
@@ -384,10 +390,19 @@ static inline uint64_t weight_file_read(WeightFile *w, const TensorTable *t, flo
     free(narrow);
     fclose(w->f);
     w->f = NULL;
-    return hash;
 }
 
-// Writes a weight file into `s`, which the caller opens and commits; returns its hash. `merges` may be NULL.
+// Continues a hash by data that zeros follow up to the next multiple of WEIGHTS_ALIGNMENT.
+static inline uint64_t hash_padded(uint64_t hash, const void *data, size_t bytes) {
+    const size_t whole = bytes / WEIGHTS_ALIGNMENT * WEIGHTS_ALIGNMENT;
+    char last[WEIGHTS_ALIGNMENT] = {0};
+    hash = hash_bytes(hash, data, whole);
+    if (whole == bytes) return hash;
+    memcpy(last, (const char *)data + whole, bytes - whole);
+    return hash_bytes(hash, last, sizeof last);
+}
+
+// Writes a weight file into `s`, which the caller opens and commits; returns the file's hash. `merges` may be NULL.
 static inline uint64_t weight_file_write(SafeFile *s, const ClipConfig *c, const char *merges, size_t merges_bytes, const TensorTable *t, const float *arena) {
     int32_t header[HEADER_INTS] = {0};
     int field = HEADER_CONFIG;
@@ -403,19 +418,16 @@ static inline uint64_t weight_file_write(SafeFile *s, const ClipConfig *c, const
     uint64_t hash = hash_bytes(HASH_START, header, sizeof header);
     safe_file_write(s, header, sizeof header);
     if (merges_bytes) {
-        size_t padded = round_up(merges_bytes, WEIGHTS_ALIGNMENT);
-        char *text = (char *)calloc_check(padded, 1);
-        memcpy(text, merges, merges_bytes);
-        safe_file_write(s, text, padded);
-        hash = hash_bytes(hash, text, padded);
-        free(text);
+        safe_file_write(s, merges, merges_bytes);
+        safe_file_write(s, zeros, round_up(merges_bytes, WEIGHTS_ALIGNMENT) - merges_bytes);
+        hash = hash_padded(hash, merges, merges_bytes);
     }
     for (int i = 0; i < t->count; i++) {
         const Tensor *x = &t->list[i];
-        const size_t used = x->count * sizeof(float), padding = round_up(used, WEIGHTS_ALIGNMENT) - used;
+        const size_t used = x->count * sizeof(float);
         safe_file_write(s, arena + x->offset, used);
-        safe_file_write(s, zeros, padding);
-        hash = hash_bytes(hash_bytes(hash, arena + x->offset, used), zeros, padding);
+        safe_file_write(s, zeros, round_up(used, WEIGHTS_ALIGNMENT) - used);
+        hash = hash_padded(hash, arena + x->offset, used);
     }
     return hash;
 }
