@@ -756,12 +756,13 @@ void clip_write(Clip *clip, ClipArena arena, const Tensor *x, const float *value
 const char *clip_kernels(const Clip *clip) { return clip->back->kernels->name; }
 
 #ifndef TESTING
-#include "clipc/train.h" // train_main, evaluate_main, classify_main, print_schedule_main
+#include "clipc/train.h" // train_main, evaluate_main, classify_main, print_schedule_main, print_schedule_main
 
 int main(int argc, char **argv) {
     Options options;
     options_parse(&options, argc, argv);
     Training training = {.o = &options};
+    if (options.print_schedule) return print_schedule_main(&training);
     if (options.print_schedule) return print_schedule_main(&training);
     const int code = options.classify.count ? classify_main(&training) : options.eval_only ? evaluate_main(&training) : train_main(&training);
     training_free(&training);

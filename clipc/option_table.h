@@ -4,6 +4,7 @@
 // A program with options of its own defines, before it includes this file,
 //     PROGRAM_OPTIONS(X)  its rows (group PROGRAM), as fields of the same struct
 //     PROGRAM_GROUPS      the groups it offers, e.g. (GROUP_BIT(PROGRAM) | GROUP_BIT(DATA)); without it: all
+//     PROGRAM_WITHOUT     names of options of these groups that it does not offer, a|b|c, each a pattern as for file names
 //     PROGRAM_USAGE       the lines above the options in --help
 #ifndef CLIPC_OPTION_TABLE_H
 #define CLIPC_OPTION_TABLE_H
@@ -21,6 +22,8 @@ typedef struct {
     bool percent; // value is in percent of the whole, else an absolute count
 } Share;
 
+#define RATE_AUTO -1.0 // a learning rate that the range test is to find
+
 typedef struct {
     const char **items;
     size_t count, capacity;
@@ -31,6 +34,7 @@ typedef struct {
     K(FLAG, bool, "") \
     K(INT, int64_t, "N")             /* whole number in the range, also as 25e6; unset: -1 */ \
     K(REAL, double, "X")             /* number in the range; unset: NaN */ \
+    K(RATE, double, "X|auto")        /* the same, or the word auto: RATE_AUTO */ \
     K(TRIPLE, Triple, "R G B")       /* three numbers in the range, separated by blanks or commas */ \
     K(SHARE, Share, "N|N%")          /* whole number in the range, or a share of the whole: 10% */ \
     K(CHOICE, const char *, "WORD")  /* range: the words to choose from; unset: NULL */ \
@@ -80,7 +84,7 @@ typedef struct {
     X(TRAINING, INT, steps, "steps", "(as the epochs say)", "[1,1e12]", "length of the whole run and its schedule, in place of --epochs") \
     X(TRAINING, INT, accum_freq, "accum-freq", "1", "[1,1e6]", "micro-batches a step: the loss over all of their pairs, in the memory of one") \
     X(TRAINING, CHOICE, precision, "precision", "fp32", "fp32", "arithmetic of the model") \
-    X(TRAINING, REAL, lr, "lr", "(1e-5, from random weights 5e-4)", "[0,inf)", "peak learning rate") \
+    X(TRAINING, RATE, lr, "lr", "(1e-5, from random weights 5e-4)", "[0,inf)", "peak learning rate; auto: as a range test of 100 steps finds it first") \
     X(TRAINING, REAL, wd, "wd", "0.2", "[0,inf)", "weight decay; not on gains, biases, class and positional embeddings, logit scale") \
     X(TRAINING, REAL, beta1, "beta1", "0.9", "[0,1)", "AdamW: decay of the mean of gradients") \
     X(TRAINING, REAL, beta2, "beta2", "0.98", "[0,1)", "AdamW: decay of the mean of squared gradients") \
@@ -91,9 +95,26 @@ typedef struct {
         "of a locked image tower train the last N groups: projection, blocks from the last on, embeddings") \
     X(LOCKING, FLAG, lock_text, "lock-text", "", "", "freeze the text tower") \
     X(LOCKING, INT, lock_text_unlocked_layers, "lock-text-unlocked-layers", "0", "[0,1e3]", "of a locked text tower train the last N groups") \
-    X(SCHEDULE, CHOICE, lr_scheduler, "lr-scheduler", "cosine", "cosine const linear", "learning rate after the warmup") \
+    X(SCHEDULE, CHOICE, lr_scheduler, "lr-scheduler", "cosine", "cosine linear stlr exponential step cosine-restarts one-cycle const const-cooldown", \
+        "learning rate after the warmup; stlr and one-cycle bring their own ramp") \
     X(SCHEDULE, SHARE, warmup, "warmup", "10%", "[0,1e12]", "linear warmup: steps, or a share of the run, rounded down") \
-    X(SCHEDULE, REAL, min_lr_ratio, "min-lr-ratio", "0", "[0,1]", "where the schedule ends, as a share of --lr") \
+    X(SCHEDULE, REAL, min_lr_ratio, "min-lr-ratio", "0", "[0,1]", "floor of the schedule, as a share of --lr") \
+    X(SCHEDULE, REAL, cut_frac, "cut-frac", "0.1", "[0,1]", "stlr: share of the run that rises") \
+    X(SCHEDULE, REAL, stlr_ratio, "stlr-ratio", "32", "[1,1e9]", "stlr: peak over lowest rate") \
+    X(SCHEDULE, REAL, gamma, "gamma", "(exponential 0.95, step 0.1)", "(0,1]", "exponential, step: factor on the rate for every --step-size steps") \
+    X(SCHEDULE, INT, step_size, "step-size", "(exponential an epoch, step a third of the run)", "[1,1e12]", "exponential, step: in so many steps the rate falls by --gamma") \
+    X(SCHEDULE, INT, t_0, "t-0", "(a quarter of the run)", "[1,1e12]", "cosine-restarts: steps to the first restart") \
+    X(SCHEDULE, INT, t_mult, "t-mult", "2", "[1,1e6]", "cosine-restarts: every period is so many times as long as the one before") \
+    X(SCHEDULE, REAL, pct_start, "pct-start", "0.3", "[0,1]", "one-cycle: share of the run that rises") \
+    X(SCHEDULE, REAL, div_factor, "div-factor", "25", "[1,1e12]", "one-cycle: peak over first rate") \
+    X(SCHEDULE, REAL, final_div_factor, "final-div-factor", "1e4", "[1,1e12]", "one-cycle: first over last rate") \
+    X(SCHEDULE, CHOICE, anneal, "anneal", "cosine", "cosine linear", "one-cycle: up and down along half cosines or straight lines") \
+    X(SCHEDULE, FLAG, three_phase, "three-phase", "", "", "one-cycle: down to the first rate as fast as up, then on to the last") \
+    X(SCHEDULE, FLAG, cycle_momentum, "cycle-momentum", "", "", "one-cycle: beta1 from 0.95 to 0.85 and back, against the rate, in place of --beta1") \
+    X(SCHEDULE, INT, epochs_cooldown, "epochs-cooldown", "(none)", "[1,1e6]", "const-cooldown: the last N epochs fall") \
+    X(SCHEDULE, REAL, lr_cooldown_end, "lr-cooldown-end", "0", "[0,inf)", "const-cooldown: the rate they end at") \
+    X(SCHEDULE, REAL, lr_cooldown_power, "lr-cooldown-power", "1", "(0,100]", "const-cooldown: power of the fall; 1: a straight line") \
+    X(SCHEDULE, TEXT, print_schedule, "print-schedule", "(none)", "FILE.svg", "draw the rate over the run, and end; needs --steps or --train-data") \
     X(EVALUATION, LIST, zeroshot_data, "zeroshot-data", "(none)", "[NAME=]PATH", \
         "labelled pictures: a folder of class folders, a CSV, tars with .cls; may be repeated") \
     X(EVALUATION, TEXT, classnames, "classnames", "(folder names)", "FILE", "class names, one a line; line i is class i") \
@@ -128,6 +149,9 @@ typedef struct {
 #ifndef PROGRAM_GROUPS
 #define PROGRAM_GROUPS (~0u)
 #endif
+#ifndef PROGRAM_WITHOUT
+#define PROGRAM_WITHOUT ""
+#endif
 #ifndef PROGRAM_USAGE
 #define PROGRAM_USAGE \
     "Fine-tunes a CLIP model on pictures and their captions.\n\n" \
@@ -161,9 +185,6 @@ typedef struct {
     F(IGNORED_VALUE, "torchcompile-*|dist-url|dist-backend", "there is no PyTorch") \
     F(IGNORED_FLAG, "log-local|debug|copy-codebase", "a run has one log, the program one file") \
     F(REFUSED, "precision amp*|precision bf16|precision fp16|precision pure_*", "only fp32 is offered yet; use --precision fp32") \
-    F(REFUSED, "lr auto", "not offered yet; give a number, e.g. --lr 1e-5") \
-    F(REFUSED, "lr-scheduler *-cooldown|lr-scheduler stlr|lr-scheduler exponential|lr-scheduler step|lr-scheduler *-restarts|lr-scheduler one-cycle", \
-        "not offered yet; use cosine, const or linear") \
     F(REFUSED, "skip-scheduler", "use --lr-scheduler const") \
     F(REFUSED, "siglip|coca-*|loss-dist-impl", "only CLIP's softmax loss is offered; leave it out") \
     F(REFUSED, "distill-*", "distillation is not offered; leave it out") \
@@ -180,7 +201,7 @@ typedef struct {
     F(REFUSED, "imagenet-v*", "not offered yet; use --zeroshot-data DIR --classnames FILE") \
     F(REFUSED, "pretrained-image|pretrained-text|force-image-size|force-context-length|force-patch-dropout|train-data-upsampling-factors|dataset-resampled|" \
         "grad-checkpointing|ema-decay|positives|positives-key|distinct-batches|image-layer-decay|visual-layer-decay|text-layer-decay|wd-exclude|lr-image|" \
-        "lr-text|preset|lock-logit-scale|feature-cache|cut-frac|stlr-ratio|gamma|step-size|t-0|t-mult|pct-start|div-factor|final-div-factor|anneal|" \
-        "three-phase|cycle-momentum|epochs-cooldown|lr-cooldown-end|lr-cooldown-power|report-to|wandb-*", "not offered yet; leave it out")
+        "lr-text|preset|lock-logit-scale|feature-cache|" \
+        "report-to|wandb-*", "not offered yet; leave it out")
 
 #endif

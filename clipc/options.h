@@ -65,7 +65,17 @@ static inline const OptionRow *option_rows(void) {
     return rows;
 }
 
-static inline bool option_offered(const OptionRow *row) { return PROGRAM_GROUPS >> row->group & 1; }
+// Is `text` one of the alternatives a|b|c, each a pattern as for file names?
+static inline bool matches_any(const char *alternatives, const char *text) {
+    char pattern[64];
+    for (const char *p = alternatives; *p; p += strcspn(p, "|"), p += *p == '|') {
+        snprintf(pattern, sizeof pattern, "%.*s", (int)strcspn(p, "|"), p);
+        if (fnmatch(pattern, text, 0) == 0) return true;
+    }
+    return false;
+}
+
+static inline bool option_offered(const OptionRow *row) { return PROGRAM_GROUPS >> row->group & 1 && !matches_any(PROGRAM_WITHOUT, row->name); }
 static inline bool option_has_default(const OptionRow *row) { return row->initial[0] && row->initial[0] != '('; }
 
 // ---------------------------------------------------------------- values
@@ -186,6 +196,9 @@ static inline bool option_store(Options *o, const OptionRow *row, const char *te
     case KIND_FLAG: *(bool *)field = true; return true;
     case KIND_INT: return option_integer(row, text, (int64_t *)field, error);
     case KIND_REAL: return option_number(row, text, (double *)field, error);
+    case KIND_RATE:
+        if (strcmp(text, "auto") == 0) return *(double *)field = RATE_AUTO, true;
+        return option_number(row, text, (double *)field, error) || (strcat(error, ", or auto"), false);
     case KIND_TRIPLE: return option_triple(row, text, (Triple *)field, error);
     case KIND_SHARE: return option_share(row, text, (Share *)field, error);
     case KIND_CHOICE: return option_choice(row, text, (const char **)field, error);
@@ -220,23 +233,13 @@ static inline void options_defaults(Options *o) {
         if (option_has_default(&rows[i])) {
             if (!option_store(o, &rows[i], rows[i].initial, error)) die(EXIT_RUNTIME, "--%s: default %s %s", rows[i].name, rows[i].initial, error);
         } else if (rows[i].kind == KIND_INT) *(int64_t *)field = -1;
-        else if (rows[i].kind == KIND_REAL) *(double *)field = NAN;
+        else if (rows[i].kind == KIND_REAL || rows[i].kind == KIND_RATE) *(double *)field = NAN;
     }
 }
 
 static inline void options_help(FILE *f);
 
 typedef enum { IGNORED_FLAG, IGNORED_VALUE, REFUSED } ForeignVerdict;
-
-// Is `text` one of the alternatives a|b|c, each a pattern as for file names?
-static inline bool matches_any(const char *alternatives, const char *text) {
-    char pattern[64];
-    for (const char *p = alternatives; *p; p += strcspn(p, "|"), p += *p == '|') {
-        snprintf(pattern, sizeof pattern, "%.*s", (int)strcspn(p, "|"), p);
-        if (fnmatch(pattern, text, 0) == 0) return true;
-    }
-    return false;
-}
 
 // Is the option, or the option with this value (NULL: none), a foreign one? A refused one ends the program. Returns true for one
 // to ignore, with the number of values that it takes.
@@ -367,6 +370,11 @@ static inline void option_print_value(FILE *f, int kind, const void *field, size
     switch (kind) {
     case KIND_FLAG: fputs("true", f); break;
     case KIND_INT: fprintf(f, "%lld", (long long)*(const int64_t *)field); break;
+    case KIND_RATE:
+        if (*(const double *)field == RATE_AUTO) {
+            fputs("auto", f);
+            break;
+        } // fall through
     case KIND_REAL: print_number(f, *(const double *)field); break;
     case KIND_TRIPLE:
         for (int i = 0; i < 3; i++) fputs(i ? " " : "", f), print_number(f, triple->v[i]);
@@ -474,7 +482,7 @@ static inline void option_help(FILE *f, const OptionRow *row) {
     enum { HELP_COLUMN = 36 };
     char left[128], text[1024], note[512] = "";
     snprintf(left, sizeof left, "  --%s %s", row->name, takes[row->kind] ? takes[row->kind] : row->range);
-    if (row->kind == KIND_INT || row->kind == KIND_REAL || row->kind == KIND_TRIPLE) {
+    if (row->kind == KIND_INT || row->kind == KIND_REAL || row->kind == KIND_RATE || row->kind == KIND_TRIPLE) {
         OptionRange range = option_range_parse(row->range);
         option_range_describe(&range, note);
     } else if (row->kind == KIND_CHOICE) {

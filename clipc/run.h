@@ -6,7 +6,7 @@
 #include "clipc/evaluate.h"   // Evaluation, ZeroshotSet
 #include "clipc/models.h"     // model_load
 #include "clipc/options.h"    // Options
-#include "clipc/schedulers.h" // Schedule
+#include "clipc/schedule_options.h" // schedule_from_options
 
 typedef struct {
     Options *o;
@@ -121,8 +121,7 @@ static inline void train_defaults(Options *o) {
     if (!options_was_set(o, lr)) o->lr = random ? 5e-4 : 1e-5;
     if (!options_was_set(o, epochs)) o->epochs = random ? 32 : 10;
     if (!options_was_set(o, workers)) o->workers = max_i64(1, min_i64(256, sysconf(_SC_NPROCESSORS_ONLN)));
-    if (!o->warmup.percent && options_was_set(o, steps) && o->warmup.value > (double)o->steps)
-        die(EXIT_USAGE, "--warmup %.0f: the run has %lld steps; use at most %lld, or a share such as --warmup 10%%", o->warmup.value, (long long)o->steps, (long long)o->steps);
+    schedule_check_options(o);
 }
 
 // ---------------------------------------------------------------- data and evaluation
@@ -199,14 +198,7 @@ static inline void train_open_data(Training *t) {
         o->accum_freq = n / o->batch_size;
     }
     t->steps_per_epoch = n / (o->batch_size * o->accum_freq); // the last, incomplete one is dropped, as open_clip does
-    Schedule s = {strcmp(o->lr_scheduler, "linear") == 0  ? SCHEDULE_LINEAR
-                  : strcmp(o->lr_scheduler, "const") == 0 ? SCHEDULE_CONST
-                                                          : SCHEDULE_COSINE,
-                  o->lr, o->min_lr_ratio, options_was_set(o, steps) ? o->steps : o->epochs * t->steps_per_epoch, 0};
-    s.warmup = share_of(o->warmup, s.total);
-    if (s.warmup > s.total)
-        die(EXIT_USAGE, "--warmup %lld: the run has %lld steps; use at most %lld, or a share such as --warmup 10%%", (long long)s.warmup, (long long)s.total, (long long)s.total);
-    t->schedule = s;
+    t->schedule = schedule_from_options(o, options_was_set(o, steps) ? o->steps : o->epochs * t->steps_per_epoch, t->steps_per_epoch);
 }
 
 // ---------------------------------------------------------------- the run folder, and what is printed first
@@ -243,7 +235,9 @@ static inline void train_print_run(Training *t) {
     const Options *o = t->o;
     logger_print(&t->log, "data         %lld pairs, %lld steps an epoch of %lld x %lld", (long long)dataset_count(&t->train), (long long)t->steps_per_epoch,
         (long long)o->accum_freq, (long long)o->batch_size);
-    logger_print(&t->log, "schedule     %lld steps, %lld of them warmup, then %s from %g", (long long)t->schedule.total, (long long)t->schedule.warmup, o->lr_scheduler, o->lr);
+    char schedule[256];
+    schedule_describe(&t->schedule, schedule);
+    logger_print(&t->log, "schedule     %s", schedule);
     if (t->has_val) logger_print(&t->log, "validation   %lld pairs", (long long)dataset_count(&t->val));
     logger_print(&t->log, "run folder   %s", t->folder);
 }

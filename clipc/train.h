@@ -89,7 +89,7 @@ static inline double train_step(Training *t, const Batch *batches, double lr, do
         if (k > 1) clip_forward(t->clip, &b, j * B, true);
         clip_backward(t->clip, &b, j * B);
     }
-    const AdamW hyper = {lr, o->beta1, o->beta2, o->eps, o->wd, o->grad_clip_norm, t->state.step + 1};
+    const AdamW hyper = {lr, schedule_beta1(&t->schedule, t->state.step, o->beta1), o->beta2, o->eps, o->wd, o->grad_clip_norm, t->state.step + 1};
     *norm = clip_update(t->clip, &hyper);
     return loss;
 }
@@ -227,6 +227,24 @@ static inline int evaluate_main(Training *t) {
     train_print_model(t);
     train_catch_signals();
     return train_evaluate(t, true, true, o->save_features) ? EXIT_SUCCESS : EXIT_INTERRUPTED;
+}
+
+// --print-schedule: the rate over the run, from the options and the number of samples alone. Returns the exit code.
+static inline int print_schedule_main(Training *t) {
+    Options *o = t->o;
+    train_defaults(o);
+    if (o->train_data) train_open_data(t);
+    else if (options_was_set(o, steps)) t->schedule = schedule_from_options(o, o->steps, 0);
+    else die(EXIT_USAGE, "--print-schedule: how long is the run? give --steps N, or --train-data");
+    const bool found_later = o->lr == RATE_AUTO;
+    if (found_later) t->schedule.lr = 1;
+    const bool drawn = schedule_draw(&t->schedule, found_later ? "learning rate, as a share of the one that --lr auto finds" : "learning rate", o->print_schedule);
+    char text[256];
+    schedule_describe(&t->schedule, text);
+    printf("%s\n", text);
+    if (o->train_data) dataset_free(&t->val), dataset_free(&t->train);
+    options_free(o);
+    return drawn ? EXIT_SUCCESS : EXIT_RUNTIME;
 }
 
 // --classify: the model put to use. Returns the exit code.

@@ -39,6 +39,7 @@ golden_model() { # DIR
     done
     if [ -d "$1/formats" ] || [ -d "$1/bad" ]; then found=1 && part "model/formats, bad" "$PYTHON" dev/test/test_convert.py --golden "$1"; fi
     if ls "$1"/retrieval.npz "$1"/zeroshot.npz >/dev/null 2>&1; then found=1 && part "model/retrieval, zeroshot" "$BUILD/test_evaluate" "$1"; fi
+    if [ -e "$1/schedules.csv" ]; then found=1 && part "model/schedules" "$BUILD/test_schedulers" "$1"; fi
     if [ -z "$found" ]; then part model false; fi
 }
 

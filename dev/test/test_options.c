@@ -87,6 +87,7 @@ static void test_values(void) {
     expect_setting("--seed 8999999999999999999", "seed", "8999999999999999999");
     expect_setting("--lr 3.0000000000000004e-05", "lr", "3.0000000000000004e-05");
     expect_setting("--lr .5", "lr", "0.5");
+    expect_setting("--lr auto", "lr", "auto");
     expect_setting("--wd +1e-1", "wd", "0.1");
     expect_setting("--offset -7", "offset", "-7");
     expect_setting("--offset=-1", "offset", "-1");
@@ -198,7 +199,7 @@ static void test_names(void) {
     memset(endless, 'a', sizeof endless);
     memcpy(endless, "--", 2), endless[sizeof endless - 1] = 0;
     expect_refused(endless, "unknown option");
-    const char *refused[] = {"--siglip", "--distill-model x", "--opt adamw", "--precision amp_bf16", "--precision=amp", "--lr auto", "--grad-checkpointing",
+    const char *refused[] = {"--siglip", "--distill-model x", "--opt adamw", "--precision amp_bf16", "--precision=amp", "--grad-checkpointing",
         "--skip-scheduler", "--audio-ext flac", "--use-naflex", "--force-naflex-vision", "--fsdp", "--report-to wandb",
         "--momentum 0.9", "--imagenet-val x", "--length-bucketing"};
     for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
