@@ -35,6 +35,13 @@ static inline bool evaluation_goes_on(const Evaluation *e, const char *what, int
     return !(e->loader.interrupted && *e->loader.interrupted);
 }
 
+static inline ClipBatch evaluation_batch(int size, const uint8_t *pixels, const int *tokens) {
+    ClipBatch batch;
+    memset(&batch, 0, sizeof batch);
+    batch.size = size, batch.pixels = pixels, batch.tokens = tokens;
+    return batch;
+}
+
 // ---------------------------------------------------------------- one pass over a data set
 
 typedef struct {
@@ -62,7 +69,7 @@ static inline EvaluationPass pass_start(const Evaluation *e, const Dataset *data
 // Encodes the next batch: image (B,E) and, unless NULL, text (B,E). Returns how many pairs those are, 0 at the end.
 static inline int pass_next(EvaluationPass *p, float *image, float *text) {
     int n = loader_next(p->loader, &p->batch);
-    ClipBatch batch = {n, p->batch.pixels, NULL, p->batch.tokens};
+    ClipBatch batch = evaluation_batch(n, p->batch.pixels, p->batch.tokens);
     if (n) {
         clip_encode_image(p->e->clip, &batch, image);
         if (text) clip_encode_text(p->e->clip, &batch, text);
@@ -142,7 +149,7 @@ static inline bool zeroshot_classifier(const Evaluation *e, float *classifier, c
     size_t capacity = 0;
     bool go_on = true;
     for (int64_t first = 0; first < captions && go_on; first += B) {
-        ClipBatch batch = {(int)min_i64(B, captions - first), NULL, NULL, tokens};
+        ClipBatch batch = evaluation_batch((int)min_i64(B, captions - first), NULL, tokens);
         for (int i = 0; i < batch.size; i++) {
             template_fill(&caption, &capacity, templates->list[(first + i) % P], names->list[(first + i) / P]);
             tokenizer_encode(e->loader.tokenizer, caption, strlen(caption), tokens + (size_t)i * (size_t)T, T);
@@ -357,7 +364,7 @@ static inline int classify(const Evaluation *e, char *const *paths, int count, c
     int done = 0;
     bool go_on = zeroshot_classifier(e, classifier, names, templates);
     for (int i = 0; i < count && go_on; i++) {
-        ClipBatch one = {1, pixels, NULL, NULL};
+        ClipBatch one = evaluation_batch(1, pixels, NULL);
         const char *wrong = classify_read(&e->loader, paths[i], pixels);
         if (wrong) warn("%s: %s; it is left out", paths[i], wrong);
         if (!wrong) {
