@@ -18,6 +18,7 @@ typedef struct {
     int64_t step;     // steps done
     int64_t epoch;    // epochs done
     int64_t position; // entries of this epoch's order that are used up
+    int64_t evaluated; // 1 + the step of the last evaluation that was due and is done; 0 before the first
 } RunState;
 
 // The beginning of a .state file, little-endian; behind it the settings (text), then m and v of each trainable tensor in order.
@@ -94,6 +95,7 @@ static inline const char *checkpoint_open(Checkpoint *c) {
     if (!f || fstat(fileno(f), &st)) why = "cannot be opened";
     else if (fread(&c->header, 1, sizeof c->header, f) != sizeof c->header || c->header.magic != STATE_MAGIC) why = "is no training state";
     else if (c->header.version != STATE_VERSION) why = "was written by another version of this program";
+    else if (c->header.run.step < 0 || c->header.run.epoch < 0 || c->header.run.position < 0) why = "is damaged";
     else if (c->header.settings_bytes < 0 || c->header.settings_bytes > STATE_SETTINGS_MOST || c->header.floats < 0 ||
              st.st_size != (int64_t)sizeof c->header + c->header.settings_bytes + 4 * c->header.floats)
         why = "is not complete";

@@ -328,6 +328,7 @@ static inline void options_parse(Options *o, int argc, char **argv) {
             exit(0);
         }
         if (strncmp(arg, "--", 2) != 0 || !arg[2] || arg[2] == '=') {
+            if (!previous && file_exists(arg)) die(EXIT_USAGE, "%s: belongs to no option; to train on it write --train-data %s (--help tells more)", arg, arg);
             if (!previous) die(EXIT_USAGE, "%s: belongs to no option; write --name value, see --help", arg);
             die(EXIT_USAGE, "%s: belongs to no option: --%s takes %s", arg, previous->name,
                 previous->kind == KIND_FLAG ? "no value" : "one value here; quote patterns and values with blanks");
@@ -430,7 +431,7 @@ static inline void unescape(char *s) {
 // Takes over what options_print() wrote of an earlier run wherever the command line says nothing. What it says otherwise and would
 // change the result ends the program, unless `override`.
 static inline void options_adopt(Options *o, const char *settings, bool override) {
-    bool adopted[OPTION_COUNT] = {false};
+    bool adopted[OPTION_COUNT] = {false}, named[OPTION_COUNT] = {false};
     char *text = o->settings = strdup_check(settings), *line, *rest = text, error[OPTION_ERROR_SIZE];
     while ((line = strsep(&rest, "\n"))) {
         char *value = line + strcspn(line, " ");
@@ -439,6 +440,7 @@ static inline void options_adopt(Options *o, const char *settings, bool override
         const OptionRow *row = option_find(line);
         if (!row) continue; // an option that this version does not have
         const size_t i = (size_t)(row - option_rows());
+        named[i] = true;
         if (!o->set[i] || adopted[i]) {
             unescape(value);
             if (!option_store(o, row, value, error)) die(EXIT_USAGE, "--%s, as the run was begun with: %s", row->name, error);
@@ -454,6 +456,10 @@ static inline void options_adopt(Options *o, const char *settings, bool override
             die(EXIT_USAGE, "--%s %s: the run was begun with %s; leave it out, or add --resume-override to go on with the new value", row->name, mine, value);
         free(mine);
     }
+    const OptionRow *rows = option_rows();
+    for (int i = 0; i < OPTION_COUNT; i++)
+        if (o->set[i] && !named[i] && option_changes_result(&rows[i]) && !override)
+            die(EXIT_USAGE, "--%s: the run was begun without it; leave it out, or add --resume-override to go on with it", rows[i].name);
 }
 
 // ---------------------------------------------------------------- help

@@ -23,7 +23,7 @@ typedef struct {
     int64_t steps_per_epoch;
     RunState state;
     char folder[PATH_SIZE];    // LOGS/NAME
-    char last_saved[PATH_SIZE]; // stem of the newest numbered checkpoint of this run; "" before there is one
+    char last_saved[PATH_SIZE]; // stem of the checkpoint saved last, or resumed from; "" before there is one
     char *settings;            // as options_print() writes them, kept in every checkpoint
 } Training;
 
@@ -256,7 +256,9 @@ static inline Clip *train_find_checkpoint(Options *o, Checkpoint *c) {
     }
     const bool named = options_was_set(o, name) || options_was_set(o, logs);
     options_adopt(o, c->settings, o->resume_override);
-    path_format(folder, "%s", c->state); // LOGS/NAME/checkpoints/STEM.state: the run goes on where its files are now
+    char *whole = strstr(c->state, "/checkpoints/") ? NULL : realpath(c->state, NULL);
+    path_format(folder, "%s", whole ? whole : c->state); // LOGS/NAME/checkpoints/STEM.state: the run goes on where its files are now
+    free(whole);
     if (!named && (slash = strstr(folder, "/checkpoints/"))) {
         *slash = 0;
         slash = strrchr(folder, '/');

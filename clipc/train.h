@@ -44,13 +44,31 @@ static inline bool train_evaluate(Training *t, bool zeroshot, bool validation, c
 
 static inline bool train_due(int64_t epoch, int64_t frequency, bool last) { return frequency > 0 && (last || epoch % frequency == 0); }
 
+// The evaluation that is due at the beginning, behind an epoch and at the end, unless it is done; false when Ctrl-C came.
+static inline bool train_evaluate_due(Training *t) {
+    const Options *o = t->o;
+    RunState *s = &t->state;
+    const bool last = s->step == t->schedule.total;
+    if (s->evaluated == s->step + 1 || (s->position > 0 && !last)) return true;
+    const bool done = train_evaluate(t, train_due(s->epoch, o->zeroshot_frequency, last), train_due(s->epoch, o->val_frequency, last), last ? o->save_features : NULL);
+    if (done) s->evaluated = s->step + 1;
+    return done;
+}
+
 // ---------------------------------------------------------------- checkpoints and pictures of the run
+
+// Is this stem a checkpoint in the folder of this run, other than latest?
+static inline bool train_numbered(const Training *t, const char *stem) {
+    char own[PATH_SIZE];
+    path_format(own, "%s/checkpoints/", t->folder);
+    return strncmp(stem, own, strlen(own)) == 0 && !ends_with(stem, "/latest");
+}
 
 static inline void train_save(Training *t, const char *kind, int64_t number) {
     char stem[PATH_SIZE];
     path_format(stem, "%s/checkpoints/%s_%lld", t->folder, kind, (long long)number);
     checkpoint_save(t->clip, stem, &t->state, t->settings);
-    if (t->o->delete_previous_checkpoint && t->last_saved[0] && strcmp(t->last_saved, stem) != 0) checkpoint_delete(t->last_saved);
+    if (t->o->delete_previous_checkpoint && strcmp(t->last_saved, stem) != 0 && train_numbered(t, t->last_saved)) checkpoint_delete(t->last_saved);
     path_format(t->last_saved, "%s", stem);
     if (t->o->save_most_recent) {
         path_format(stem, "%s/checkpoints/latest", t->folder);
@@ -132,9 +150,10 @@ static inline int train_run(Training *t) {
     Batch *batches = (Batch *)malloc_check((size_t)o->accum_freq * sizeof *batches);
     for (int64_t j = 0; j < o->accum_freq; j++) batches[j] = batch_create(&t->loading);
     loader_start_epoch(loader, t->state.epoch, t->state.position);
-    bool go_on = t->state.step > 0 || train_evaluate(t, o->zeroshot_frequency > 0, o->val_frequency > 0, NULL);
-    bool saved = false;
-    while (go_on && t->state.step < t->schedule.total) {
+    const int64_t evaluated = t->state.evaluated;
+    bool whole = train_evaluate_due(t), saved = false;
+    if (whole && t->state.step > 0 && t->state.evaluated != evaluated) train_save(t, "step", t->state.step);
+    while (whole && t->state.step < t->schedule.total) {
         saved = false;
         if (!train_next(t, loader, batches)) break;
         const bool last = t->state.step == t->schedule.total, end_of_epoch = t->state.step % t->steps_per_epoch == 0;
@@ -142,7 +161,7 @@ static inline int train_run(Training *t) {
             loader_report_skips(loader);
             if (end_of_epoch) t->state.epoch++, t->state.position = 0;
             if (!last) loader_start_epoch(loader, t->state.epoch, 0); // decodes while the evaluation runs
-            go_on = train_evaluate(t, train_due(t->state.epoch, o->zeroshot_frequency, last), train_due(t->state.epoch, o->val_frequency, last), last ? o->save_features : NULL);
+            whole = train_evaluate_due(t);
             if (last || train_due(t->state.epoch, o->save_frequency, false)) {
                 train_save(t, end_of_epoch ? "epoch" : "step", end_of_epoch ? t->state.epoch : t->state.step);
                 saved = true;
@@ -154,7 +173,7 @@ static inline int train_run(Training *t) {
         }
         if (train_interrupted && !last) break;
     }
-    const int code = t->state.step < t->schedule.total ? train_end_interrupted(t, saved) : EXIT_SUCCESS;
+    const int code = whole && t->state.step >= t->schedule.total ? EXIT_SUCCESS : train_end_interrupted(t, saved);
     for (int64_t j = 0; j < o->accum_freq; j++) batch_free(&batches[j]);
     free(batches);
     loader_free(loader);
@@ -183,10 +202,10 @@ static inline int train_main(Training *t) {
     model_lock(t->clip, o);
     train_open_tokenizer(t);
     train_set_loading(t);
+    train_name_folder(t);
+    t->settings = train_settings(o); // as given: a batch that is too large shrinks in train_open_data(), in a resumed run as well
     train_open_data(t);
     train_open_evaluation(t);
-    train_name_folder(t);
-    t->settings = train_settings(o);
     if (!o->resume && file_exists(t->folder)) die(EXIT_USAGE, "%s: exists already; choose another --name, or go on with --resume latest", t->folder);
     logger_open(&t->log, t->folder, o->resume != NULL);
     char checkpoints[PATH_SIZE];
@@ -198,6 +217,7 @@ static inline int train_main(Training *t) {
     if (o->resume) {
         checkpoint_restore(&checkpoint, t->clip);
         t->state = checkpoint.header.run;
+        path_format(t->last_saved, "%.*s", (int)(strlen(checkpoint.weights) - strlen(".bin")), checkpoint.weights);
         logger_truncate_after(&t->log, t->state.step);
         if (strcmp(checkpoint.header.kernels, clip_kernels(t->clip)) != 0)
             logger_warn(&t->log, "the run was computed with %s kernels, now with %s: results differ in rounding (CLIPC_ISA=%s takes the former)", checkpoint.header.kernels,
@@ -209,7 +229,7 @@ static inline int train_main(Training *t) {
     train_print_run(t);
     train_catch_signals();
     const int code = train_run(t);
-    if (code == EXIT_SUCCESS) logger_print(&t->log, "done         %s.bin; curves in %s/curves.svg", t->last_saved[0] ? t->last_saved : checkpoint.weights, t->folder);
+    if (code == EXIT_SUCCESS) logger_print(&t->log, "done         %s.bin; curves in %s/curves.svg", t->last_saved, t->folder);
     return code;
 }
 
