@@ -191,11 +191,16 @@ static inline void loader_make_slots(Loader *l) {
     }
 }
 
-// Starts the workers; they have nothing to do before loader_start_epoch(). `data` must outlive the loader, and what `config` points to.
-static inline Loader *loader_create(const Dataset *data, const LoaderConfig *config) {
+// Ends the program where captions are wanted that nothing can read.
+static inline void loader_check_captions(const Dataset *data, const LoaderConfig *config) {
     if (config->context && !config->tokenizer && data->type != DATASET_SYNTHETIC)
         die(EXIT_USAGE, "%s: the model's vocabulary of %d has no tokenizer, so captions cannot be read; use --train-data synthetic", data->files[0].path,
             config->vocab_size);
+}
+
+// Starts the workers; they have nothing to do before loader_start_epoch(). `data` must outlive the loader, and what `config` points to.
+static inline Loader *loader_create(const Dataset *data, const LoaderConfig *config) {
+    loader_check_captions(data, config);
     Loader *l = (Loader *)calloc_check(1, sizeof *l);
     l->data = data;
     l->config = *config;

@@ -141,6 +141,10 @@ static inline void train_open_tokenizer(Training *t) {
     if (!t->clip->merges) return;
     t->tokenizer = tokenizer_create(t->clip->merges, t->clip->merges_bytes, error);
     if (!t->tokenizer) die(EXIT_USAGE, "the tokenizer in the weight file: %s; convert it again with dev/convert.py", error);
+    const ClipConfig *c = &t->clip->config;
+    if (t->tokenizer->vocabulary != c->vocab_size || t->tokenizer->end_of_text != c->eot_id)
+        die(EXIT_USAGE, "the weight file: its tokenizer has %d tokens, end of text is %d, its model %d and %d; convert it again with dev/convert.py", t->tokenizer->vocabulary,
+            t->tokenizer->end_of_text, c->vocab_size, c->eot_id);
 }
 
 // How pictures and captions are read, for training and (evaluation_loader) for evaluation.
@@ -170,6 +174,7 @@ static inline void train_open_evaluation(Training *t) {
         DatasetConfig val = keys;
         val.num_samples = max_i64(0, o->val_num_samples);
         t->val = dataset_open(o->val_data, &val, 1), t->has_val = true;
+        loader_check_captions(&t->val, &t->evaluation.loader);
     }
     t->zeroshot = (ZeroshotSet *)calloc_check(o->zeroshot_data.count, sizeof *t->zeroshot);
     for (size_t i = 0; i < o->zeroshot_data.count; i++) t->zeroshot[i] = zeroshot_open(o->zeroshot_data.items[i], o->classnames, o->templates, &keys);
@@ -182,6 +187,7 @@ static inline void train_open_data(Training *t) {
     config.num_samples = max_i64(0, o->train_num_samples);
     if (!o->train_data) die(EXIT_USAGE, "no data; give --train-data a CSV, a folder of pictures with .txt files, tar shards, or synthetic");
     t->train = dataset_open(o->train_data, &config, 2);
+    loader_check_captions(&t->train, &t->loading);
     if (o->val_split > 0) {
         t->val = dataset_split(&t->train, o->val_split, (uint64_t)o->seed), t->has_val = true;
         if (!dataset_count(&t->val) || dataset_count(&t->train) < 2)
@@ -210,7 +216,7 @@ static inline void train_name_folder(Training *t) {
         char when[32], *name = (char *)malloc_check(PATH_SIZE);
         time_t now = time(NULL);
         strftime(when, sizeof when, "%Y_%m_%d-%H_%M_%S", localtime(&now));
-        path_format(name, "%s-%s-lr_%g-b_%lld", when, t->clip->config.name[0] ? t->clip->config.name : "clip", o->lr, (long long)o->batch_size);
+        path_format(name, "%s-%.64s-lr_%g-b_%lld", when, t->clip->config.name[0] ? t->clip->config.name : "clip", o->lr, (long long)o->batch_size);
         for (char *p = name; *p; p++)
             if (*p == '/') *p = '-';
         o->name = o->owned[OPTION_name] = name;

@@ -80,6 +80,8 @@ static inline void train_draw(const Training *t) {
     char metrics[PATH_SIZE], svg[PATH_SIZE];
     path_format(metrics, "%s/metrics.jsonl", t->folder);
     path_format(svg, "%s/curves.svg", t->folder);
+    struct stat st;
+    if (stat(metrics, &st) == 0 && st.st_size == 0) return; // interrupted before the first record
     plot_curves(metrics, svg);
 }
 

@@ -340,6 +340,8 @@ static inline void weight_file_open(WeightFile *w, const char *path) {
     if (!config_check(&w->config, error)) die(EXIT_USAGE, "%s: %s; convert it again with dev/convert.py", path, error);
     memcpy(w->config.name, &header[HEADER_NAME], NAME_BYTES);
     w->config.name[NAME_BYTES - 1] = 0;
+    for (char *p = w->config.name; *p; p++)
+        if ((unsigned char)*p < ' ' || *p == 127) *p = '?'; // it is printed, and names a folder
 
     TensorTable t = tensor_table_create(&w->config);
     int64_t merges = header[HEADER_MERGES_BYTES], expected = 0;
