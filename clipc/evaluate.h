@@ -96,25 +96,30 @@ typedef struct {
     StringList classnames, templates;
 } ZeroshotSet;
 
+// The path of [NAME=]PATH, and its name, "" without one. `option` is the one that it was given to.
+static inline const char *set_path(const char *option, const char *spec, char name[64]) {
+    const char *equals = strchr(spec, '=');
+    name[0] = 0;
+    if (!equals || file_exists(spec) || memchr(spec, '/', (size_t)(equals - spec))) return spec; // or a path that has a = in it
+    if (equals == spec || equals - spec >= 64) die(EXIT_USAGE, "--%s %s: the name before the = has to have 1 to 63 bytes", option, spec);
+    memcpy(name, spec, (size_t)(equals - spec));
+    name[equals - spec] = 0;
+    return equals + 1;
+}
+
 // `spec` is [NAME=]PATH: a folder of class folders, a CSV with labels, or tar shards with .cls. `classnames` may be NULL for a
 // folder: then the classes are called what their folders are. `templates` may be NULL. `keys` gives the names of columns and members.
 static inline ZeroshotSet zeroshot_open(const char *spec, const char *classnames, const char *templates, const DatasetConfig *keys) {
     ZeroshotSet set;
     memset(&set, 0, sizeof set);
-    const char *path = spec, *equals = strchr(spec, '=');
-    if (equals && !file_exists(spec) && !memchr(spec, '/', (size_t)(equals - spec))) { // not a path that has a = in it
-        path = equals + 1;
-        if (equals == spec || (size_t)(equals - spec) >= sizeof set.name)
-            die(EXIT_USAGE, "--zeroshot-data %s: the name before the = has to have 1 to %zu bytes", spec, sizeof set.name - 1);
-        memcpy(set.name, spec, (size_t)(equals - spec));
-    }
+    const char *path = set_path("zeroshot-data", spec, set.name);
     DatasetConfig config = *keys;
     config.type = DATASET_AUTO, config.need_caption = false, config.need_label = true, config.num_samples = 0;
     if (classnames) set.classnames = classnames_read(classnames);
     config.classnames = (const char *const *)set.classnames.list, config.classname_count = (int)set.classnames.count;
     if (is_directory(path)) {
         set.data = dataset_open_class_folders(path, &config);
-        if (!classnames) set.classnames = classnames_from_folders(set.data.class_folders, set.data.class_folder_count);
+        if (!classnames) set.classnames = classnames_from_folders(set.data.class_folders.list, (int)set.data.class_folders.count);
     } else {
         if (!classnames) die(EXIT_USAGE, "--zeroshot-data %s: its classes have no names; give --classnames FILE, one name a line, that of label 0 first", path);
         set.data = dataset_open(path, &config, 1);
@@ -240,6 +245,12 @@ static inline void save_features(const char *path, const char *model, float logi
 
 // ---------------------------------------------------------------- validation
 
+// Captioned images.
+typedef struct {
+    char name[64]; // "" or that of NAME=PATH
+    Dataset data;
+} ValidationSet;
+
 typedef struct {
     double loss; // mean over the samples of the loss in their batch
     RetrievalMetrics retrieval;
@@ -262,7 +273,7 @@ static inline bool evaluate_validation(const Evaluation *e, const Dataset *data,
     for (size_t first = 0;; first = (size_t)pass.seen) {
         int n = pass_next(&pass, image + first * W, text + first * W);
         if (!n) break;
-        loss += n * contrastive_loss(e->kernels, NULL, NULL, NULL, image + first * W, text + first * W, n, E, scale);
+        loss += n * contrastive_loss(e->kernels, NULL, NULL, NULL, image + first * W, text + first * W, NULL, POSITIVES_DIAGONAL, n, E, scale);
         for (int i = 0; i < n; i++) {
             indices[first + (size_t)i] = pass.batch.indices[i], labels[first + (size_t)i] = pass.batch.labels[i];
             labelled |= pass.batch.labels[i] >= 0;
@@ -304,20 +315,20 @@ static inline MetricList zeroshot_metric_list(const ZeroshotMetrics *z, const ch
     return m;
 }
 
-static inline void rank_metric_add(MetricList *m, const char *prefix, const RankMetrics *r) {
-    metric_add(m, prefix, "mean_rank", "", r->mean_rank);
-    metric_add(m, prefix, "median_rank", "", r->median_rank);
-    metric_add(m, prefix, "R@1", "", r->R1);
-    metric_add(m, prefix, "R@5", "", r->R5);
-    metric_add(m, prefix, "R@10", "", r->R10);
+static inline void rank_metric_add(MetricList *m, const char *prefix, const char *set, const RankMetrics *r) {
+    metric_add(m, prefix, "mean_rank", set, r->mean_rank);
+    metric_add(m, prefix, "median_rank", set, r->median_rank);
+    metric_add(m, prefix, "R@1", set, r->R1);
+    metric_add(m, prefix, "R@5", set, r->R5);
+    metric_add(m, prefix, "R@10", set, r->R10);
 }
 
-static inline MetricList validation_metric_list(const ValidationMetrics *v) {
+static inline MetricList validation_metric_list(const ValidationMetrics *v, const char *set) {
     MetricList m;
     m.count = 0;
-    metric_add(&m, "", "val_loss", "", v->loss);
-    rank_metric_add(&m, "image_to_text_", &v->retrieval.image_to_text);
-    rank_metric_add(&m, "text_to_image_", &v->retrieval.text_to_image);
+    metric_add(&m, "", "val_loss", set, v->loss);
+    rank_metric_add(&m, "image_to_text_", set, &v->retrieval.image_to_text);
+    rank_metric_add(&m, "text_to_image_", set, &v->retrieval.text_to_image);
     return m;
 }
 

@@ -49,6 +49,11 @@ typedef struct {
     X(MODEL, TEXT, pretrained, "pretrained", "(none)", "FILE|TAG", "weights to start from: a packed .bin, or with --model a tag, e.g. laion2b_s34b_b79k") \
     X(MODEL, TEXT, model, "model", "(as the weights say)", "NAME|JSON", \
         "architecture, e.g. ViT-B-32 or a config.json; without --pretrained it starts from random weights") \
+    X(MODEL, TEXT, pretrained_image, "pretrained-image", "(none)", "FILE", "take the image tower from this file (a CLIP or an ImageNet ViT); the rest is random (LiT)") \
+    X(MODEL, TEXT, pretrained_text, "pretrained-text", "(none)", "FILE", "take the text tower from this file; the rest is random") \
+    X(MODEL, INT, force_image_size, "force-image-size", "(as the weights say)", "[1,4096]", "pixels of a side; the positions are interpolated") \
+    X(MODEL, INT, force_context_length, "force-context-length", "(as the weights say)", "[2,65536]", "tokens of a caption; the positions are interpolated") \
+    X(MODEL, REAL, force_patch_dropout, "force-patch-dropout", "0", "[0,1)", "share of the patches left out in training, drawn anew for each picture") \
     X(MODEL, TEXT, resume, "resume", "(none)", "FILE|latest", "go on with a run: either file of a checkpoint's pair, or the run's last whole pair") \
     X(MODEL, FLAG, resume_override, "resume-override", "", "", "go on even where an option that changes the result differs from the run's") \
     X(MODEL, TEXT, cache_dir, "cache-dir", "weights", "DIR", "where a tag is looked up, as MODEL-TAG.bin") \
@@ -60,7 +65,7 @@ typedef struct {
         "shortest side and centre crop, both sides, longest side and padding") \
     X(DATA, TEXT, train_data, "train-data", "(none)", "PATH", \
         "a CSV, a folder of pictures and .txt files, WebDataset tars ({00..09}, joined by ::), or synthetic") \
-    X(DATA, TEXT, val_data, "val-data", "(none)", "PATH", "the same, for validation loss and retrieval") \
+    X(DATA, LIST, val_data, "val-data", "(none)", "[NAME=]PATH", "the same, for validation loss and retrieval; may be repeated") \
     X(DATA, REAL, val_split, "val-split", "0", "[0,1)", "share of the training samples kept for validation") \
     X(DATA, CHOICE, dataset_type, "dataset-type", "auto", "auto csv webdataset folder synthetic", "what --train-data and --val-data are") \
     X(DATA, TEXT, csv_img_key, "csv-img-key", "filepath", "NAME", "CSV column of the picture's path") \
@@ -79,6 +84,7 @@ typedef struct {
     X(DATA, WORDS, aug_cfg, "aug-cfg", "(scale=0.9,1.0)", "KEY=VALUE...", \
         "scale=LOW,HIGH ratio=LOW,HIGH color_jitter=... gray_scale_prob=P; none: as in evaluation") \
     X(DATA, INT, seed, "seed", "0", "[0,9e18]", "random seed: same seed, same bits") \
+    X(TRAINING, CHOICE, preset, "preset", "(none)", "quick production conservative", "settings for a kind of run, see --help strategies; options given beside it win") \
     X(TRAINING, INT, batch_size, "batch-size", "64", "[1,1e6]", "pairs of a micro-batch") \
     X(TRAINING, INT, epochs, "epochs", "(10, from random weights 32)", "[1,1e6]", "passes over the training data") \
     X(TRAINING, INT, steps, "steps", "(as the epochs say)", "[1,1e12]", "length of the whole run and its schedule, in place of --epochs") \
@@ -90,11 +96,20 @@ typedef struct {
     X(TRAINING, REAL, beta2, "beta2", "0.98", "[0,1)", "AdamW: decay of the mean of squared gradients") \
     X(TRAINING, REAL, eps, "eps", "1e-6", "(0,inf)", "AdamW: added to the root of the squared mean") \
     X(TRAINING, REAL, grad_clip_norm, "grad-clip-norm", "0", "[0,inf)", "largest L2 norm of all gradients together; 0: no clipping") \
+    X(TRAINING, REAL, lr_image, "lr-image", "(--lr)", "[0,inf)", "peak learning rate of the image tower") \
+    X(TRAINING, REAL, lr_text, "lr-text", "(--lr)", "[0,inf)", "peak learning rate of the text tower") \
+    X(TRAINING, REAL, image_layer_decay, "image-layer-decay", "1", "(0,1]", "each group of the image tower below the projection learns at this times the rate of the one above") \
+    X(TRAINING, REAL, text_layer_decay, "text-layer-decay", "1", "(0,1]", "the same for the text tower") \
+    X(TRAINING, LIST, wd_exclude, "wd-exclude", "(none)", "PATTERN...", "no weight decay for tensors of these names, e.g. '*.proj'; may be repeated") \
+    X(TRAINING, REAL, ema_decay, "ema-decay", "0", "[0,1)", "keep a moving average of the weights, evaluated and saved beside them, e.g. 0.999; 0: none") \
+    X(TRAINING, FLAG, grad_checkpointing, "grad-checkpointing", "", "", "keep less for the backward pass and compute it again: less memory, the same bits, slower") \
     X(LOCKING, FLAG, lock_image, "lock-image", "", "", "freeze the image tower") \
     X(LOCKING, INT, lock_image_unlocked_groups, "lock-image-unlocked-groups", "0", "[0,1e3]", \
         "of a locked image tower train the last N groups: projection, blocks from the last on, embeddings") \
     X(LOCKING, FLAG, lock_text, "lock-text", "", "", "freeze the text tower") \
     X(LOCKING, INT, lock_text_unlocked_layers, "lock-text-unlocked-layers", "0", "[0,1e3]", "of a locked text tower train the last N groups") \
+    X(LOCKING, FLAG, lock_logit_scale, "lock-logit-scale", "", "", "freeze the logit scale") \
+    X(LOCKING, TEXT, feature_cache, "feature-cache", "(in memory)", "FILE", "where the features of a locked tower are kept for the next run") \
     X(SCHEDULE, CHOICE, lr_scheduler, "lr-scheduler", "cosine", "cosine linear stlr exponential step cosine-restarts one-cycle const const-cooldown", \
         "learning rate after the warmup; stlr and one-cycle bring their own ramp") \
     X(SCHEDULE, SHARE, warmup, "warmup", "10%", "[0,1e12]", "linear warmup: steps, or a share of the run, rounded down") \
@@ -121,6 +136,10 @@ typedef struct {
     X(EVALUATION, TEXT, templates, "templates", "(a photo of a {}.)", "FILE", "prompts, one a line, {} for the class name") \
     X(EVALUATION, INT, zeroshot_frequency, "zeroshot-frequency", "1", "[0,1e6]", "zero-shot evaluation every N epochs; 0: never") \
     X(EVALUATION, INT, val_frequency, "val-frequency", "1", "[0,1e6]", "validation every N epochs; 0: never") \
+    X(EVALUATION, SHARE, eval_steps, "eval-steps", "0", "[0,1e12]", "also evaluate every N steps, or by a share of an epoch (50%: twice an epoch); 0: by epochs only") \
+    X(EVALUATION, INT, early_stop, "early-stop", "0", "[0,1e6]", "end the run after N evaluations without a lower val_loss; 0: never") \
+    X(EVALUATION, TEXT, best_metric, "best-metric", "(zeroshot_top1 of the first set, else val_loss)", "NAME|none", \
+        "by which metric checkpoints/best.bin is kept, as named in metrics.jsonl") \
     X(EVALUATION, INT, val_retrieval_chunk_size, "val-retrieval-chunk-size", "4096", "[0,1e9]", "rows of the retrieval matrix held at once; 0: all") \
     X(EVALUATION, FLAG, eval_only, "eval-only", "", "", "evaluate the model and end") \
     X(EVALUATION, TEXT, save_features, "save-features", "(none)", "FILE.safetensors", "write the image and text features of the evaluated data") \
@@ -128,10 +147,12 @@ typedef struct {
     X(OUTPUT, TEXT, logs, "logs", "logs", "DIR", "where run folders go") \
     X(OUTPUT, TEXT, name, "name", "(date_time-model-lr-batch)", "NAME", "name of the run and its folder") \
     X(OUTPUT, INT, save_frequency, "save-frequency", "1", "[0,1e6]", "checkpoint every N epochs and at the end; 0: at the end") \
-    X(OUTPUT, INT, save_steps, "save-steps", "0", "[0,1e12]", "checkpoint every N steps; 0: none between epochs") \
+    X(OUTPUT, SHARE, save_steps, "save-steps", "0", "[0,1e12]", "checkpoint every N steps, or by a share of an epoch; 0: none between epochs") \
     X(OUTPUT, FLAG, save_most_recent, "save-most-recent", "", "", "also keep the newest checkpoint under the name latest") \
     X(OUTPUT, FLAG, delete_previous_checkpoint, "delete-previous-checkpoint", "", "", "keep only the newest checkpoint") \
-    X(OUTPUT, INT, log_every_n_steps, "log-every-n-steps", "1", "[1,1e9]", "one line and one record of metrics every N steps")
+    X(OUTPUT, INT, log_every_n_steps, "log-every-n-steps", "1", "[1,1e9]", "one line and one record of metrics every N steps") \
+    X(OUTPUT, TEXT, report_to, "report-to", "(none)", "tensorboard,wandb", "also write TensorBoard events; report to Weights & Biases by the wandb package") \
+    X(OUTPUT, TEXT, wandb_project_name, "wandb-project-name", "clip.c", "NAME", "wandb: name of the project")
 
 #define OPTION_GROUPS(G) \
     G(PROGRAM, "This program") \
@@ -199,9 +220,7 @@ typedef struct {
     F(REFUSED, "json-text-key-probs", "the first non-empty key of --json-text-key counts; leave it out") \
     F(REFUSED, "force-custom-text|text-pooler-own-group", "the text tower is CLIP's own; leave it out") \
     F(REFUSED, "imagenet-v*", "not offered yet; use --zeroshot-data DIR --classnames FILE") \
-    F(REFUSED, "pretrained-image|pretrained-text|force-image-size|force-context-length|force-patch-dropout|train-data-upsampling-factors|dataset-resampled|" \
-        "grad-checkpointing|ema-decay|positives|positives-key|distinct-batches|image-layer-decay|visual-layer-decay|text-layer-decay|wd-exclude|lr-image|" \
-        "lr-text|preset|lock-logit-scale|feature-cache|" \
-        "report-to|wandb-*", "not offered yet; leave it out")
+    F(REFUSED, "train-data-upsampling-factors|dataset-resampled|" \
+        "positives|positives-key|distinct-batches|visual-layer-decay|wandb-*", "not offered yet; leave it out")
 
 #endif

@@ -9,6 +9,7 @@
 
 #include "clipc/utils.h"        // die, warn, edit_distance, list_grow
 #include "clipc/option_table.h" // ALL_OPTIONS, FOREIGN_OPTIONS
+#include "clipc/strategies.h"   // strategies_print
 
 #include <fnmatch.h>
 #include <limits.h> // INT_MAX
@@ -45,6 +46,7 @@ typedef struct {
     bool set[OPTION_COUNT];    // given on the command line
     char *owned[OPTION_COUNT]; // memory behind WORDS
     char *settings;            // memory behind texts that options_adopt() took over
+    char *preset_settings;     // memory behind texts that preset_apply() set
 } Options;
 
 #define options_was_set(options, field) ((options)->set[OPTION_##field])
@@ -216,7 +218,7 @@ static inline bool option_store(Options *o, const OptionRow *row, const char *te
 // ---------------------------------------------------------------- parsing
 
 static inline void options_free(Options *o) {
-    free(o->settings);
+    free(o->settings), free(o->preset_settings);
     const OptionRow *rows = option_rows();
     for (int i = 0; i < OPTION_COUNT; i++) {
         free(o->owned[i]);
@@ -324,7 +326,8 @@ static inline void options_parse(Options *o, int argc, char **argv) {
     for (int i = 1; i < argc; i++) {
         char *arg = argv[i], name[128];
         if (strcmp(arg, "--help") == 0 || strcmp(arg, "-h") == 0) {
-            options_help(stdout);
+            if (i + 1 < argc && strcmp(argv[i + 1], "strategies") == 0) strategies_print(stdout);
+            else options_help(stdout);
             exit(0);
         }
         if (strncmp(arg, "--", 2) != 0 || !arg[2] || arg[2] == '=') {
@@ -522,7 +525,7 @@ static inline void options_help(FILE *f) {
             option_help(f, &rows[i]);
         }
     }
-    fprintf(f, "\n  --help                            this text\n");
+    fprintf(f, "\n  --help                            this text\n  --help strategies                 rates, warmup and epochs of each strategy; presets; schedules; signs to watch\n");
 }
 
 #endif

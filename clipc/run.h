@@ -4,6 +4,7 @@
 
 #include "clipc/checkpoint.h" // RunState, checkpoint_load_latest
 #include "clipc/evaluate.h"   // Evaluation, ZeroshotSet
+#include "clipc/feature_cache.h" // FeatureCache
 #include "clipc/models.h"     // model_load
 #include "clipc/options.h"    // Options
 #include "clipc/schedule_options.h" // schedule_from_options
@@ -12,8 +13,9 @@ typedef struct {
     Options *o;
     Clip *clip;
     Tokenizer *tokenizer; // NULL: the vocabulary has none
-    Dataset train, val;
-    bool has_val;
+    Dataset train;
+    ValidationSet *val; // (val_count)
+    size_t val_count;
     AugmentConfig augment;
     LoaderConfig loading;
     Evaluation evaluation;
@@ -21,6 +23,10 @@ typedef struct {
     Logger log;
     Schedule schedule;
     int64_t steps_per_epoch;
+    FeatureCache cache[2]; // of locked towers; width 0: none
+    float *pooled[2];      // (k*B,C) what a step takes from them
+    int *kept;             // (k*B,kept_count) patches that dropout leaves; NULL: all
+    int kept_count;
     RunState state;
     char folder[PATH_SIZE];    // LOGS/NAME
     char last_saved[PATH_SIZE]; // stem of the checkpoint saved last, or resumed from; "" before there is one
@@ -110,9 +116,25 @@ static inline Clip *model_open(const Options *o) {
     return clip;
 }
 
+// What trains, at which rate, and what decays.
 static inline void model_lock(Clip *clip, const Options *o) {
     if (o->lock_image) clip_lock(clip, IMAGE_TOWER, (int)o->lock_image_unlocked_groups);
     if (o->lock_text) clip_lock(clip, TEXT_TOWER, (int)o->lock_text_unlocked_layers);
+    if (o->lock_logit_scale) clip_lock(clip, NO_TOWER, 0);
+    clip_scale_rates(clip, IMAGE_TOWER, o->image_layer_decay, options_was_set(o, lr_image) ? o->lr_image / o->lr : 1);
+    clip_scale_rates(clip, TEXT_TOWER, o->text_layer_decay, options_was_set(o, lr_text) ? o->lr_text / o->lr : 1);
+    for (size_t i = 0; i < o->wd_exclude.count; i++)
+        if (!clip_exclude_decay(clip, o->wd_exclude.items[i])) die(EXIT_USAGE, "--wd-exclude %s: matches no tensor; names are open_clip's, e.g. *.mlp.c_fc.weight", o->wd_exclude.items[i]);
+    if (!clip->tensors.slots) die(EXIT_USAGE, "--lock-image --lock-text --lock-logit-scale: nothing is left to train");
+}
+
+// A tower whose output before the projection never changes for the same input: its features can be kept.
+static inline bool tower_is_frozen(const Clip *clip, int tower) {
+    for (int i = 0; i < clip->tensors.count; i++) {
+        const Tensor *x = &clip->tensors.list[i];
+        if (x->tower == tower && x->trainable && x->group <= clip_tower_layers(&clip->config, tower)) return false;
+    }
+    return true;
 }
 
 // Where a default depends on how the run begins.
@@ -166,15 +188,24 @@ static inline void train_set_loading(Training *t) {
     t->evaluation = e;
 }
 
+static inline ValidationSet *train_add_validation(Training *t) {
+    t->val = (ValidationSet *)realloc_check(t->val, (t->val_count + 1) * sizeof *t->val);
+    memset(&t->val[t->val_count], 0, sizeof *t->val);
+    return &t->val[t->val_count++];
+}
+
 static inline void train_open_evaluation(Training *t) {
     const Options *o = t->o;
     DatasetConfig keys = train_dataset_config(o);
-    if (o->val_data) {
-        if (o->val_split > 0) die(EXIT_USAGE, "--val-data and --val-split both name the validation set; give one of them");
+    if (o->val_data.count && o->val_split > 0) die(EXIT_USAGE, "--val-data and --val-split both name the validation set; give one of them");
+    for (size_t i = 0; i < o->val_data.count; i++) {
         DatasetConfig val = keys;
+        ValidationSet *set = train_add_validation(t);
         val.num_samples = max_i64(0, o->val_num_samples);
-        t->val = dataset_open(o->val_data, &val, 1), t->has_val = true;
-        loader_check_captions(&t->val, &t->evaluation.loader);
+        set->data = dataset_open(set_path("val-data", o->val_data.items[i], set->name), &val, 1);
+        loader_check_captions(&set->data, &t->evaluation.loader);
+        for (size_t k = 0; k < i; k++)
+            if (strcmp(t->val[k].name, set->name) == 0) die(EXIT_USAGE, "--val-data %s: another set has the same name; write NAME=PATH", o->val_data.items[i]);
     }
     t->zeroshot = (ZeroshotSet *)calloc_check(o->zeroshot_data.count, sizeof *t->zeroshot);
     for (size_t i = 0; i < o->zeroshot_data.count; i++) t->zeroshot[i] = zeroshot_open(o->zeroshot_data.items[i], o->classnames, o->templates, &keys);
@@ -189,10 +220,11 @@ static inline void train_open_data(Training *t) {
     t->train = dataset_open(o->train_data, &config, 2);
     loader_check_captions(&t->train, &t->loading);
     if (o->val_split > 0) {
-        t->val = dataset_split(&t->train, o->val_split, (uint64_t)o->seed), t->has_val = true;
-        if (!dataset_count(&t->val) || dataset_count(&t->train) < 2)
+        Dataset *val = &train_add_validation(t)->data;
+        *val = dataset_split(&t->train, o->val_split, (uint64_t)o->seed);
+        if (!dataset_count(val) || dataset_count(&t->train) < 2)
             die(EXIT_USAGE, "--val-split %g: leaves %lld samples to train on and %lld to validate; change the share", o->val_split, (long long)dataset_count(&t->train),
-                (long long)dataset_count(&t->val));
+                (long long)dataset_count(val));
     }
     const int64_t n = dataset_count(&t->train);
     if (n < o->batch_size) {
@@ -207,6 +239,12 @@ static inline void train_open_data(Training *t) {
     t->schedule = schedule_from_options(o, options_was_set(o, steps) ? o->steps : o->epochs * t->steps_per_epoch, t->steps_per_epoch);
 }
 
+static inline void train_free_data(Training *t) {
+    for (size_t i = 0; i < t->val_count; i++) dataset_free(&t->val[i].data);
+    free(t->val);
+    dataset_free(&t->train);
+}
+
 // ---------------------------------------------------------------- the run folder, and what is printed first
 
 // LOGS/NAME, NAME by default made of the time, the model, the rate and the batch.
@@ -216,7 +254,9 @@ static inline void train_name_folder(Training *t) {
         char when[32], *name = (char *)malloc_check(PATH_SIZE);
         time_t now = time(NULL);
         strftime(when, sizeof when, "%Y_%m_%d-%H_%M_%S", localtime(&now));
-        path_format(name, "%s-%.64s-lr_%g-b_%lld", when, t->clip->config.name[0] ? t->clip->config.name : "clip", o->lr, (long long)o->batch_size);
+        char rate[32] = "auto";
+        if (o->lr != RATE_AUTO) snprintf(rate, sizeof rate, "%g", o->lr);
+        path_format(name, "%s-%.64s-lr_%s-b_%lld", when, t->clip->config.name[0] ? t->clip->config.name : "clip", rate, (long long)o->batch_size);
         for (char *p = name; *p; p++)
             if (*p == '/') *p = '-';
         o->name = o->owned[OPTION_name] = name;
@@ -244,7 +284,8 @@ static inline void train_print_run(Training *t) {
     char schedule[256];
     schedule_describe(&t->schedule, schedule);
     logger_print(&t->log, "schedule     %s", schedule);
-    if (t->has_val) logger_print(&t->log, "validation   %lld pairs", (long long)dataset_count(&t->val));
+    for (size_t i = 0; i < t->val_count; i++)
+        logger_print(&t->log, "validation   %s%s%lld pairs", t->val[i].name, t->val[i].name[0] ? ", " : "", (long long)dataset_count(&t->val[i].data));
     logger_print(&t->log, "run folder   %s", t->folder);
 }
 
@@ -261,6 +302,7 @@ static inline Clip *train_find_checkpoint(Options *o, Checkpoint *c) {
         clip = checkpoint_load_pair(c, o->resume);
     }
     const bool named = options_was_set(o, name) || options_was_set(o, logs);
+    if (o->lr == RATE_AUTO) o->set[OPTION_lr] = false; // found when the run began
     options_adopt(o, c->settings, o->resume_override);
     char *whole = strstr(c->state, "/checkpoints/") ? NULL : realpath(c->state, NULL);
     path_format(folder, "%s", whole ? whole : c->state); // LOGS/NAME/checkpoints/STEM.state: the run goes on where its files are now

@@ -2,6 +2,7 @@
 #ifndef CLIPC_TRAIN_H
 #define CLIPC_TRAIN_H
 
+#include "clipc/lr_range.h" // RangeCurve, ClipSnapshot
 #include "clipc/plot.h" // plot_curves
 #include "clipc/run.h"  // Training, model_open
 
@@ -20,7 +21,7 @@ static inline void train_report(Training *t, Record *r, const char *what, const 
 // Zero-shot accuracy on each set, loss and retrieval on the validation set, as lines and as one record; false when Ctrl-C came.
 static inline bool train_evaluate(Training *t, bool zeroshot, bool validation, const char *features_path) {
     if (!t->o->zeroshot_data.count) zeroshot = false;
-    if (!t->has_val) validation = false;
+    if (!t->val_count) validation = false;
     if (!zeroshot && !validation) return true;
     Record r = record_new(t->state.step);
     record_number(&r, "epoch", (double)t->state.epoch);
@@ -31,15 +32,22 @@ static inline bool train_evaluate(Training *t, bool zeroshot, bool validation, c
         const MetricList m = zeroshot_metric_list(&z, t->zeroshot[i].name);
         train_report(t, &r, "zero-shot", &m);
     }
-    if (validation && whole) {
+    for (size_t i = 0; validation && whole && i < t->val_count; i++) {
         ValidationMetrics v;
-        if ((whole = evaluate_validation(&t->evaluation, &t->val, features_path, &v))) {
-            const MetricList m = validation_metric_list(&v);
-            train_report(t, &r, "validation", &m);
-        }
+        if (!(whole = evaluate_validation(&t->evaluation, &t->val[i].data, i == 0 ? features_path : NULL, &v))) break;
+        const MetricList m = validation_metric_list(&v, t->val[i].name);
+        train_report(t, &r, "validation", &m);
     }
     if (whole) logger_record(&t->log, &r);
     return whole;
+}
+
+// Is this step one of every N, or of those that part each epoch by a share?
+static inline bool train_due_steps(const Training *t, Share every) {
+    if (every.value <= 0) return false;
+    if (!every.percent) return t->state.step % (int64_t)every.value == 0;
+    const int64_t part = max_i64(1, share_of(every, t->steps_per_epoch)), at = t->state.step % t->steps_per_epoch;
+    return at % part == 0 && (at == 0 || t->steps_per_epoch - at >= part);
 }
 
 static inline bool train_due(int64_t epoch, int64_t frequency, bool last) { return frequency > 0 && (last || epoch % frequency == 0); }
@@ -93,23 +101,64 @@ static inline int train_end_interrupted(Training *t, bool saved) {
     return EXIT_INTERRUPTED;
 }
 
-// ---------------------------------------------------------------- the loop
+// Interrupted before the run began: takes its folder away again. Returns the exit code.
+static inline int train_abandon(Training *t) {
+    char path[PATH_SIZE];
+    static const char *const made[] = {"out.log", "metrics.jsonl"};
+    logger_print(&t->log, "interrupted in the range test; nothing is kept");
+    for (int i = 0; i < 2; i++) {
+        path_format(path, "%s/%s", t->folder, made[i]);
+        unlink(path);
+    }
+    path_format(path, "%s/checkpoints", t->folder);
+    rmdir(path), rmdir(t->folder);
+    return EXIT_INTERRUPTED;
+}
+
+// ---------------------------------------------------------------- a step
+
+// A micro-batch as the model takes it: with the kept features of a tower that is locked, and with the patches that dropout leaves.
+static inline ClipBatch train_batch(Training *t, const Batch *batch, int micro) {
+    const ClipConfig *c = &t->clip->config;
+    ClipBatch b;
+    memset(&b, 0, sizeof b);
+    b.size = (int)t->o->batch_size, b.pixels = batch->pixels, b.tokens = batch->tokens;
+    uint64_t *keys = (uint64_t *)malloc_check((size_t)b.size * sizeof *keys);
+    for (int tower = 0; tower < 2; tower++) {
+        FeatureCache *cache = &t->cache[tower];
+        if (!cache->width) continue;
+        for (int i = 0; i < b.size; i++)
+            keys[i] = tower == IMAGE_TOWER ? picture_key(batch->indices[i]) : caption_key(batch->tokens + (size_t)i * (size_t)c->context_length, batch->lengths[i]);
+        float *pooled = t->pooled[tower] + (size_t)micro * (size_t)b.size * (size_t)cache->width;
+        feature_cache_gather(cache, t->clip, pooled, &b, keys);
+        b.pooled[tower] = pooled;
+    }
+    free(keys);
+    if (t->kept) {
+        const int patches = config_image_tokens(c) - 1;
+        int *kept = t->kept + (size_t)micro * (size_t)b.size * (size_t)t->kept_count;
+        for (int i = 0; i < b.size; i++) draw_kept_patches(kept + (size_t)i * (size_t)t->kept_count, t->kept_count, patches, (uint64_t)t->o->seed, t->state.step, micro * b.size + i);
+        b.kept = kept, b.kept_count = t->kept_count;
+    }
+    return b;
+}
 
 // One optimizer step over accum_freq batches; returns the loss before the update, *norm that of the gradients.
 static inline double train_step(Training *t, const Batch *batches, double lr, double *norm) {
     const Options *o = t->o;
     const int k = (int)o->accum_freq, B = (int)o->batch_size;
+    ClipBatch *b = (ClipBatch *)malloc_check((size_t)k * sizeof *b);
     for (int j = 0; j < k; j++) {
-        const ClipBatch b = {B, batches[j].pixels, NULL, batches[j].tokens};
-        clip_forward(t->clip, &b, j * B, k == 1);
+        b[j] = train_batch(t, &batches[j], j);
+        clip_forward(t->clip, &b[j], j * B, k == 1);
     }
-    const double loss = clip_loss(t->clip, k * B, true);
+    const double loss = clip_loss(t->clip, k * B, NULL, POSITIVES_DIAGONAL, true);
     for (int j = 0; j < k; j++) {
-        const ClipBatch b = {B, batches[j].pixels, NULL, batches[j].tokens};
-        if (k > 1) clip_forward(t->clip, &b, j * B, true);
-        clip_backward(t->clip, &b, j * B);
+        if (k > 1) clip_forward(t->clip, &b[j], j * B, true);
+        clip_backward(t->clip, &b[j], j * B);
     }
-    const AdamW hyper = {lr, schedule_beta1(&t->schedule, t->state.step, o->beta1), o->beta2, o->eps, o->wd, o->grad_clip_norm, t->state.step + 1};
+    free(b);
+    const AdamW hyper = {lr, schedule_beta1(&t->schedule, t->state.step, o->beta1), o->beta2, o->eps, o->wd, o->ema_decay, o->grad_clip_norm, t->state.step + 1};
     *norm = clip_update(t->clip, &hyper);
     return loss;
 }
@@ -169,7 +218,7 @@ static inline int train_run(Training *t) {
                 saved = true;
             }
             train_draw(t);
-        } else if (o->save_steps > 0 && t->state.step % o->save_steps == 0) {
+        } else if (train_due_steps(t, o->save_steps)) {
             train_save(t, "step", t->state.step);
             saved = true;
         }
@@ -187,7 +236,7 @@ static inline int train_run(Training *t) {
 static inline void training_free(Training *t) {
     for (size_t i = 0; i < t->o->zeroshot_data.count; i++) zeroshot_close(&t->zeroshot[i]);
     free(t->zeroshot), free(t->settings);
-    dataset_free(&t->val), dataset_free(&t->train);
+    train_free_data(t);
     tokenizer_free(t->tokenizer);
     logger_close(&t->log);
     clip_free(t->clip);
@@ -205,6 +254,7 @@ static inline int train_main(Training *t) {
     train_open_tokenizer(t);
     train_set_loading(t);
     train_name_folder(t);
+    Options given = *o;
     t->settings = train_settings(o); // as given: a batch that is too large shrinks in train_open_data(), in a resumed run as well
     train_open_data(t);
     train_open_evaluation(t);
@@ -213,9 +263,16 @@ static inline int train_main(Training *t) {
     char checkpoints[PATH_SIZE];
     path_format(checkpoints, "%s/checkpoints", t->folder);
     make_directories(checkpoints);
+    train_catch_signals();
+    train_start_model(t);
+    if (o->lr == RATE_AUTO) {
+        if (!train_find_rate(t)) return train_abandon(t);
+        given.lr = o->lr; // a resumed run takes the rate that was found
+        free(t->settings);
+        t->settings = train_settings(&given);
+    }
     train_write_settings(t);
     logger_print(&t->log, "%s", t->settings);
-    clip_start_training(t->clip, (int)(o->batch_size * o->accum_freq));
     if (o->resume) {
         checkpoint_restore(&checkpoint, t->clip);
         t->state = checkpoint.header.run;
@@ -229,7 +286,6 @@ static inline int train_main(Training *t) {
     }
     train_print_model(t);
     train_print_run(t);
-    train_catch_signals();
     const int code = train_run(t);
     if (code == EXIT_SUCCESS) logger_print(&t->log, "done         %s.bin; curves in %s/curves.svg", t->last_saved, t->folder);
     return code;
@@ -243,8 +299,8 @@ static inline int evaluate_main(Training *t) {
     train_open_tokenizer(t);
     logger_open(&t->log, NULL, false);
     train_set_loading(t);
-    if (!o->val_data && !o->zeroshot_data.count) die(EXIT_USAGE, "--eval-only: nothing to evaluate on; give --zeroshot-data or --val-data");
-    if (o->save_features && !o->val_data) die(EXIT_USAGE, "--save-features: of which pairs? give --val-data");
+    if (!o->val_data.count && !o->zeroshot_data.count) die(EXIT_USAGE, "--eval-only: nothing to evaluate on; give --zeroshot-data or --val-data");
+    if (o->save_features && !o->val_data.count) die(EXIT_USAGE, "--save-features: of which pairs? give --val-data");
     train_open_evaluation(t);
     train_print_model(t);
     train_catch_signals();
@@ -264,7 +320,7 @@ static inline int print_schedule_main(Training *t) {
     char text[256];
     schedule_describe(&t->schedule, text);
     printf("%s\n", text);
-    if (o->train_data) dataset_free(&t->val), dataset_free(&t->train);
+    if (o->train_data) train_free_data(t);
     options_free(o);
     return drawn ? EXIT_SUCCESS : EXIT_RUNTIME;
 }

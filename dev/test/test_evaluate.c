@@ -522,7 +522,7 @@ static void test_validation_loss_retrieval_and_features(Evaluation e, const char
         EXPECT(m.samples == PICTURES, "%lld samples", (long long)m.samples);
         EXPECT_CLOSE(m.loss, loss, 1e-5);
         EXPECT(memcmp(&m.retrieval, &expected, sizeof expected) == 0, "retrieval at batch %d", batches[b]);
-        MetricList list = validation_metric_list(&m);
+        MetricList list = validation_metric_list(&m, "");
         EXPECT(list.count == 11 && list.list[0].value == m.loss && list.list[10].value == m.retrieval.text_to_image.R10, "values");
         for (int i = 0; i < 11 && i < list.count; i++) EXPECT_STRING(list.list[i].name, VALIDATION_NAMES[i]);
     }

@@ -1,0 +1,206 @@
+// Advice on constructed curves: each sign fires where it should, with its figures, none in healthy runs, none on noise or missing data.
+#include "clipc/advice.h"
+#include "clipc/rand.h"
+#include "dev/test/test.h"
+
+enum { STEPS = 1000, EVERY = 100, PAIRS = 64 };
+#define GUESS 4.1588830833596715 // ln 64
+
+static const AdviceSet sets[] = {{"", 10, 2000}, {"general", 100, 2000}};
+
+static AdviceFacts facts(void) {
+    AdviceFacts f = {PAIRS, STEPS, 100, true, false, "val_loss", sets, 2};
+    return f;
+}
+
+typedef struct {
+    double loss, val, target, general, norm;
+} Point;
+
+// A run: `shape` gives the curves at share p = 0 … 1 of it; losses get noise as batches have.
+static Curves run(Point (*shape)(double p), double noise) {
+    Curves h;
+    Rand r = rand_for(7, 0, 0);
+    memset(&h, 0, sizeof h);
+    for (int step = 0; step <= STEPS; step++) {
+        const Point x = shape((double)step / STEPS);
+        if (step > 0) curves_add(&h, "loss", step, x.loss + noise * rand_normal(&r)), curves_add(&h, "grad_norm", step, x.norm * exp(0.3 * rand_normal(&r)));
+        if (step % EVERY == 0) {
+            curves_add(&h, "val_loss", step, x.val);
+            curves_add(&h, "zeroshot_top1", step, x.target), curves_add(&h, "zeroshot_top1/general", step, x.general);
+        }
+    }
+    return h;
+}
+
+// Which advice a run gets at each of its evaluations, as letters: . none, A R O F U.
+static void advices(char letters[STEPS / EVERY + 2], const Curves *h, const AdviceFacts *f) {
+    char text[ADVICE_SIZE];
+    int n = 0;
+    for (int step = 0; step <= STEPS; step += EVERY) {
+        const Advice a = advice_at(text, h, step, f);
+        letters[n++] = ".AROFU"[a];
+        EXPECT((a == ADVICE_NONE) == (text[0] == 0), "step %d: '%s'", step, text);
+    }
+    letters[n] = 0;
+}
+
+static Point healthy(double p) {
+    Point x = {0.4 + 1.2 * exp(-3 * p), 0.7 + 0.9 * exp(-3 * p), 0.55 + 0.2 * p, 0.60 - 0.015 * p, 3};
+    return x;
+}
+static Point from_random(double p) {
+    Point x = {0.5 + 3.7 * exp(-4 * p), 0.9 + 3.3 * exp(-4 * p), 0.10 + 0.5 * p, 0.01 + 0.2 * p, 2};
+    return x;
+}
+static Point overfit(double p) { // the validation loss turns at 0.4
+    Point x = healthy(p);
+    x.loss = 0.1 + 1.5 * exp(-4 * p), x.val = 1 + (p - 0.4) * (p - 0.4) * 2;
+    return x;
+}
+static Point forget(double p) {
+    Point x = healthy(p);
+    x.general = 0.60 - 0.3 * p;
+    return x;
+}
+static Point underfit(double p) {
+    (void)p;
+    Point x = {1.6, 1.6, 0.55, 0.60, 3};
+    return x;
+}
+static Point collapse(double p) {
+    Point x = healthy(p);
+    if (p > 0.3) x.loss = x.val = GUESS, x.target = 0.1, x.general = 0.01, x.norm = 0.01;
+    return x;
+}
+static Point nothing(double p) {
+    (void)p;
+    Point x = {GUESS, GUESS, 0.1, 0.01, 0.01};
+    return x;
+}
+static Point rising(double p) {
+    Point x = {1.6 + p, 1.6 + p, 0.55 - 0.2 * p, 0.6 - 0.3 * p, 3};
+    return x;
+}
+static Point exploding(double p) {
+    Point x = healthy(p);
+    if (p > 0.5) x.loss = 0.75, x.norm = 300;
+    return x;
+}
+static Point mismatch(double p) {
+    Point x = healthy(p);
+    if (p == 0) x.target = 0.104, x.general = 0.011;
+    return x;
+}
+
+static void test_each(void) {
+    static const struct {
+        const char *what;
+        Point (*shape)(double p);
+        double noise;
+        bool pretrained;
+        const char *expected; // at steps 0, 100, …
+    } cases[] = {
+        {"healthy", healthy, 0.1, true, "..........."},
+        {"healthy without noise", healthy, 0, true, "..........."},
+        {"from random", from_random, 0.1, false, "..........."},
+        {"overfitting", overfit, 0.05, true, ".......OOOO"},
+        {"forgetting", forget, 0.1, true, "..FFFFFFFFF"},
+        {"underfitting", underfit, 0.02, true, ".....UUUUUU"},
+        {"collapse", collapse, 0.001, true, "....RRRRRRR"},
+        {"nothing learned", nothing, 0.001, false, "..RRRRRRRRR"},
+        {"rising loss", rising, 0.02, true, "...RRRRRRRR"},
+        {"exploding norm", exploding, 0.02, true, "......RRRRR"},
+        {"mismatched activation", mismatch, 0.1, true, "A.........."},
+        {"a random start guesses", mismatch, 0.1, false, "..........."},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        Curves h = run(cases[i].shape, cases[i].noise);
+        AdviceFacts f = facts();
+        char letters[STEPS / EVERY + 2];
+        f.pretrained = cases[i].pretrained;
+        advices(letters, &h, &f);
+        EXPECT(strcmp(letters, cases[i].expected) == 0, "%s: %s instead of %s", cases[i].what, letters, cases[i].expected);
+        curves_free(&h);
+    }
+}
+
+// The line names the figures it rests on, and what helps.
+static void test_texts(void) {
+    static const struct {
+        Point (*shape)(double p);
+        int step;
+        const char *parts[6];
+    } cases[] = {
+        {overfit, 700, {"val_loss has risen three times, 1 to 1.18,", "it was best at step 400", "--early-stop", "--lock-image", "--wd", "--aug-cfg"}},
+        {forget, 1000, {"the target went 55.0% to 75.0%", "general 60.0% to 30.0%", "lower --lr", "wise_ft", "mix general data", "--lock-image"}},
+        {underfit, 1000, {"stays at 1.6 ", "val_loss at 1.6 (1.6)", "zero-shot at 55.0% (55.0%)", "higher --lr", "unlock more", "lower --wd"}},
+        {collapse, 1000, {"ln(64) = 4.159", "collapsed", "--lr", "lr_find", "--grad-clip-norm", "start again"}},
+        {mismatch, 0, {"10.4%", "10 classes gives 10.0%", "GELU here", "--force-quick-gelu", "--classnames", "mean"}},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        Curves h = run(cases[i].shape, 0);
+        const AdviceFacts f = facts();
+        char text[ADVICE_SIZE];
+        advice_at(text, &h, cases[i].step, &f);
+        for (int k = 0; k < 6; k++) EXPECT(strstr(text, cases[i].parts[k]), "'%s' is not in '%s'", cases[i].parts[k], text);
+        EXPECT(!strchr(text, '\n'));
+        curves_free(&h);
+    }
+}
+
+// Noise of a measurement is no sign: flat curves with noise, many times over.
+static Rand noise_rand;
+static Point flat_with_noise(double p) {
+    const double chance = sqrt(0.55 * 0.45 / 2000);
+    Point x = {1.2 - 0.3 * p, 1.0 + 0.002 * rand_normal(&noise_rand), 0.55 + chance * rand_normal(&noise_rand), 0.6 + chance * rand_normal(&noise_rand), 3};
+    return x;
+}
+
+static void test_noise(void) {
+    int fired = 0;
+    noise_rand = rand_for(1, 2, 3);
+    for (int k = 0; k < 100; k++) {
+        Curves h = run(flat_with_noise, 0.1);
+        const AdviceFacts f = facts();
+        char letters[STEPS / EVERY + 2];
+        advices(letters, &h, &f);
+        for (char *p = letters; *p; p++) fired += *p != '.';
+        curves_free(&h);
+    }
+    EXPECT(fired <= 5, "%d of 1100", fired);
+}
+
+// Runs that measure nothing, have just begun, or hold values that are no numbers.
+static void test_missing(void) {
+    AdviceFacts f = facts(), bare = facts();
+    char text[ADVICE_SIZE];
+    Curves empty, h = run(overfit, 0.05);
+    memset(&empty, 0, sizeof empty);
+    bare.val_metric = NULL, bare.sets = NULL, bare.set_count = 0;
+    for (int step = 0; step <= STEPS; step += EVERY) {
+        EXPECT(advice_at(text, &empty, step, &f) == ADVICE_NONE);
+        EXPECT(advice_at(text, &empty, step, &bare) == ADVICE_NONE);
+        EXPECT(advice_at(text, &h, step, &bare) == ADVICE_NONE, "%s", text);
+    }
+    EXPECT(advice_at(text, &h, 300, &f) == ADVICE_NONE); // what comes later is not known yet
+    for (size_t i = 0; i < h.count; i++)
+        for (size_t k = 0; k < h.list[i].n; k++) h.list[i].y[k] = NAN;
+    for (int step = 0; step <= STEPS; step += EVERY) EXPECT(advice_at(text, &h, step, &f) == ADVICE_NONE, "%s", text);
+    curves_free(&h);
+    for (int step = 1; step <= 4; step++) curves_add(&empty, "loss", step, GUESS);
+    EXPECT(advice_at(text, &empty, 4, &f) == ADVICE_NONE);
+    curves_free(&empty);
+    f.val_metric = "val_loss/birds"; // not the curve that rises
+    h = run(overfit, 0.05);
+    EXPECT(advice_at(text, &h, STEPS, &f) == ADVICE_NONE, "%s", text);
+    curves_free(&h);
+}
+
+int main(void) {
+    test_each();
+    test_texts();
+    test_noise();
+    test_missing();
+    return test_report();
+}
