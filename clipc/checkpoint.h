@@ -134,8 +134,11 @@ static inline void checkpoint_restore(const Checkpoint *c, Clip *clip) {
 }
 
 static inline int checkpoint_newer(const void *a, const void *b) {
-    const int64_t x = ((const Checkpoint *)a)->header.run.step, y = ((const Checkpoint *)b)->header.run.step;
-    return x < y ? 1 : x > y ? -1 : strcmp(((const Checkpoint *)a)->state, ((const Checkpoint *)b)->state);
+    const Checkpoint *x = (const Checkpoint *)a, *y = (const Checkpoint *)b;
+    const RunState *p = &x->header.run, *q = &y->header.run;
+    if (p->step != q->step) return p->step < q->step ? 1 : -1;
+    if (p->evaluated != q->evaluated) return p->evaluated < q->evaluated ? 1 : -1;
+    return strcmp(x->state, y->state);
 }
 
 // All state files of a folder that can be read, also those killed before their renaming, newest first. The caller frees the list and
