@@ -14,7 +14,7 @@
 
 // ---------------------------------------------------------------- what to draw
 
-enum { PLOT_LOG_X = 1, PLOT_LOG_Y = 2, PLOT_PERCENT = 4, PLOT_FROM_ZERO = 8 }; // a panel: y in percent; y axis begins at 0
+enum { PLOT_LOG_X = 1, PLOT_LOG_Y = 2, PLOT_PERCENT = 4, PLOT_FROM_ZERO = 8, PLOT_LOGIT = 16 }; // a panel: y in percent; y axis begins at 0; x, y shares on logit scales
 enum { PLOT_FAINT = 1, PLOT_DOTS = 2 };                                      // a line: behind the others; a dot at every point
 enum { PLOT_SERIES = 8, PLOT_MARKS = 8, PLOT_COLORS = 6, PLOT_TICKS = 24 };
 
@@ -26,7 +26,7 @@ typedef struct {
 } PlotSeries;
 
 typedef struct {
-    double x;
+    double x, y; // y NaN: a vertical line
     const char *label;
 } PlotMark;
 
@@ -59,7 +59,13 @@ static inline void plot_line(PlotPanel *p, const char *name, const double *x, co
 static inline void plot_mark(PlotPanel *p, double x, const char *label) {
     if (p->mark_count == PLOT_MARKS) return;
     PlotMark *m = &p->marks[p->mark_count++];
-    m->x = x, m->label = label;
+    m->x = x, m->y = NAN, m->label = label;
+}
+
+// A label beside a point.
+static inline void plot_note(PlotPanel *p, double x, double y, const char *label) {
+    plot_mark(p, x, label);
+    p->marks[p->mark_count - 1].y = y;
 }
 
 // ---------------------------------------------------------------- axes
@@ -67,13 +73,16 @@ static inline void plot_mark(PlotPanel *p, double x, const char *label) {
 typedef struct {
     double low, high; // values at the ends
     double from, to;  // their pixels
-    bool log, percent;
+    bool log, percent, logit;
 } PlotAxis;
 
-static inline bool axis_shows(const PlotAxis *a, double v) { return isfinite(v) && (!a->log || v > 0); }
+static inline bool axis_shows(const PlotAxis *a, double v) { return isfinite(v) && (!a->log || v > 0) && (!a->logit || (v > 0 && v < 1)); }
+
+// Where a value stands, before scaling to pixels.
+static inline double axis_scale(const PlotAxis *a, double v) { return a->log ? log(v) : a->logit ? log(v / (1 - v)) : v; }
 
 static inline double axis_pixel(const PlotAxis *a, double v) {
-    double share = a->log ? log(v / a->low) / log(a->high / a->low) : (v - a->low) / (a->high - a->low);
+    double low = axis_scale(a, a->low), share = (axis_scale(a, v) - low) / (axis_scale(a, a->high) - low);
     return a->from + share * (a->to - a->from);
 }
 
@@ -91,6 +100,9 @@ static inline void axis_pad(PlotAxis *a, double share) {
     if (a->log) {
         double factor = a->low < a->high ? pow(a->high / a->low, share) : 2;
         a->low /= factor, a->high *= factor;
+    } else if (a->logit) {
+        double low = axis_scale(a, a->low), high = axis_scale(a, a->high), room = low < high ? share * (high - low) : 0.5;
+        a->low = 1 / (1 + exp(room - low)), a->high = 1 / (1 + exp(-room - high));
     } else {
         double room = a->low < a->high ? share * (a->high - a->low) : a->low != 0 ? 0.1 * fabs(a->low) : 1;
         a->low -= room, a->high += room;
@@ -252,9 +264,11 @@ static inline void svg_marks(FILE *f, const PlotPanel *p, const PlotAxis *x, con
         for (int i = 0; i < p->mark_count; i++) {
             const PlotMark *m = &p->marks[i];
             if (!axis_shows(x, m->x) || m->x < x->low || m->x > x->high) continue;
-            double at = axis_pixel(x, m->x), row = y->to + 11 + 15 * (i % 4); // those of neighbours in different rows
+            bool line = isnan(m->y);
+            if (!line && !axis_shows(y, m->y)) continue;
+            double at = axis_pixel(x, m->x), row = line ? y->to + 11 + 15 * (i % 4) : axis_pixel(y, m->y) - 7; // those of neighbours in different rows
             bool left = at > (x->from + x->to) / 2;
-            if (!label) fprintf(f, "<line class=\"m\" x1=\"%.1f\" x2=\"%.1f\" y1=\"%.1f\" y2=\"%.1f\"/>\n", at, at, y->from, y->to);
+            if (!label && line) fprintf(f, "<line class=\"m\" x1=\"%.1f\" x2=\"%.1f\" y1=\"%.1f\" y2=\"%.1f\"/>\n", at, at, y->from, y->to);
             if (!label) continue;
             fprintf(f, "<text class=\"l k\" x=\"%.1f\" y=\"%.1f\" text-anchor=\"%s\">", at + (left ? -5 : 5), row, left ? "end" : "start");
             svg_text(f, m->label, 48);
@@ -283,17 +297,18 @@ static inline void svg_grid(FILE *f, const PlotAxis *x, const PlotAxis *y) {
 // The ends of both axes from all that the panel holds.
 static inline void panel_axes(const PlotPanel *p, PlotAxis *x, PlotAxis *y) {
     x->log = (p->flags & PLOT_LOG_X) != 0, y->log = (p->flags & PLOT_LOG_Y) != 0;
-    x->percent = false, y->percent = (p->flags & PLOT_PERCENT) != 0;
+    x->logit = y->logit = (p->flags & PLOT_LOGIT) != 0;
+    x->percent = x->logit, y->percent = y->logit || (p->flags & PLOT_PERCENT) != 0;
     x->low = y->low = INFINITY, x->high = y->high = -INFINITY;
     for (int i = 0; i < p->series_count; i++) {
         axis_include(x, p->series[i].x, p->series[i].n);
         axis_include(y, p->series[i].y, p->series[i].n);
     }
-    static const double whole[] = {0.5, 1.5};
+    static const double whole[] = {0.5, 0.9};
     if (x->low > x->high) axis_include(x, whole, 2); // nothing to show: an empty grid
     if (y->low > y->high) axis_include(y, whole, 2);
     if (p->x_low < p->x_high) x->low = p->x_low, x->high = p->x_high;
-    if (x->low == x->high) axis_pad(x, 0);
+    if (x->low == x->high || x->logit) axis_pad(x, x->logit ? 0.06 : 0);
     double low = y->low, high = y->high;
     axis_pad(y, 0.06);
     if (p->flags & PLOT_FROM_ZERO && !y->log && low >= 0) y->low = 0;

@@ -233,7 +233,7 @@ static void test_ticks(void) {
         {-1, 1, false, false, 4, "-1.0 -0.5 0 0.5 1.0 "},
         {3, 4, true, false, 4, "3.00 3.25 3.50 3.75 4.00 "}, {0, 2e6, false, false, 4, "0 0.5M 1.0M 1.5M 2.0M "}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        PlotAxis a = {cases[i].low, cases[i].high, 0, 100, cases[i].log, cases[i].percent};
+        PlotAxis a = {cases[i].low, cases[i].high, 0, 100, cases[i].log, cases[i].percent, false};
         PlotTick ticks[PLOT_TICKS];
         char labels[512] = "";
         int count = axis_ticks(&a, cases[i].wanted, ticks);
@@ -244,8 +244,8 @@ static void test_ticks(void) {
         }
         EXPECT_STRING(labels, cases[i].labels);
     }
-    PlotAxis wild[] = {{1e17, 1e17 + 64, 0, 1, false, false}, {-1e308, 1e308, 0, 1, false, false},
-        {1e-300, 1e300, 0, 1, true, false}, {5e-324, 1e-323, 0, 1, true, false}};
+    PlotAxis wild[] = {{1e17, 1e17 + 64, 0, 1, false, false, false}, {-1e308, 1e308, 0, 1, false, false, false},
+        {1e-300, 1e300, 0, 1, true, false, false}, {5e-324, 1e-323, 0, 1, true, false, false}};
     for (int i = 0; i < 4; i++) {
         PlotTick ticks[PLOT_TICKS];
         EXPECT(axis_ticks(&wild[i], 4, ticks) <= PLOT_TICKS, "wild axis %d", i);
@@ -253,9 +253,13 @@ static void test_ticks(void) {
 }
 
 static void test_axis(void) {
-    PlotAxis log_axis = {1e-4, 1, 10, 50, true, false}, line = {-1, 3, 0, 8, false, false};
+    PlotAxis log_axis = {1e-4, 1, 10, 50, true, false, false}, line = {-1, 3, 0, 8, false, false, false};
     EXPECT_CLOSE(axis_pixel(&log_axis, 1e-2), 30, 1e-9);
     EXPECT_CLOSE(axis_pixel(&line, 0), 2, 1e-9);
+    PlotAxis logit = {0.2, 0.8, 0, 100, false, true, true}; // 0.2 and 0.8 lie ln 4 beside 0.5
+    EXPECT_CLOSE(axis_pixel(&logit, 0.5), 50, 1e-9);
+    EXPECT_CLOSE(axis_pixel(&logit, 1 / 1.5), 75, 1e-9); // odds of 2: half of ln 4
+    EXPECT(!axis_shows(&logit, 0) && !axis_shows(&logit, 1) && axis_shows(&logit, 0.999), "axis_shows");
     EXPECT(!axis_shows(&log_axis, 0) && !axis_shows(&log_axis, -1) && axis_shows(&line, 0), "axis_shows");
     EXPECT(!axis_shows(&line, NAN) && !axis_shows(&line, INFINITY), "axis_shows");
 }

@@ -1,0 +1,446 @@
+// Weight ensembling: models that come from one another are averaged, entry by entry, and the best average is found.
+//
+//     ./wise_ft --zeroshot A.bin --finetuned B.bin --alpha 0.5 --save DIR       WiSE-FT (Wortsman et al. 2021): (1-α) A + α B
+//     ./wise_ft … --alpha 0:1:0.1 --eval target=… --eval sketch=… --select mean  what each α is worth, and which to take
+//     ./wise_ft --models B.bin C.bin … --soup greedy --eval …                     model soups (Wortsman et al. 2022)
+//     ./wise_ft --help
+//
+// The arithmetic is in clipc/merge.h, evaluation and choice in clipc/sweep.h, tables and pictures in clipc/sweep_report.h.
+
+#define PROGRAM_OPTIONS(X) \
+    X(PROGRAM, TEXT, zeroshot, "zeroshot", "(none)", "FILE.bin", "the model before fine-tuning: alpha 0") \
+    X(PROGRAM, TEXT, finetuned, "finetuned", "(none)", "FILE.bin", "the model after it: alpha 1") \
+    X(PROGRAM, LIST, models, "models", "(none)", "FILE.bin...", "several fine-tuned models, for --soup, model-stock and task-arithmetic; EMA files are models too") \
+    X(PROGRAM, CHOICE, method, "method", "wise-ft", "wise-ft lines model-stock task-arithmetic", "how they become one; lines: alpha rises with depth") \
+    X(PROGRAM, CHOICE, soup, "soup", "(none)", "uniform greedy", "the mean of all --models, or of those that help the target on --eval") \
+    X(PROGRAM, WORDS, alpha, "alpha", "(0.5; with --select 0:1:0.1)", "LIST", "share of the fine-tuned model: 0.5, or 0,0.1,...,1, or 0:1:0.1") \
+    X(PROGRAM, REAL, alpha_image, "alpha-image", "(as --alpha)", "[0,1]", "alpha of the image tower") \
+    X(PROGRAM, REAL, alpha_text, "alpha-text", "(as --alpha)", "[0,1]", "alpha of the text tower") \
+    X(PROGRAM, REAL, first_block, "first-block", "0", "[0,1]", "lines: share of alpha at a tower's first block, rising to all of it at the last") \
+    X(PROGRAM, WORDS, lambda, "lambda", "(1)", "LIST", "task-arithmetic: factor on each model's update, may be negative; one for all, or one a model") \
+    X(PROGRAM, LIST, eval, "eval", "(none)", "[NAME=]PATH", "labelled pictures as for train_clip's --zeroshot-data; may be repeated: target and shifted sets") \
+    X(PROGRAM, TEXT, target, "target", "(the first)", "NAME", "which set of --eval is the target; the others are shifted") \
+    X(PROGRAM, CHOICE, select, "select", "(none)", "mean target shift", "save the alpha that is best for the target, the mean of the shifted sets, or the mean of both") \
+    X(PROGRAM, INT, select_steps, "select-steps", "6", "[0,100]", "alphas that --select looks at beyond those of --alpha") \
+    X(PROGRAM, FLAG, interpolate_positions, "interpolate-positions", "", "", "take models of another image size or context length to that of the last one") \
+    X(PROGRAM, TEXT, save, "save", "(no weights)", "DIR", "where weights go, and tables and picture, which without it go here") \
+    X(PROGRAM, TEXT, format, "format", "bin", "NAME", "also write this form of the saved files, by dev/convert.py, e.g. open_clip")
+#define PROGRAM_GROUPS (GROUP_BIT(PROGRAM) | GROUP_BIT(DATA) | GROUP_BIT(EVALUATION))
+#define PROGRAM_WITHOUT \
+    "seed|train-*|val-*|no-shuffle|aug-cfg|csv-caption-key|text-key|json-text-key|dataset-*|zeroshot-*|save-features|classify|imagenet-*|distinct-*|lr*"
+#define PROGRAM_USAGE \
+    "Averages the weights of models that were fine-tuned from one another, and finds the best average.\n\n" \
+    "  average        wise_ft --zeroshot A.bin --finetuned B.bin --alpha 0.5 --save DIR\n" \
+    "  sweep          ... --alpha 0:1:0.1 --eval photo=DIR --eval sketch=DIR --classnames names.txt\n" \
+    "  choose         ... --eval photo=DIR --eval sketch=DIR --select mean --save DIR\n" \
+    "  soup           wise_ft --models B.bin C.bin D.bin --soup greedy --eval photo=DIR --save DIR\n" \
+    "  model stock    wise_ft --zeroshot A.bin --models B.bin C.bin --method model-stock --save DIR\n"
+
+#define TESTING // the model without its main()
+#include "train_clip.c"
+
+#include "clipc/merge.h"        // merge_save, merge_load
+#include "clipc/sweep_report.h" // sweep_measure, sweep_write
+#include "clipc/train.h"        // train_set_loading, train_dataset_config
+
+#include <sys/wait.h>
+
+typedef struct {
+    Options *o;
+    Training training; // model, tokenizer, loader and log of the evaluation
+    MergeFile *base, **members;
+    int count; // of members
+    double *alphas; // sorted
+    int alpha_count;
+    Sweep sweep;
+    bool still[2];      // a tower that is the same in every model of the sweep
+    int64_t version[2]; // how often each tower was loaded
+    SweepPoint *points;
+    size_t point_count, point_capacity;
+} WiseFt;
+
+// ---------------------------------------------------------------- what is asked for
+
+// Adds a number of --alpha to the sorted list. Twelve digits: the third step of 0:1:0.1 is 0.3, not 0.30000000000000004.
+static void alpha_add(WiseFt *w, double alpha) {
+    enum { MOST = 1001 };
+    char text[32];
+    snprintf(text, sizeof text, "%.12g", alpha);
+    alpha = strtod(text, NULL);
+    int at = w->alpha_count;
+    while (at > 0 && w->alphas[at - 1] >= alpha) at--;
+    if (at < w->alpha_count && w->alphas[at] == alpha) return;
+    if (w->alpha_count == MOST) die(EXIT_USAGE, "--alpha: more than %d values", MOST);
+    w->alphas = realloc_check(w->alphas, ((size_t)w->alpha_count + 1) * sizeof *w->alphas);
+    memmove(w->alphas + at + 1, w->alphas + at, (size_t)(w->alpha_count++ - at) * sizeof *w->alphas);
+    w->alphas[at] = alpha;
+}
+
+static double alpha_number(const char *text) {
+    double x;
+    if (!parse_number(text, &x)) die(EXIT_USAGE, "--alpha %s: is not a number; give 0 to 1, a list 0,0.1,...,1 or a range 0:1:0.1", text);
+    if (x < 0 || x > 1) die(EXIT_USAGE, "--alpha %s: is out of range; give 0 to 1", text);
+    return x;
+}
+
+static void alpha_add_range(WiseFt *w, double from, double to, double step, const char *text) {
+    if (!(step > 0) || to < from) die(EXIT_USAGE, "--alpha %s: does not rise; give FROM:TO:STEP, or FROM,NEXT,...,TO", text);
+    if ((to - from) / step > 1e4) die(EXIT_USAGE, "--alpha %s: has too many steps", text);
+    for (int i = 0; from + i * step <= to + 1e-9 * step; i++) alpha_add(w, fmin(from + i * step, to));
+}
+
+// --alpha: numbers with commas or blanks between them; FROM:TO:STEP; or FROM,NEXT,...,TO.
+static void alphas_parse(WiseFt *w, const char *text) {
+    char *copy = strdup_check(text), *rest = copy, *word;
+    double last[2] = {NAN, NAN};
+    bool fill = false;
+    while ((word = strsep(&rest, ", "))) {
+        char *to, *step;
+        if (!*word) continue;
+        if (strcmp(word, "...") == 0 || strcmp(word, "…") == 0) {
+            fill = true;
+        } else if ((to = strchr(word, ':')) && (step = strchr(to + 1, ':'))) {
+            double stride;
+            *to++ = 0, *step++ = 0;
+            if (!parse_number(step, &stride)) die(EXIT_USAGE, "--alpha %s: %s is not a number", text, step);
+            alpha_add_range(w, alpha_number(word), alpha_number(to), stride, text);
+        } else {
+            const double x = alpha_number(word);
+            if (fill) alpha_add_range(w, last[1], x, last[1] - last[0], text);
+            alpha_add(w, x);
+            last[0] = last[1], last[1] = x, fill = false;
+        }
+    }
+    if (fill || !w->alpha_count) die(EXIT_USAGE, "--alpha %s: give 0 to 1, a list 0,0.1,...,1 or a range 0:1:0.1", text);
+    free(copy);
+}
+
+// --lambda: one factor for each member; free() it.
+static double *lambdas_parse(const char *text, int count) {
+    double *lambda = malloc_check((size_t)count * sizeof *lambda);
+    char *copy = strdup_check(text ? text : "1"), *rest = copy, *word;
+    int given = 0;
+    while ((word = strsep(&rest, ", "))) {
+        double x;
+        if (!*word) continue;
+        if (!parse_number(word, &x)) die(EXIT_USAGE, "--lambda %s: %s is not a number", text, word);
+        if (given < count) lambda[given] = x;
+        given++;
+    }
+    if (given != 1 && given != count) die(EXIT_USAGE, "--lambda %s: %d numbers for %d models; give one for all, or one a model", text ? text : "", given, count);
+    for (int k = 1; given == 1 && k < count; k++) lambda[k] = lambda[0];
+    free(copy);
+    return lambda;
+}
+
+static bool is_method(const Options *o, const char *name) { return !o->soup && strcmp(o->method, name) == 0; }
+
+// One model before and one after, on the line between them: WiSE-FT and LiNeS.
+static bool is_line(const Options *o) { return is_method(o, "wise-ft") || is_method(o, "lines"); }
+
+// Ends the program where the options do not fit together.
+static void options_check(const Options *o) {
+    const bool line = is_line(o), sets = o->eval.count;
+    if (o->soup && options_was_set(o, method)) die(EXIT_USAGE, "--soup and --method name two ways to average; give one of them");
+    if (line && (!o->zeroshot || !o->finetuned)) die(EXIT_USAGE, "which models? give --zeroshot A.bin --finetuned B.bin, or --models with --soup or --method (--help tells more)");
+    if (line && o->models.count) die(EXIT_USAGE, "--models: %s takes one model after fine-tuning, --finetuned; for several use --soup, or --method model-stock", o->method);
+    if (!line && o->finetuned) die(EXIT_USAGE, "--finetuned: name all fine-tuned models with --models here");
+    if (!line && o->models.count < (is_method(o, "task-arithmetic") ? 1 : 2)) die(EXIT_USAGE, "--models: too few; name at least %d files", is_method(o, "task-arithmetic") ? 1 : 2);
+    if (o->soup && o->zeroshot) die(EXIT_USAGE, "--soup averages --models; name the zero-shot model among them, or leave --zeroshot out");
+    if (!line && !o->soup && !o->zeroshot) die(EXIT_USAGE, "--method %s: give the model before fine-tuning with --zeroshot", o->method);
+    if (!line && (o->alpha || !isnan(o->alpha_image) || !isnan(o->alpha_text))) die(EXIT_USAGE, "--alpha: is for --zeroshot and --finetuned; leave it out");
+    if (o->lambda && !is_method(o, "task-arithmetic")) die(EXIT_USAGE, "--lambda: is for --method task-arithmetic; leave it out");
+    if (options_was_set(o, first_block) && !is_method(o, "lines")) die(EXIT_USAGE, "--first-block: is for --method lines; leave it out");
+    if (o->select && !sets) die(EXIT_USAGE, "--select: nothing to choose by; give a validation set with --eval NAME=PATH");
+    if (o->select && !line) die(EXIT_USAGE, "--select: chooses an alpha between --zeroshot and --finetuned; leave it out here");
+    if (o->soup && strcmp(o->soup, "greedy") == 0 && !sets) die(EXIT_USAGE, "--soup greedy: nothing to choose by; give a validation set with --eval NAME=PATH");
+    if (o->eval_only && !sets) die(EXIT_USAGE, "--eval-only: nothing to evaluate on; give --eval NAME=PATH");
+    if (o->eval_only && o->save) die(EXIT_USAGE, "--eval-only saves no weights; leave out --save, or --eval-only");
+    if (!o->save && !sets) die(EXIT_USAGE, "nothing to do; give --save DIR to write weights, or --eval NAME=PATH to measure them");
+    if (o->target && !sets) die(EXIT_USAGE, "--target %s: there are no sets; give --eval NAME=PATH", o->target);
+    if (options_was_set(o, format) && !o->save) die(EXIT_USAGE, "--format %s: of which file? give --save DIR", o->format);
+}
+
+// ---------------------------------------------------------------- files and evaluation
+
+static void files_open(WiseFt *w) {
+    const Options *o = w->o;
+    const char *one[1] = {o->finetuned}, *const *paths = is_line(o) ? one : o->models.items;
+    w->count = is_line(o) ? 1 : (int)o->models.count;
+    w->members = malloc_check((size_t)w->count * sizeof *w->members);
+    if (o->zeroshot) w->base = merge_file_open(o->zeroshot);
+    for (int k = 0; k < w->count; k++) {
+        w->members[k] = merge_file_open(paths[k]);
+        for (int j = w->base ? -1 : 0; j < k; j++) {
+            const MergeFile *other = j < 0 ? w->base : w->members[j];
+            if (merge_same_file(&other->st, &w->members[k]->st)) die(EXIT_USAGE, "%s and %s are the same file; name two models", other->w.path, paths[k]);
+        }
+    }
+    MergeFile *like = w->members[w->count - 1];
+    if (w->base) merge_match(w->base, like, o->interpolate_positions);
+    for (int k = 0; k < w->count - 1; k++) merge_match(w->members[k], like, o->interpolate_positions);
+}
+
+static MergeAlpha alpha_at(const Options *o, double alpha) {
+    const MergeAlpha a = {alpha, {o->alpha_image, o->alpha_text}, is_method(o, "lines"), o->first_block};
+    return a;
+}
+
+// Opens the sets of --eval and a model to measure on them, and finds out which towers need no second look.
+static void evaluation_open(WiseFt *w) {
+    Options *o = w->o;
+    Training *t = &w->training;
+    train_defaults(o);
+    t->clip = clip_load(w->members[w->count - 1]->w.path);
+    train_open_tokenizer(t);
+    train_set_loading(t);
+    const DatasetConfig keys = train_dataset_config(o);
+    sweep_open(&w->sweep, &t->evaluation, o->eval.items, o->eval.count, o->target, o->classnames, o->templates, &keys);
+    if (o->select && strcmp(o->select, "shift") == 0 && w->sweep.count < 2) die(EXIT_USAGE, "--select shift: only one set; give the shifted ones with further --eval NAME=PATH");
+    MergeFile **files = malloc_check(((size_t)w->count + 1) * sizeof *files);
+    memcpy(files, &w->base, sizeof w->base);
+    memcpy(files + (w->base ? 1 : 0), w->members, (size_t)w->count * sizeof *files);
+    merge_equal_towers(files, w->count + (w->base ? 1 : 0), w->still);
+    free(files);
+    if (w->still[0] && w->still[1]) die(EXIT_USAGE, "%s and the others hold the same weights; there is nothing between them", w->members[0]->w.path);
+    static const char *const names[2] = {"image", "text"};
+    for (int tower = 0; tower < 2; tower++) {
+        if (w->still[tower]) logger_print(&t->log, "shared       the %s tower is the same in all files: it is run once", names[tower]);
+        else if (is_line(o) && !isnan(tower == IMAGE_TOWER ? o->alpha_image : o->alpha_text)) w->still[tower] = true;
+    }
+    logger_print(&t->log, "pictures     %s", w->sweep.keeps_pixels ? "are decoded once and kept in memory" : "do not fit into memory: they are decoded again for each model");
+    train_catch_signals();
+}
+
+static int compare_points(const void *a, const void *b) { return compare_doubles(&((const SweepPoint *)a)->alpha, &((const SweepPoint *)b)->alpha); }
+
+// Measures what `m` makes, on all sets; NULL after Ctrl-C. The point stays where it is until the next one.
+static const SweepPoint *measure(WiseFt *w, const Merge *m, const char *label, double alpha) {
+    bool wanted[2];
+    SweepPoint p;
+    for (int tower = 0; tower < 2; tower++) {
+        wanted[tower] = !w->version[tower] || !w->still[tower];
+        w->version[tower] += wanted[tower];
+    }
+    merge_load(m, w->training.clip, wanted);
+    if (!sweep_measure(&w->sweep, w->version, label, alpha, &p)) return NULL;
+    sweep_print_point(&w->sweep, &p);
+    list_grow((void **)&w->points, &w->point_capacity, w->point_count + 1, sizeof *w->points);
+    w->points[w->point_count++] = p;
+    return &w->points[w->point_count - 1];
+}
+
+// ---------------------------------------------------------------- saving
+
+// dev/convert.py beside the program, or in the working directory.
+static void converter_path(char path[PATH_SIZE]) {
+    char self[PATH_SIZE] = "";
+    const ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
+    if (n < 0) snprintf(self, sizeof self, "%s", program_invocation_name);
+    char *slash = strrchr(self, '/');
+    if (slash) *slash = 0;
+    path_format(path, "%.3000s/dev/convert.py", slash ? self : ".");
+    if (!file_exists(path)) path_format(path, "dev/convert.py");
+}
+
+static void convert(const char *bin, const char *format) {
+    char converter[PATH_SIZE], out[PATH_SIZE];
+    const char *python = getenv("PYTHON") && *getenv("PYTHON") ? getenv("PYTHON") : "python3";
+    converter_path(converter);
+    path_format(out, "%.*s-%s", (int)strlen(bin) - 4, bin, format);
+    if (!file_exists(converter)) die(EXIT_USAGE, "--format %s: dev/convert.py is not beside this program; %s is written", format, bin);
+    fflush(stdout);
+    const pid_t child = fork();
+    if (child == 0) {
+        execlp(python, python, converter, bin, "-o", out, "--format", format, (char *)NULL);
+        _exit(127);
+    }
+    int status = 0;
+    if (child < 0 || waitpid(child, &status, 0) != child) die(EXIT_RUNTIME, "--format %s: cannot start %s (%s)", format, python, strerror(errno));
+    if (WIFEXITED(status) && WEXITSTATUS(status) == 127) die(EXIT_RUNTIME, "--format %s: needs %s, which cannot be run; set PYTHON; %s is written", format, python, bin);
+    if (status) die(EXIT_RUNTIME, "--format %s: dev/convert.py failed; %s is written", format, bin);
+}
+
+// Writes what `m` makes to DIR/NAME.bin, and its --format.
+static void save(const WiseFt *w, const Merge *m, const char *name) {
+    const Options *o = w->o;
+    char path[PATH_SIZE];
+    struct stat st;
+    path_format(path, "%s/%s.bin", o->save, name);
+    for (int k = w->base ? -1 : 0; k < w->count; k++)
+        if (stat(path, &st) == 0 && merge_same_file(&st, k < 0 ? &w->base->st : &w->members[k]->st)) die(EXIT_USAGE, "%s: is one of the models that are averaged; choose another --save", path);
+    const double start = seconds_now(), bytes = merge_save(m, path), seconds = seconds_now() - start;
+    printf("saved        %s: %.1f MB read and written in %.2f s, %.2f GB/s\n", path, bytes / 1e6, seconds, bytes / 1e9 / seconds);
+    if (strcmp(o->format, "bin") != 0) convert(path, o->format);
+}
+
+// ---------------------------------------------------------------- a line of models: WiSE-FT, LiNeS
+
+static void alpha_label(char label[32], double alpha) { snprintf(label, 32, "%.12g", alpha); }
+
+static bool measure_alpha(WiseFt *w, Merge *m, double alpha) {
+    char label[32];
+    alpha_label(label, alpha);
+    m->alpha = alpha_at(w->o, alpha);
+    return measure(w, m, label, alpha) != NULL;
+}
+
+// Looks further where it is best, and says what the choice is worth. Returns the chosen point; -1 after Ctrl-C.
+static int select_alpha(WiseFt *w, Merge *m, SweepMeasure what) {
+    for (int64_t step = 0; step < w->o->select_steps; step++) {
+        qsort(w->points, w->point_count, sizeof *w->points, compare_points);
+        const double alpha = sweep_next_alpha(&w->sweep, w->points, (int)w->point_count, what, 0.005);
+        if (isnan(alpha)) break;
+        if (!measure_alpha(w, m, alpha)) return -1;
+    }
+    qsort(w->points, w->point_count, sizeof *w->points, compare_points);
+    const int best = sweep_best(&w->sweep, w->points, (int)w->point_count, what);
+    const SweepPoint *p = &w->points[best], *a = &w->points[0], *b = &w->points[w->point_count - 1];
+    Interval value, gain;
+    sweep_bootstrap(&w->sweep, p, a, b, what, &value, &gain);
+    const double low = 100 * gain.low, high = 100 * gain.high, points = 100 * gain.value;
+    logger_print(&w->training.log, "chosen       alpha = %s by %s: %.2f%% (95%% interval %.2f to %.2f); alpha = 0: %.2f%%, alpha = 1: %.2f%%", p->label, w->o->select, 100 * value.value,
+        100 * value.low, 100 * value.high, 100 * sweep_value(&w->sweep, a->top1, what), 100 * sweep_value(&w->sweep, b->top1, what));
+    if (points <= 0) logger_print(&w->training.log, "gain         none: no average is better than the better end");
+    else if (low > 0) logger_print(&w->training.log, "gain         %.2f points over the better end (95%% interval %.2f to %.2f)", points, low, high);
+    else logger_print(&w->training.log, "gain         %.2f points over the better end, which these pictures cannot tell from none (95%% interval %.2f to %.2f)", points, low, high);
+    if (points > 0) logger_print(&w->training.log, "             measured on the pictures it was chosen by, so a little high: take others for the figure that you report");
+    return best;
+}
+
+static int line_main(WiseFt *w) {
+    const Options *o = w->o;
+    const char *folder = o->save ? o->save : ".";
+    Merge m = {.kind = MERGE_WISE_FT, .base = w->base, .members = w->members, .count = 1};
+    int chosen = -1;
+    alphas_parse(w, o->alpha ? o->alpha : o->select ? "0:1:0.1" : "0.5");
+    if (o->select) alpha_add(w, 0), alpha_add(w, 1); // what is between them is compared with them
+    if (w->sweep.count) {
+        sweep_print_header(&w->sweep, "alpha");
+        for (int i = 0; i < w->alpha_count; i++)
+            if (!measure_alpha(w, &m, w->alphas[i])) return EXIT_INTERRUPTED;
+        const SweepMeasure what = !o->select || strcmp(o->select, "target") == 0 ? SWEEP_TARGET : strcmp(o->select, "shift") == 0 ? SWEEP_SHIFT : SWEEP_MEAN;
+        if (o->select && (chosen = select_alpha(w, &m, what)) < 0) return EXIT_INTERRUPTED;
+        sweep_write(&w->sweep, w->points, (int)w->point_count, chosen, folder);
+    }
+    for (int i = 0; o->save && i < (chosen >= 0 ? 1 : w->alpha_count); i++) {
+        char name[64], label[32];
+        const double alpha = chosen >= 0 ? w->points[chosen].alpha : w->alphas[i];
+        alpha_label(label, alpha);
+        snprintf(name, sizeof name, "%s_%s", is_method(o, "lines") ? "lines" : "alpha", label);
+        m.alpha = alpha_at(o, alpha);
+        save(w, &m, name);
+    }
+    return EXIT_SUCCESS;
+}
+
+// ---------------------------------------------------------------- many models: soups, Model Stock, task arithmetic
+
+static const char *file_label(const MergeFile *f) {
+    const char *slash = strrchr(f->w.path, '/');
+    return slash ? slash + 1 : f->w.path;
+}
+
+// Measures the members one by one; false after Ctrl-C.
+static bool measure_members(WiseFt *w) {
+    sweep_print_header(&w->sweep, "model");
+    for (int k = 0; k < w->count; k++) {
+        const Merge one = {.kind = MERGE_MEAN, .members = &w->members[k], .count = 1};
+        if (!measure(w, &one, file_label(w->members[k]), NAN)) return false;
+    }
+    return true;
+}
+
+// Greedy soup (Wortsman et al. 2022, recipe 1): from the best member down, each stays in if the soup with it is not worse on the target.
+// Sets `soup` to the members that stayed; false after Ctrl-C.
+static bool greedy_soup(WiseFt *w, Merge *soup) {
+    int *order = malloc_check((size_t)w->count * sizeof *order);
+    double best = -1;
+    for (int k = 0; k < w->count; k++) { // falling accuracy; equal ones as they were named
+        int at = k;
+        const double value = sweep_value(&w->sweep, w->points[k].top1, SWEEP_TARGET);
+        for (; at > 0 && sweep_value(&w->sweep, w->points[order[at - 1]].top1, SWEEP_TARGET) < value; at--) order[at] = order[at - 1];
+        order[at] = k;
+    }
+    soup->count = 0;
+    bool whole = true;
+    for (int k = 0; k < w->count; k++) {
+        MergeFile *member = w->members[order[k]];
+        double value = sweep_value(&w->sweep, w->points[order[k]].top1, SWEEP_TARGET);
+        soup->members[soup->count++] = member;
+        if (k > 0) {
+            char label[64];
+            snprintf(label, sizeof label, "+ %.50s", file_label(member));
+            const SweepPoint *p = measure(w, soup, label, NAN);
+            if (!(whole = p != NULL)) break;
+            value = sweep_value(&w->sweep, p->top1, SWEEP_TARGET);
+        }
+        const bool stays = value >= best;
+        if (k == 0) logger_print(&w->training.log, "greedy       1. %s begins: %.2f%%", file_label(member), 100 * value);
+        else logger_print(&w->training.log, "greedy       %d. %s %s: %.2f%% with it, %.2f%% without", k + 1, file_label(member), stays ? "stays" : "is left out", 100 * value, 100 * best);
+        if (stays) best = value;
+        else soup->count--;
+    }
+    free(order);
+    return whole;
+}
+
+static void print_ratios(WiseFt *w, const Merge *m) {
+    const TensorTable *tensors = &merge_like(m)->tensors;
+    double low = 1, high = 0, mean = 0;
+    for (int i = 0; i < tensors->count; i++) {
+        const double t = m->ratio[i], share = (double)tensors->list[i].count / (double)tensors->parameters;
+        low = fmin(low, t), high = fmax(high, t), mean += share * t;
+    }
+    logger_print(&w->training.log, "model stock  takes %.3f of the mean of %d models and %.3f of the one before (per tensor %.3f to %.3f)", mean, m->count, 1 - mean, low, high);
+}
+
+static int many_main(WiseFt *w) {
+    const Options *o = w->o;
+    const bool greedy = o->soup && strcmp(o->soup, "greedy") == 0;
+    Merge m = {.kind = o->soup ? MERGE_MEAN : is_method(o, "model-stock") ? MERGE_MODEL_STOCK : MERGE_TASK_ARITHMETIC, .base = w->base, .count = w->count};
+    m.members = malloc_check((size_t)w->count * sizeof *m.members);
+    memcpy(m.members, w->members, (size_t)w->count * sizeof *m.members);
+    const char *name = greedy ? "soup_greedy" : o->soup ? "soup_uniform" : m.kind == MERGE_MODEL_STOCK ? "model_stock" : "task_arithmetic";
+    double *lambda = lambdas_parse(o->lambda, w->count);
+    m.lambda = lambda;
+    if (m.kind == MERGE_MODEL_STOCK) {
+        m.ratio = malloc_check((size_t)merge_like(&m)->tensors.count * sizeof *m.ratio);
+        merge_stock_ratios(&m);
+        print_ratios(w, &m);
+    }
+    bool whole = true;
+    if (w->sweep.count) whole = measure_members(w) && (greedy ? greedy_soup(w, &m) : measure(w, &m, name, NAN) != NULL);
+    if (whole && w->sweep.count) sweep_write(&w->sweep, w->points, (int)w->point_count, -1, o->save ? o->save : ".");
+    if (whole && o->save) save(w, &m, name);
+    free(lambda), free(m.ratio), free(m.members);
+    return whole ? EXIT_SUCCESS : EXIT_INTERRUPTED;
+}
+
+// ---------------------------------------------------------------- the program
+
+static void wise_ft_free(WiseFt *w) {
+    if (w->base) merge_file_close(w->base);
+    for (int k = 0; k < w->count; k++) merge_file_close(w->members[k]);
+    for (size_t i = 0; i < w->point_count; i++) sweep_point_free(&w->points[i]);
+    sweep_close(&w->sweep);
+    free(w->members), free(w->alphas), free(w->points);
+    if (w->training.clip) training_free(&w->training);
+    else options_free(w->o);
+}
+
+#ifndef WISE_FT_TESTING
+int main(int argc, char **argv) {
+    Options options;
+    options_parse(&options, argc, argv);
+    options_check(&options);
+    WiseFt w = {.o = &options, .training = {.o = &options}};
+    logger_open(&w.training.log, NULL, false);
+    files_open(&w);
+    if (options.save) make_directories(options.save);
+    if (options.eval.count) evaluation_open(&w);
+    const int code = is_line(&options) ? line_main(&w) : many_main(&w);
+    wise_ft_free(&w);
+    return code;
+}
+#endif
