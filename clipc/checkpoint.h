@@ -96,7 +96,7 @@ static inline const char *checkpoint_open(Checkpoint *c) {
     else if (fread(&c->header, 1, sizeof c->header, f) != sizeof c->header || c->header.magic != STATE_MAGIC) why = "is no training state";
     else if (c->header.version != STATE_VERSION) why = "was written by another version of this program";
     else if (c->header.run.step < 0 || c->header.run.epoch < 0 || c->header.run.position < 0) why = "is damaged";
-    else if (c->header.settings_bytes < 0 || c->header.settings_bytes > STATE_SETTINGS_MOST || c->header.floats < 0 ||
+    else if (c->header.settings_bytes < 0 || c->header.settings_bytes > STATE_SETTINGS_MOST || c->header.floats < 0 || c->header.floats > st.st_size ||
              st.st_size != (int64_t)sizeof c->header + c->header.settings_bytes + 4 * c->header.floats)
         why = "is not complete";
     if (!why) {
