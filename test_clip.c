@@ -159,7 +159,7 @@ typedef struct {
 // `size` pairs from pair `first` on, out of records shaped (…,3,S,S) and (…,T)
 static TestBatch test_batch(const Clip *clip, const Record *images, const Record *tokens, size_t first, int size) {
     const size_t pixels = 3 * (size_t)clip->config.image_size * (size_t)clip->config.image_size, T = (size_t)clip->config.context_length;
-    TestBatch b = {{size, NULL, NULL, NULL}, record_floats(images, first * pixels, (size_t)size * pixels), record_ints(tokens, first * T, (size_t)size * T)};
+    TestBatch b = {{.size = size}, record_floats(images, first * pixels, (size_t)size * pixels), record_ints(tokens, first * T, (size_t)size * T)};
     b.batch.images = b.images, b.batch.tokens = b.tokens;
     return b;
 }
@@ -173,7 +173,7 @@ static double run_step(Clip *clip, const Record *images, const Record *tokens, s
         clip_forward(clip, &b.batch, j, micro == pairs);
         test_batch_free(&b);
     }
-    const double loss = clip_loss(clip, pairs, true);
+    const double loss = clip_loss(clip, pairs, NULL, POSITIVES_DIAGONAL, true);
     for (int j = 0; j < pairs; j += micro) {
         TestBatch b = test_batch(clip, images, tokens, first + (size_t)j, micro);
         if (micro < pairs) clip_forward(clip, &b.batch, j, true);
@@ -194,7 +194,8 @@ static void restart(Clip *clip, const Records *r, int image_groups, int text_gro
         free(values);
     }
     clip_lock(clip, IMAGE_TOWER, image_groups), clip_lock(clip, TEXT_TOWER, text_groups);
-    clip_start_training(clip, pairs);
+    const ClipTraining how = {pairs, false, false};
+    clip_start_training(clip, &how);
 }
 
 static void compare_arena(const Clip *clip, const Records *r, ClipArena arena, const char *prefix, const char *suffix, bool all, int mode, double tolerance) {
@@ -314,7 +315,7 @@ static void test_forward_and_backward(Clip *clip, const Records *r) {
     compare_all(logits, "", ours, (size_t)B * B, RELATIVE, ACTIVATION_TOLERANCE);
     compare_number(loss_image, 0, cross_entropy(ours, B, false), ACTIVATION_TOLERANCE);
     compare_number(loss_text, 0, cross_entropy(ours, B, true), ACTIVATION_TOLERANCE);
-    compare_number(loss, 0, clip_loss(clip, B, true), ACTIVATION_TOLERANCE);
+    compare_number(loss, 0, clip_loss(clip, B, NULL, POSITIVES_DIAGONAL, true), ACTIVATION_TOLERANCE);
     free(ours);
 
     compare_all(dimage, "", clip->back->dfeatures[0], (size_t)B * E, RELATIVE, GRADIENT_TOLERANCE);
@@ -387,7 +388,8 @@ static void check_steps(Clip *clip, const Records *r, const char *prefix, const 
     NEED(logit_scale, "%slogit_scale", prefix)
     const int steps = (int)lr->count, B = (int)tokens->shape[tokens->ndim - 2];
     for (int step = 0; step < steps; step++) {
-        AdamW a = {lr->value[step], hyper(r, "beta1"), hyper(r, "beta2"), hyper(r, "eps"), hyper(r, "weight_decay"), clip_norm, step + 1};
+        const AdamW a = {.lr = lr->value[step], .beta1 = hyper(r, "beta1"), .beta2 = hyper(r, "beta2"), .eps = hyper(r, "eps"), .weight_decay = hyper(r, "weight_decay"),
+                         .grad_clip_norm = clip_norm, .step = step + 1};
         // logits are exp(logit_scale) times cosines: rounding of the features grows with it, beyond its usual 1 / 0.07
         const double grow = fmax(1, 0.07 * clip_logit_scale(clip));
         compare_number(loss, (size_t)step, run_step(clip, images, tokens, same_batch ? 0 : (size_t)step * B, B, B), grow * ACTIVATION_TOLERANCE);

@@ -241,7 +241,7 @@ static TowerShape tower_shape(const ClipConfig *c, int tower) {
     return tower == IMAGE_TOWER ? image : text;
 }
 
-// out (Q,C) = x + attention(ln_1(x)), + mlp(ln_2(·)) (pre-LN transformer, Radford et al. 2019)
+// out (Q,C) = x + attention(ln_1(x)), + mlp(ln_2(·)) (pre-LN transformer, Radford et al. 2019); NULL: only what the backward pass needs
 static void block_forward(const Kernels *k, float *out, BlockActivations *a, const BlockPointers *w, const Sequences *s, Scratch *t, TowerShape d, bool last) {
     const int C = d.C, Q = last ? s->B : s->R;
     layernorm_forward(k, t->ln, a->ln_1_mean, a->ln_1_rstd, a->x, w->ln_1_weight, w->ln_1_bias, s->R, C, d.eps);
@@ -259,6 +259,7 @@ static void block_forward(const Kernels *k, float *out, BlockActivations *a, con
     linear_forward(k, a->resid1, a->attention, w->out_proj_weight, w->out_proj_bias, last ? t->read_a : a->x, Q, C, C);
     layernorm_forward(k, t->ln, a->ln_2_mean, a->ln_2_rstd, a->resid1, w->ln_2_weight, w->ln_2_bias, Q, C, d.eps);
     linear_forward(k, a->mlp_hidden, t->ln, w->c_fc_weight, w->c_fc_bias, NULL, Q, C, d.F);
+    if (!out) return;
     gelu_forward(k, t->wide, a->mlp_hidden, (size_t)Q * d.F, d.quick_gelu);
     linear_forward(k, out, t->wide, w->c_proj_weight, w->c_proj_bias, a->resid1, Q, d.F, C);
 }
@@ -302,61 +303,65 @@ static void block_backward(const Kernels *k, const BlockPointers *g, const Block
 
 // ---------------------------------------------------------------- embeddings
 
-// patches (B*G*G, 3*P*P): the pixels under each patch in the order of conv1's weights; a convolution whose stride is its size is a
+// How many patches of an image are computed, and which is the j-th.
+static int batch_patches(const ClipBatch *batch, const ClipConfig *c) { return batch->kept ? batch->kept_count : config_image_tokens(c) - 1; }
+static int batch_patch(const ClipBatch *batch, int b, int j) { return batch->kept ? batch->kept[b * batch->kept_count + j] : j; }
+
+// patches (B*N, 3*P*P): the pixels under each of N patches in the order of conv1's weights; a convolution whose stride is its size is a
 // matrix product over them. Bytes are normalised as torchvision does: (x / 255 - mean) / std in fp32.
 static void patches_from_images(float *patches, const ClipBatch *batch, const ClipConfig *c) {
-    const int G = config_grid(c), P = c->patch_size, S = c->image_size;
+    const int G = config_grid(c), P = c->patch_size, S = c->image_size, N = batch_patches(batch, c);
     const float mean[3] = {c->mean_r, c->mean_g, c->mean_b}, std[3] = {c->std_r, c->std_g, c->std_b};
     float normalised[3][256];
     for (int ch = 0; ch < 3; ch++)
         for (int v = 0; v < 256; v++) normalised[ch][v] = ((float)v / 255.0f - mean[ch]) / std[ch];
 #pragma omp parallel for schedule(static)
-    for (int row = 0; row < batch->size * G; row++) { // a row of patches of one image
-        const int b = row / G, gy = row % G;
-        for (int gx = 0; gx < G; gx++) {
-            float *patch = patches + ((size_t)row * G + gx) * 3 * P * P;
-            for (int ch = 0; ch < 3; ch++)
-                for (int y = 0; y < P; y++) {
-                    const size_t from = (((size_t)b * 3 + ch) * S + (size_t)gy * P + y) * S + (size_t)gx * P;
-                    float *to = patch + ((size_t)ch * P + y) * P;
-                    if (batch->images) memcpy(to, batch->images + from, (size_t)P * sizeof(float));
-                    else
-                        for (int x = 0; x < P; x++) to[x] = normalised[ch][batch->pixels[from + x]];
-                }
-        }
+    for (int row = 0; row < batch->size * N; row++) {
+        const int b = row / N, patch = batch_patch(batch, b, row % N), gy = patch / G, gx = patch % G;
+        float *to = patches + (size_t)row * 3 * P * P;
+        for (int ch = 0; ch < 3; ch++)
+            for (int y = 0; y < P; y++, to += P) {
+                const size_t from = (((size_t)b * 3 + ch) * S + (size_t)gy * P + y) * S + (size_t)gx * P;
+                if (batch->images) memcpy(to, batch->images + from, (size_t)P * sizeof(float));
+                else
+                    for (int x = 0; x < P; x++) to[x] = normalised[ch][batch->pixels[from + x]];
+            }
     }
 }
 
-// x (B*T,C): class token, then the patches, all with their position added; embedded (B*G*G,C): conv1's output
+// x (B*(N+1),C): class token, then the patches, all with their position added; embedded (B*N,C): conv1's output
 static void image_embedding_forward(const Kernels *k, float *x, float *embedded, float *patches, const ClipBatch *batch, const TowerPointers *w, const ClipConfig *c) {
-    const int C = c->image_width, T = config_image_tokens(c), N = T - 1, K = 3 * c->patch_size * c->patch_size;
+    const int C = c->image_width, N = batch_patches(batch, c), K = 3 * c->patch_size * c->patch_size;
     patches_from_images(patches, batch, c);
-    linear_forward(k, embedded, patches, w->conv1_weight, NULL, NULL, batch->size * N, K, C);
+    linear_forward(k, embedded, patches, w->conv1_weight, w->conv1_bias, NULL, batch->size * N, K, C);
 #pragma omp parallel for schedule(static)
-    for (int row = 0; row < batch->size * T; row++) {
-        const int b = row / T, t = row % T;
-        const float *from = t ? embedded + ((size_t)b * N + t - 1) * C : w->class_embedding, *position = w->positional_embedding + (size_t)t * C;
+    for (int row = 0; row < batch->size * (N + 1); row++) {
+        const int b = row / (N + 1), t = row % (N + 1);
+        const float *from = t ? embedded + ((size_t)b * N + t - 1) * C : w->class_embedding;
+        const float *position = w->positional_embedding + (t ? 1 + (size_t)batch_patch(batch, b, t - 1) : 0) * C;
         for (int i = 0; i < C; i++) x[(size_t)row * C + i] = from[i] + position[i];
     }
 }
 
-// From dx (B*T,C); scratch as in the forward pass.
+enum { EMBEDDING_STRIP = 64 }; // embeddings' gradients: channels have one owner, rows are added in their order
+
+// From dx (B*(N+1),C); scratch as in the forward pass.
 static void image_embedding_backward(const Kernels *k, const TowerPointers *g, const float *dx, float *dembedded, float *patches, const ClipBatch *batch, const ClipConfig *c,
                                      bool accumulate) {
-    const int C = c->image_width, T = config_image_tokens(c), N = T - 1, K = 3 * c->patch_size * c->patch_size, B = batch->size;
+    const int C = c->image_width, N = batch_patches(batch, c), T = config_image_tokens(c), K = 3 * c->patch_size * c->patch_size, B = batch->size;
+    if (!accumulate) memset(g->positional_embedding, 0, (size_t)T * C * sizeof(float));
 #pragma omp parallel for schedule(static)
-    for (int t = 0; t < T; t++) { // the sum over the images, position by position
-        float *d = g->positional_embedding + (size_t)t * C;
-        if (!accumulate) memset(d, 0, (size_t)C * sizeof(float));
-        for (int b = 0; b < B; b++) {
-            const float *row = dx + ((size_t)b * T + t) * C;
-            for (int i = 0; i < C; i++) d[i] += row[i];
-            if (t) memcpy(dembedded + ((size_t)b * N + t - 1) * C, row, (size_t)C * sizeof(float));
+    for (int i0 = 0; i0 < C; i0 += EMBEDDING_STRIP)
+        for (int row = 0; row < B * (N + 1); row++) {
+            const int b = row / (N + 1), t = row % (N + 1), n = C - i0 < EMBEDDING_STRIP ? C - i0 : EMBEDDING_STRIP;
+            const float *from = dx + (size_t)row * C + i0;
+            float *position = g->positional_embedding + (t ? 1 + (size_t)batch_patch(batch, b, t - 1) : 0) * C + i0;
+            for (int i = 0; i < n; i++) position[i] += from[i];
+            if (t) memcpy(dembedded + ((size_t)b * N + t - 1) * C + i0, from, (size_t)n * sizeof(float));
         }
-    }
-    bias_backward(k, g->class_embedding, dx, (size_t)T * C, B, C, accumulate); // the first row of each image
+    bias_backward(k, g->class_embedding, dx, (size_t)(N + 1) * C, B, C, accumulate); // the first row of each image
     patches_from_images(patches, batch, c);
-    linear_backward(k, NULL, g->conv1_weight, NULL, dembedded, (size_t)C, patches, NULL, B * N, K, C, accumulate);
+    linear_backward(k, NULL, g->conv1_weight, g->conv1_bias, dembedded, (size_t)C, patches, NULL, B * N, K, C, accumulate);
 }
 
 // x (R,C) = token embedding + position, up to each caption's end of text
@@ -371,15 +376,14 @@ static void text_embedding_forward(float *x, const ClipBatch *batch, const Seque
 }
 
 static void text_embedding_backward(const TowerPointers *g, const float *dx, const ClipBatch *batch, const Sequences *s, const ClipConfig *c, bool accumulate) {
-    enum { STRIP = 64 }; // channels have one owner, rows are added in their order
     const int C = c->text_width;
     if (!accumulate) memset(g->token_embedding, 0, (size_t)c->vocab_size * C * sizeof(float)), memset(g->positional_embedding, 0, (size_t)c->context_length * C * sizeof(float));
 #pragma omp parallel for schedule(static)
-    for (int i0 = 0; i0 < C; i0 += STRIP)
+    for (int i0 = 0; i0 < C; i0 += EMBEDDING_STRIP)
         for (int b = 0; b < s->B; b++)
             for (int row = s->start[b], t = 0; row < s->start[b + 1]; row++, t++) {
                 float *token = g->token_embedding + (size_t)batch->tokens[(size_t)b * c->context_length + t] * C, *position = g->positional_embedding + (size_t)t * C;
-                for (int i = i0; i < C && i < i0 + STRIP; i++) token[i] += dx[(size_t)row * C + i], position[i] += dx[(size_t)row * C + i];
+                for (int i = i0; i < C && i < i0 + EMBEDDING_STRIP; i++) token[i] += dx[(size_t)row * C + i], position[i] += dx[(size_t)row * C + i];
             }
 }
 
@@ -429,6 +433,8 @@ struct Backend {
     int pairs;               // rows of features
     float *features[2];      // (pairs,E), L2-normalised
     float *dfeatures[2];     // (pairs,E)
+    float *ema;              // moving average of the trainable tensors, laid out as the gradients; or NULL
+    bool grad_checkpointing;
     bool accumulate;         // gradients hold a part of the step already
 };
 
@@ -440,12 +446,6 @@ static int first_trainable_group(const Clip *clip, int tower) {
         if (x->tower == tower && x->trainable && x->group < first) first = x->group;
     }
     return first;
-}
-
-// The lowest block that the backward pass runs through; below it nothing is kept.
-static int first_kept_block(const Clip *clip, int tower, bool keep) {
-    const int group = first_trainable_group(clip, tower), L = clip_tower_layers(&clip->config, tower);
-    return !keep || group > L ? L : group > 0 ? group - 1 : 0;
 }
 
 typedef struct {
@@ -460,8 +460,7 @@ static float *arena_take(Arena *a, size_t n) {
     return p;
 }
 
-static void block_layout(Arena *a, BlockActivations *k, size_t R, size_t Q, const TowerShape *d, bool with_input) {
-    if (with_input) k->x = arena_take(a, R * d->C);
+static void block_layout(Arena *a, BlockActivations *k, size_t R, size_t Q, const TowerShape *d) {
     k->ln_1_mean = arena_take(a, R), k->ln_1_rstd = arena_take(a, R);
     k->qkv = arena_take(a, R * 3 * d->C);
     k->attention = arena_take(a, Q * d->C), k->resid1 = arena_take(a, Q * d->C);
@@ -469,72 +468,97 @@ static void block_layout(Arena *a, BlockActivations *k, size_t R, size_t Q, cons
     k->mlp_hidden = arena_take(a, Q * d->F);
 }
 
-// Lays a tower's activations out for the sequences at hand. Blocks below first_kept share one set but for their inputs, of which
-// there are two in turn.
-static size_t tower_layout(Tower *t, float *base, const ClipConfig *c, int tower, int first_kept, bool keep) {
+// What is kept of a forward pass: from which block on (L: of none), for a backward pass at all, and of each block its input alone.
+typedef struct {
+    int first;
+    bool backward, inputs_only;
+} Keep;
+
+static Keep tower_keep(const Clip *clip, int tower, bool backward) {
+    const int group = first_trainable_group(clip, tower), L = clip_tower_layers(&clip->config, tower);
+    const Keep keep = {!backward || group > L ? L : group > 0 ? group - 1 : 0, backward, clip->back->grad_checkpointing};
+    return keep;
+}
+
+// Lays a tower's activations out for the sequences at hand. Blocks that are not kept share one set, but for their inputs, of which there are
+// two in turn. Returns the floats needed; base NULL: only counts.
+static size_t tower_layout(Tower *t, float *base, const ClipConfig *c, int tower, Keep keep) {
     Arena a = {base, 0};
     const TowerShape d = tower_shape(c, tower);
     const size_t B = (size_t)t->seq.B, R = (size_t)t->seq.R, C = (size_t)d.C;
     t->embedding = arena_take(&a, R * C), t->ln_pre_mean = arena_take(&a, R), t->ln_pre_rstd = arena_take(&a, R);
     BlockActivations shared = {0};
     float *input[2] = {NULL, NULL};
-    if (first_kept > 0) block_layout(&a, &shared, R, R, &d, false), input[0] = arena_take(&a, R * C), input[1] = arena_take(&a, R * C);
+    if (keep.first > 0 || keep.inputs_only) block_layout(&a, &shared, R, R, &d);
+    if (keep.first > 0) input[0] = arena_take(&a, R * C), input[1] = arena_take(&a, R * C);
     for (int l = 0; l < d.L; l++) {
-        t->blocks[l] = shared, t->blocks[l].x = input[l % 2];
-        if (l >= first_kept) block_layout(&a, &t->blocks[l], R, l == d.L - 1 ? B : R, &d, true);
+        BlockActivations *block = &t->blocks[l];
+        *block = shared;
+        if (l >= keep.first && !keep.inputs_only) block_layout(&a, block, R, l == d.L - 1 ? B : R, &d);
+        block->x = l >= keep.first ? arena_take(&a, R * C) : input[l % 2];
     }
     t->last = arena_take(&a, B * C), t->ln_final_mean = arena_take(&a, B), t->ln_final_rstd = arena_take(&a, B);
     t->pooled = arena_take(&a, B * C), t->projected = arena_take(&a, B * d.E), t->norm = arena_take(&a, B);
-    if (tower == IMAGE_TOWER) {
+    if (tower == IMAGE_TOWER && R > B) {
         const size_t N = R - B, P = (size_t)c->patch_size;
         t->patches = arena_take(&a, N * 3 * P * P), t->embedded = arena_take(&a, N * C);
     }
     Scratch *s = &t->scratch;
     s->ln = arena_take(&a, R * C), s->wide = arena_take(&a, R * (size_t)(d.F > 3 * d.C ? d.F : 3 * d.C));
     s->read_a = arena_take(&a, B * C), s->read_b = arena_take(&a, B * C);
-    if (keep) s->dx = arena_take(&a, R * C), s->dy = arena_take(&a, R * C), s->dz = arena_take(&a, B * C);
+    if (keep.backward) s->dx = arena_take(&a, R * C), s->dy = arena_take(&a, R * C), s->dz = arena_take(&a, B * C);
     return a.used;
 }
 
-// Sets the batch's sequences and makes room for their activations; `keep`: for a backward pass.
-static void tower_prepare(Clip *clip, int tower, const ClipBatch *batch, bool keep) {
+// Sets the batch's sequences and makes room for their activations; `backward`: also for a backward pass.
+static void tower_prepare(Clip *clip, int tower, const ClipBatch *batch, bool backward) {
     const ClipConfig *c = &clip->config;
     Tower *t = &clip->back->tower[tower];
     sequences_reserve(&t->seq, batch->size);
     for (int b = 0; b < batch->size; b++) {
-        const int T = tower == IMAGE_TOWER ? config_image_tokens(c) : caption_length(batch->tokens + (size_t)b * c->context_length, c->context_length, c->eot_id);
+        const int T = batch->pooled[tower] ? 1 // a row to project, nothing before it
+                      : tower == IMAGE_TOWER ? batch_patches(batch, c) + 1
+                                             : caption_length(batch->tokens + (size_t)b * c->context_length, c->context_length, c->eot_id);
         sequences_add(&t->seq, b, T, tower == IMAGE_TOWER ? 0 : T - 1);
     }
-    const int first_kept = first_kept_block(clip, tower, keep);
-    const size_t need = tower_layout(t, NULL, c, tower, first_kept, keep);
+    const Keep keep = tower_keep(clip, tower, backward);
+    const size_t need = tower_layout(t, NULL, c, tower, keep);
     if (need > t->capacity) {
         free(t->arena);
         t->arena = aligned_malloc_check(need * sizeof(float));
         t->capacity = need;
     }
     guard_lift(t->arena, t->capacity);
-    tower_layout(t, t->arena, c, tower, first_kept, keep);
+    tower_layout(t, t->arena, c, tower, keep);
+}
+
+// Everything before the projection: t->pooled (B,C).
+static void tower_pool(Clip *clip, int tower, const ClipBatch *batch) {
+    const Kernels *k = clip->back->kernels;
+    const ClipConfig *c = &clip->config;
+    const TowerPointers *w = &clip->back->w.tower[tower];
+    const TowerShape d = tower_shape(c, tower);
+    Tower *t = &clip->back->tower[tower];
+    float *x = t->blocks[0].x, *embedding = w->ln_pre_weight ? t->embedding : x;
+    if (tower == IMAGE_TOWER) image_embedding_forward(k, embedding, t->embedded, t->patches, batch, w, c);
+    else text_embedding_forward(embedding, batch, &t->seq, w, c);
+    if (w->ln_pre_weight) layernorm_forward(k, x, t->ln_pre_mean, t->ln_pre_rstd, embedding, w->ln_pre_weight, w->ln_pre_bias, t->seq.R, d.C, d.eps);
+    for (int l = 0; l < d.L; l++)
+        block_forward(k, l + 1 < d.L ? t->blocks[l + 1].x : t->last, &t->blocks[l], &w->blocks[l], &t->seq, &t->scratch, d, l == d.L - 1);
+    layernorm_forward(k, t->pooled, t->ln_final_mean, t->ln_final_rstd, t->last, w->ln_final_weight, w->ln_final_bias, t->seq.B, d.C, d.eps);
 }
 
 // Encodes the batch into rows of `out` (B,E), L2-normalised.
 static void tower_forward(Clip *clip, int tower, float *out, const ClipBatch *batch, bool keep) {
     const Kernels *k = clip->back->kernels;
-    const ClipConfig *c = &clip->config;
-    const TowerPointers *w = &clip->back->w.tower[tower];
-    const TowerShape d = tower_shape(c, tower);
+    const TowerShape d = tower_shape(&clip->config, tower);
     tower_prepare(clip, tower, batch, keep);
     Tower *t = &clip->back->tower[tower];
-    const int B = t->seq.B, R = t->seq.R;
-    float *x = t->blocks[0].x, *embedding = w->ln_pre_weight ? t->embedding : x;
-    if (tower == IMAGE_TOWER) image_embedding_forward(k, embedding, t->embedded, t->patches, batch, w, c);
-    else text_embedding_forward(embedding, batch, &t->seq, w, c);
-    if (w->ln_pre_weight) layernorm_forward(k, x, t->ln_pre_mean, t->ln_pre_rstd, embedding, w->ln_pre_weight, w->ln_pre_bias, R, d.C, d.eps);
-    for (int l = 0; l < d.L; l++)
-        block_forward(k, l + 1 < d.L ? t->blocks[l + 1].x : t->last, &t->blocks[l], &w->blocks[l], &t->seq, &t->scratch, d, l == d.L - 1);
-    layernorm_forward(k, t->pooled, t->ln_final_mean, t->ln_final_rstd, t->last, w->ln_final_weight, w->ln_final_bias, B, d.C, d.eps);
+    if (batch->pooled[tower]) memcpy(t->pooled, batch->pooled[tower], (size_t)t->seq.B * d.C * sizeof(float));
+    else tower_pool(clip, tower, batch);
     const TileEnd set = {false, NULL, NULL};
-    gemm(k, t->projected, (size_t)d.E, matrix(t->pooled, (size_t)d.C, 1), matrix(w->proj, (size_t)d.E, 1), B, d.E, d.C, set);
-    normalize_forward(out, t->norm, t->projected, B, d.E);
+    gemm(k, t->projected, (size_t)d.E, matrix(t->pooled, (size_t)d.C, 1), matrix(clip->back->w.tower[tower].proj, (size_t)d.E, 1), t->seq.B, d.E, d.C, set);
+    normalize_forward(out, t->norm, t->projected, t->seq.B, d.E);
 }
 
 // From the gradient of the normalised features (B,E) down to the lowest trainable group.
@@ -557,8 +581,10 @@ static void tower_backward(Clip *clip, int tower, const float *dfeatures, const 
     if (first > L) return;
     gemm(k, s->dy, C, matrix(dprojected, E, 1), matrix(w->proj, 1, E), B, d.C, d.E, set);
     layernorm_backward(k, s->dx, g->ln_final_weight, g->ln_final_bias, NULL, s->dy, t->last, w->ln_final_weight, t->ln_final_mean, t->ln_final_rstd, B, d.C, accumulate);
-    for (int l = L - 1; l >= 0 && l + 1 >= first; l--)
+    for (int l = L - 1; l >= 0 && l + 1 >= first; l--) {
+        if (clip->back->grad_checkpointing) block_forward(k, NULL, &t->blocks[l], &w->blocks[l], &t->seq, s, d, l == L - 1);
         block_backward(k, &g->blocks[l], &t->blocks[l], &w->blocks[l], &t->seq, s, d, l == L - 1, accumulate);
+    }
     if (first > 0) return;
     const float *dembedding = s->dx;
     if (w->ln_pre_weight) {
@@ -584,8 +610,9 @@ static float *arena_create(const TensorTable *t, bool slots) {
     return arena;
 }
 
-static Clip *clip_allocate(const ClipConfig *config) {
+Clip *clip_create_empty(const ClipConfig *config, const char *merges, size_t merges_bytes) {
     Clip *clip = calloc_check(1, sizeof *clip);
+    if (merges) clip->merges = memcpy(malloc_check(merges_bytes + 1), merges, merges_bytes), clip->merges[merges_bytes] = 0, clip->merges_bytes = merges_bytes;
     Backend *b = clip->back = calloc_check(1, sizeof *b);
     clip->config = *config;
     clip->tensors = tensor_table_create(config);
@@ -599,8 +626,8 @@ static Clip *clip_allocate(const ClipConfig *config) {
 Clip *clip_load(const char *path) {
     WeightFile w;
     weight_file_open(&w, path);
-    Clip *clip = clip_allocate(&w.config);
-    clip->merges = w.merges, clip->merges_bytes = w.merges_bytes;
+    Clip *clip = clip_create_empty(&w.config, w.merges, w.merges_bytes);
+    free(w.merges);
     weight_file_read(&w, &clip->tensors, clip->back->params);
     return clip;
 }
@@ -628,8 +655,7 @@ static void tensor_init(float *x, const Tensor *t, const ClipConfig *c, Rand *r)
 }
 
 Clip *clip_create(const ClipConfig *config, const char *merges, size_t merges_bytes, uint64_t seed) {
-    Clip *clip = clip_allocate(config);
-    if (merges) clip->merges = memcpy(malloc_check(merges_bytes + 1), merges, merges_bytes), clip->merges[merges_bytes] = 0, clip->merges_bytes = merges_bytes;
+    Clip *clip = clip_create_empty(config, merges, merges_bytes);
 #pragma omp parallel for schedule(dynamic)
     for (int i = 0; i < clip->tensors.count; i++) {
         Rand r = rand_for(seed, (uint64_t)i, 0x696e6974 /* "init" */);
@@ -649,16 +675,21 @@ void clip_free(Clip *clip) {
         free(t->seq.start), free(t->seq.read), free(t->blocks), free(t->arena), free(b->features[tower]), free(b->dfeatures[tower]);
     }
     tensor_pointers_free(&b->w), tensor_pointers_free(&b->g), tensor_table_free(&clip->tensors);
-    free(b->params), free(b->grads), free(b->m), free(b->v), free(b), free(clip->merges), free(clip);
+    free(b->params), free(b->grads), free(b->m), free(b->v), free(b->ema), free(b), free(clip->merges), free(clip);
 }
 
-void clip_start_training(Clip *clip, int pairs) {
+void clip_start_training(Clip *clip, const ClipTraining *how) {
     Backend *b = clip->back;
-    free(b->grads), free(b->m), free(b->v);
+    free(b->grads), free(b->m), free(b->v), free(b->ema);
     b->grads = arena_create(&clip->tensors, true), b->m = arena_create(&clip->tensors, true), b->v = arena_create(&clip->tensors, true);
+    b->ema = how->ema ? arena_create(&clip->tensors, true) : NULL;
+    for (int i = 0; how->ema && i < clip->tensors.count; i++) {
+        const Tensor *x = &clip->tensors.list[i];
+        if (x->trainable) memcpy(b->ema + x->slot, b->params + x->offset, x->count * sizeof(float));
+    }
     tensor_pointers_bind(&b->g, &clip->tensors, &clip->config, b->grads, true);
-    b->pairs = pairs, b->accumulate = false;
-    const size_t floats = (size_t)pairs * (size_t)clip->config.embed_dim;
+    b->pairs = how->pairs, b->grad_checkpointing = how->grad_checkpointing, b->accumulate = false;
+    const size_t floats = (size_t)how->pairs * (size_t)clip->config.embed_dim;
     for (int tower = 0; tower < 2; tower++) {
         free(b->features[tower]), free(b->dfeatures[tower]);
         b->features[tower] = aligned_malloc_check(floats * sizeof(float)), b->dfeatures[tower] = aligned_malloc_check(floats * sizeof(float));
@@ -668,12 +699,12 @@ void clip_start_training(Clip *clip, int pairs) {
 void clip_memory(const Clip *clip, int batch_size, size_t *parameters, size_t *training, size_t *activations) {
     const ClipConfig *c = &clip->config;
     *parameters = clip->tensors.floats * sizeof(float);
-    *training = 3 * clip->tensors.slots * sizeof(float);
+    *training = (clip->back->ema ? 4 : 3) * clip->tensors.slots * sizeof(float);
     *activations = 4 * (size_t)clip->back->pairs * (size_t)c->embed_dim * sizeof(float); // features and their gradients
     for (int tower = 0; tower < 2; tower++) {
         Tower counted = {.seq = {batch_size, batch_size * (tower == IMAGE_TOWER ? config_image_tokens(c) : c->context_length), 0, NULL, NULL}};
         counted.blocks = calloc_check((size_t)clip_tower_layers(c, tower), sizeof *counted.blocks);
-        *activations += tower_layout(&counted, NULL, c, tower, first_kept_block(clip, tower, true), true) * sizeof(float);
+        *activations += tower_layout(&counted, NULL, c, tower, tower_keep(clip, tower, true)) * sizeof(float);
         free(counted.blocks);
     }
 }
@@ -681,15 +712,21 @@ void clip_memory(const Clip *clip, int batch_size, size_t *parameters, size_t *t
 void clip_encode_image(Clip *clip, const ClipBatch *batch, float *features) { tower_forward(clip, IMAGE_TOWER, features, batch, false); }
 void clip_encode_text(Clip *clip, const ClipBatch *batch, float *features) { tower_forward(clip, TEXT_TOWER, features, batch, false); }
 
+void clip_pool(Clip *clip, int tower, const ClipBatch *batch, float *pooled) {
+    tower_prepare(clip, tower, batch, false);
+    tower_pool(clip, tower, batch);
+    memcpy(pooled, clip->back->tower[tower].pooled, (size_t)batch->size * tower_shape(&clip->config, tower).C * sizeof(float));
+}
+
 void clip_forward(Clip *clip, const ClipBatch *batch, int first_row, bool keep) {
     for (int tower = 0; tower < 2; tower++) tower_forward(clip, tower, clip->back->features[tower] + (size_t)first_row * clip->config.embed_dim, batch, keep);
 }
 
-double clip_loss(Clip *clip, int pairs, bool gradient) {
+double clip_loss(Clip *clip, int pairs, const uint64_t *keys, Positives positives, bool gradient) {
     Backend *b = clip->back;
     double dlogit_scale = 0;
-    const double loss = contrastive_loss(b->kernels, gradient ? b->dfeatures[0] : NULL, gradient ? b->dfeatures[1] : NULL, &dlogit_scale, b->features[0], b->features[1],
-                                         pairs, clip->config.embed_dim, clip_logit_scale(clip));
+    const double loss = contrastive_loss(b->kernels, gradient ? b->dfeatures[0] : NULL, gradient ? b->dfeatures[1] : NULL, &dlogit_scale, b->features[0], b->features[1], keys,
+                                         positives, pairs, clip->config.embed_dim, clip_logit_scale(clip));
     if (gradient && b->g.logit_scale) *b->g.logit_scale = (float)dlogit_scale; // once a step, whatever the accumulation
     return loss;
 }
@@ -735,18 +772,32 @@ double clip_update(Clip *clip, const AdamW *a) {
 #pragma omp parallel for schedule(static) if (x->count > UPDATE_CHUNK)
         for (size_t at = 0; at < x->count; at += UPDATE_CHUNK) {
             const size_t n = x->count - at < UPDATE_CHUNK ? x->count - at : UPDATE_CHUNK;
-            b->kernels->adamw(b->params + x->offset + at, b->grads + x->slot + at, b->m + x->slot + at, b->v + x->slot + at, (int)n, terms);
+            float *p = b->params + x->offset + at;
+            b->kernels->adamw(p, b->grads + x->slot + at, b->m + x->slot + at, b->v + x->slot + at, (int)n, terms);
+            if (x->tower == NO_TOWER) *p = fminf(fmaxf(*p, 0), (float)LOGIT_SCALE_MAX);
+            if (b->ema) b->kernels->moving_average(b->ema + x->slot + at, p, (int)n, (float)a->ema_decay);
         }
     }
-    *b->w.logit_scale = fminf(fmaxf(*b->w.logit_scale, 0), (float)LOGIT_SCALE_MAX);
     b->accumulate = false;
     return norm;
+}
+
+void clip_swap_ema(Clip *clip) {
+    Backend *b = clip->back;
+    for (int i = 0; b->ema && i < clip->tensors.count; i++) {
+        const Tensor *x = &clip->tensors.list[i];
+        float *p = b->params + x->offset, *e = b->ema + x->slot;
+        for (size_t j = 0; x->trainable && j < x->count; j++) {
+            const float kept = p[j];
+            p[j] = e[j], e[j] = kept;
+        }
+    }
 }
 
 float clip_logit_scale(const Clip *clip) { return expf(*clip->back->w.logit_scale); }
 
 static float *tensor_place(const Clip *clip, ClipArena arena, const Tensor *x) {
-    float *bases[] = {clip->back->params, clip->back->grads, clip->back->m, clip->back->v};
+    float *bases[] = {clip->back->params, clip->back->grads, clip->back->m, clip->back->v, clip->back->ema};
     return tensor_in(x, bases[arena], arena != ARENA_PARAMETERS);
 }
 
@@ -756,13 +807,12 @@ void clip_write(Clip *clip, ClipArena arena, const Tensor *x, const float *value
 const char *clip_kernels(const Clip *clip) { return clip->back->kernels->name; }
 
 #ifndef TESTING
-#include "clipc/train.h" // train_main, evaluate_main, classify_main, print_schedule_main, print_schedule_main
+#include "clipc/train.h" // train_main, evaluate_main, classify_main, print_schedule_main
 
 int main(int argc, char **argv) {
     Options options;
     options_parse(&options, argc, argv);
     Training training = {.o = &options};
-    if (options.print_schedule) return print_schedule_main(&training);
     if (options.print_schedule) return print_schedule_main(&training);
     const int code = options.classify.count ? classify_main(&training) : options.eval_only ? evaluate_main(&training) : train_main(&training);
     training_free(&training);

@@ -233,6 +233,38 @@ static double NAME(sum_squares)(const float *x, size_t n) {
     return total;
 }
 
+// The sum over n logits of e^(x - shift), in double over short stretches; no x - shift above 88
+static double NAME(sum_exp)(const float *x, float shift, int n) {
+    double total = 0;
+    for (int at = 0; at < n; at += 1024) {
+        const int stretch = n - at < 1024 ? n - at : 1024;
+        const float *y = x + at;
+        vec s = {0};
+        FOR_VECTORS(stretch, vec e = NAME(exp)(LOAD(y) - NAME(splat)(shift)); e = CLEAR(e); s += e;);
+        total += NAME(sum)(s);
+    }
+    return total;
+}
+
+// sum (n) += e^(x - shift), shift (n)
+static void NAME(add_exp)(float *sum, const float *x, const float *shift, int n) {
+    FOR_VECTORS(n, STORE(sum, LOAD(sum) + NAME(exp)(LOAD(x) - LOAD(shift))););
+}
+
+// x (n) logits of one row, in place: g = factor * (e^(x - row_lse) + e^(x - column_lse)). Returns the sum of g x.
+static double NAME(logit_gradient)(float *x, float row_lse, const float *column_lse, float factor, int n) {
+    double total = 0;
+    for (int at = 0; at < n; at += 1024) {
+        const int stretch = n - at < 1024 ? n - at : 1024;
+        float *y = x + at;
+        const float *lse = column_lse + at;
+        vec s = {0};
+        FOR_VECTORS(stretch, vec v = LOAD(y); vec g = (NAME(exp)(v - NAME(splat)(row_lse)) + NAME(exp)(v - LOAD(lse))) * factor; s = FMA(g, v, s); STORE(y, g););
+        total += NAME(sum)(s);
+    }
+    return total;
+}
+
 // One step of AdamW on n numbers, see AdamWTerms.
 static void NAME(adamw)(float *p, const float *grad, float *m, float *v, int n, AdamWTerms w) {
     FOR_VECTORS(n, vec g = LOAD(grad) * w.grad_scale;
@@ -243,8 +275,14 @@ static void NAME(adamw)(float *p, const float *grad, float *m, float *v, int n, 
                 STORE(p, LOAD(p) * w.keep - m1 * w.rate / (SQRT(root) + w.eps)););
 }
 
+// average (n) = decay * average + (1 - decay) * p
+static void NAME(moving_average)(float *average, const float *p, int n, float decay) {
+    FOR_VECTORS(n, vec x = LOAD(p); STORE(average, FMA(LOAD(average) - x, NAME(splat)(decay), x)););
+}
+
 static const Kernels NAME(kernels) = {ISA_NAME, TILE_ROWS, 2 * LANES, NAME(tile), NAME(layernorm), NAME(layernorm_backward), NAME(softmax),
-                                      NAME(softmax_backward), NAME(gelu), NAME(gelu_backward), NAME(column_sums), NAME(sum_squares), NAME(adamw)};
+                                      NAME(softmax_backward), NAME(gelu), NAME(gelu_backward), NAME(column_sums), NAME(sum_squares), NAME(sum_exp),
+                                      NAME(add_exp), NAME(logit_gradient), NAME(adamw), NAME(moving_average)};
 
 #undef vec
 #undef ivec

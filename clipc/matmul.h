@@ -48,7 +48,11 @@ typedef struct {
     void (*gelu_backward)(float *dx, const float *x, const float *dout, int n, bool quick);
     void (*column_sums)(float *out, const float *x, int rows, size_t ld, int n);
     double (*sum_squares)(const float *x, size_t n);
+    double (*sum_exp)(const float *x, float shift, int n);
+    void (*add_exp)(float *sum, const float *x, const float *shift, int n);
+    double (*logit_gradient)(float *x, float row_lse, const float *column_lse, float factor, int n);
     void (*adamw)(float *p, const float *grad, float *m, float *v, int n, AdamWTerms w);
+    void (*moving_average)(float *average, const float *p, int n, float decay);
 } Kernels;
 
 // ---------------------------------------------------------------- one text, several instruction sets

@@ -5,7 +5,7 @@
 #include "clipc/checkpoint.h" // RunState, checkpoint_load_latest
 #include "clipc/evaluate.h"   // Evaluation, ZeroshotSet
 #include "clipc/feature_cache.h" // FeatureCache
-#include "clipc/models.h"     // model_load
+#include "clipc/model.h"      // model_open, model_lock
 #include "clipc/options.h"    // Options
 #include "clipc/schedule_options.h" // schedule_from_options
 
@@ -52,90 +52,7 @@ static inline void train_catch_signals(void) {
     sigaction(SIGTERM, &action, NULL);
 }
 
-// ---------------------------------------------------------------- the model
-
-// MODEL-TAG.bin in --cache-dir, or the file that --pretrained names.
-static inline void pretrained_path(const Options *o, char path[PATH_SIZE]) {
-    path_format(path, "%s", o->pretrained);
-    if (file_exists(path)) return;
-    if (!o->model || strchr(o->pretrained, '/') || ends_with(o->pretrained, ".bin"))
-        die(EXIT_USAGE, "--pretrained %s: no such file; give a packed .bin, or a tag together with --model NAME (dev/convert.py --list shows them)", o->pretrained);
-    path_format(path, "%s/%s-%s.bin", o->cache_dir, o->model, o->pretrained);
-    if (!file_exists(path))
-        die(EXIT_USAGE, "--model %s --pretrained %s: %s is not there; bring it with: python3 dev/convert.py --model %s --pretrained %s -o %s", o->model, o->pretrained, path,
-            o->model, o->pretrained, path);
-}
-
-// Do two configurations describe the same architecture? Says the first field that differs.
-static inline const char *config_difference(const ClipConfig *a, const ClipConfig *b) {
-#define X(type, name, low, high) \
-    if (a->name != b->name) return #name;
-    CONFIG_FIELDS(X)
-#undef X
-    return NULL;
-}
-
-// What the options say otherwise than the weight file: it is used from now on, and saved.
-static inline void model_apply_options(Clip *clip, const Options *o) {
-    ClipConfig *c = &clip->config;
-    if (o->force_quick_gelu) c->quick_gelu = 1;
-    if (options_was_set(o, image_mean)) c->mean_r = (float)o->image_mean.v[0], c->mean_g = (float)o->image_mean.v[1], c->mean_b = (float)o->image_mean.v[2];
-    if (options_was_set(o, image_std)) c->std_r = (float)o->image_std.v[0], c->std_g = (float)o->image_std.v[1], c->std_b = (float)o->image_std.v[2];
-    if (o->image_interpolation) c->interpolation = strcmp(o->image_interpolation, "bilinear") == 0;
-    if (o->image_resize_mode) c->resize_mode = strcmp(o->image_resize_mode, "squash") == 0 ? RESIZE_SQUASH : strcmp(o->image_resize_mode, "longest") == 0 ? RESIZE_LONGEST : RESIZE_SHORTEST;
-    char error[256];
-    if (!config_check(c, error)) die(EXIT_USAGE, "%s", error);
-}
-
-// Pretrained weights, or random ones where only an architecture is given.
-static inline Clip *model_open(const Options *o) {
-    Clip *clip;
-    if (o->pretrained) {
-        char path[PATH_SIZE];
-        pretrained_path(o, path);
-        clip = clip_load(path);
-        if (o->model) {
-            ClipConfig wanted;
-            model_load(o->model, &wanted);
-            wanted.quick_gelu = clip->config.quick_gelu; // the file knows better than the name
-            wanted.interpolation = clip->config.interpolation, wanted.resize_mode = clip->config.resize_mode;
-            wanted.mean_r = clip->config.mean_r, wanted.mean_g = clip->config.mean_g, wanted.mean_b = clip->config.mean_b;
-            wanted.std_r = clip->config.std_r, wanted.std_g = clip->config.std_g, wanted.std_b = clip->config.std_b;
-            const char *field = config_difference(&wanted, &clip->config);
-            if (field) die(EXIT_USAGE, "%s: is no %s, %s differs; leave --model out to take the architecture of the file", path, o->model, field);
-        }
-    } else if (o->model) {
-        ClipConfig config;
-        model_load(o->model, &config);
-        const bool words = config.vocab_size == CLIP_VOCABULARY;
-        clip = clip_create(&config, words ? tokenizer_builtin_merges : NULL, words ? tokenizer_builtin_merges_length : 0, (uint64_t)o->seed);
-    } else {
-        die(EXIT_USAGE, "no model; give --pretrained FILE.bin to fine-tune, or --model NAME to start from random weights (--help tells more)");
-    }
-    model_apply_options(clip, o);
-    return clip;
-}
-
-// What trains, at which rate, and what decays.
-static inline void model_lock(Clip *clip, const Options *o) {
-    if (o->lock_image) clip_lock(clip, IMAGE_TOWER, (int)o->lock_image_unlocked_groups);
-    if (o->lock_text) clip_lock(clip, TEXT_TOWER, (int)o->lock_text_unlocked_layers);
-    if (o->lock_logit_scale) clip_lock(clip, NO_TOWER, 0);
-    clip_scale_rates(clip, IMAGE_TOWER, o->image_layer_decay, options_was_set(o, lr_image) ? o->lr_image / o->lr : 1);
-    clip_scale_rates(clip, TEXT_TOWER, o->text_layer_decay, options_was_set(o, lr_text) ? o->lr_text / o->lr : 1);
-    for (size_t i = 0; i < o->wd_exclude.count; i++)
-        if (!clip_exclude_decay(clip, o->wd_exclude.items[i])) die(EXIT_USAGE, "--wd-exclude %s: matches no tensor; names are open_clip's, e.g. *.mlp.c_fc.weight", o->wd_exclude.items[i]);
-    if (!clip->tensors.slots) die(EXIT_USAGE, "--lock-image --lock-text --lock-logit-scale: nothing is left to train");
-}
-
-// A tower whose output before the projection never changes for the same input: its features can be kept.
-static inline bool tower_is_frozen(const Clip *clip, int tower) {
-    for (int i = 0; i < clip->tensors.count; i++) {
-        const Tensor *x = &clip->tensors.list[i];
-        if (x->tower == tower && x->trainable && x->group <= clip_tower_layers(&clip->config, tower)) return false;
-    }
-    return true;
-}
+// ---------------------------------------------------------------- before the first step
 
 // Where a default depends on how the run begins.
 static inline void train_defaults(Options *o) {
@@ -243,6 +160,72 @@ static inline void train_free_data(Training *t) {
     for (size_t i = 0; i < t->val_count; i++) dataset_free(&t->val[i].data);
     free(t->val);
     dataset_free(&t->train);
+}
+
+// ---------------------------------------------------------------- the model, made ready to train
+
+// What the features of a tower depend on: its weights, how its input is made, and which samples there are.
+static inline uint64_t train_features_identity(const Training *t, int tower) {
+    uint64_t hash = hash_bytes(HASH_START, &t->clip->config, offsetof(ClipConfig, name));
+    const int64_t count = dataset_count(&t->train);
+    hash = hash_bytes(hash, t->o->train_data, strlen(t->o->train_data));
+    hash = hash_bytes(hash, &count, sizeof count);
+    for (int i = 0; i < t->clip->tensors.count; i++) {
+        const Tensor *x = &t->clip->tensors.list[i];
+        if (x->tower != tower || x->group > clip_tower_layers(&t->clip->config, tower)) continue;
+        float *values = (float *)malloc_check(x->count * sizeof *values);
+        clip_read(t->clip, ARENA_PARAMETERS, x, values);
+        hash = hash_bytes(hash, values, x->count * sizeof *values);
+        free(values);
+    }
+    return hash;
+}
+
+// The file of a tower's features: FILE, for the text tower FILE.text.
+static inline void train_features_path(const Training *t, int tower, char path[PATH_SIZE]) {
+    path_format(path, "%s%s", t->o->feature_cache, tower == IMAGE_TOWER ? "" : ".text");
+}
+
+// Does augmentation leave every picture as it is? Then a locked image tower sees the same pixels in each epoch.
+static inline bool augment_is_fixed(const LoaderConfig *c) {
+    const AugmentConfig *a = c->augment;
+    return !a || (a->scale[0] == 1 && a->scale[1] == 1 && a->gray_scale_prob == 0 && (a->color_jitter_prob == 0 || (a->color_jitter[0] == 0 && a->color_jitter[1] == 0 && a->color_jitter[2] == 0 && a->color_jitter[3] == 0)));
+}
+
+// Keeps the features of locked towers where their input is the same in each epoch, and says what would make it so.
+static inline void train_keep_features(Training *t) {
+    char path[PATH_SIZE];
+    const size_t pairs = (size_t)(t->o->batch_size * t->o->accum_freq);
+    for (int tower = 0; tower < 2; tower++) {
+        if (!tower_is_frozen(t->clip, tower)) continue;
+        if (tower == IMAGE_TOWER && (t->o->force_patch_dropout > 0 || !augment_is_fixed(&t->loading))) {
+            logger_print(&t->log, "features     the image tower is locked: with --aug-cfg none and no patch dropout each picture would be encoded once");
+            continue;
+        }
+        t->cache[tower] = feature_cache_create(t->clip, tower);
+        t->pooled[tower] = (float *)malloc_check(pairs * (size_t)t->cache[tower].width * sizeof(float));
+        if (t->o->feature_cache) train_features_path(t, tower, path), feature_cache_load(&t->cache[tower], path, train_features_identity(t, tower));
+        logger_print(&t->log, "features     the %s tower is locked: each %s is encoded once, %zu are there already", tower == IMAGE_TOWER ? "image" : "text",
+            tower == IMAGE_TOWER ? "picture" : "caption", t->cache[tower].count);
+    }
+}
+
+// After an epoch: what was encoded is there for the next run.
+static inline void train_save_features(const Training *t) {
+    char path[PATH_SIZE];
+    for (int tower = 0; t->o->feature_cache && tower < 2; tower++)
+        if (t->cache[tower].count) train_features_path(t, tower, path), feature_cache_save(&t->cache[tower], path, train_features_identity(t, tower));
+}
+
+static inline void train_start_model(Training *t) {
+    const Options *o = t->o;
+    const int pairs = (int)(o->batch_size * o->accum_freq), patches = config_image_tokens(&t->clip->config) - 1;
+    const ClipTraining how = {pairs, o->ema_decay > 0, o->grad_checkpointing};
+    clip_start_training(t->clip, &how);
+    if (o->force_patch_dropout > 0) {
+        t->kept_count = (int)max_i64(1, (int64_t)((double)patches * (1 - o->force_patch_dropout)));
+        t->kept = (int *)malloc_check((size_t)pairs * (size_t)t->kept_count * sizeof *t->kept);
+    }
 }
 
 // ---------------------------------------------------------------- the run folder, and what is printed first

@@ -125,6 +125,12 @@ def check_config(config, where):
     return config
 
 
+def is_absent(config, key):
+    """Tensors that a configuration does without (image_tensor_absent in clipc/weights.h)."""
+    return ("ln_pre" in key and not config["ln_pre"] or key == "visual.conv1.bias" and not config["patch_bias"]
+            or key == "visual.proj" and config["absent"] & 2)
+
+
 def tensor_shapes(config):
     """name -> shape of every tensor, in the order of the file."""
     shapes = {}
@@ -132,7 +138,9 @@ def tensor_shapes(config):
     for tower, table, prefix, positions in (("image", "IMAGE_TENSORS", "visual.", grid * grid + 1), ("text", "TEXT_TENSORS", "", config["context_length"])):
         sizes = {"C": config[tower + "_width"], "L": config[tower + "_layers"], "F": config[tower + "_mlp"], "T": positions,
                  "E": config["embed_dim"], "P": config["patch_size"], "V": config["vocab_size"]}
-        named = [(key, dims) for key, dims in TENSORS[table] if config["ln_pre"] or "ln_pre" not in key]
+        if tower == "text" and config["absent"] & 1:
+            continue
+        named = [(key, dims) for key, dims in TENSORS[table] if not is_absent(config, key)]
         named += [(f"{prefix}transformer.resblocks.{layer}.{key}", dims) for layer in range(sizes["L"]) for key, dims in TENSORS["BLOCK_TENSORS"]]
         shapes.update((key, tuple(eval(d, {"__builtins__": {}}, sizes) for d in dims)) for key, dims in named)
     shapes["logit_scale"] = (1,)

@@ -228,7 +228,7 @@ static void test_image_embedding(const Kernels *k) {
     const int B = 3, T = config_image_tokens(&f), C = f.image_width, K = 3 * f.patch_size * f.patch_size, n = C * K + C + T * C, stretch[] = {C * K, C, T * C, 0};
     float *images = random_floats(9, (size_t)B * 3 * 17 * 17), *in = random_floats(1, (size_t)n), *out = random_floats(2, (size_t)B * T * C);
     float *dout = random_floats(3, (size_t)B * T * C), *embedded = random_floats(5, (size_t)B * T * C), *patches = random_floats(6, (size_t)B * T * K);
-    const ClipBatch batch = {B, NULL, images, NULL};
+    const ClipBatch batch = {.size = B, .images = images};
     Case c = {reference_image_embedding, n, B * T * C, {0}, NULL, &batch, &f};
     const TowerPointers w = {.conv1_weight = in, .class_embedding = in + C * K, .positional_embedding = in + C * K + C};
     image_embedding_forward(k, out, embedded, patches, &batch, &w, &f);
@@ -249,7 +249,7 @@ static void test_pixels_are_normalised_as_torchvision_does(void) {
     uint8_t pixels[3 * 256];
     float patches[3 * 256];
     for (int i = 0; i < 3 * 256; i++) pixels[i] = (uint8_t)i;
-    const ClipBatch batch = {1, pixels, NULL, NULL};
+    const ClipBatch batch = {.size = 1, .pixels = pixels};
     patches_from_images(patches, &batch, &f);
     for (int ch = 0; ch < 3; ch++)
         for (int v = 0; v < 256; v++) {
@@ -263,7 +263,7 @@ static void test_text_embedding(void) {
     f.text_width = 70, f.vocab_size = 23, f.context_length = 6; // more channels than one strip
     const int B = 4, C = f.text_width, n = (f.vocab_size + f.context_length) * C, stretch[] = {f.vocab_size * C, f.context_length * C, 0};
     const int tokens[] = {21, 5, 5, 0, 22, 0, 21, 22, 0, 0, 0, 0, 21, 1, 2, 3, 4, 22, 21, 5, 22, 0, 0, 0};
-    const ClipBatch batch = {B, NULL, NULL, tokens};
+    const ClipBatch batch = {.size = B, .tokens = tokens};
     Sequences seq = {0};
     sequences_reserve(&seq, B);
     for (int b = 0; b < B; b++) {

@@ -173,8 +173,8 @@ static void test_loss(const Kernels *k) {
                 row[i] += exp(scale * dot), column[j] += exp(scale * dot);
             }
         for (int i = 0; i < n; i++) loss += (0.5 * (log(row[i]) + log(column[i])) - logits[(size_t)i * n + i]) / n;
-        EXPECT_CLOSE(contrastive_loss(k, NULL, NULL, NULL, x, y, n, E, scale), loss, 1e-6);
-        EXPECT_CLOSE(contrastive_loss(k, dx, dy, &dscale, x, y, n, E, scale), loss, 1e-6);
+        EXPECT_CLOSE(contrastive_loss(k, NULL, NULL, NULL, x, y, NULL, POSITIVES_DIAGONAL, n, E, scale), loss, 1e-6);
+        EXPECT_CLOSE(contrastive_loss(k, dx, dy, &dscale, x, y, NULL, POSITIVES_DIAGONAL, n, E, scale), loss, 1e-6);
         double worst = 0;
         for (int i = 0; i < n; i++)
             for (int e = 0; e < E; e++) {
