@@ -1,0 +1,368 @@
+// The packed weight file: written and read back to the bit, and every way a file can be cut off, altered or made to deceive.
+#include "clipc/weights.h"
+#include "dev/test/test.h"
+
+#include <sys/resource.h>
+#include <sys/wait.h>
+
+// ---------------------------------------------------------------- a small file
+
+static char folder[] = "/tmp/test_weights.XXXXXX", path[PATH_SIZE];
+
+static ClipConfig small_config(void) {
+    ClipConfig c;
+    memset(&c, 0, sizeof c);
+    c.embed_dim = 5, c.image_size = 13, c.patch_size = 4, c.image_width = 6, c.image_layers = 2, c.image_heads = 3, c.image_mlp = 7, c.ln_pre = 1;
+    c.context_length = 5, c.vocab_size = 11, c.text_width = 3, c.text_layers = 1, c.text_heads = 1, c.text_mlp = 9, c.eot_id = 10;
+    c.image_ln_eps = c.text_ln_eps = 1e-5f, c.mean_r = 0.5f, c.mean_g = 0.25f, c.mean_b = -1, c.std_r = c.std_g = c.std_b = 0.3f;
+    strcpy(c.name, "small");
+    return c;
+}
+
+static float *random_arena(const TensorTable *t, unsigned seed) {
+    float *arena = (float *)calloc_check(t->floats, sizeof *arena);
+    for (size_t i = 0; i < t->floats; i++) arena[i] = (float)((double)(seed = seed * 1664525u + 1013904223u) / 4294967296.0 - 0.5);
+    return arena;
+}
+
+// Writes a file of the configuration; returns its hash as the writer says.
+static uint64_t write_file(const ClipConfig *c, const TensorTable *t, const float *arena, const char *merges) {
+    SafeFile s;
+    safe_file_open(&s, path);
+    const uint64_t hash = weight_file_write(&s, c, merges, merges ? strlen(merges) : 0, t, arena);
+    safe_file_commit(&s);
+    return hash;
+}
+
+static void write_bytes(const void *data, size_t bytes) {
+    FILE *f = fopen_check(path, "wb");
+    fwrite_check(data, bytes, f, path);
+    fclose(f);
+}
+
+// ---------------------------------------------------------------- in a process of its own
+
+typedef struct {
+    int code; // exit code, or 1000 + signal
+    char text[8192];
+} Outcome;
+
+// Reads the file as the program does. 0: it was taken; else what die() said.
+static Outcome try_file(void) {
+    Outcome o;
+    int ends[2], status;
+    memset(&o, 0, sizeof o);
+    fflush(stdout);
+    if (pipe(ends)) die(EXIT_RUNTIME, "pipe: %s", strerror(errno));
+    const pid_t child = fork();
+    if (!child) {
+#ifndef CLIPC_GUARDS
+        const struct rlimit most = {256 << 20, 256 << 20}; // what a header claims must not be allocated before the file's size is compared
+        setrlimit(RLIMIT_AS, &most);
+#endif
+        dup2(ends[1], 2), close(ends[0]), close(ends[1]);
+        WeightFile w;
+        weight_file_open(&w, path);
+        TensorTable t = tensor_table_create(&w.config);
+        float *arena = (float *)malloc_check(t.floats * sizeof *arena);
+        weight_file_read(&w, &t, arena);
+        free(arena), free(w.merges), tensor_table_free(&t);
+        _exit(0);
+    }
+    close(ends[1]);
+    for (ssize_t n, at = 0; (n = read(ends[0], o.text + at, sizeof o.text - 1 - (size_t)at)) > 0;) at += n;
+    close(ends[0]);
+    waitpid(child, &status, 0);
+    o.code = WIFEXITED(status) ? WEXITSTATUS(status) : 1000 + WTERMSIG(status);
+    return o;
+}
+
+static bool is_one_line(const Outcome *o) {
+    const char *newline = strchr(o->text, '\n');
+    return strstr(o->text, path) && newline && !newline[1];
+}
+
+// The file is refused with one line that holds `says`. `what` and `number` tell which file it was.
+static void expect_refused(const char *says, const char *what, long long number) {
+    const Outcome o = try_file();
+    EXPECT(o.code == EXIT_USAGE && is_one_line(&o) && strstr(o.text, says), "%s %lld: exit %d, '%s' should say '%s'", what, number, o.code, o.text, says);
+}
+
+// Taken, or refused with one line; never a crash.
+static void expect_survived(const char *what, long long a, long long b) {
+    const Outcome o = try_file();
+    EXPECT((o.code == 0 && !o.text[0]) || (o.code == EXIT_USAGE && is_one_line(&o)), "%s %lld %lld: exit %d, '%s'", what, a, b, o.code, o.text);
+}
+
+// ---------------------------------------------------------------- what is written is read
+
+static void test_round_trip(const char *merges) {
+    const ClipConfig c = small_config();
+    TensorTable t = tensor_table_create(&c);
+    float *arena = random_arena(&t, 1), *back = (float *)calloc_check(t.floats, sizeof *back);
+    const uint64_t written = write_file(&c, &t, arena, merges);
+    uint64_t hash;
+    EXPECT(file_hash(path, &hash) && hash == written);
+    WeightFile w;
+    weight_file_open(&w, path);
+    EXPECT(memcmp(&w.config, &c, sizeof c) == 0);
+    EXPECT(merges ? w.merges_bytes == strlen(merges) && strcmp(w.merges, merges) == 0 : !w.merges && !w.merges_bytes);
+    weight_file_read(&w, &t, back);
+    for (int i = 0; i < t.count; i++) EXPECT(memcmp(arena + t.list[i].offset, back + t.list[i].offset, t.list[i].count * sizeof(float)) == 0, "%s", t.list[i].name);
+    free(w.merges);
+    // one bit of any tensor gives another hash
+    for (int i = 0; i < t.count; i++) {
+        float *x = arena + t.list[i].offset + t.list[i].count - 1;
+        const float before = *x;
+        uint32_t bits;
+        memcpy(&bits, x, 4), bits ^= 1, memcpy(x, &bits, 4);
+        EXPECT(write_file(&c, &t, arena, merges) != written, "%s", t.list[i].name);
+        *x = before;
+    }
+    EXPECT(write_file(&c, &t, arena, merges) == written);
+    free(arena), free(back), tensor_table_free(&t);
+}
+
+static void test_bf16_is_read_as_fp32(void) {
+    const ClipConfig c = small_config();
+    TensorTable t = tensor_table_create(&c);
+    float *arena = random_arena(&t, 2), *back = (float *)calloc_check(t.floats, sizeof *back);
+    write_file(&c, &t, arena, NULL);
+    int32_t header[HEADER_INTS];
+    FILE *f = fopen_check(path, "rb");
+    fread_check(header, sizeof header, f, path);
+    fclose(f);
+    header[HEADER_DTYPE] = DTYPE_BF16;
+    f = fopen_check(path, "wb");
+    fwrite_check(header, sizeof header, f, path);
+    for (int i = 0; i < t.count; i++) {
+        const size_t n = t.list[i].count, padded = round_up(2 * n, WEIGHTS_ALIGNMENT);
+        uint16_t *half = (uint16_t *)calloc_check(padded, 1);
+        for (size_t j = 0; j < n; j++) half[j] = float_to_bf16(arena[t.list[i].offset + j]);
+        fwrite_check(half, padded, f, path);
+        free(half);
+    }
+    fclose(f);
+    WeightFile w;
+    weight_file_open(&w, path);
+    EXPECT(w.dtype == DTYPE_BF16);
+    weight_file_read(&w, &t, back);
+    for (int i = 0; i < t.count; i++)
+        for (size_t j = t.list[i].offset; j < t.list[i].offset + t.list[i].count; j++)
+            EXPECT(back[j] == bf16_to_float(float_to_bf16(arena[j])) && fabsf(back[j] - arena[j]) <= fabsf(arena[j]) / 256, "%s: %.9g became %.9g", t.list[i].name, arena[j], back[j]);
+    free(arena), free(back), tensor_table_free(&t);
+}
+
+static void test_bf16_rounding(void) {
+    int wrong = 0;
+    for (uint32_t half = 0; half < 65536; half++) {
+        const float x = bf16_to_float((uint16_t)half), next = bf16_to_float((uint16_t)(half + 1));
+        const uint16_t back = float_to_bf16(x);
+        wrong += isnan(x) ? !isnan(bf16_to_float(back)) : back != half;
+        if (!isfinite(x) || !isfinite(next) || half == 0x7fff) continue;
+        const float middle = (float)(((double)x + next) / 2); // a tie: to the even one
+        wrong += float_to_bf16(middle) != (half & 1 ? half + 1 : half);
+        wrong += float_to_bf16(nextafterf(middle, x)) != half || float_to_bf16(nextafterf(middle, next)) != half + 1;
+    }
+    EXPECT(wrong == 0, "%d of 65536", wrong);
+}
+
+// ---------------------------------------------------------------- the table
+
+static void test_table(void) {
+    ClipConfig c = small_config();
+    TensorTable t = tensor_table_create(&c);
+    size_t end = 0, parameters = 0;
+    for (int i = 0; i < t.count; i++) {
+        const Tensor *x = &t.list[i];
+        size_t count = 1;
+        for (int d = 0; d < x->ndim; d++) count *= (size_t)x->shape[d];
+        EXPECT(count == x->count && x->offset % 16 == 0 && x->offset >= end && x->trainable, "%s", x->name);
+        EXPECT(!x->decay || x->ndim >= 2, "%s: open_clip decays no vector", x->name);
+        EXPECT(tensor_find(&t, x->name) == x, "%s is there twice", x->name);
+        end = x->offset + x->count, parameters += x->count;
+    }
+    EXPECT(t.floats >= end && t.parameters == parameters && t.slots >= parameters);
+    EXPECT(!tensor_find(&t, "positional_embedding")->decay && !tensor_find(&t, "visual.positional_embedding")->decay && tensor_find(&t, "text_projection")->decay);
+    EXPECT(tensor_find(&t, "visual.transformer.resblocks.1.mlp.c_fc.weight")->group == 2 && !tensor_find(&t, "visual.transformer.resblocks.2.mlp.c_fc.weight"));
+    // frozen tensors take no room among gradients
+    const size_t all = t.slots;
+    t.list[0].trainable = false;
+    tensor_table_pack(&t);
+    EXPECT(t.slots == all - round_up(t.list[0].count, 16) - GUARD_FLOATS && t.list[1].slot == 0);
+    float *arena = random_arena(&t, 3);
+    EXPECT(!tensor_in(&t.list[0], arena, true) && tensor_in(&t.list[0], arena, false) == arena && !tensor_in(NULL, arena, false));
+    free(arena), tensor_table_free(&t);
+    c.ln_pre = 0;
+    t = tensor_table_create(&c);
+    EXPECT(!tensor_find(&t, "visual.ln_pre.weight"));
+    tensor_table_free(&t);
+    // as OpenAI counts its ViT-B/32
+    c.ln_pre = 1, c.embed_dim = 512, c.image_size = 224, c.patch_size = 32, c.image_width = 768, c.image_layers = c.text_layers = 12, c.image_mlp = 3072;
+    c.context_length = 77, c.vocab_size = CLIP_VOCABULARY, c.text_width = 512, c.text_mlp = 2048;
+    t = tensor_table_create(&c);
+    EXPECT(t.parameters == 151277313 && t.count == 302, "%zu parameters in %d tensors", t.parameters, t.count);
+    tensor_table_free(&t);
+}
+
+static void test_config_check(void) {
+    char error[256];
+    ClipConfig c = small_config();
+    EXPECT(config_check(&c, error));
+#define X(type, name, low, high) \
+    { \
+        ClipConfig bad = small_config(); \
+        bad.name = (type)((low) - ((type)1.5 == 1 ? 1 : fabs((double)(low)) * 0.01)); /* 1.5 is 1 as an int */ \
+        EXPECT(!config_check(&bad, error) && strstr(error, #name), #name ": below %g, '%s'", (double)(low), error); \
+        bad.name = (type)((high) * 1.01 + 1); \
+        EXPECT(!config_check(&bad, error) && strstr(error, #name), #name ": above %g, '%s'", (double)(high), error); \
+    }
+    CONFIG_FIELDS(X)
+#undef X
+#define WITH(change, says) \
+    { \
+        ClipConfig bad = small_config(); \
+        bad.change; \
+        EXPECT(!config_check(&bad, error) && strstr(error, says), "'%s' should say '%s'", error, says); \
+    }
+    WITH(image_heads = 4, "image_heads")
+    WITH(text_heads = 2, "text_heads")
+    WITH(eot_id = 11, "eot_id")
+    WITH(patch_size = 14, "patch_size")
+    WITH(std_g = NAN, "std_g")
+    WITH(text_ln_eps = INFINITY, "text_ln_eps")
+    ClipConfig fine = small_config();
+    fine.image_size = 4096, fine.patch_size = 4;
+    EXPECT(config_check(&fine, error));
+    fine.patch_size = 3;
+    EXPECT(!config_check(&fine, error) && strstr(error, "patches"));
+}
+
+// ---------------------------------------------------------------- damaged and hostile files
+
+static void test_cut_off(const char *file, size_t bytes) {
+    for (size_t n = 0; n < bytes; n += n < 64 || (n > HEADER_BYTES - 8 && n < HEADER_BYTES + 70) || n + 66 > bytes ? 1 : 97) {
+        write_bytes(file, n);
+        expect_refused(n < HEADER_BYTES ? "shorter than" : "short of", "cut to", (long long)n);
+    }
+    char *longer = (char *)calloc_check(bytes + 4096, 1);
+    memcpy(longer, file, bytes);
+    for (size_t n = 1; n <= 4096; n *= 4) {
+        write_bytes(longer, bytes + n);
+        expect_refused("longer than", "bytes more:", (long long)n);
+    }
+    free(longer);
+}
+
+static void test_header_fields(const char *file, size_t bytes) {
+    const int32_t values[] = {0, -1, 1, 2, 7, 255, 65536, 1 << 24, 0x7fffffff, INT32_MIN, 0x7f800000 /* inf */, 0x7fc00000 /* NaN */, 0x3f800000 /* 1.0 */};
+    char *copy = (char *)malloc_check(bytes);
+    for (int field = 0; field < HEADER_NAME; field++) {
+        for (size_t v = 0; v < sizeof values / sizeof *values; v++) {
+            memcpy(copy, file, bytes);
+            memcpy(copy + 4 * field, &values[v], 4);
+            write_bytes(copy, bytes);
+            expect_survived("field, value:", field, values[v]);
+        }
+        if (field >= HEADER_CONFIG + 8) field += field > HEADER_CONFIG + 40 ? 15 : 0; // what nobody reads
+    }
+    // several at once, and every length to go with them
+    uint64_t seed = 9;
+    for (int i = 0; i < 600; i++) {
+        memcpy(copy, file, bytes);
+        for (int k = 0; k < 1 + i % 4; k++) {
+            seed = seed * 6364136223846793005ull + 1442695040888963407ull;
+            const int32_t value = seed >> 60 & 1 ? values[(seed >> 40) % (sizeof values / sizeof *values)] : (int32_t)((seed >> 33) % 64);
+            memcpy(copy + 4 * (HEADER_FIELDS + (seed >> 20) % 45), &value, 4);
+        }
+        write_bytes(copy, bytes - seed % 2 * (seed >> 8) % bytes);
+        expect_survived("mix", i, 0);
+    }
+    free(copy);
+}
+
+// A header that tells the truth about its size in every way, of a model as large as the limits allow.
+static void test_huge_header(const char *file) {
+    int32_t header[HEADER_INTS];
+    memcpy(header, file, sizeof header);
+    ClipConfig c = small_config();
+    c.image_size = 4096, c.patch_size = 4, c.image_width = c.text_width = c.embed_dim = 16384, c.image_heads = c.text_heads = 1, c.image_layers = c.text_layers = 256;
+    c.image_mlp = c.text_mlp = 65536, c.vocab_size = 4194304, c.context_length = 65536;
+    TensorTable t = tensor_table_create(&c);
+    int field = HEADER_CONFIG;
+#define X(type, name, low, high) memcpy(&header[field++], &c.name, 4);
+    CONFIG_FIELDS(X)
+#undef X
+    header[HEADER_TENSORS] = t.count;
+    EXPECT(t.parameters > (size_t)1 << 40, "%zu", t.parameters); // does not wrap round
+    write_bytes(header, sizeof header);
+    expect_refused("short of", "as large as the limits allow", 0);
+    tensor_table_free(&t);
+}
+
+static void test_not_finite(const TensorTable *t, const char *file, size_t bytes) {
+    char *copy = (char *)malloc_check(bytes);
+    size_t at = bytes;
+    for (int i = 0; i < t->count; i++) at -= round_up(t->list[i].count * sizeof(float), WEIGHTS_ALIGNMENT);
+    for (int i = 0; i < t->count; i++) {
+        const float bad[] = {NAN, INFINITY, -INFINITY};
+        memcpy(copy, file, bytes);
+        memcpy(copy + at + 4 * (i % 2 ? t->list[i].count - 1 : 0), &bad[i % 3], 4);
+        write_bytes(copy, bytes);
+        expect_refused(t->list[i].name, "not finite: tensor", i);
+        at += round_up(t->list[i].count * sizeof(float), WEIGHTS_ALIGNMENT);
+    }
+    free(copy);
+}
+
+static void test_other_files(const char *file, size_t bytes) {
+    char *copy = (char *)malloc_check(bytes);
+    memcpy(copy, file, bytes);
+    memcpy(copy, "PK\3\4", 4); // a .pt file is a zip
+    write_bytes(copy, bytes);
+    expect_refused("dev/convert.py", "other file", 0);
+    memcpy(copy, file, bytes);
+    copy[4 * HEADER_VERSION] = 9;
+    write_bytes(copy, bytes);
+    expect_refused("version 9", "other file", 0);
+    memcpy(copy, file, bytes);
+    memset(copy + 4 * HEADER_NAME, '\n', NAME_BYTES); // no end, no letter
+    write_bytes(copy, bytes);
+    WeightFile w;
+    weight_file_open(&w, path);
+    EXPECT(strlen(w.config.name) == NAME_BYTES - 1 && strspn(w.config.name, "?") == NAME_BYTES - 1);
+    fclose(w.f), free(w.merges);
+    unlink(path);
+    expect_refused("cannot open", "other file", 0);
+    mkdir(path, 0777);
+    expect_refused("it is a folder", "other file", 0);
+    rmdir(path);
+    free(copy);
+}
+
+int main(void) {
+    if (!mkdtemp(folder)) die(EXIT_RUNTIME, "%s: %s", folder, strerror(errno));
+    path_format(path, "%s/w.bin", folder);
+    test_round_trip(NULL);
+    test_round_trip("a b\nab c\n");
+    test_bf16_is_read_as_fp32();
+    test_bf16_rounding();
+    test_table();
+    test_config_check();
+
+    const ClipConfig c = small_config();
+    TensorTable t = tensor_table_create(&c);
+    float *arena = random_arena(&t, 4);
+    size_t bytes;
+    write_file(&c, &t, arena, "a b\nab c\n");
+    char *file = file_read_all(path, &bytes);
+    EXPECT(try_file().code == 0);
+    test_cut_off(file, bytes);
+    test_header_fields(file, bytes);
+    test_huge_header(file);
+    test_not_finite(&t, file, bytes);
+    test_other_files(file, bytes);
+    free(file), free(arena), tensor_table_free(&t);
+    unlink(path), rmdir(folder);
+    return test_report();
+}
