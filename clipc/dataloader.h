@@ -1,4 +1,4 @@
-// From a data set to batches: the order of an epoch, and threads that read, decode, augment and tokenize ahead of the step.
+// From a data set to batches: threads that read, decode, augment and tokenize ahead of the step.
 //
 // Each worker takes the next position of the order and fills a slot of a ring; the consumer takes the slots in the order of
 // their positions and passes over the bad ones. So a batch is a function of (seed, epoch, position) alone, whatever the number of workers.
@@ -7,8 +7,10 @@
 #define CLIPC_DATALOADER_H
 
 #include "clipc/image.h"     // image_decode
+#include "clipc/order.h"     // dataset_order
 #include "clipc/rand.h"      // rand_for
-#include "clipc/sample.h"    // dataset_read
+#include "clipc/sample.h"    // dataset_read, sample_key
+#include "clipc/templates.h" // template_fill
 #include "clipc/tokenizer.h" // tokenizer_encode
 #include "clipc/transform.h" // image_train_transform
 #include "clipc/utils.h"     // die, warn, malloc_check
@@ -16,10 +18,9 @@
 #include <pthread.h>
 #include <signal.h>
 
-#define SHUFFLE_BUFFER 5000                       // tar: samples of the stream that one is drawn from, open_clip's number
 #define PREFETCH_MOST_BYTES ((size_t)1 << 30)     // pixels kept ready beyond the next batch
-#define ORDER_STREAM 0x6f72646572ull              // "order": what the random numbers are for
-#define AUGMENT_STREAM 0x6175676d656e74ull        // "augment"
+#define AUGMENT_STREAM 0x6175676d656e74ull        // "augment": what the random numbers are for
+#define PROMPT_STREAM 0x70726f6d7074ull           // "prompt"
 #define SYNTHETIC_TOKEN_STREAM 0x746f6b656e73ull  // "tokens"
 
 typedef struct {
@@ -36,6 +37,8 @@ typedef struct {
     int context;                // tokens of a caption; 0: images alone
     const Tokenizer *tokenizer; // NULL: only synthetic captions, by vocab_size
     int vocab_size;
+    const StringList *templates, *classnames; // of the captions that labels stand for (DatasetConfig.prompts), or NULL
+    int64_t distinct_step;                    // pairs of a step, in which no key stands twice; needs dataset_read_keys(); 0: as it comes
     const char *skipped_path;                  // a file to name the skipped samples in, or NULL
     const volatile sig_atomic_t *interrupted;  // not 0 after Ctrl-C: loader_next() waits no longer; or NULL
 } LoaderConfig;
@@ -46,6 +49,7 @@ typedef struct {
     int *lengths;     // (B) tokens used, start and end of text included
     int *labels;      // (B) -1: none
     int64_t *indices; // (B) which samples of the data set
+    uint64_t *keys;   // (B) equal for false negatives of each other: sample_key()
     int count;        // samples in it, B but at the end of one pass
     double wait_seconds; // that loader_next() waited for workers
 } Batch;
@@ -56,6 +60,7 @@ typedef struct {
     int *tokens;     // (context)
     int length, label;
     int64_t index;
+    uint64_t key;
     SampleStatus status;
     bool rotated; // the file asks to be turned, by EXIF
     bool ready;
@@ -64,7 +69,7 @@ typedef struct {
 typedef struct {
     const Dataset *data;
     LoaderConfig config;
-    int64_t count;      // samples of the data set
+    int64_t count;      // entries of an epoch's order
     int64_t *order;     // (count) of this epoch
     int64_t epoch, end; // positions from `end` on are not read: 0 while the epoch changes
     int64_t next;       // the position a worker takes next
@@ -79,38 +84,16 @@ typedef struct {
     pthread_t *threads; // (config.workers)
     // of the consumer alone
     int64_t *skips;                            // (files, SAMPLE_STATUS_COUNT) of this epoch
-    uint8_t *named;                            // (count) bits: already named in skipped_path
+    uint8_t *named;                            // (samples) bits: already named in skipped_path
+    uint8_t *counted;                          // (samples) bits: already counted in this epoch
     FILE *skipped;                             // NULL: nothing was skipped yet, or no path
     int64_t failed_in_a_row, good, rotated;    // since the last good sample; in this epoch
     int64_t failures[SAMPLE_STATUS_COUNT];     // those in a row by reason
     bool rotated_told;
+    uint64_t *step_keys; // (step_room) of the step that is being filled: a hash table, 0 is free; NULL: not distinct
+    size_t step_room;    // a power of 2
+    int64_t in_step, useless_in_a_row;
 } Loader;
-
-// ---------------------------------------------------------------- order
-
-// order (count) of an epoch, a function of (seed, epoch) and the list of samples alone. Tar shards: the shards are shuffled, then each
-// place is drawn from the SHUFFLE_BUFFER samples that are next in their stream. Other data sets: the same with a buffer that holds all.
-static inline void dataset_order(const Dataset *d, uint64_t seed, int64_t epoch, bool shuffle, int64_t *order) {
-    int64_t n = d->count, runs = 0, to = 0;
-    for (int64_t i = 0; i < n; i++) order[i] = i;
-    if (!shuffle) return;
-    Rand r = rand_for(seed ^ ORDER_STREAM, (uint64_t)epoch, 0);
-    int64_t buffer = d->type == DATASET_WEBDATASET ? SHUFFLE_BUFFER : n;
-    if (buffer < n) {
-        int64_t *starts = (int64_t *)malloc_check((d->file_count + 1) * sizeof *starts); // a shard's samples stand side by side
-        for (int64_t i = 0; i < n; i++)
-            if (i == 0 || d->samples[i].file != d->samples[i - 1].file) starts[runs++] = i;
-        rand_shuffle(&r, starts, runs);
-        for (int64_t k = 0; k < runs; k++)
-            for (int64_t i = starts[k]; i < n && d->samples[i].file == d->samples[starts[k]].file; i++) order[to++] = i;
-        free(starts);
-    }
-    for (int64_t i = 0; i < n; i++) { // the window from i on is the buffer: what is drawn leaves it, the next of the stream enters
-        int64_t j = i + (int64_t)rand_below(&r, (uint64_t)min_i64(buffer, n - i)), t = order[i];
-        order[i] = order[j];
-        order[j] = t;
-    }
-}
 
 // ---------------------------------------------------------------- workers
 
@@ -122,8 +105,8 @@ static inline void synthetic_tokens(int *tokens, int context, int vocab_size, in
     tokens[context - 1] = vocab_size - 1;
 }
 
-// Decodes and transforms the image in `bytes`. wrap: how often the order has begun again in this epoch.
-static inline SampleStatus loader_fill_pixels(const Loader *l, const SampleBytes *bytes, int64_t wrap, LoaderSlot *s) {
+// Decodes and transforms the image in `bytes`. draw: another number for each place in the epoch, what is random is drawn by it.
+static inline SampleStatus loader_fill_pixels(const Loader *l, const SampleBytes *bytes, uint64_t draw, LoaderSlot *s) {
     const LoaderConfig *c = &l->config;
     Image image;
     ImageStatus status = image_decode(&image, bytes->image.data, bytes->image.bytes, c->max_image_pixels);
@@ -131,7 +114,7 @@ static inline SampleStatus loader_fill_pixels(const Loader *l, const SampleBytes
     s->rotated = image.orientation != 1;
     if (c->exif_rotate) image_apply_orientation(&image);
     if (c->augment && !c->augment->evaluation_transform) {
-        Rand r = rand_for(c->seed ^ AUGMENT_STREAM, (uint64_t)l->epoch, (uint64_t)s->index + (uint64_t)wrap * (uint64_t)l->count);
+        Rand r = rand_for(c->seed ^ AUGMENT_STREAM, (uint64_t)l->epoch, draw);
         image_train_transform(s->pixels, &image, c->image_size, INTERPOLATION_BICUBIC, c->augment, &r); // whatever the weights say: open_clip's rule
     } else {
         status = image_eval_transform(s->pixels, &image, c->image_size, c->interpolation, c->resize_mode);
@@ -140,18 +123,34 @@ static inline SampleStatus loader_fill_pixels(const Loader *l, const SampleBytes
     return status == IMAGE_OK ? SAMPLE_OK : SAMPLE_IMAGE + (SampleStatus)status;
 }
 
+// A template with the name of the sample's class, in the place of the caption (FLYP). False for a class without a name.
+static inline bool loader_draw_prompt(const Loader *l, uint64_t draw, SampleBytes *bytes) {
+    const LoaderConfig *c = &l->config;
+    if ((size_t)bytes->label >= c->classnames->count) return false;
+    Rand r = rand_for(c->seed ^ PROMPT_STREAM, (uint64_t)l->epoch, draw);
+    const char *sentence = c->templates->list[rand_below(&r, c->templates->count)];
+    template_fill(&bytes->prompt, &bytes->prompt_capacity, sentence, c->classnames->list[bytes->label]);
+    bytes->caption = bytes->prompt;
+    bytes->caption_bytes = strlen(bytes->prompt);
+    return true;
+}
+
 static inline void loader_fill(const Loader *l, int64_t position, LoaderSlot *s, SampleBytes *bytes) {
     const LoaderConfig *c = &l->config;
-    s->index = l->order[position % l->count];
+    const int64_t entry = l->order[position % l->count];
+    const uint64_t draw = (uint64_t)entry + (uint64_t)(position / l->count) * order_limit(l->data); // also when the order has begun again
+    s->index = order_sample(l->data, entry);
     s->rotated = false;
     s->status = dataset_read(l->data, s->index, bytes);
     s->label = bytes->label;
     s->length = c->context;
     if (s->status != SAMPLE_OK) return;
-    if (l->data->type == DATASET_SYNTHETIC) dataset_synthetic_pixels(s->index, s->pixels, c->image_size);
-    else s->status = loader_fill_pixels(l, bytes, position / l->count, s);
+    s->key = sample_key(l->data, s->index, bytes->caption, bytes->caption_bytes);
+    if (sample_type(l->data, &l->data->samples[s->index]) == DATASET_SYNTHETIC) dataset_synthetic_pixels(s->index, s->pixels, c->image_size);
+    else s->status = loader_fill_pixels(l, bytes, draw, s);
     if (s->status != SAMPLE_OK || !c->context) return;
-    if (c->tokenizer) s->length = tokenizer_encode(c->tokenizer, bytes->caption, bytes->caption_bytes, s->tokens, c->context);
+    if (c->templates && sample_is_prompted(l->data, &l->data->samples[s->index]) && !loader_draw_prompt(l, draw, bytes)) s->status = SAMPLE_NO_LABEL;
+    else if (c->tokenizer) s->length = tokenizer_encode(c->tokenizer, bytes->caption, bytes->caption_bytes, s->tokens, c->context);
     else synthetic_tokens(s->tokens, c->context, c->vocab_size, s->index);
 }
 
@@ -193,7 +192,9 @@ static inline void loader_make_slots(Loader *l) {
 
 // Ends the program where captions are wanted that nothing can read.
 static inline void loader_check_captions(const Dataset *data, const LoaderConfig *config) {
-    if (config->context && !config->tokenizer && data->type != DATASET_SYNTHETIC)
+    bool words = false;
+    for (size_t i = 0; i < data->source_count; i++) words = words || data->sources[i].type != DATASET_SYNTHETIC;
+    if (config->context && !config->tokenizer && words)
         die(EXIT_USAGE, "%s: the model's vocabulary of %d has no tokenizer, so captions cannot be read; use --train-data synthetic", data->files[0].path,
             config->vocab_size);
 }
@@ -204,10 +205,15 @@ static inline Loader *loader_create(const Dataset *data, const LoaderConfig *con
     Loader *l = (Loader *)calloc_check(1, sizeof *l);
     l->data = data;
     l->config = *config;
-    l->count = dataset_count(data);
+    l->count = config->one_pass ? dataset_count(data) : dataset_epoch_length(data);
     if (config->workers < 1) l->config.workers = 1;
     l->order = (int64_t *)malloc_check((size_t)l->count * sizeof *l->order);
-    l->named = (uint8_t *)calloc_check((size_t)l->count / 8 + 1, 1);
+    l->named = (uint8_t *)calloc_check((size_t)data->count / 8 + 1, 1);
+    l->counted = (uint8_t *)calloc_check((size_t)data->count / 8 + 1, 1);
+    if (config->distinct_step) {
+        for (l->step_room = 2; l->step_room < 2 * (size_t)config->distinct_step;) l->step_room *= 2;
+        l->step_keys = (uint64_t *)calloc_check(l->step_room, sizeof *l->step_keys);
+    }
     l->skips = (int64_t *)calloc_check(data->file_count * SAMPLE_STATUS_COUNT, sizeof *l->skips);
     loader_make_slots(l);
     json_object_seed(0); // jansson would do it at the first parse, in whichever thread
@@ -245,7 +251,7 @@ static inline void loader_free(Loader *l) {
     pthread_cond_destroy(&l->work);
     pthread_cond_destroy(&l->done);
     if (l->skipped) fclose(l->skipped);
-    free(l->slots), free(l->threads), free(l->order), free(l->named), free(l->skips);
+    free(l->slots), free(l->threads), free(l->order), free(l->named), free(l->counted), free(l->skips), free(l->step_keys);
     free(l);
 }
 
@@ -259,12 +265,35 @@ static inline Batch batch_create(const LoaderConfig *c) {
     b.lengths = (int *)malloc_check(B * sizeof(int));
     b.labels = (int *)malloc_check(B * sizeof(int));
     b.indices = (int64_t *)malloc_check(B * sizeof(int64_t));
+    b.keys = (uint64_t *)malloc_check(B * sizeof(uint64_t));
     return b;
 }
 
 static inline void batch_free(Batch *b) {
-    free(b->pixels), free(b->tokens), free(b->lengths), free(b->labels), free(b->indices);
+    free(b->pixels), free(b->tokens), free(b->lengths), free(b->labels), free(b->indices), free(b->keys);
     memset(b, 0, sizeof *b);
+}
+
+static inline int compare_keys(const void *a, const void *b) {
+    const uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+    return x < y ? -1 : x > y;
+}
+
+// How many pairs (i,j), i ≠ j, over all `count` batches of a step have equal keys, (j,i) counted beside (i,j): the picture of i is as right
+// for the caption of j as for its own, but the loss says otherwise. Over the number of samples: false negatives of one of them.
+static inline int64_t batch_false_negatives(const Batch *batches, int64_t count) {
+    int64_t n = 0, pairs = 0, same = 0;
+    for (int64_t b = 0; b < count; b++) n += batches[b].count;
+    uint64_t *keys = (uint64_t *)malloc_check((size_t)n * sizeof *keys);
+    n = 0;
+    for (int64_t b = 0; b < count; n += batches[b++].count) memcpy(keys + n, batches[b].keys, (size_t)batches[b].count * sizeof *keys);
+    qsort(keys, (size_t)n, sizeof *keys, compare_keys);
+    for (int64_t i = 1; i < n; i++) {
+        same = keys[i] == keys[i - 1] ? same + 1 : 0; // the equal ones before it
+        pairs += 2 * same;
+    }
+    free(keys);
+    return pairs;
 }
 
 // ---------------------------------------------------------------- an epoch
@@ -276,11 +305,15 @@ static inline void loader_start_epoch(Loader *l, int64_t epoch, int64_t position
     l->end = 0;
     while (l->busy) pthread_cond_wait(&l->done, &l->mutex);
     l->epoch = epoch;
-    dataset_order(l->data, l->config.seed, epoch, l->config.shuffle && !l->config.one_pass, l->order);
+    if (!l->config.one_pass) dataset_order(l->data, l->config.seed, epoch, l->config.shuffle, l->order);
+    for (int64_t i = 0; i < l->count && l->config.one_pass; i++) l->order[i] = i;
+    if (l->config.distinct_step) order_make_distinct(l->data, l->config.seed, epoch, l->config.distinct_step, l->order, l->count);
     l->next = l->position = l->committed = position;
     for (int64_t i = 0; i < l->ring; i++) l->slots[i].ready = false;
-    l->failed_in_a_row = l->good = 0;
+    l->failed_in_a_row = l->good = l->useless_in_a_row = 0;
+    l->in_step = l->config.distinct_step; // full: the next sample begins another step
     memset(l->failures, 0, sizeof l->failures);
+    memset(l->counted, 0, (size_t)l->data->count / 8 + 1);
     l->end = l->config.one_pass ? l->count : INT64_MAX;
     pthread_cond_broadcast(&l->work);
     pthread_mutex_unlock(&l->mutex);
@@ -294,14 +327,20 @@ static inline void skip_reasons(char *out, size_t size, const int64_t counts[SAM
     size_t n = 0;
     out[0] = 0;
     for (int i = 0; i < SAMPLE_STATUS_COUNT && n < size; i++)
-        if (counts[i]) n += (size_t)snprintf(out + n, size - n, "%s%lld %s", n ? ", " : "", (long long)counts[i], sample_status_name(i));
+        if (counts[i]) n += (size_t)snprintf(out + n, size - n, "%s%lld %s", n ? ", " : "", (long long)counts[i], sample_status_counted(i, counts[i]));
+}
+
+// Sets a bit; was it 0?
+static inline bool set_bit(uint8_t *bits, int64_t i) {
+    const uint8_t bit = (uint8_t)(1 << (i & 7));
+    if (bits[i / 8] & bit) return false;
+    bits[i / 8] |= bit;
+    return true;
 }
 
 // Names the sample in the list of skipped ones, once in a run.
 static inline void loader_name_skipped(Loader *l, const char *origin, const LoaderSlot *s) {
-    uint8_t bit = (uint8_t)(1 << (s->index & 7));
-    if (!l->config.skipped_path || (l->named[s->index / 8] & bit)) return;
-    l->named[s->index / 8] |= bit;
+    if (!l->config.skipped_path || !set_bit(l->named, s->index)) return;
     if (!l->skipped) {
         l->skipped = fopen(l->config.skipped_path, "a");
         if (!l->skipped) {
@@ -315,10 +354,10 @@ static inline void loader_name_skipped(Loader *l, const char *origin, const Load
 }
 
 // Counts a bad sample; when no good one can come any more, the program ends. Training needs two different ones.
-static inline void loader_skip(Loader *l, const LoaderSlot *s) {
+static inline void loader_skip(Loader *l, const LoaderSlot *s, bool first_time) {
     char origin[2 * PATH_SIZE], reasons[400];
     dataset_origin(l->data, s->index, origin, sizeof origin);
-    if (l->position < l->count) { // each sample once in an epoch
+    if (first_time) { // each sample once in an epoch
         l->skips[(size_t)l->data->samples[s->index].file * SAMPLE_STATUS_COUNT + (size_t)s->status]++;
         loader_name_skipped(l, origin, s);
     }
@@ -340,6 +379,28 @@ static inline void batch_add(Batch *b, const LoaderConfig *c, const LoaderSlot *
     b->lengths[i] = s->length;
     b->labels[i] = s->label;
     b->indices[i] = s->index;
+    b->keys[i] = s->key;
+}
+
+// Where steps are to be distinct: may the sample into the step? The order sees to it that all may (order_make_distinct), but where a broken
+// sample has left its place to the next, one can meet its like: it is passed over. When no sample fits, the program ends.
+static inline bool loader_fits_step(Loader *l, const LoaderSlot *s) {
+    if (!l->step_keys) return true;
+    if (l->in_step == l->config.distinct_step) {
+        memset(l->step_keys, 0, l->step_room * sizeof *l->step_keys);
+        l->in_step = 0;
+    }
+    if (++l->useless_in_a_row > l->count)
+        die(EXIT_USAGE, "%s: the samples that can be used have fewer than %lld different keys; lower --batch-size, or leave --distinct-batches out",
+            l->data->files[0].path, (long long)l->config.distinct_step);
+    if (s->status != SAMPLE_OK) return true;
+    const uint64_t key = s->key ? s->key : 1;
+    size_t i = (size_t)rand_mix(key) & (l->step_room - 1);
+    while (l->step_keys[i] && l->step_keys[i] != key) i = (i + 1) & (l->step_room - 1);
+    if (l->step_keys[i] == key) return false;
+    l->step_keys[i] = key;
+    l->in_step++, l->useless_in_a_row = 0;
+    return true;
 }
 
 // Waits until the slot of l->position is filled, with the mutex held; false after Ctrl-C.
@@ -368,15 +429,16 @@ static inline int loader_next(Loader *l, Batch *out) {
         bool ready = loader_wait(l, s, &out->wait_seconds);
         pthread_mutex_unlock(&l->mutex);
         if (!ready) return out->count = 0;
+        const bool fits = loader_fits_step(l, s), told = s->status != SAMPLE_OK || s->rotated, first_time = told && set_bit(l->counted, s->index);
         if (s->status == SAMPLE_OK) {
-            batch_add(out, &l->config, s);
+            if (fits) batch_add(out, &l->config, s);
             l->good++;
             l->failed_in_a_row = 0;
             memset(l->failures, 0, sizeof l->failures);
         } else {
-            loader_skip(l, s);
+            loader_skip(l, s, first_time);
         }
-        l->rotated += s->rotated && l->position < l->count;
+        l->rotated += s->rotated && first_time;
         pthread_mutex_lock(&l->mutex);
         s->ready = false;
         l->position++;

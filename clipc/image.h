@@ -21,23 +21,31 @@
 #include <webp/demux.h>
 
 // Why a picture gave no pixels. A sample with any of these but IMAGE_OK is skipped and counted, the run goes on.
-#define IMAGE_STATUSES(X)                              \
-    X(IMAGE_OK, "ok")                                  \
-    X(IMAGE_EMPTY, "empty file")                      \
-    X(IMAGE_UNKNOWN_FORMAT, "unknown image format")    \
-    X(IMAGE_BROKEN, "broken picture")                  \
-    X(IMAGE_TOO_LARGE, "too many pixels")              \
-    X(IMAGE_TOO_THIN, "too thin for the resize mode")  \
-    X(IMAGE_NO_MEMORY, "not enough memory for the image")
+// name, of one, of several
+#define IMAGE_STATUSES(X)                                                             \
+    X(IMAGE_OK, "ok", "ok")                                                           \
+    X(IMAGE_EMPTY, "empty file", "empty files")                                       \
+    X(IMAGE_UNKNOWN_FORMAT, "unknown image format", "unknown image formats")          \
+    X(IMAGE_BROKEN, "broken picture", "broken pictures")                              \
+    X(IMAGE_TOO_LARGE, "with too many pixels", "with too many pixels")                \
+    X(IMAGE_TOO_THIN, "too thin for the resize mode", "too thin for the resize mode") \
+    X(IMAGE_NO_MEMORY, "too large for the memory", "too large for the memory")
 
-#define IMAGE_STATUS_ENUM(name, text) name,
+#define IMAGE_STATUS_ENUM(name, one, many) name,
 typedef enum { IMAGE_STATUSES(IMAGE_STATUS_ENUM) IMAGE_STATUS_COUNT } ImageStatus;
 
-#define IMAGE_STATUS_TEXT(name, text) text,
-// The reason as it stands in counts ("9 broken picture").
+#define IMAGE_STATUS_ONE(name, one, many) one,
+#define IMAGE_STATUS_MANY(name, one, many) many,
+// The reason why one picture gave no pixels.
 static inline const char *image_status_name(ImageStatus status) {
-    static const char *const names[IMAGE_STATUS_COUNT] = {IMAGE_STATUSES(IMAGE_STATUS_TEXT)};
+    static const char *const names[IMAGE_STATUS_COUNT] = {IMAGE_STATUSES(IMAGE_STATUS_ONE)};
     return names[status];
+}
+
+// The same behind a number: "1 broken picture", "9 broken pictures".
+static inline const char *image_status_counted(ImageStatus status, int64_t count) {
+    static const char *const names[IMAGE_STATUS_COUNT] = {IMAGE_STATUSES(IMAGE_STATUS_MANY)};
+    return count == 1 ? image_status_name(status) : names[status];
 }
 
 typedef struct {

@@ -64,7 +64,7 @@ typedef struct {
     X(MODEL, CHOICE, image_resize_mode, "image-resize-mode", "(as the weights say)", "shortest squash longest", \
         "shortest side and centre crop, both sides, longest side and padding") \
     X(DATA, TEXT, train_data, "train-data", "(none)", "PATH", \
-        "a CSV, a folder of pictures and .txt files, WebDataset tars ({00..09}, joined by ::), or synthetic") \
+        "a CSV, a folder of pictures and .txt files, WebDataset tars ({00..09}, pipe:COMMAND), or synthetic; several are joined by ::") \
     X(DATA, LIST, val_data, "val-data", "(none)", "[NAME=]PATH", "the same, for validation loss and retrieval; may be repeated") \
     X(DATA, REAL, val_split, "val-split", "0", "[0,1)", "share of the training samples kept for validation") \
     X(DATA, CHOICE, dataset_type, "dataset-type", "auto", "auto csv webdataset folder synthetic", "what --train-data and --val-data are") \
@@ -77,6 +77,11 @@ typedef struct {
     X(DATA, TEXT, json_text_key, "json-text-key", "(none)", "KEY;KEY", "caption from this field of a sample's .json member; the first non-empty counts") \
     X(DATA, INT, train_num_samples, "train-num-samples", "(counted)", "[1,1e15]", "number of training samples; saves the count") \
     X(DATA, INT, val_num_samples, "val-num-samples", "(counted)", "[1,1e15]", "number of validation samples") \
+    X(DATA, TEXT, train_data_upsampling_factors, "train-data-upsampling-factors", "(1 each)", "A::B", \
+        "how often an epoch holds each sample of the sources that --train-data joins by ::, e.g. 1::2.5") \
+    X(DATA, FLAG, dataset_resampled, "dataset-resampled", "", "", "draw an epoch's --train-num-samples pairs with replacement, factors as weights") \
+    X(DATA, TEXT, train_templates, "train-templates", "(none)", "FILE", \
+        "prompts as captions (FLYP): class folders or labels are training data, a prompt with {} for the class is drawn each time") \
     X(DATA, INT, max_image_pixels, "max-image-pixels", "25e6", "[0,1e12]", "skip pictures with more pixels; 0: no limit") \
     X(DATA, FLAG, exif_rotate, "exif-rotate", "", "", "turn pictures upright as their EXIF tag says (open_clip does not)") \
     X(DATA, INT, workers, "workers", "(cores)", "[1,256]", "threads that decode pictures ahead of the step") \
@@ -103,6 +108,11 @@ typedef struct {
     X(TRAINING, LIST, wd_exclude, "wd-exclude", "(none)", "PATTERN...", "no weight decay for tensors of these names, e.g. '*.proj'; may be repeated") \
     X(TRAINING, REAL, ema_decay, "ema-decay", "0", "[0,1)", "keep a moving average of the weights, evaluated and saved beside them, e.g. 0.999; 0: none") \
     X(TRAINING, FLAG, grad_checkpointing, "grad-checkpointing", "", "", "keep less for the backward pass and compute it again: less memory, the same bits, slower") \
+    X(TRAINING, CHOICE, positives, "positives", "diagonal", "diagonal soft mask", \
+        "pairs with equal keys in a step: wrong answers to each other as in open_clip, all of them right, or left out") \
+    X(TRAINING, TEXT, positives_key, "positives-key", "(caption)", "KEY|COLUMN", \
+        "which pairs have equal keys: those of one caption, image (its path), cls (class), or text in a CSV column") \
+    X(TRAINING, FLAG, distinct_batches, "distinct-batches", "", "", "no two pairs with equal keys in a step") \
     X(LOCKING, FLAG, lock_image, "lock-image", "", "", "freeze the image tower") \
     X(LOCKING, INT, lock_image_unlocked_groups, "lock-image-unlocked-groups", "0", "[0,1e3]", \
         "of a locked image tower train the last N groups: projection, blocks from the last on, embeddings") \
@@ -220,7 +230,6 @@ typedef struct {
     F(REFUSED, "json-text-key-probs", "the first non-empty key of --json-text-key counts; leave it out") \
     F(REFUSED, "force-custom-text|text-pooler-own-group", "the text tower is CLIP's own; leave it out") \
     F(REFUSED, "imagenet-v*", "not offered yet; use --zeroshot-data DIR --classnames FILE") \
-    F(REFUSED, "train-data-upsampling-factors|dataset-resampled|" \
-        "positives|positives-key|distinct-batches|visual-layer-decay|wandb-*", "not offered yet; leave it out")
+    F(REFUSED, "visual-layer-decay|wandb-*", "not offered yet; leave it out")
 
 #endif

@@ -13,6 +13,7 @@ typedef struct {
     Options *o;
     Clip *clip;
     Tokenizer *tokenizer; // NULL: the vocabulary has none
+    StringList templates, classnames; // of --train-templates
     Dataset train;
     ValidationSet *val; // (val_count)
     size_t val_count;
@@ -27,6 +28,7 @@ typedef struct {
     float *pooled[2];      // (k*B,C) what a step takes from them
     int *kept;             // (k*B,kept_count) patches that dropout leaves; NULL: all
     int kept_count;
+    Positives positives;
     RunState state;
     char folder[PATH_SIZE];    // LOGS/NAME
     char last_saved[PATH_SIZE]; // stem of the checkpoint saved last, or resumed from; "" before there is one
@@ -128,14 +130,56 @@ static inline void train_open_evaluation(Training *t) {
     for (size_t i = 0; i < o->zeroshot_data.count; i++) t->zeroshot[i] = zeroshot_open(o->zeroshot_data.items[i], o->classnames, o->templates, &keys);
 }
 
+// What training data has and other data has not.
+static inline DatasetConfig train_data_config(Training *t) {
+    const Options *o = t->o;
+    DatasetConfig c = train_dataset_config(o);
+    c.num_samples = max_i64(0, o->train_num_samples);
+    c.upsampling_factors = o->train_data_upsampling_factors, c.resampled = o->dataset_resampled, c.positives_key = o->positives_key;
+    if (o->no_shuffle && (o->dataset_resampled || o->distinct_batches))
+        die(EXIT_USAGE, "--no-shuffle: contradicts --%s, which makes an order of its own; leave one of them out", o->dataset_resampled ? "dataset-resampled" : "distinct-batches");
+    if (!o->train_templates) return c;
+    t->templates = templates_read(o->train_templates);
+    if (o->classnames) t->classnames = classnames_read(o->classnames);
+    c.prompts = true, c.classnames = (const char *const *)t->classnames.list, c.classname_count = (int)t->classnames.count;
+    return c;
+}
+
+// Names for the classes of --train-templates; the captions that they make are used from now on.
+static inline void train_open_prompts(Training *t) {
+    int64_t labelled = 0;
+    if (!t->o->train_templates) return;
+    for (int64_t i = 0; i < dataset_count(&t->train); i++) labelled += t->train.samples[i].label >= 0;
+    if (!labelled) die(EXIT_USAGE, "--train-templates: no sample of %s has a label; give class folders, a CSV with --csv-label-key, or tars with .cls", t->o->train_data);
+    if (!t->o->classnames) t->classnames = classnames_from_folders(t->train.class_folders.list, (int)t->train.class_folders.count);
+    if (!t->classnames.count) die(EXIT_USAGE, "--train-templates: the classes have no names; give --classnames FILE, one name a line, that of label 0 first");
+    t->loading.templates = t->evaluation.loader.templates = &t->templates;
+    t->loading.classnames = t->evaluation.loader.classnames = &t->classnames;
+}
+
+// Of n pairs an epoch: the last, incomplete step is dropped, as open_clip does. With --distinct-batches as many as can be made.
+static inline int64_t train_count_steps(Training *t, int64_t n) {
+    const Options *o = t->o;
+    const int64_t step = o->batch_size * o->accum_freq, steps = n / step;
+    if (!o->distinct_batches) return steps;
+    dataset_read_keys(&t->train);
+    t->loading.distinct_step = step;
+    const int64_t distinct = dataset_distinct_steps(&t->train, (uint64_t)o->seed, step);
+    if (!distinct) die(EXIT_USAGE, "--distinct-batches: a step of %lld pairs needs as many different keys, there are fewer; lower --batch-size or --accum-freq", (long long)step);
+    if (distinct < steps)
+        warn("--distinct-batches: %lld of %lld pairs find a place in an epoch, other ones in each; steps an epoch: %lld, not %lld", (long long)(distinct * step), (long long)n,
+            (long long)distinct, (long long)steps);
+    return distinct;
+}
+
 // Lists the training samples, takes --val-split off them, and fits batch and schedule to their number.
 static inline void train_open_data(Training *t) {
     Options *o = t->o;
-    DatasetConfig config = train_dataset_config(o);
-    config.num_samples = max_i64(0, o->train_num_samples);
+    const DatasetConfig config = train_data_config(t);
     if (!o->train_data) die(EXIT_USAGE, "no data; give --train-data a CSV, a folder of pictures with .txt files, tar shards, or synthetic");
     t->train = dataset_open(o->train_data, &config, 2);
     loader_check_captions(&t->train, &t->loading);
+    train_open_prompts(t);
     if (o->val_split > 0) {
         Dataset *val = &train_add_validation(t)->data;
         *val = dataset_split(&t->train, o->val_split, (uint64_t)o->seed);
@@ -143,7 +187,8 @@ static inline void train_open_data(Training *t) {
             die(EXIT_USAGE, "--val-split %g: leaves %lld samples to train on and %lld to validate; change the share", o->val_split, (long long)dataset_count(&t->train),
                 (long long)dataset_count(val));
     }
-    const int64_t n = dataset_count(&t->train);
+    const int64_t n = dataset_epoch_length(&t->train);
+    if (n < 2) die(EXIT_USAGE, "an epoch has %lld pairs, at least 2 are needed; see --train-data-upsampling-factors, --train-num-samples", (long long)n);
     if (n < o->batch_size) {
         warn("--batch-size %lld: there are %lld samples; the batch shrinks to them", (long long)o->batch_size, (long long)n);
         o->batch_size = t->loading.batch_size = t->evaluation.loader.batch_size = (int)n;
@@ -152,7 +197,7 @@ static inline void train_open_data(Training *t) {
         warn("--accum-freq %lld: %lld samples are %lld batches; it shrinks to them", (long long)o->accum_freq, (long long)n, (long long)(n / o->batch_size));
         o->accum_freq = n / o->batch_size;
     }
-    t->steps_per_epoch = n / (o->batch_size * o->accum_freq); // the last, incomplete one is dropped, as open_clip does
+    t->steps_per_epoch = train_count_steps(t, n);
     t->schedule = schedule_from_options(o, options_was_set(o, steps) ? o->steps : o->epochs * t->steps_per_epoch, t->steps_per_epoch);
 }
 
@@ -160,6 +205,7 @@ static inline void train_free_data(Training *t) {
     for (size_t i = 0; i < t->val_count; i++) dataset_free(&t->val[i].data);
     free(t->val);
     dataset_free(&t->train);
+    string_list_free(&t->templates), string_list_free(&t->classnames);
 }
 
 // ---------------------------------------------------------------- the model, made ready to train
@@ -220,6 +266,7 @@ static inline void train_save_features(const Training *t) {
 static inline void train_start_model(Training *t) {
     const Options *o = t->o;
     const int pairs = (int)(o->batch_size * o->accum_freq), patches = config_image_tokens(&t->clip->config) - 1;
+    t->positives = strcmp(o->positives, "soft") == 0 ? POSITIVES_SOFT : strcmp(o->positives, "mask") == 0 ? POSITIVES_MASK : POSITIVES_DIAGONAL;
     const ClipTraining how = {pairs, o->ema_decay > 0, o->grad_checkpointing};
     clip_start_training(t->clip, &how);
     if (o->force_patch_dropout > 0) {
@@ -260,10 +307,20 @@ static inline void train_print_model(Training *t) {
     logger_print(&t->log, "kernels      %s", clip_kernels(t->clip));
 }
 
+// Where there are several sources: what each gives to an epoch, drawn samples in the mean.
+static inline void train_print_sources(Training *t) {
+    const Dataset *d = &t->train;
+    int64_t *samples = dataset_source_shares(d);
+    for (size_t s = 0; d->source_count > 1 && s < d->source_count; s++)
+        logger_print(&t->log, "source       %s: %lld pairs an epoch", d->sources[s].spec, (long long)samples[s]);
+    free(samples);
+}
+
 static inline void train_print_run(Training *t) {
     const Options *o = t->o;
-    logger_print(&t->log, "data         %lld pairs, %lld steps an epoch of %lld x %lld", (long long)dataset_count(&t->train), (long long)t->steps_per_epoch,
+    logger_print(&t->log, "data         %lld pairs, %lld steps an epoch of %lld x %lld", (long long)dataset_epoch_length(&t->train), (long long)t->steps_per_epoch,
         (long long)o->accum_freq, (long long)o->batch_size);
+    train_print_sources(t);
     char schedule[256];
     schedule_describe(&t->schedule, schedule);
     logger_print(&t->log, "schedule     %s", schedule);

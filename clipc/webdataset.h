@@ -1,5 +1,6 @@
 // WebDataset's tar shards: lists of shards written as brace ranges, and the members of one shard with the place of their data,
 // so that samples are read later with pread(), in any order. Format: github.com/webdataset/webdataset, as open_clip uses it.
+// A shard is a file, or what the shell command behind `pipe:` writes.
 #ifndef CLIPC_WEBDATASET_H
 #define CLIPC_WEBDATASET_H
 
@@ -9,6 +10,7 @@
 #include <archive_entry.h>
 #include <ctype.h>
 #include <fcntl.h>
+#include <sys/wait.h>
 
 // ---------------------------------------------------------------- lists of shards
 
@@ -102,21 +104,30 @@ static inline void brace_expand_part(StringList *out, const char *spec, const ch
     }
 }
 
-// The shards of `spec`: parts joined by `::`, each with braces {00000..00099} or {a,b}, several or one within another.
-// Nonsense ends the program. Free with string_list_free.
-static inline StringList shard_list(const char *spec) {
+// The parts of `spec` that `::` joins. Free with string_list_free.
+static inline StringList parts_split(const char *spec) {
     StringList out = {NULL, 0, 0};
     for (const char *part = spec;;) {
         const char *end = strstr(part, "::");
         char name[PATH_SIZE];
         path_format(name, "%.*s", end ? (int)(end - part) : (int)strnlen(part, PATH_SIZE), part);
-        if (!name[0]) die(EXIT_USAGE, "%s: an empty name beside ::; give a shard on both sides", spec);
-        if (!strncmp(name, "pipe:", 5)) die(EXIT_USAGE, "%s: commands are not run; bring the shards to a disk first", name);
-        brace_expand_part(&out, name, spec, 0);
+        if (!name[0]) die(EXIT_USAGE, "%s: nothing beside ::; give something on both sides", spec);
+        string_list_add(&out, name);
         if (!end) return out;
         part = end + 2;
     }
 }
+
+// The shards of one part: its braces {00000..00099} or {a,b}, several or one within another, written out. Nonsense ends the program.
+// Free with string_list_free.
+static inline StringList shard_list(const char *part) {
+    StringList out = {NULL, 0, 0};
+    brace_expand_part(&out, part, part, 0);
+    return out;
+}
+
+// The command of a shard that is one, else NULL.
+static inline const char *shard_command(const char *shard) { return strncmp(shard, "pipe:", 5) == 0 ? shard + 5 : NULL; }
 
 // ---------------------------------------------------------------- keys
 
@@ -145,6 +156,7 @@ static inline int member_kind(const char *kind, const char *list) {
 typedef struct {
     struct archive *archive;
     const char *path;
+    FILE *command; // that writes the shard, or NULL
     int fd;
     int64_t file_bytes;
     char error[256]; // why reading ended early, or ""
@@ -152,12 +164,30 @@ typedef struct {
 
 typedef struct {
     const char *name;      // valid until the next member
-    int64_t offset, bytes; // where its data lies in the shard; offset -1: not as it is (compressed or sparse), tar_copy_member() brings it
+    int64_t offset, bytes; // where its data lies in the shard; offset -1: not as it is (compressed, sparse, of a command), tar_copy_member() brings it
 } TarMember;
+
+// Opens the file, or starts the command: t->fd; false with t->error.
+static inline bool tar_open_fd(TarReader *t) {
+    struct stat st;
+    const char *command = shard_command(t->path);
+    if (command) {
+        t->command = popen(command, "r"); // by /bin/sh -c, as WebDataset does
+        if (!t->command) die(EXIT_RUNTIME, "%s: cannot start the command (%s)", t->path, strerror(errno));
+        t->fd = fileno(t->command);
+        return true;
+    }
+    t->fd = open(t->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); // a pipe would block
+    if (t->fd < 0 || fstat(t->fd, &st) || !S_ISREG(st.st_mode)) {
+        snprintf(t->error, sizeof t->error, "%s", t->fd < 0 ? strerror(errno) : "it is no file");
+        return false;
+    }
+    t->file_bytes = st.st_size;
+    return true;
+}
 
 // False when the file cannot be read at all; t->error says why.
 static inline bool tar_open(TarReader *t, const char *path) {
-    struct stat st;
     memset(t, 0, sizeof *t);
     t->path = path;
     t->archive = archive_read_new();
@@ -168,20 +198,25 @@ static inline bool tar_open(TarReader *t, const char *path) {
     archive_read_support_filter_zstd(t->archive);
     archive_read_support_filter_lz4(t->archive);
     archive_read_support_format_tar(t->archive);
-    t->fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); // a pipe would block
-    if (t->fd < 0 || fstat(t->fd, &st) || !S_ISREG(st.st_mode)) {
-        snprintf(t->error, sizeof t->error, "%s", t->fd < 0 ? strerror(errno) : "it is no file");
-        return false;
-    }
-    t->file_bytes = st.st_size;
+    if (!tar_open_fd(t)) return false;
     if (archive_read_open_fd(t->archive, t->fd, 4096) == ARCHIVE_OK) return true; // a page for a header; by name it would be 64 KiB
     snprintf(t->error, sizeof t->error, "%s", archive_error_string(t->archive));
     return false;
 }
 
+// A command that fails ends the program: its shard would be a part of what it should be, and another one in the next run.
 static inline void tar_close(TarReader *t) {
+    char rest[4096];
     archive_read_free(t->archive);
-    if (t->fd >= 0) close(t->fd);
+    if (!t->command) {
+        if (t->fd >= 0) close(t->fd);
+        return;
+    }
+    while (read(t->fd, rest, sizeof rest) > 0) {} // what follows the end of the archive: closed before, the command would fail for it
+    int status = pclose(t->command);
+    if (status < 0) die(EXIT_RUNTIME, "%s: the command's end is not known (%s)", t->path, strerror(errno));
+    if (WIFSIGNALED(status)) die(EXIT_RUNTIME, "%s: the command was ended by signal %d (%s)", t->path, WTERMSIG(status), strsignal(WTERMSIG(status)));
+    if (status) die(EXIT_RUNTIME, "%s: the command failed with exit status %d; try it in a shell", t->path, WEXITSTATUS(status));
 }
 
 // The next regular file; false at the end, or where the shard is broken (t->error). The data is not read but passed over.
@@ -199,7 +234,7 @@ static inline bool tar_next(TarReader *t, TarMember *out) {
         if (!out->name) out->name = archive_entry_pathname_utf8(entry); // names in UTF-8 under a locale that has none
         if (!out->name) continue;
         out->bytes = archive_entry_size(entry);
-        bool stored = archive_filter_count(t->archive) == 1 && archive_entry_sparse_count(entry) == 0; // the one filter: none
+        bool stored = !t->command && archive_filter_count(t->archive) == 1 && archive_entry_sparse_count(entry) == 0; // the one filter: none
         out->offset = stored ? archive_filter_bytes(t->archive, 0) : -1;
         if (!stored || (out->bytes >= 0 && out->offset >= 0 && out->offset <= t->file_bytes && out->bytes <= t->file_bytes - out->offset)) return true;
         snprintf(t->error, sizeof t->error, "the file ends within %.150s", out->name);
@@ -222,7 +257,7 @@ static inline int64_t tar_read(TarReader *t, void *out, size_t capacity) {
     return (int64_t)n;
 }
 
-// An unnamed file for the data of compressed shards: gone with the program, however that ends.
+// An unnamed file for the data of compressed shards and of commands: gone with the program, however that ends.
 static inline int spill_open(void) {
     const char *folder = getenv("TMPDIR");
     char path[PATH_SIZE];

@@ -276,7 +276,7 @@ static void test_csv_errors(void) {
     c = open_of(at("not there.csv"));
     EXPECT_DEATH(open_case, &c, "no such file");
     c = open_of("a.csv::b.csv");
-    EXPECT_DEATH(open_case, &c, "only tar shards");
+    EXPECT_DEATH(open_case, &c, "a.csv: no such file or folder");
 }
 
 // Tables of random pieces: any row count, no read outside (the sanitizers look after that).
@@ -311,7 +311,6 @@ static void expand_case(const void *spec) {
 static void test_braces(void) {
     const char *const cases[][2] = {{"a.tar", "a.tar"}, {"a-{0..2}.tar", "a-0.tar a-1.tar a-2.tar"}, {"a-{08..11}.tar", "a-08.tar a-09.tar a-10.tar a-11.tar"},
         {"{8..010}", "008 009 010"}, {"{7..7}x", "7x"}, {"{0..1}{a,b}", "0a 0b 1a 1b"}, {"{a,b{1..2},}.tar", "a.tar b1.tar b2.tar .tar"},
-        {"x::y{1..2}::z", "x y1 y2 z"},
         {"{train,{a,b}/val}-{00..01}", "train-00 train-01 a/val-00 a/val-01 b/val-00 b/val-01"}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         StringList s = shard_list(cases[i][0]);
@@ -334,9 +333,7 @@ static void test_braces(void) {
     EXPECT_DEATH(expand_case, "{0..9}{0..9}{0..9}{0..9}{0..9}{0..9}{0..9}.tar", "more than 1000000");
     EXPECT_DEATH(expand_case, "{{{{{{{{{{{{1,2}}}}}}}}}}}}", "neither");
     EXPECT_DEATH(expand_case, "{1,}{1,}{1,}{1,}{1,}{1,}{1,}{1,}{1,}", "pairs of braces");
-    EXPECT_DEATH(expand_case, "a.tar::", "empty name");
-    EXPECT_DEATH(expand_case, "pipe:cat a.tar", "commands are not run");
-    EXPECT(is_shard_name("x/a.tar") && is_shard_name("a.TGZ") && is_shard_name("a.tar.gz") && is_shard_name("a.tar::b.tar") && is_shard_name("{a.tar,b.tar}"));
+    EXPECT(is_shard_name("x/a.tar") && is_shard_name("a.TGZ") && is_shard_name("a.tar.gz") && is_shard_name("{a.tar,b.tar}"));
     EXPECT(!is_shard_name("a.targets.csv") && !is_shard_name("tar") && !is_shard_name("a.csv"));
 }
 
@@ -478,10 +475,11 @@ static void test_sparse_tar(void) {
 // Indexes a shard that may be broken, reads what there is; returns the number of samples.
 static int64_t read_any_shard(const char *path, int *readable) {
     DatasetConfig c = dataset_config_default();
-    Dataset d = dataset_new(&c, DATASET_WEBDATASET);
+    Dataset d = dataset_new(&c);
     SampleBytes b;
     memset(&b, 0, sizeof b);
-    dataset_add_shard(&d, path);
+    dataset_add_source(&d, path, DATASET_WEBDATASET);
+    dataset_add_shard(&d, 0, path);
     *readable = 0;
     for (int64_t i = 0; i < d.count; i++) *readable += dataset_read(&d, i, &b) == SAMPLE_OK;
     int64_t count = d.count;
@@ -616,8 +614,8 @@ static void test_class_folders(void) {
     const char *const by_name[4] = {"n03", "n02", "other", "n01"}, *const by_order[3] = {"ape", "bear", "cat"};
     ClassCase c = {at("classes/"), dataset_config_default()};
     Dataset d = dataset_open_class_folders(c.root, &c.config);
-    EXPECT(d.count == 2 && d.class_folder_count == 3 && d.samples[0].label == 0 && d.samples[1].label == 1);
-    EXPECT_STRING(d.class_folders[2], "n03");
+    EXPECT(d.count == 2 && d.class_folders.count == 3 && d.samples[0].label == 0 && d.samples[1].label == 1);
+    EXPECT_STRING(d.class_folders.list[2], "n03");
     dataset_free(&d);
     c.config.classnames = by_order, c.config.classname_count = 3;
     d = dataset_open_class_folders(c.root, &c.config);
@@ -643,8 +641,8 @@ static void test_order(void) {
     int64_t *a = (int64_t *)malloc_check(N * sizeof *a), *b = (int64_t *)malloc_check(N * sizeof *b), fixed, seen;
     for (int tar = 0; tar < 2; tar++) {
         if (tar) {
-            d.type = DATASET_WEBDATASET;
-            while (d.file_count < N / SHARD) dataset_add_file(&d, "shard");
+            d.sources[0].type = DATASET_WEBDATASET;
+            while (d.file_count < N / SHARD) dataset_add_file(&d, 0, "shard");
             for (int i = 0; i < N; i++) d.samples[i].file = i / SHARD;
         }
         bool *hit = (bool *)calloc_check(N, 1);
@@ -836,8 +834,9 @@ static void report_case(const void *spec) {
 
 static void test_loader_report(void) {
     EXPECT(run_child(report_case, at("set/t.tsv")) == 0, "%s", child_output);
-    const char *line = strstr(child_output, "set/t.tsv: 9 of 53 samples skipped (1 missing file");
-    EXPECT(line && strstr(line, "4 without caption") && strstr(line, "; see ") && strstr(line + 1, "9 of 53"), "%s", child_output);
+    const char *line = strstr(child_output, "set/t.tsv: 9 of 53 samples skipped (1 missing file, 4 without caption, 1 empty file, 1 unknown image format, 1 broken picture, "
+        "1 with too many pixels)");
+    EXPECT(line && strstr(line, "; see ") && strstr(line + 1, "9 of 53"), "%s", child_output);
     const char *hint = strstr(child_output, "--exif-rotate");
     EXPECT(hint && !strstr(hint + 1, "--exif-rotate"), "%s", child_output); // once
     char *skipped = file_read_all(at("skipped.txt"), NULL);
