@@ -782,6 +782,8 @@ double clip_update(Clip *clip, const AdamW *a) {
     return norm;
 }
 
+bool clip_has_ema(const Clip *clip) { return clip->back->ema != NULL; }
+
 void clip_swap_ema(Clip *clip) {
     Backend *b = clip->back;
     for (int i = 0; b->ema && i < clip->tensors.count; i++) {

@@ -10,7 +10,7 @@
 #include <dirent.h>
 
 #define STATE_MAGIC 0x54534c43 // the bytes "CLST"
-#define STATE_VERSION 1
+#define STATE_VERSION 2
 enum { STATE_SETTINGS_MOST = 1 << 20 };
 
 // Where a run stands: the data order, all random numbers and the schedule are functions of it and of the settings.
@@ -19,16 +19,23 @@ typedef struct {
     int64_t epoch;    // epochs done
     int64_t position; // entries of this epoch's order that are used up
     int64_t evaluated; // 1 + the step of the last evaluation that was due and is done; 0 before the first
+    double best_metric; // of checkpoints/best,
+    int64_t best_step;  // and its step; 0: there is none
+    double best_val_loss; // where `validated`
+    int64_t validated, evaluations_without_better;
 } RunState;
 
-// The beginning of a .state file, little-endian; behind it the settings (text), then m and v of each trainable tensor in order.
+// The beginning of a .state file, little-endian; behind it the settings (text), then m, v and moving average of each trainable tensor in order.
 typedef struct {
     int32_t magic, version;
     uint64_t weights_hash; // of the .bin
     RunState run;
     char kernels[16]; // which kernels computed: others round differently
-    int64_t settings_bytes, tensors, floats; // trainable tensors, and floats of m and v together
+    int64_t settings_bytes, tensors, floats; // trainable tensors, and floats of their arenas together
 } StateHeader;
+
+// The arenas that a state holds of each trainable tensor, from ARENA_M on: m, v, and the moving average of the weights where there is one.
+static inline int state_arenas(const Clip *clip) { return clip_has_ema(clip) ? 3 : 2; }
 
 static inline StateHeader state_header(const Clip *clip, const RunState *run, size_t settings_bytes, uint64_t weights_hash) {
     StateHeader h;
@@ -36,7 +43,7 @@ static inline StateHeader state_header(const Clip *clip, const RunState *run, si
     h.magic = STATE_MAGIC, h.version = STATE_VERSION, h.weights_hash = weights_hash, h.run = *run, h.settings_bytes = (int64_t)settings_bytes;
     snprintf(h.kernels, sizeof h.kernels, "%s", clip_kernels(clip));
     for (int i = 0; i < clip->tensors.count; i++)
-        if (clip->tensors.list[i].trainable) h.tensors++, h.floats += 2 * (int64_t)clip->tensors.list[i].count;
+        if (clip->tensors.list[i].trainable) h.tensors++, h.floats += state_arenas(clip) * (int64_t)clip->tensors.list[i].count;
     return h;
 }
 
@@ -59,7 +66,7 @@ static inline void checkpoint_save(Clip *clip, const char *stem, const RunState 
         const Tensor *x = &clip->tensors.list[i];
         if (!x->trainable) continue;
         list_grow((void **)&values, &capacity, x->count, sizeof *values);
-        for (int arena = ARENA_M; arena <= ARENA_V; arena++) {
+        for (int arena = ARENA_M; arena < ARENA_M + state_arenas(clip); arena++) {
             clip_read(clip, (ClipArena)arena, x, values);
             safe_file_write(&state, values, x->count * sizeof *values);
         }
@@ -74,6 +81,8 @@ static inline void checkpoint_delete(const char *stem) {
     path_format(path, "%s.state", stem); // first, so that no state is left without its weights
     unlink(path);
     path_format(path, "%s.bin", stem);
+    unlink(path);
+    path_format(path, "%s_ema.bin", stem);
     unlink(path);
 }
 
@@ -112,7 +121,7 @@ static inline const char *checkpoint_open(Checkpoint *c) {
 static inline void checkpoint_restore(const Checkpoint *c, Clip *clip) {
     const StateHeader mine = state_header(clip, &c->header.run, 0, 0);
     if (mine.tensors != c->header.tensors || mine.floats != c->header.floats)
-        die(EXIT_USAGE, "%s: holds the optimizer state of %lld tensors, this run trains %lld; give the locks the run began with", c->state, (long long)c->header.tensors,
+        die(EXIT_USAGE, "%s: holds the optimizer state of %lld tensors, this run trains %lld; give the locks and --ema-decay the run began with", c->state, (long long)c->header.tensors,
             (long long)mine.tensors);
     FILE *f = fopen_check(c->state, "rb");
     if (fseeko(f, (off_t)sizeof c->header + c->header.settings_bytes, SEEK_SET)) die(EXIT_RUNTIME, "%s: %s", c->state, strerror(errno));
@@ -122,7 +131,7 @@ static inline void checkpoint_restore(const Checkpoint *c, Clip *clip) {
         const Tensor *x = &clip->tensors.list[i];
         if (!x->trainable) continue;
         list_grow((void **)&values, &capacity, x->count, sizeof *values);
-        for (int arena = ARENA_M; arena <= ARENA_V; arena++) {
+        for (int arena = ARENA_M; arena < ARENA_M + state_arenas(clip); arena++) {
             fread_check(values, x->count * sizeof *values, f, c->state);
             for (size_t j = 0; j < x->count; j++)
                 if (!isfinite(values[j])) die(EXIT_USAGE, "%s: the optimizer state of %s is not finite; take an earlier checkpoint", c->state, x->name);

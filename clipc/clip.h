@@ -100,6 +100,9 @@ void clip_backward(Clip *clip, const ClipBatch *batch, int first_row);
 // One AdamW step over all trainable tensors, gradients consumed. Returns the L2 norm of all gradients before clipping.
 double clip_update(Clip *clip, const AdamW *hyper);
 
+// Is there a moving average of the weights?
+bool clip_has_ema(const Clip *clip);
+
 // Exchanges the weights with their moving average: to evaluate or save the latter, and back.
 void clip_swap_ema(Clip *clip);
 

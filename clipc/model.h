@@ -183,6 +183,7 @@ static inline void model_lock(Clip *clip, const Options *o) {
     if (o->lock_image) clip_lock(clip, IMAGE_TOWER, (int)o->lock_image_unlocked_groups);
     if (o->lock_text) clip_lock(clip, TEXT_TOWER, (int)o->lock_text_unlocked_layers);
     if (o->lock_logit_scale) clip_lock(clip, NO_TOWER, 0);
+    if ((options_was_set(o, lr_image) || options_was_set(o, lr_text)) && !(o->lr > 0)) die(EXIT_USAGE, "--lr-image, --lr-text: give --lr, too; the schedule of the run follows it");
     clip_scale_rates(clip, IMAGE_TOWER, o->image_layer_decay, options_was_set(o, lr_image) ? o->lr_image / o->lr : 1);
     clip_scale_rates(clip, TEXT_TOWER, o->text_layer_decay, options_was_set(o, lr_text) ? o->lr_text / o->lr : 1);
     for (size_t i = 0; i < o->wd_exclude.count; i++)
