@@ -3,7 +3,7 @@
 # CC=clang picks another compiler, CFLAGS= replaces the optimisation and warning flags, OPENMP= builds for one thread.
 
 MAKEFLAGS += --no-builtin-rules
-PROGRAMS = train_clip test_clip wise_ft
+PROGRAMS = train_clip test_clip lr_find wise_ft
 BUILD = build# dependency files, test programs, everything the tests write
 BIN =# where the programs go: empty is here, otherwise a folder with its slash
 

@@ -2,8 +2,8 @@
 #ifndef CLIPC_TRAIN_H
 #define CLIPC_TRAIN_H
 
-#include "clipc/lr_range.h" // RangeCurve, ClipSnapshot
 #include "clipc/plot.h" // plot_curves
+#include "clipc/range_test.h" // train_find_rate, --lr auto
 #include "clipc/run.h"  // Training, model_open
 
 // ---------------------------------------------------------------- evaluation
@@ -98,20 +98,6 @@ static inline int train_end_interrupted(Training *t, bool saved) {
     if (!saved) train_save(t, "step", t->state.step);
     train_draw(t);
     logger_print(&t->log, "interrupted after step %lld; go on with: %s --resume %s.bin", (long long)t->state.step, program_invocation_name, t->last_saved);
-    return EXIT_INTERRUPTED;
-}
-
-// Interrupted before the run began: takes its folder away again. Returns the exit code.
-static inline int train_abandon(Training *t) {
-    char path[PATH_SIZE];
-    static const char *const made[] = {"out.log", "metrics.jsonl"};
-    logger_print(&t->log, "interrupted in the range test; nothing is kept");
-    for (int i = 0; i < 2; i++) {
-        path_format(path, "%s/%s", t->folder, made[i]);
-        unlink(path);
-    }
-    path_format(path, "%s/checkpoints", t->folder);
-    rmdir(path), rmdir(t->folder);
     return EXIT_INTERRUPTED;
 }
 

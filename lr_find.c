@@ -1,0 +1,150 @@
+// The learning-rate range test: the rate grows from --min-lr to --max-lr over real training steps of the model, the data and the
+// options that a run would have; the loss tells which rate to take. The weights stay as they are.
+//
+//     ./lr_find --pretrained W.bin --train-data pairs.csv --batch-size 256 --lock-image
+//
+// Ends in a table, a sentence, the train_clip commands with that rate, lr_find.csv and lr_find.svg. The ramp and its reading are
+// in clipc/lr_range.h, the steps in clipc/range_test.h; this program joins them.
+#define PROGRAM_OPTIONS(X) \
+    X(PROGRAM, REAL, min_lr, "min-lr", "1e-7", "(0,inf)", "first rate of the ramp") \
+    X(PROGRAM, REAL, max_lr, "max-lr", "10", "(0,inf)", "last rate of the ramp") \
+    X(PROGRAM, INT, num_steps, "num-steps", "100", "[10,20000]", "steps of the ramp") \
+    X(PROGRAM, FLAG, linear, "linear", "", "", "rates at equal distances (Smith 2015) in place of equal ratios") \
+    X(PROGRAM, REAL, smoothing, "smoothing", "0.9", "[0,1)", "weight of the old average in the running loss, which decides when to stop") \
+    X(PROGRAM, REAL, stop_factor, "stop-factor", "4", "(1,inf)", "stop where the running loss is so many times its best") \
+    X(PROGRAM, INT, repeats, "repeats", "1", "[1,100]", "ramps with other data orders: the mean is read, the spread tells how sure it is") \
+    X(PROGRAM, CHOICE, group, "group", "(both towers)", "image text", "ramp this tower, the other frozen: for a rate per tower") \
+    X(PROGRAM, TEXT, output, "output", ".", "DIR", "where lr_find.csv and lr_find.svg go")
+#define PROGRAM_USAGE \
+    "Finds a learning rate for fine-tuning a CLIP model: the range test. Takes the options of the run to come, as train_clip does.\n\n" \
+    "  a rate         lr_find --pretrained ViT-B-32-openai.bin --train-data pairs.csv\n" \
+    "  more surely    ... --repeats 3 --num-steps 200\n" \
+    "  per tower      ... --group image\n"
+#define TESTING // without the main() of
+#ifdef __CUDACC__
+#include "train_clip.cu"
+#else
+#include "train_clip.c"
+#endif
+#include "clipc/train.h" // train_range_test, train_step
+
+// ---------------------------------------------------------------- the commands to go on with
+
+static void print_shell_word(const char *word) {
+    if (*word && strspn(word, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-+=.,:/@%") == strlen(word)) {
+        printf(" %s", word);
+        return;
+    }
+    printf(" '");
+    for (const char *p = word; *p; p++) *p == '\'' ? fputs("'\\''", stdout) : putchar(*p);
+    putchar('\'');
+}
+
+// Does this argument begin an option of lr_find alone, or one that the command sets itself?
+static bool left_out(const char *argument) {
+    char name[128];
+    snprintf(name, sizeof name, "%.*s", (int)strcspn(argument + 2, "="), argument + 2);
+    const OptionRow *row = option_find(name);
+    return row && (row->group == GROUP_PROGRAM || row->group == GROUP_SCHEDULE || row == &option_rows()[OPTION_lr]);
+}
+
+// train_clip beside this program, with the options given here, the rate and a schedule.
+static void print_command(char **argv, const Options *o, double rate, const char *schedule) {
+    const char *slash = strrchr(argv[0], '/');
+    char program[PATH_SIZE];
+    path_format(program, "%.*strain_clip", slash ? (int)(slash + 1 - argv[0]) : 0, argv[0]);
+    printf(" ");
+    print_shell_word(program);
+    bool skip = false;
+    for (int i = 1; argv[i]; i++) {
+        if (strncmp(argv[i], "--", 2) == 0) skip = left_out(argv[i]);
+        if (!skip) print_shell_word(argv[i]);
+    }
+    if (o->group) printf(" --lock-%s", strcmp(o->group, "image") == 0 ? "text" : "image");
+    printf(" --lr %g --lr-scheduler %s\n", rate, schedule);
+}
+
+// ---------------------------------------------------------------- the report
+
+static void print_table(const RangeReading *mean, const RangeReading *passes, int count) {
+    static const char *const meanings[] = {
+#define X(name, text, meaning) meaning,
+        RANGE_SUGGESTIONS(X)
+#undef X
+    };
+    printf("\n%-12s %-10s %s\n", "suggestion", "rate", count > 1 ? "of each pass" : "");
+    for (int k = 0; k < RANGE_SUGGESTION_COUNT; k++) {
+        printf("%-12s %-10.3g ", range_suggestion_name(k), mean->rate[k]);
+        for (int j = 0; count > 1 && j < count; j++) printf("%-10.3g ", passes[j].rate[k]);
+        printf("%s\n", meanings[k]);
+    }
+}
+
+// Reads the curves, writes the files, prints what came out. Returns the exit code.
+static int report(char **argv, Training *t, RangeCurve *passes, int count) {
+    const Options *o = t->o;
+    char csv[PATH_SIZE], svg[PATH_SIZE], stop[160];
+    RangeReading *readings = malloc_check((size_t)count * sizeof *readings);
+    for (int k = 0; k < count; k++) readings[k] = range_read(&passes[k]);
+    RangeCurve mean = range_mean(passes, count);
+    const RangeReading reading = range_read(&mean);
+    const RangeAdvice advice = range_advise(&reading, readings, count, range_strategy(t->clip, o->pretrained != NULL));
+    path_format(csv, "%s/lr_find.csv", o->output);
+    path_format(svg, "%s/lr_find.svg", o->output);
+    range_write_csv(csv, &mean, passes, count);
+    const bool drawn = range_draw(svg, &mean, passes, count, &reading, &advice);
+    range_describe_stop(&mean, stop);
+    printf("\nThe ramp %s.\n", stop);
+    if (reading.fell) print_table(&reading, readings, count);
+    printf("\n%s.\n", advice.text);
+    if (isfinite(advice.rate)) {
+        const bool own_ramp = options_was_set(o, warmup) && o->warmup.value > 0;
+        char cosine[64];
+        snprintf(cosine, sizeof cosine, own_ramp ? (o->warmup.percent ? "cosine --warmup %g%%" : "cosine --warmup %.0f") : "cosine", o->warmup.value);
+        printf("\n");
+        print_command(argv, o, advice.rate, cosine);
+        print_command(argv, o, advice.rate, "one-cycle");
+        print_command(argv, o, advice.rate, "stlr");
+    }
+    printf("\n%s\n%s\n", csv, drawn ? svg : "");
+    range_free(&mean);
+    free(readings);
+    return !drawn || !isfinite(advice.rate) ? EXIT_RUNTIME : EXIT_SUCCESS;
+}
+
+// ---------------------------------------------------------------- the program
+
+static void check_options(const Options *o) {
+    if (o->max_lr <= o->min_lr) die(EXIT_USAGE, "--max-lr %g: is not above --min-lr %g", o->max_lr, o->min_lr);
+    if (o->resume) die(EXIT_USAGE, "--resume: the range test begins a run; give --pretrained a .bin of that checkpoint");
+    if (o->eval_only || o->classify.count || o->print_schedule) die(EXIT_USAGE, "--eval-only, --classify and --print-schedule are for train_clip; leave them out");
+    if (o->group && (strcmp(o->group, "image") == 0 ? o->lock_image : o->lock_text))
+        die(EXIT_USAGE, "--group %s: this tower is locked; leave out --lock-%s", o->group, o->group);
+    make_directories(o->output);
+}
+
+int main(int argc, char **argv) {
+    Options o;
+    options_parse(&o, argc, argv);
+    check_options(&o);
+    train_defaults(&o);
+    Training t = {.o = &o};
+    logger_open(&t.log, NULL, false);
+    t.clip = model_open(&o);
+    model_lock(t.clip, &o);
+    if (o.group) clip_lock(t.clip, strcmp(o.group, "image") == 0 ? TEXT_TOWER : IMAGE_TOWER, 0);
+    train_open_tokenizer(&t);
+    train_set_loading(&t);
+    train_open_data(&t);
+    train_start_model(&t);
+    train_print_model(&t);
+    train_catch_signals();
+    const RangeConfig config = {o.min_lr, o.max_lr, o.num_steps, o.linear, o.smoothing, o.stop_factor};
+    const int count = (int)o.repeats;
+    RangeCurve *passes = malloc_check((size_t)count * sizeof *passes);
+    const int code = train_range_test(&t, &config, passes, count) ? report(argv, &t, passes, count) : EXIT_INTERRUPTED;
+    for (int k = 0; k < count; k++) range_free(&passes[k]);
+    free(passes);
+    training_free(&t);
+    return code;
+}
