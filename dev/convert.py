@@ -282,8 +282,6 @@ def open_clip_json(config):
     for part, eps in ((image, c["image_ln_eps"]), (text, c["text_ln_eps"])):
         if np.float32(eps) != np.float32(1e-5):
             part["norm_kwargs"] = {"eps": shortest(eps)}
-    if not c["ln_pre"]:
-        image["no_ln_pre"] = True
     return {"model_cfg": {"embed_dim": c["embed_dim"], "quick_gelu": bool(c["quick_gelu"]), "vision_cfg": image, "text_cfg": text},
             "preprocess_cfg": {**{key: [shortest(c[f"{key}_{x}"]) for x in "rgb"] for key in ("mean", "std")},
                                "interpolation": INTERPOLATIONS[c["interpolation"]], "resize_mode": RESIZE_MODES[c["resize_mode"]]}}
@@ -306,6 +304,8 @@ def write_safetensors(model, path, tensors):
 
 
 def write_open_clip(model, folder):
+    if model.config["absent"] or model.config["patch_bias"] or not model.config["ln_pre"]:
+        raise Refused(f"{model.where}: not a whole CLIP (a tower alone, or one of ImageNet's): open_clip's form has no place for it")
     made = not os.path.isdir(folder)
     os.makedirs(folder, exist_ok=True)
     weights, config = (os.path.join(folder, name) for name in ("open_clip_model.safetensors", "open_clip_config.json"))
