@@ -4,7 +4,7 @@
   dev/data/make_shapes.py --out DIR [--count 4000] [--seed 0] [--domain plain|shifted] [--size 32]
 
 plain:   filled shapes on light paper; "a photo of a small red circle on white paper"
-shifted: the same shapes as chalk outlines on a dark, grainy board, colours washed out; "a chalk drawing of a small red circle"
+shifted: the same shapes as outlines on brown, grainy cardboard, colours paler; "a crayon drawing of a small red circle"
 
 DIR/images/NNNNNN.png, DIR/train.csv and DIR/val.csv (filepath, title, label; every eighth picture is for validation),
 DIR/classnames.txt (line i is class i: colour and shape), DIR/templates.txt (prompts; {} stands for the class name).
@@ -24,12 +24,12 @@ SHAPES = ["circle", "square", "triangle", "diamond", "cross", "star", "ring", "m
 CLASSES = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
 PAPERS = {"white": (245, 245, 245), "cream": (250, 235, 200), "gray": (190, 190, 190), "sky blue": (190, 220, 245)}
 TEXTURES = ["plain", "striped", "dotted"]
-SIZES = {"small": 0.28, "medium": 0.38, "large": 0.48}  # radius in half pictures
-PLACES = {"on the left": (-0.4, 0), "on the right": (0.4, 0), "at the top": (0, -0.4), "at the bottom": (0, 0.4), "in the middle": (0, 0)}
+SIZES = {"small": 0.34, "medium": 0.46, "large": 0.58}  # radius in half pictures
+PLACES = {"on the left": (-0.35, 0), "on the right": (0.35, 0), "at the top": (0, -0.35), "at the bottom": (0, 0.35), "in the middle": (0, 0)}
 
 PLAIN_OPENINGS = ["a photo of {}", "a picture of {}", "{}", "there is {}", "{} to look at"]
-SHIFTED_OPENINGS = ["a chalk drawing of {}", "{} in chalk", "an outline of {}", "{} on the board", "a sketch of {}"]
-TEMPLATES = {"plain": ["a photo of a {}", "a picture of a {}", "a {}", "there is a {}"], "shifted": ["a chalk drawing of a {}", "a {} in chalk", "a sketch of a {}", "an outline of a {}"]}
+SHIFTED_OPENINGS = ["a crayon drawing of {}", "{} in crayon", "an outline of {}", "{} on cardboard", "a sketch of {}"]
+TEMPLATES = {"plain": ["a photo of a {}", "a picture of a {}", "a {}", "there is a {}"], "shifted": ["a crayon drawing of a {}", "a {} in crayon", "a sketch of a {}", "an outline of a {}"]}
 
 
 def distance_to_edge(shape, x, y):
@@ -74,8 +74,8 @@ def draw(rng, size, domain, shape, colour, paper, texture, radius, place):
         grain = 5
     else:
         cover = np.clip(0.5 + (0.08 - np.abs(edge)) * n / 3, 0, 1) * (0.9 + 0.1 * rng.random((n, n)))
-        cover = np.maximum(cover, 0.25 * (edge < 0)) if texture != "plain" else cover # rubbed with the flat of the chalk
-        ink, ground, grain = 110 + 0.57 * ink, 70 - 0.2 * ground, 14
+        cover = np.maximum(cover, 0.25 * (edge < 0)) if texture != "plain" else cover # rubbed with the flat of the crayon
+        ink, ground, grain = 25 + 0.85 * ink, np.array((205, 175, 135)) + (ground - 220) * 0.2, 14
     picture = ground + (ink - ground) * cover[..., None]
     picture = picture.reshape(size, 2, size, 2, 3).mean(axis=(1, 3)) + rng.normal(0, grain, (size, size, 3))
     return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
@@ -86,16 +86,16 @@ def with_article(words):
 
 
 def caption(rng, domain, colour, shape, paper, texture, size, place):
-    """Names colour and shape always, everything else in half of the captions."""
+    """Names colour and shape always, everything else in a third of the captions."""
     words = f"{colour} {shape}"
-    if texture != "plain" and domain == "plain" and rng.random() < 0.5:
+    if texture != "plain" and domain == "plain" and rng.random() < 0.33:
         words = f"{texture} {words}"
-    if rng.random() < 0.5:
+    if rng.random() < 0.33:
         words = f"{size} {words}"
     words = with_article(words)
-    if rng.random() < 0.5:
+    if rng.random() < 0.33:
         words += " " + place
-    if domain == "plain" and rng.random() < 0.5:
+    if domain == "plain" and rng.random() < 0.33:
         words += f" of {paper} paper" if rng.random() < 0.3 and " the " in words else f" on {paper} paper"
     openings = PLAIN_OPENINGS if domain == "plain" else SHIFTED_OPENINGS
     return openings[rng.integers(len(openings))].format(words)
