@@ -136,7 +136,7 @@ def checkpoint(name, stem):
 
 
 def stems(name):
-    return sorted(f[:-4] for f in os.listdir(checkpoint(name, "")) if f.endswith(".bin"))
+    return sorted(f[:-4] for f in os.listdir(checkpoint(name, "")) if f.endswith(".bin") and not f.endswith("_ema.bin"))
 
 
 def records(name):
@@ -150,11 +150,19 @@ def curve(name):
     return [{key: value for key, value in r.items() if key not in timed} for r in records(name)]
 
 
+def header_bytes(data):
+    """Of a state file: its header ends with the bytes of settings, the count of tensors, the count of numbers."""
+    for end in range(64, 256, 8):
+        settings, _, floats = struct.unpack_from("<3q", data, end - 24)
+        if end + settings + 4 * floats == len(data):
+            return end, settings
+    raise ValueError("no training state")
+
+
 def moments(path):
-    """m and v of a state file, behind header and settings; steps done."""
+    """Steps done, and the numbers (m, v, moving average) of a state file."""
     data = read(path)
-    step, settings = struct.unpack_from("<q", data, 16)[0], struct.unpack_from("<q", data, 64)[0]
-    return step, data[88 + settings:]
+    return struct.unpack_from("<q", data, 16)[0], data[sum(header_bytes(data)):]
 
 
 def newest(name):
@@ -166,6 +174,8 @@ def expect_same(one, other, what, log=True):
     last, its = newest(one), newest(other)
     check(read(checkpoint(one, last + ".bin")) == read(checkpoint(other, its + ".bin")), f"{what}: weights differ ({last}, {its})")
     check(moments(checkpoint(one, last + ".state")) == moments(checkpoint(other, its + ".state")), f"{what}: steps or optimizer states differ ({last}, {its})")
+    if os.path.exists(checkpoint(one, last + "_ema.bin")):
+        check(read(checkpoint(one, last + "_ema.bin")) == read(checkpoint(other, its + "_ema.bin")), f"{what}: moving averages differ ({last}, {its})")
     check(not glob.glob(checkpoint(other, "*.part")), f"{what}: left {glob.glob(checkpoint(other, '*.part'))}")
     if log:
         a, b = curve(one), curve(other)
@@ -356,11 +366,17 @@ def test_resume_variants():
     variants = {"accum": ["--accum-freq", 3, "--steps", 7, "--save-steps", 3], "log3": ["--log-every-n-steps", 3, "--epochs", 2, "--save-steps", 5],
                 "locked": ["--lock-image", "--lock-image-unlocked-groups", 1, "--lock-text", "--steps", 9, "--save-steps", 4],
                 "linear": ["--lr-scheduler", "linear", "--warmup", 3, "--min-lr-ratio", 0.1, "--steps", 9, "--save-steps", 4], "odd": ["--steps", 15, "--save-frequency", 2],
-                "split": ["--val-split", 0.2, "--seed", 3, "--epochs", 2, "--save-frequency", 0, "--save-steps", 3], "large": ["--batch-size", 64, "--epochs", 6, "--save-frequency", 4]}
+                "split": ["--val-split", 0.2, "--seed", 3, "--epochs", 2, "--save-frequency", 0, "--save-steps", 3], "large": ["--batch-size", 64, "--epochs", 6, "--save-frequency", 4],
+                "ema": ["--ema-decay", 0.8, "--steps", 9, "--save-steps", 4], "rates": ["--image-layer-decay", 0.7, "--lr-text", 1e-3, "--grad-checkpointing", "--steps", 7, "--save-steps", 3],
+                "cycle": ["--lr-scheduler", "one-cycle", "--cycle-momentum", "--steps", 9, "--save-steps", 4], "auto": ["--lr", "auto", "--steps", 7, "--save-steps", 3],
+                "resampled": ["--dataset-resampled", "--epochs", 2, "--save-steps", 4], "average": ["--ema-decay", 0.5, "--delete-previous-checkpoint", "--steps", 9, "--save-steps", 4]}
     for name, options in variants.items():
         says = "the batch shrinks" if name == "large" else None
         given = [o for o in SYNTHETIC if name != "large" or o not in ("--batch-size", 8)]
         works(*given, *options, "--name", name, says=says)
+        if name == "average":
+            check(sorted(os.listdir(checkpoint(name, ""))) == ["step_9.bin", "step_9.state", "step_9_ema.bin"], f"the newest checkpoint alone: {os.listdir(checkpoint(name, ''))}")
+            continue
         first = min((stem for stem in stems(name) if stem != "latest"), key=lambda stem: moments(checkpoint(name, stem + ".state"))[0])
         shutil.copytree(folder(name), folder(name + "_again"))
         works("--resume", checkpoint(name + "_again", first + ".bin"), threads=2, says=says)
@@ -404,12 +420,13 @@ def test_resume_refusals():
     # states that are cut off or altered
     state, weights = read(checkpoint("run", "step_3.state")), read(pair)
     write("x.bin", weights)
-    for length in [0, 1, 87, 88, 89, 200, len(state) // 2, len(state) - 1]:
+    header = header_bytes(state)[0]
+    for length in [0, 1, header - 1, header, header + 1, 200, len(state) // 2, len(state) - 1]:
         write("x.state", state[:length])
         refused("x.state: ", "--resume", "x.bin")
     write("x.state", state + b"x")
     refused("is not complete", "--resume", "x.bin")
-    for at in range(0, 88, 4):
+    for at in range(0, header, 4):
         for value in (-1, 0x7fffffff, 0):
             altered = bytearray(state)
             struct.pack_into("<i", altered, at, value)
