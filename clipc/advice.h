@@ -10,7 +10,7 @@
 
 #include "clipc/plot.h" // Curves
 
-enum { ADVICE_SIZE = 768, ADVICE_WINDOW = 50, ADVICE_LEAST = 5 }; // training steps that make a mean: at most, at least
+enum { ADVICE_SIZE = 512, ADVICE_WINDOW = 50, ADVICE_LEAST = 5 }; // training steps that make a mean: at most, at least
 
 #define ADVICES(X) \
     X(NONE, "") \

@@ -525,7 +525,7 @@ static inline void options_help(FILE *f) {
             option_help(f, &rows[i]);
         }
     }
-    fprintf(f, "\n  --help                            this text\n  --help strategies                 rates, warmup and epochs of each strategy; presets; schedules; signs to watch\n");
+    fprintf(f, "\n  --help                            this text\n  --help strategies                 rates and epochs by strategy, presets, what curves say\n");
 }
 
 #endif

@@ -6,6 +6,7 @@
 #include "clipc/evaluate.h"   // Evaluation, ZeroshotSet
 #include "clipc/feature_cache.h" // FeatureCache
 #include "clipc/model.h"      // model_open, model_lock
+#include "clipc/monitor.h"    // Monitor
 #include "clipc/options.h"    // Options
 #include "clipc/schedule_options.h" // schedule_from_options
 
@@ -33,6 +34,7 @@ typedef struct {
     char folder[PATH_SIZE];    // LOGS/NAME
     char last_saved[PATH_SIZE]; // stem of the checkpoint saved last, or resumed from; "" before there is one
     char *settings;            // as options_print() writes them, kept in every checkpoint
+    Monitor monitor;
 } Training;
 
 // ---------------------------------------------------------------- Ctrl-C
@@ -59,10 +61,12 @@ static inline void train_catch_signals(void) {
 // Where a default depends on how the run begins.
 static inline void train_defaults(Options *o) {
     const bool random = !o->pretrained;
+    if (!o->resume) preset_apply(o); // a run that goes on has it among its settings
     if (!options_was_set(o, lr)) o->lr = random ? 5e-4 : 1e-5;
     if (!options_was_set(o, epochs)) o->epochs = random ? 32 : 10;
     if (!options_was_set(o, workers)) o->workers = max_i64(1, min_i64(256, sysconf(_SC_NPROCESSORS_ONLN)));
     schedule_check_options(o);
+    monitor_check_options(o);
 }
 
 // ---------------------------------------------------------------- data and evaluation
@@ -137,7 +141,8 @@ static inline DatasetConfig train_data_config(Training *t) {
     c.num_samples = max_i64(0, o->train_num_samples);
     c.upsampling_factors = o->train_data_upsampling_factors, c.resampled = o->dataset_resampled, c.positives_key = o->positives_key;
     if (o->no_shuffle && (o->dataset_resampled || o->distinct_batches))
-        die(EXIT_USAGE, "--no-shuffle: contradicts --%s, which makes an order of its own; leave one of them out", o->dataset_resampled ? "dataset-resampled" : "distinct-batches");
+        die(EXIT_USAGE, "--no-shuffle: contradicts --%s, which makes an order of its own; leave one of them out",
+            o->dataset_resampled ? "dataset-resampled" : "distinct-batches");
     if (!o->train_templates) return c;
     t->templates = templates_read(o->train_templates);
     if (o->classnames) t->classnames = classnames_read(o->classnames);
@@ -150,7 +155,8 @@ static inline void train_open_prompts(Training *t) {
     int64_t labelled = 0;
     if (!t->o->train_templates) return;
     for (int64_t i = 0; i < dataset_count(&t->train); i++) labelled += t->train.samples[i].label >= 0;
-    if (!labelled) die(EXIT_USAGE, "--train-templates: no sample of %s has a label; give class folders, a CSV with --csv-label-key, or tars with .cls", t->o->train_data);
+    if (!labelled)
+        die(EXIT_USAGE, "--train-templates: no sample of %s has a label; give class folders, a CSV with --csv-label-key, or tars with .cls", t->o->train_data);
     if (!t->o->classnames) t->classnames = classnames_from_folders(t->train.class_folders.list, (int)t->train.class_folders.count);
     if (!t->classnames.count) die(EXIT_USAGE, "--train-templates: the classes have no names; give --classnames FILE, one name a line, that of label 0 first");
     t->loading.templates = t->evaluation.loader.templates = &t->templates;
@@ -165,10 +171,12 @@ static inline int64_t train_count_steps(Training *t, int64_t n) {
     dataset_read_keys(&t->train);
     t->loading.distinct_step = step;
     const int64_t distinct = dataset_distinct_steps(&t->train, (uint64_t)o->seed, step);
-    if (!distinct) die(EXIT_USAGE, "--distinct-batches: a step of %lld pairs needs as many different keys, there are fewer; lower --batch-size or --accum-freq", (long long)step);
+    if (!distinct)
+        die(EXIT_USAGE, "--distinct-batches: a step of %lld pairs needs as many different keys, there are fewer; lower --batch-size or --accum-freq",
+            (long long)step);
     if (distinct < steps)
-        warn("--distinct-batches: %lld of %lld pairs find a place in an epoch, other ones in each; steps an epoch: %lld, not %lld", (long long)(distinct * step), (long long)n,
-            (long long)distinct, (long long)steps);
+        warn("--distinct-batches: %lld of %lld pairs find a place in an epoch, other ones in each; steps an epoch: %lld, not %lld",
+            (long long)(distinct * step), (long long)n, (long long)distinct, (long long)steps);
     return distinct;
 }
 

@@ -8,20 +8,23 @@
 
 // ---------------------------------------------------------------- evaluation
 
-static inline void train_report(Training *t, Record *r, const char *what, const MetricList *m) {
-    char line[1024];
+static inline void train_report(Training *t, Record *r, const char *what, const char *prefix, const MetricList *m) {
+    char line[1024], name[160];
     int n = snprintf(line, sizeof line, "%-12s", what);
     for (int i = 0; i < m->count; i++) {
-        record_number(r, m->list[i].name, m->list[i].value);
-        if (n < (int)sizeof line) n += snprintf(line + n, sizeof line - (size_t)n, " %s %.4g", m->list[i].name, m->list[i].value);
+        snprintf(name, sizeof name, "%s%s", prefix, m->list[i].name);
+        record_number(r, name, m->list[i].value);
+        if (n < (int)sizeof line) n += snprintf(line + n, sizeof line - (size_t)n, " %s %.4g", name, m->list[i].value);
     }
     logger_print(&t->log, "%s", line);
 }
 
-// Zero-shot accuracy on each set, loss and retrieval on the validation set, as lines and as one record; false when Ctrl-C came.
-static inline bool train_evaluate(Training *t, bool zeroshot, bool validation, const char *features_path) {
+// Zero-shot accuracy on each set, loss and retrieval on the validation sets, as lines and as one record; false when Ctrl-C came.
+// `prefix` stands before the names of the metrics: "ema_" when the weights at hand are the moving average.
+static inline bool train_evaluate(Training *t, bool zeroshot, bool validation, const char *prefix, const char *features_path) {
     if (!t->o->zeroshot_data.count) zeroshot = false;
     if (!t->val_count) validation = false;
+    t->monitor.last[prefix[0] != 0].length = 0;
     if (!zeroshot && !validation) return true;
     Record r = record_new(t->state.step);
     record_number(&r, "epoch", (double)t->state.epoch);
@@ -30,15 +33,15 @@ static inline bool train_evaluate(Training *t, bool zeroshot, bool validation, c
         ZeroshotMetrics z;
         if (!(whole = evaluate_zeroshot(&t->evaluation, &t->zeroshot[i], &z))) break;
         const MetricList m = zeroshot_metric_list(&z, t->zeroshot[i].name);
-        train_report(t, &r, "zero-shot", &m);
+        train_report(t, &r, "zero-shot", prefix, &m);
     }
     for (size_t i = 0; validation && whole && i < t->val_count; i++) {
         ValidationMetrics v;
         if (!(whole = evaluate_validation(&t->evaluation, &t->val[i].data, i == 0 ? features_path : NULL, &v))) break;
         const MetricList m = validation_metric_list(&v, t->val[i].name);
-        train_report(t, &r, "validation", &m);
+        train_report(t, &r, "validation", prefix, &m);
     }
-    if (whole) logger_record(&t->log, &r);
+    if (whole) monitor_record(&t->monitor, &t->log, &r), t->monitor.last[prefix[0] != 0] = r;
     return whole;
 }
 
@@ -52,30 +55,62 @@ static inline bool train_due_steps(const Training *t, Share every) {
 
 static inline bool train_due(int64_t epoch, int64_t frequency, bool last) { return frequency > 0 && (last || epoch % frequency == 0); }
 
-// The evaluation that is due at the beginning, behind an epoch and at the end, unless it is done; false when Ctrl-C came.
+// Saves STEM_ema.bin, too: the moving average of the weights, as a model of its own.
+static inline void train_save_ema(Training *t, const char *stem) {
+    char path[PATH_SIZE];
+    SafeFile file;
+    if (!clip_has_ema(t->clip)) return;
+    path_format(path, "%s_ema.bin", stem);
+    safe_file_open(&file, path);
+    clip_swap_ema(t->clip);
+    clip_save(t->clip, &file);
+    clip_swap_ema(t->clip);
+    safe_file_commit(&file);
+}
+
+// Keeps the best model, and says what the curves show.
+static inline void train_judge(Training *t) {
+    char stem[PATH_SIZE];
+    if (!t->monitor.last[0].length) return;
+    if (monitor_judge(&t->monitor, &t->state)) {
+        path_format(stem, "%s/checkpoints/best", t->folder);
+        checkpoint_save(t->clip, stem, &t->state, t->settings);
+        train_save_ema(t, stem);
+    }
+    monitor_advise(&t->monitor, &t->log, t->state.step);
+}
+
+// The evaluation that is due at the beginning, by --eval-steps, behind an epoch and at the end, unless it is done; false when Ctrl-C came.
 static inline bool train_evaluate_due(Training *t) {
     const Options *o = t->o;
     RunState *s = &t->state;
-    const bool last = s->step == t->schedule.total;
-    if (s->evaluated == s->step + 1 || (s->position > 0 && !last)) return true;
-    const bool done = train_evaluate(t, train_due(s->epoch, o->zeroshot_frequency, last), train_due(s->epoch, o->val_frequency, last), last ? o->save_features : NULL);
-    if (done) s->evaluated = s->step + 1;
+    const bool last = s->step == t->schedule.total, now = last || train_due_steps(t, o->eval_steps);
+    if (s->evaluated == s->step + 1 || (s->position > 0 && !now)) return true;
+    const bool zeroshot = train_due(s->epoch, o->zeroshot_frequency, now), validation = train_due(s->epoch, o->val_frequency, now);
+    bool done = train_evaluate(t, zeroshot, validation, "", last ? o->save_features : NULL);
+    if (done && clip_has_ema(t->clip) && s->step > 0) {
+        clip_swap_ema(t->clip);
+        done = train_evaluate(t, zeroshot, validation, "ema_", NULL);
+        clip_swap_ema(t->clip);
+    }
+    if (done) s->evaluated = s->step + 1, train_judge(t);
     return done;
 }
 
 // ---------------------------------------------------------------- checkpoints and pictures of the run
 
-// Is this stem a checkpoint in the folder of this run, other than latest?
+// Is this stem a checkpoint in the folder of this run, other than latest and best?
 static inline bool train_numbered(const Training *t, const char *stem) {
     char own[PATH_SIZE];
     path_format(own, "%s/checkpoints/", t->folder);
-    return strncmp(stem, own, strlen(own)) == 0 && !ends_with(stem, "/latest");
+    return strncmp(stem, own, strlen(own)) == 0 && !ends_with(stem, "/latest") && !ends_with(stem, "/best");
 }
 
 static inline void train_save(Training *t, const char *kind, int64_t number) {
     char stem[PATH_SIZE];
     path_format(stem, "%s/checkpoints/%s_%lld", t->folder, kind, (long long)number);
     checkpoint_save(t->clip, stem, &t->state, t->settings);
+    train_save_ema(t, stem);
     if (t->o->delete_previous_checkpoint && strcmp(t->last_saved, stem) != 0 && train_numbered(t, t->last_saved)) checkpoint_delete(t->last_saved);
     path_format(t->last_saved, "%s", stem);
     if (t->o->save_most_recent) {
@@ -84,13 +119,35 @@ static inline void train_save(Training *t, const char *kind, int64_t number) {
     }
 }
 
-static inline void train_draw(const Training *t) {
+// The page about the run; the pictures in it are looked at anew unless the run is to end.
+static inline void train_write_report(Training *t, const char *metrics, const char *curves) {
+    char html[PATH_SIZE], status[512], model[512], when[32];
+    const ClipConfig *c = &t->clip->config;
+    const time_t now = time(NULL);
+    const char *doing = t->state.step == t->schedule.total ? "Done" : train_interrupted ? "Interrupted" : monitor_stops(t->o, &t->state) ? "Stopped early" : "Running";
+    if (!train_interrupted && (t->val_count || t->o->zeroshot_data.count)) {
+        report_grid_free(&t->monitor.grid);
+        t->monitor.grid = t->val_count ? report_grid(&t->evaluation, &t->val[0].data, NULL) : report_grid(&t->evaluation, &t->zeroshot[0].data, &t->zeroshot[0]);
+    }
+    strftime(when, sizeof when, "%Y-%m-%d %H:%M", localtime(&now));
+    snprintf(status, sizeof status, "%s: step %lld of %lld, epoch %.4g, %s", doing, (long long)t->state.step, (long long)t->schedule.total,
+        (double)t->state.step / (double)t->steps_per_epoch, when);
+    snprintf(model, sizeof model, "%s: pictures of %d pixels in patches of %d, captions of %d tokens, %.4g million parameters", c->name[0] ? c->name : "CLIP", c->image_size,
+        c->patch_size, c->context_length, (double)t->clip->tensors.parameters / 1e6);
+    const Report r = {t->o->name, model, status, t->settings, metrics, curves, t->steps_per_epoch, &t->monitor.facts, &t->monitor.grid};
+    path_format(html, "%s/report.html", t->folder);
+    report_write(html, &r);
+}
+
+// curves.svg and report.html
+static inline void train_draw(Training *t) {
     char metrics[PATH_SIZE], svg[PATH_SIZE];
     path_format(metrics, "%s/metrics.jsonl", t->folder);
     path_format(svg, "%s/curves.svg", t->folder);
     struct stat st;
     if (stat(metrics, &st) == 0 && st.st_size == 0) return; // interrupted before the first record
     plot_curves(metrics, svg);
+    train_write_report(t, metrics, svg);
 }
 
 // Saves and says how to go on. Returns the exit code.
@@ -138,7 +195,10 @@ static inline double train_step(Training *t, const Batch *batches, double lr, do
         b[j] = train_batch(t, &batches[j], j);
         clip_forward(t->clip, &b[j], j * B, k == 1);
     }
-    const double loss = clip_loss(t->clip, k * B, NULL, POSITIVES_DIAGONAL, true);
+    uint64_t *keys = (uint64_t *)malloc_check((size_t)k * (size_t)B * sizeof *keys);
+    for (int j = 0; j < k; j++) memcpy(keys + (size_t)j * (size_t)B, batches[j].keys, (size_t)B * sizeof *keys);
+    const double loss = clip_loss(t->clip, k * B, keys, t->positives, true);
+    free(keys);
     for (int j = 0; j < k; j++) {
         if (k > 1) clip_forward(t->clip, &b[j], j * B, true);
         clip_backward(t->clip, &b[j], j * B);
@@ -172,7 +232,7 @@ static inline bool train_next(Training *t, Loader *loader, Batch *batches) {
         record_number(&r, "epoch", (double)t->state.epoch + 1);
         record_number(&r, "loss", loss), record_number(&r, "lr", lr), record_number(&r, "grad_norm", norm), record_number(&r, "logit_scale", scale);
         record_number(&r, "samples_per_second", rate), record_number(&r, "data_time", waited), record_number(&r, "batch_time", seconds);
-        logger_record(&t->log, &r);
+        monitor_record(&t->monitor, &t->log, &r);
     }
     return true;
 }
@@ -190,27 +250,33 @@ static inline int train_run(Training *t) {
     const int64_t evaluated = t->state.evaluated;
     bool whole = train_evaluate_due(t), saved = false;
     if (whole && t->state.step > 0 && t->state.evaluated != evaluated) train_save(t, "step", t->state.step);
-    while (whole && t->state.step < t->schedule.total) {
+    while (whole && t->state.step < t->schedule.total && !monitor_stops(o, &t->state)) {
         saved = false;
         if (!train_next(t, loader, batches)) break;
         const bool last = t->state.step == t->schedule.total, end_of_epoch = t->state.step % t->steps_per_epoch == 0;
         if (end_of_epoch || last) {
             loader_report_skips(loader);
+            train_save_features(t);
             if (end_of_epoch) t->state.epoch++, t->state.position = 0;
             if (!last) loader_start_epoch(loader, t->state.epoch, 0); // decodes while the evaluation runs
             whole = train_evaluate_due(t);
-            if (last || train_due(t->state.epoch, o->save_frequency, false)) {
+            if (last || monitor_stops(o, &t->state) || train_due(t->state.epoch, o->save_frequency, false)) {
                 train_save(t, end_of_epoch ? "epoch" : "step", end_of_epoch ? t->state.epoch : t->state.step);
                 saved = true;
             }
             train_draw(t);
-        } else if (train_due_steps(t, o->save_steps)) {
-            train_save(t, "step", t->state.step);
-            saved = true;
+        } else {
+            whole = train_evaluate_due(t);
+            if (monitor_stops(o, &t->state) || train_due_steps(t, o->save_steps)) train_save(t, "step", t->state.step), saved = true;
         }
         if (train_interrupted && !last) break;
     }
-    const int code = whole && t->state.step >= t->schedule.total ? EXIT_SUCCESS : train_end_interrupted(t, saved);
+    const bool stopped = whole && !train_interrupted && monitor_stops(o, &t->state);
+    if (stopped) {
+        logger_print(&t->log, "stopped      val_loss has not fallen below %.4g for %lld evaluations", t->state.best_val_loss, (long long)t->state.evaluations_without_better);
+        train_draw(t);
+    }
+    const int code = stopped || (whole && t->state.step >= t->schedule.total) ? EXIT_SUCCESS : train_end_interrupted(t, saved);
     for (int64_t j = 0; j < o->accum_freq; j++) batch_free(&batches[j]);
     free(batches);
     loader_free(loader);
@@ -220,8 +286,10 @@ static inline int train_run(Training *t) {
 // ---------------------------------------------------------------- what the program does
 
 static inline void training_free(Training *t) {
+    monitor_close(&t->monitor, &t->log);
     for (size_t i = 0; i < t->o->zeroshot_data.count; i++) zeroshot_close(&t->zeroshot[i]);
-    free(t->zeroshot), free(t->settings);
+    for (int tower = 0; tower < 2; tower++) feature_cache_free(&t->cache[tower]), free(t->pooled[tower]);
+    free(t->kept), free(t->zeroshot), free(t->settings);
     train_free_data(t);
     tokenizer_free(t->tokenizer);
     logger_close(&t->log);
@@ -229,11 +297,32 @@ static inline void training_free(Training *t) {
     options_free(t->o);
 }
 
+static inline void train_start_monitor(Training *t) {
+    const Options *o = t->o;
+    AdviceFacts *f = &t->monitor.facts;
+    char note[512];
+    monitor_name_metrics(&t->monitor, o, t->zeroshot, o->zeroshot_data.count, t->val, t->val_count);
+    f->pairs = o->batch_size * o->accum_freq, f->steps = t->schedule.total, f->warmup = t->schedule.warmup;
+    f->pretrained = o->pretrained != NULL, f->quick_gelu = t->clip->config.quick_gelu;
+    if (!o->resume && strategy_note(note, sizeof note, o, t->monitor.given, o->lr, t->schedule.total, t->schedule.warmup, t->steps_per_epoch))
+        logger_print(&t->log, "note         %s", note);
+    monitor_open(&t->monitor, o, &t->log, t->folder, t->state.step);
+}
+
+static inline void train_print_end(Training *t) {
+    const Preset *preset = preset_find(t->o->preset);
+    logger_print(&t->log, "done         %s.bin; curves in %s/curves.svg, all about it in report.html", t->last_saved, t->folder);
+    if (t->state.best_step)
+        logger_print(&t->log, "best         %s/checkpoints/best.bin, %s %.4g after step %lld", t->folder, t->monitor.best_metric, t->state.best_metric, (long long)t->state.best_step);
+    if (preset && preset->afterwards) logger_print(&t->log, "next         %s", preset->afterwards);
+}
+
 // Fine-tunes, from the beginning or from a checkpoint. Returns the exit code.
 static inline int train_main(Training *t) {
     Options *o = t->o;
     Checkpoint checkpoint;
     if (o->resume) t->clip = train_find_checkpoint(o, &checkpoint);
+    t->monitor.given = strategy_given(o);
     train_defaults(o);
     if (!o->resume) t->clip = model_open(o);
     model_lock(t->clip, o);
@@ -272,8 +361,10 @@ static inline int train_main(Training *t) {
     }
     train_print_model(t);
     train_print_run(t);
+    train_keep_features(t);
+    train_start_monitor(t);
     const int code = train_run(t);
-    if (code == EXIT_SUCCESS) logger_print(&t->log, "done         %s.bin; curves in %s/curves.svg", t->last_saved, t->folder);
+    if (code == EXIT_SUCCESS) train_print_end(t);
     return code;
 }
 
@@ -290,7 +381,7 @@ static inline int evaluate_main(Training *t) {
     train_open_evaluation(t);
     train_print_model(t);
     train_catch_signals();
-    return train_evaluate(t, true, true, o->save_features) ? EXIT_SUCCESS : EXIT_INTERRUPTED;
+    return train_evaluate(t, true, true, "", o->save_features) ? EXIT_SUCCESS : EXIT_INTERRUPTED;
 }
 
 // --print-schedule: the rate over the run, from the options and the number of samples alone. Returns the exit code.
