@@ -43,7 +43,8 @@ static inline int64_t *dataset_source_shares(const Dataset *d) {
     for (size_t s = 0; s < S; s++) total += d->sources[s].factor * (double)(first[s + 1] - first[s]);
     for (size_t s = 0; s < S; s++) {
         const double weight = d->sources[s].factor * (double)(first[s + 1] - first[s]);
-        out[s] = d->config.resampled ? (int64_t)((double)dataset_epoch_length(d) * weight / total + 0.5) : source_quota(&d->sources[s], first[s + 1] - first[s]);
+        out[s] = source_quota(&d->sources[s], first[s + 1] - first[s]);
+        if (d->config.resampled) out[s] = (int64_t)((double)dataset_epoch_length(d) * weight / total + 0.5);
     }
     free(first);
     return out;
