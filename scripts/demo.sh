@@ -39,10 +39,13 @@ headline "4. Fine-tune it on the second domain: crayon outlines on cardboard"
 ./train_clip --pretrained "$pretrained" --train-data "$out/card/train.csv" "${evaluate[@]}" --name finetune --epochs 8 --lr 5e-4 --zeroshot-frequency 4 --log-every-n-steps 40
 finetuned=$out/logs/finetune/checkpoints/epoch_8.bin
 
-headline "5. Put it to use: what is on this picture?"
-sample=$(sed -n 2p "$out/card/val.csv")
-echo "$out/card/${sample%%,*} (its label: ${sample##*,})"
-./train_clip --pretrained "$finetuned" --classify "$out/card/${sample%%,*}" --classnames "$out/paper/classnames.txt" --templates "$out/card/templates.txt"
+headline "5. Put it to use: what is on these pictures?"
+pictures=()
+while IFS=, read -r path caption label; do
+    pictures+=("$out/card/$path")
+    echo "${pictures[${#pictures[@]} - 1]}: $caption"
+done < <(sed -n 2,4p "$out/card/val.csv")
+./train_clip --pretrained "$finetuned" --classify "${pictures[@]}" --classnames "$out/paper/classnames.txt" --templates "$out/card/templates.txt"
 
 headline "What came out"
 row() { printf '  %-48s %6s%% %10s%%\n' "$1" "$(metric "$2" zeroshot_top1/paper "$3")" "$(metric "$2" zeroshot_top1/card "$3")"; }

@@ -6,6 +6,7 @@
 # flags), BUILD (folder for test programs and what they write), BIN (prefix of the programs), PYTHON (one that has numpy).
 
 export BUILD=${BUILD:-build} BIN=${BIN:-} PYTHON=${PYTHON:-$(dev/setup.sh --python)}
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive} # or a busy machine spends most of its time in threads that spin
 CPUS=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 PART_LIMIT=${PART_LIMIT:-900} # seconds after which a part counts as hung
 total_passed=0 total_failed=0
