@@ -6,6 +6,7 @@
 // computes: caption rows up to end of text, in the last block only the row that is read. What is off, not finite or missing fails.
 #define TESTING
 #include "train_clip.c"
+#include "clipc/retrieval.h" // retrieval_metrics
 #include "dev/test/test.h" // EXPECT, test_report
 
 // ---------------------------------------------------------------- records of DEBUG.bin (format: dev/reference.py)
@@ -356,6 +357,76 @@ static void test_weight_decay(const Clip *clip, const Records *r) {
     printf("weight_decay: %d tensors\n", clip->tensors.count);
 }
 
+// The factor on the rate of every tensor; a case is called image_0.7, text_0.8 or image_0.7_text_0.8.
+static void test_layer_decay(Clip *clip, const Records *r) {
+    int checked = 0;
+    for (int i = 0; i < r->count; i++) {
+        char text[sizeof r->list[i].name], *name, *decay;
+        strcpy(text, r->list[i].name);
+        if (strncmp(text, "layer_decay/", 12) != 0 || !(name = strchr(text + 12, '/'))) continue;
+        *name++ = 0;
+        clip_scale_rates(clip, IMAGE_TOWER, (decay = strstr(text, "image_")) ? strtod(decay + 6, NULL) : 1, 1);
+        clip_scale_rates(clip, TEXT_TOWER, (decay = strstr(text, "text_")) ? strtod(decay + 5, NULL) : 1, 1);
+        const Tensor *x = tensor_find(&clip->tensors, name);
+        EXPECT(x && fabs(x->lr_scale - r->list[i].value[0]) <= 1e-7, "%s", r->list[i].name);
+        checked++;
+    }
+    clip_scale_rates(clip, IMAGE_TOWER, 1, 1), clip_scale_rates(clip, TEXT_TOWER, 1, 1);
+    printf("layer_decay: %d factors\n", checked);
+}
+
+// Several right answers in a batch: joint targets by equal captions and by groups, and groups left out.
+static void check_positives(const Clip *clip, const Records *r, const char *kind, const uint64_t *keys, Positives positives) {
+    NEED(image, "multipos/image_features")
+    NEED(text, "multipos/text_features")
+    NEED(scale, "multipos/logit_scale")
+    NEED(loss, "multipos/%s.loss", kind)
+    NEED(dimage, "multipos/%s.grad_image_features", kind)
+    NEED(dtext, "multipos/%s.grad_text_features", kind)
+    NEED(dscale, "multipos/%s.grad_logit_scale", kind)
+    const int n = (int)image->shape[0], E = (int)image->shape[1];
+    float *x = record_floats(image, 0, image->count), *y = record_floats(text, 0, text->count);
+    float *dx = malloc_check(image->count * sizeof(float)), *dy = malloc_check(text->count * sizeof(float));
+    double d;
+    compare_number(loss, 0, contrastive_loss(clip->back->kernels, dx, dy, &d, x, y, keys, positives, n, E, expf((float)scale->value[0])), ACTIVATION_TOLERANCE);
+    compare_all(dimage, "", dx, image->count, RELATIVE, GRADIENT_TOLERANCE);
+    compare_all(dtext, "", dy, text->count, RELATIVE, GRADIENT_TOLERANCE);
+    compare_number(dscale, 0, d, GRADIENT_TOLERANCE);
+    free(x), free(y), free(dx), free(dy);
+}
+
+static void test_positives(const Clip *clip, const Records *r) {
+    if (!record_find(r, "multipos/image_features")) return; // not every folder of reference values has them
+    NEED(tokens, "multipos/tokens")
+    NEED(groups, "multipos/groups")
+    const size_t n = groups->count, T = tokens->count / n;
+    uint64_t *captions = malloc_check(n * sizeof *captions), *keys = malloc_check(n * sizeof *keys);
+    for (size_t i = 0; i < n; i++) captions[i] = hash_bytes(HASH_START, tokens->value + i * T, T * sizeof(double)), keys[i] = (uint64_t)groups->value[i];
+    check_positives(clip, r, "equal", captions, POSITIVES_SOFT);
+    check_positives(clip, r, "groups", keys, POSITIVES_SOFT);
+    check_positives(clip, r, "masked", keys, POSITIVES_MASK);
+    free(captions), free(keys);
+}
+
+// Keeping only the blocks' inputs changes no bit.
+static void test_checkpointing(Clip *clip, const Records *r) {
+    NEED(images, "batch/images")
+    NEED(tokens, "batch/tokens")
+    const int B = (int)images->shape[0];
+    restart(clip, r, 1000, 1000, B);
+    run_step(clip, images, tokens, 0, B, B);
+    float *before = malloc_check(clip->tensors.parameters * sizeof(float)), *now = malloc_check(clip->tensors.parameters * sizeof(float));
+    float *to = before;
+    for (int i = 0; i < clip->tensors.count; to += clip->tensors.list[i++].count) clip_read(clip, ARENA_GRADIENTS, &clip->tensors.list[i], to);
+    const ClipTraining how = {B, false, true};
+    clip_start_training(clip, &how);
+    run_step(clip, images, tokens, 0, B, B);
+    to = now;
+    for (int i = 0; i < clip->tensors.count; to += clip->tensors.list[i++].count) clip_read(clip, ARENA_GRADIENTS, &clip->tensors.list[i], to);
+    EXPECT(memcmp(before, now, clip->tensors.parameters * sizeof(float)) == 0, "gradients with checkpointing differ");
+    free(before), free(now);
+}
+
 // Every way to cut the batch gives the gradients of the whole, that of logit_scale too.
 static void test_accumulation(Clip *clip, const Records *r) {
     NEED(images, "accum/images")
@@ -370,6 +441,42 @@ static void test_accumulation(Clip *clip, const Records *r) {
         compare_number(loss, 0, run_step(clip, images, tokens, 0, pairs, micro), ACTIVATION_TOLERANCE);
         compare_arena(clip, r, ARENA_GRADIENTS, "accum/grad.", suffix, true, RELATIVE, GRADIENT_TOLERANCE);
     }
+}
+
+// open_clip's evaluation: the sample-weighted mean of the losses within batches, and retrieval over all pairs.
+static void test_validation(Clip *clip, const Records *r) {
+    NEED(images, "accum/images")
+    NEED(tokens, "accum/tokens")
+    NEED(rows, "val/rows")
+    NEED(batch_size, "val/batch_size")
+    NEED(want, "val/clip_val_loss")
+    const int n = (int)rows->count, E = clip->config.embed_dim;
+    restart(clip, r, 1000, 1000, 1);
+    float *image = malloc_check((size_t)n * E * sizeof(float)), *text = malloc_check((size_t)n * E * sizeof(float));
+    for (int i = 0; i < n; i++) {
+        TestBatch b = test_batch(clip, images, tokens, (size_t)rows->value[i], 1);
+        clip_encode_image(clip, &b.batch, image + (size_t)i * E), clip_encode_text(clip, &b.batch, text + (size_t)i * E);
+        test_batch_free(&b);
+    }
+    double loss = 0;
+    for (int i = 0; i < n; i += (int)batch_size->value[0]) {
+        const int B = n - i < (int)batch_size->value[0] ? n - i : (int)batch_size->value[0];
+        loss += B * contrastive_loss(clip->back->kernels, NULL, NULL, NULL, image + (size_t)i * E, text + (size_t)i * E, NULL, POSITIVES_DIAGONAL, B, E, clip_logit_scale(clip)) / n;
+    }
+    compare_number(want, 0, loss, ACTIVATION_TOLERANCE);
+    const RetrievalMetrics m = retrieval_metrics(clip->back->kernels, image, text, n, E, 3);
+    for (int way = 0; way < 2; way++) {
+        const char *name = way ? "text_to_image" : "image_to_text";
+        const RankMetrics *ranks = way ? &m.text_to_image : &m.image_to_text;
+        NEED(mean_rank, "val/%s_mean_rank", name)
+        NEED(median_rank, "val/%s_median_rank", name)
+        NEED(R1, "val/%s_R@1", name)
+        NEED(R5, "val/%s_R@5", name)
+        NEED(R10, "val/%s_R@10", name)
+        compare_number(mean_rank, 0, ranks->mean_rank, 1e-12), compare_number(median_rank, 0, ranks->median_rank, 1e-12);
+        compare_number(R1, 0, ranks->R1, 1e-12), compare_number(R5, 0, ranks->R5, 1e-12), compare_number(R10, 0, ranks->R10, 1e-12);
+    }
+    free(image), free(text);
 }
 
 // ---------------------------------------------------------------- optimizer
@@ -435,7 +542,11 @@ int main(int argc, char **argv) {
     test_forward_and_backward(clip, &r);
     test_locks(clip, &r);
     test_weight_decay(clip, &r);
+    test_layer_decay(clip, &r);
+    test_positives(clip, &r);
+    test_checkpointing(clip, &r);
     test_accumulation(clip, &r);
+    test_validation(clip, &r);
     test_adamw(clip, &r, "adamw_noclip", 0);
     test_adamw(clip, &r, "adamw_clip1", hyper(&r, "clip_norm"));
     test_logit_scale_clamp(clip, &r, "high");
