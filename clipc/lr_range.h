@@ -19,7 +19,7 @@ typedef struct {
 
 typedef enum { RANGE_COMPLETE, RANGE_DIVERGED, RANGE_COLLAPSED, RANGE_NOT_FINITE, RANGE_INTERRUPTED } RangeStop;
 
-enum { RANGE_COLLAPSE_STEPS = 5, RANGE_STEPS = 100 };
+enum { RANGE_COLLAPSE_STEPS = 5, RANGE_FLAT_STEPS = 10, RANGE_STEPS = 100 };
 static const double RANGE_MIN_LR = 1e-7, RANGE_MAX_LR = 10, RANGE_SMOOTHING = 0.9, RANGE_STOP_FACTOR = 4; // as the usual range tests
 
 // The loss of each step before its update, with that step's rate.
@@ -28,9 +28,9 @@ typedef struct {
     double *lr, *loss, *average, *smooth; // (config.steps); smooth by range_read()
     size_t n, end;                        // steps with a finite loss; those of them before the collapse
     RangeStop stop;
-    double best;      // lowest running average
-    int collapsed;    // steps in a row with the loss of equal features
-    double equal;     // that loss
+    double best, worst; // lowest and highest running average
+    double equal;       // the loss of equal features
+    int near, flat;     // steps in a row within 1% and 0.2% of it
 } RangeCurve;
 
 static inline RangeCurve range_create(const RangeConfig *config) {
@@ -54,8 +54,9 @@ static inline double range_rate(const RangeConfig *c, int64_t i) {
 // Takes the loss of the next step, and the loss that equal features of all pairs would have in it (ln B where every other pair is a
 // negative). Returns whether the ramp goes on.
 //   The running average is avg = β avg + (1-β) loss over 1 - β^(i+1), written so that a constant loss reads constant to the bit.
-//   Collapse: a contrastive loss has a ceiling, features that are all equal, which may be less than stop_factor times the best. After
-//   a minimum that lies clearly below it, 5 steps within 1% of it end the ramp.
+//   Collapse: features that are all equal have a loss which may be less than stop_factor times the best. After a minimum that lies
+//   clearly below it, 5 steps within 1% of it end the ramp; where the model was never better than that but came down to it from above,
+//   10 steps within 0.2%. A start there, as from random weights, is none.
 static inline bool range_add(RangeCurve *c, double loss, double equal) {
     const size_t i = c->n;
     const double beta = c->config.smoothing, old = i ? c->average[i - 1] : 0;
@@ -63,9 +64,13 @@ static inline bool range_add(RangeCurve *c, double loss, double equal) {
     c->lr[i] = range_rate(&c->config, (int64_t)i), c->loss[i] = loss, c->equal = equal;
     c->average[i] = old + (loss - old) * ((1 - beta) / (1 - pow(beta, (double)i + 1)));
     c->n = c->end = i + 1;
-    c->best = fmin(c->best, c->average[i]);
-    c->collapsed = c->best < 0.98 * equal && fabs(loss - equal) < 0.01 * equal ? c->collapsed + 1 : 0;
-    if (c->collapsed >= RANGE_COLLAPSE_STEPS) return c->end -= RANGE_COLLAPSE_STEPS, c->stop = RANGE_COLLAPSED, false;
+    c->best = fmin(c->best, c->average[i]), c->worst = fmax(c->worst, c->average[i]);
+    c->near = c->best < 0.98 * equal && fabs(loss - equal) < 0.01 * equal ? c->near + 1 : 0;
+    c->flat = c->worst > 1.02 * equal && fabs(loss - equal) < 0.002 * equal ? c->flat + 1 : 0;
+    if (c->near >= RANGE_COLLAPSE_STEPS || c->flat >= RANGE_FLAT_STEPS) {
+        c->end -= (size_t)(c->near >= RANGE_COLLAPSE_STEPS ? c->near : c->flat);
+        return c->stop = RANGE_COLLAPSED, false;
+    }
     if (c->average[i] > c->config.stop_factor * c->best) return c->stop = RANGE_DIVERGED, false;
     return c->n < (size_t)c->config.steps;
 }
@@ -286,11 +291,11 @@ static inline void range_write_csv(const char *path, const RangeCurve *mean, con
 
 // Raw and smoothed loss over the rate, the four suggestions, and in the title what came out.
 static inline bool range_draw(const char *path, const RangeCurve *mean, const RangeCurve *passes, int count, const RangeReading *r, const RangeAdvice *a) {
-    char title[512], stop[160], labels[RANGE_SUGGESTION_COUNT][64];
+    char title[128] = "The range test found no rate: the loss did not fall before it rose", stop[160], heading[192], labels[RANGE_SUGGESTION_COUNT][64];
+    if (isfinite(a->rate)) snprintf(title, sizeof title, "The range test recommends a learning rate of %.1e (%s)", a->rate, range_suggestion_name(a->suggestion));
     range_describe_stop(mean, stop);
-    if (isfinite(a->rate)) snprintf(title, sizeof title, "The range test recommends %.1e (%s); %s", a->rate, range_suggestion_name(a->suggestion), stop);
-    else snprintf(title, sizeof title, "The range test found no rate: the loss did not fall before it rose; %s", stop);
-    PlotPanel p = plot_panel("loss (nats)", "learning rate", mean->config.linear ? 0 : PLOT_LOG_X);
+    snprintf(heading, sizeof heading, "loss (nats); the ramp %s", stop);
+    PlotPanel p = plot_panel(heading, "learning rate", mean->config.linear ? 0 : PLOT_LOG_X);
     p.height = 300;
     for (int k = 0; k < count && k + 1 < PLOT_SERIES; k++) plot_line(&p, NULL, passes[k].lr, passes[k].loss, passes[k].n, 0, PLOT_FAINT);
     plot_line(&p, "smoothed", mean->lr, mean->smooth, mean->end, 0, 0);
