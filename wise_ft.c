@@ -429,7 +429,6 @@ static void wise_ft_free(WiseFt *w) {
     else options_free(w->o);
 }
 
-#ifndef WISE_FT_TESTING
 int main(int argc, char **argv) {
     Options options;
     options_parse(&options, argc, argv);
@@ -443,4 +442,3 @@ int main(int argc, char **argv) {
     wise_ft_free(&w);
     return code;
 }
-#endif

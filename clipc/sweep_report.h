@@ -5,8 +5,6 @@
 #include "clipc/plot.h"  // plot_line, plot_write
 #include "clipc/sweep.h" // Sweep, SweepPoint
 
-static const char *const sweep_measure_names[] = {"target", "shift", "mean"}; // of SweepMeasure
-
 // ---------------------------------------------------------------- terminal
 
 static inline void sweep_print_header(const Sweep *s, const char *what) {

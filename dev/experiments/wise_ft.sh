@@ -1,0 +1,76 @@
+#!/usr/bin/env bash
+# WiSE-FT from nothing on CIFAR-10: pretrain a small CLIP on six styles, fine-tune it on clean pictures, sweep α; three seeds.
+#
+#   dev/experiments/wise_ft.sh CIFAR10 [OUT]      CIFAR10 holds train-*.tar, test-00000.tar, classnames.txt; OUT: build/experiments/wise_ft
+#
+# SEEDS="0 1 2" chooses the seeds, PROGRAMS the folder of train_clip and wise_ft. Near shifts were in no training; far ones are styles of the pretraining, so what they lose is forgetting.
+# Choosing (--select) is done on the first 3,000 test pictures, the curve is measured on the next 3,000.
+set -eu
+here=$(cd "$(dirname "$0")/../.." && pwd)
+data=$(cd "${1:?which folder holds the pictures? see the head of this script}" && pwd)
+mkdir -p "${2:-$here/build/experiments/wise_ft}"
+out=$(cd "${2:-$here/build/experiments/wise_ft}" && pwd)
+bin=${PROGRAMS:-$here}
+
+cat > "$out/model.json" <<'JSON'
+{"embed_dim": 64, "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 128, "head_width": 32, "layers": 4},
+ "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2}}
+JSON
+near="gray blur:0.6 contrast:0.5 noise:15 dark:0.6 bright:40 warm:1.2"
+far="blur:1 contrast:0.3 noise:30 invert"
+shards=$(printf '%s::' "$data"/train-*.tar)
+
+shifts=${SHIFTS:-$out/make_shifts}
+[ -x "$shifts" ] || (cd "$here" && $(make -s flags | sed -n 1p) -o "$shifts" dev/data/make_shifts.c $(make -s flags | sed -n 2p))
+picture_set() { [ -s "$out/$1" ] || "$shifts" "$2" "$data/classnames.txt" "$out/$1" "${@:3}"; }
+picture_set pretrain.tar "${shards%::}" 0 50000 3 clean gray blur:1 contrast:0.3 noise:30 invert
+picture_set clean.tar "${shards%::}" 0 50000 1 clean
+sets=()
+for style in clean $near $far; do
+    picture_set "val-$style.tar" "$data/test-00000.tar" 0 3000 0 "$style"
+    picture_set "test-$style.tar" "$data/test-00000.tar" 3000 3000 0 "$style"
+done
+
+evaluate() { # val|test, styles: the options that name the sets
+    local which=$1 style
+    shift
+    sets=()
+    for style in "$@"; do sets+=(--eval "$style=$out/$which-$style.tar"); done
+}
+
+for seed in ${SEEDS:-0 1 2}; do
+    run=$out/seed$seed
+    common=(--classnames "$data/classnames.txt")
+    if [ ! -e "$run/finetuned.bin" ]; then
+        rm -rf "$run"
+        "$bin/train_clip" --model "$out/model.json" --train-data "$out/pretrain.tar" --steps 1400 --batch-size 128 --lr 1e-3 --warmup 60 --wd 0.2 --seed "$seed" --aug-cfg none \
+            --logs "$run" --name pretrain --save-frequency 0 --log-every-n-steps 100
+        cp "$run"/pretrain/checkpoints/step_1400.bin "$run/zeroshot.bin"
+        "$bin/train_clip" --pretrained "$run/zeroshot.bin" --train-data "$out/clean.tar" --steps 300 --batch-size 128 --lr 5e-4 --warmup 20 --wd 0.1 --seed "$seed" --aug-cfg none \
+            --logs "$run" --name finetune --save-frequency 0 --log-every-n-steps 100
+        cp "$run"/finetune/checkpoints/step_300.bin "$run/finetuned.bin"
+    fi
+    models=(--zeroshot "$run/zeroshot.bin" --finetuned "$run/finetuned.bin")
+    for shift in near far; do
+        evaluate test clean ${!shift}
+        mkdir -p "$run/$shift"
+        (cd "$run/$shift" && "$bin/wise_ft" "${models[@]}" --alpha 0:1:0.1 "${sets[@]}" "${common[@]}")
+    done
+    evaluate val clean $near
+    "$bin/wise_ft" "${models[@]}" --select mean "${sets[@]}" "${common[@]}" --save "$run/select"
+done
+
+# one line an α: mean over the seeds, and the standard error of that mean
+"${PYTHON:-python3}" - "$out" ${SEEDS:-0 1 2} <<'PYTHON'
+import csv, statistics, sys
+out, seeds = sys.argv[1], sys.argv[2:]
+rows = {shift: [list(csv.DictReader(open(f"{out}/seed{seed}/{shift}/wise_ft.csv"))) for seed in seeds] for shift in ("near", "far")}
+def cell(values):
+    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
+    return f"{100 * statistics.mean(values):5.1f} ± {100 * error:.1f}"
+print("| α | clean % | mean near % | mean far % |\n|---|---|---|---|")
+for i, row in enumerate(rows["near"][0]):
+    print("|", row["alpha"], "|", " | ".join(cell([float(r[i][key]) for r in rows[shift]]) for shift, key in (("near", "clean"), ("near", "shift"), ("far", "shift"))), "|")
+gains = [max(float(r["shift"]) for r in run[1:-1]) - max(float(run[0]["shift"]), float(run[-1]["shift"])) for run in rows["near"]]
+print("best inner α over the better end, mean near, points by seed:", " ".join(f"{100 * g:+.2f}" for g in gains))
+PYTHON
