@@ -179,25 +179,25 @@ typedef struct {
 
 static inline void html_style(FILE *f) {
     fputs("<style>\n"
-          ":root{color-scheme:light dark;--back:#f4f6f8;--card:#fff;--ink:#1c2128;--soft:#5b6472;--line:#e6e9ee;--blue:#2563eb;--good:#0d8a5f;--bad:#c2410c;--tint:#eef3fe;--warn:#fff6ec}\n"
+          ":root{color-scheme:light dark;--back:#f4f6f8;--card:#fff;--ink:#1c2128;--soft:#5b6472;--line:#e6e9ee;--blue:#2563eb;--good:#0d8a5f;--bad:#c2410c;--tint:#e6eefe;--warn:#fff2e3;--fine:#e5f6ee}\n"
           "@media (prefers-color-scheme:dark){:root{--back:#080b10;--card:#0f141b;--ink:#e8ebf0;--soft:#98a2b0;--line:#252c36;--blue:#6ea8fe;--good:#45c99a;--bad:#ff9d5c;"
-          "--tint:#152236;--warn:#2a1d10}}\n"
+          "--tint:#17263d;--warn:#2d2012;--fine:#10291f}}\n"
           "*{box-sizing:border-box}body{margin:0;background:var(--back);color:var(--ink);font:15px/1.5 system-ui,-apple-system,'Segoe UI','DejaVu Sans',sans-serif}\n"
           "main{max-width:1080px;margin:0 auto;padding:40px 20px 64px}h1{font-size:28px;line-height:1.2;margin:0 0 6px;overflow-wrap:anywhere}h2{font-size:17px;margin:0 0 14px}\n"
           ".soft{color:var(--soft)}header p{margin:0}.card{background:var(--card);border:1px solid var(--line);border-radius:14px;padding:20px 22px;margin-top:20px}\n"
-          ".tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:12px;margin-top:24px}.tile{background:var(--card);border:1px solid var(--line);"
+          ".tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(180px,1fr));gap:12px;margin-top:24px}.tile{background:var(--card);border:1px solid var(--line);"
           "border-radius:14px;padding:14px 16px}.tile b{display:block;font-size:26px;line-height:1.3;font-weight:650;font-variant-numeric:tabular-nums}"
           ".tile span{color:var(--soft);font-size:13px;overflow-wrap:anywhere}.up{color:var(--good)!important}.down{color:var(--bad)!important}\n"
           ".advice{background:var(--warn);border-left:4px solid var(--bad)}.advice p{margin:0}\n"
-          ".curves{padding:8px}.curves svg{display:block;width:100%;height:auto;border-radius:10px}\n"
+          ".curves{padding:8px;overflow:auto}.curves svg{display:block;width:100%;min-width:600px;height:auto;border-radius:10px}\n"
           ".scroll{overflow:auto;max-height:520px}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;font-size:14px}th{position:sticky;top:0;"
-          "background:var(--card);color:var(--soft);font-weight:500;text-align:right;vertical-align:bottom;padding:4px 12px 8px;border-bottom:1px solid var(--line);white-space:nowrap}"
+          "background:var(--card);color:var(--soft);font-weight:500;text-align:right;vertical-align:bottom;padding:4px 12px 8px;border-bottom:1px solid var(--line);white-space:nowrap}th b{color:var(--ink);font-weight:600}"
           "td{text-align:right;padding:6px 12px;border-bottom:1px solid var(--line);white-space:nowrap}td.best{color:var(--good);font-weight:650}"
           "td.says{text-align:left;white-space:normal;color:var(--soft);font-size:13px;padding-top:2px;border-bottom-width:2px}td.says b{color:var(--bad)}\n"
           ".grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(230px,1fr));gap:16px}.picture{border:1px solid var(--line);border-radius:12px;overflow:hidden;display:flex;"
           "flex-direction:column}.picture img{width:100%;aspect-ratio:1;object-fit:contain;background:var(--back);display:block}.crisp img{image-rendering:pixelated}"
-          ".picture div{padding:10px 14px 14px;font-size:13px;line-height:1.4}.own{font-weight:600;font-size:14px;margin:0 0 2px;overflow-wrap:anywhere}"
-          ".chip{display:inline-block;border-radius:99px;padding:1px 9px;font-size:12px;background:var(--tint);color:var(--blue);margin-bottom:8px}.chip.down{background:var(--warn)}\n"
+          ".picture>div{padding:10px 14px 14px;font-size:13px;line-height:1.4}.own{font-weight:600;font-size:14px;margin:0 0 2px;overflow-wrap:anywhere}"
+          ".chip{display:inline-block;border-radius:99px;padding:1px 9px;font-size:12px;background:var(--tint);color:var(--blue);margin-bottom:8px}.chip.down{background:var(--warn)}.chip.up{background:var(--fine)}\n"
           ".bar{position:relative;margin:0 -6px 2px;padding:2px 46px 2px 6px;border-radius:5px;overflow-wrap:anywhere}.bar i{position:absolute;inset:0 auto 0 0;background:var(--tint);"
           "border-radius:5px;z-index:0}.bar span{position:relative}.bar em{position:absolute;right:6px;top:2px;font-style:normal;color:var(--soft);font-variant-numeric:tabular-nums}"
           ".right span{color:var(--good);font-weight:600}.worst{margin:6px 0 0;color:var(--soft);overflow-wrap:anywhere}\n"
@@ -250,22 +250,24 @@ static inline void html_tile(FILE *f, const char *label, const char *name, doubl
 static inline void html_tiles(FILE *f, const Curves *h) {
     enum { MOST = 8 };
     static const char *const wanted[] = {"zeroshot_top1", "val_loss", "image_to_text_R@1", "text_to_image_R@1"};
+    static const char *const labels[] = {"zero-shot", "validation loss", "image→text R@1", "text→image R@1"};
     const Curve *loss = curves_find(h, "loss"), *speed = curves_find(h, "samples_per_second");
     int count = 0;
     fputs("<div class=\"tiles\">\n", f);
     for (int k = 0; k < 4; k++) {
         for (size_t i = 0; i < h->count && count < MOST; i++) {
             const Curve *c = &h->list[i];
-            if (!strstr(c->name, wanted[k])) continue;
-            char label[96];
-            snprintf(label, sizeof label, "%s%s", k == 0 ? "zero-shot " : k == 1 ? "loss, " : "", c->label);
+            const size_t length = strlen(wanted[k]);
+            if (strncmp(c->name, wanted[k], length) != 0 || (c->name[length] && c->name[length] != '/')) continue;
+            char label[160];
+            snprintf(label, sizeof label, "%s%s%s", labels[k], c->name[length] ? " on " : "", c->name + length + (c->name[length] == '/'));
             html_tile(f, label, c->name, c->y[0], c->y[c->n - 1]);
             count++;
         }
     }
     if (loss) {
         const size_t window = (size_t)max_i64(1, (int64_t)curve_window(loss->n));
-        html_tile(f, "loss, training", loss->name, curve_mean(loss, 0, window), curve_mean(loss, loss->n - window, loss->n));
+        html_tile(f, "training loss", loss->name, curve_mean(loss, 0, window), curve_mean(loss, loss->n - window, loss->n));
     }
     if (speed) html_tile(f, "samples a second", speed->name, NAN, curve_median(speed, 0, speed->n));
     fputs("</div>\n", f);
@@ -277,6 +279,9 @@ static inline void html_advice(FILE *f, Advice a, const char *text) {
 }
 
 // ---------------------------------------------------------------- evaluations
+
+// Ranks say what R@k say, and the page is wide enough.
+static inline bool curve_is_column(const char *name) { return curve_is_evaluation(name) && !strstr(name, "_rank"); }
 
 // Index of the best value of a curve.
 static inline size_t curve_best(const Curve *c) {
@@ -298,10 +303,10 @@ static inline double evaluation_next(const Curves *h, double after) {
 static inline void html_evaluation(FILE *f, const Report *r, const Curves *h, double step) {
     int columns = 2;
     fprintf(f, "<tr><td>%.0f</td><td>", step);
-    fprintf(f, r->steps_per_epoch ? "%.4g</td>" : "</td>", step / (double)r->steps_per_epoch);
+    fprintf(f, "%.3g</td>", step / (double)r->steps_per_epoch);
     for (size_t i = 0; i < h->count; i++) {
         const Curve *c = &h->list[i];
-        if (!curve_is_evaluation(c->name)) continue;
+        if (!curve_is_column(c->name)) continue;
         size_t k = 0;
         while (k < c->n && c->x[k] != step) k++;
         columns++;
@@ -323,8 +328,14 @@ static inline void html_evaluations(FILE *f, const Report *r, const Curves *h) {
     if (!isfinite(step)) return;
     fputs("<section class=\"card\"><h2>Evaluations</h2><div class=\"scroll\"><table><thead><tr><th>step</th><th>epoch</th>", f);
     for (size_t i = 0; i < h->count; i++) {
-        if (!curve_is_evaluation(h->list[i].name)) continue;
-        fputs("<th>", f), html_text(f, h->list[i].label), fputs("</th>", f);
+        if (!curve_is_column(h->list[i].name)) continue;
+        char label[64];
+        snprintf(label, sizeof label, "%s", h->list[i].label);
+        char *set = strchr(label, '/');
+        if (set) *set++ = 0;
+        fputs("<th>", f), html_text(f, label);
+        if (set) fputs("<br><b>", f), html_text(f, set), fputs("</b>", f);
+        fputs("</th>", f);
     }
     fputs("</tr></thead><tbody>\n", f);
     for (; isfinite(step); step = evaluation_next(h, step)) html_evaluation(f, r, h, step);
@@ -337,9 +348,9 @@ static inline void html_picture(FILE *f, const ReportGrid *g, const ReportPictur
     fputs("<div class=\"picture\"><img alt=\"\" src=\"data:image/png;base64,", f);
     html_base64(f, p->png, p->png_bytes);
     fputs("\"><div><p class=\"own\">", f), html_text(f, g->captions.list[p->own]);
-    fprintf(f, "</p><span class=\"chip%s\">found at rank %d of %zu</span>", p->rank == 1 ? "" : " down", p->rank, g->captions.count);
+    fprintf(f, "</p><span class=\"chip %s\">%s rank %d of %zu</span>", p->rank == 1 ? "up" : p->rank <= 5 ? "" : "down", p->rank == 1 ? "✓" : "at", p->rank, g->captions.count);
     for (int k = 0; k < REPORT_BEST && p->best[k] >= 0; k++) {
-        fprintf(f, "<div class=\"bar%s\" style=\"padding:2px 46px 2px 6px\"><i style=\"width:%.1f%%\"></i><span>", p->best[k] == p->own ? " right" : "", 100 * p->probability[k]);
+        fprintf(f, "<div class=\"bar%s\"><i style=\"width:%.1f%%\"></i><span>", p->best[k] == p->own ? " right" : "", 100 * p->probability[k]);
         html_text(f, g->captions.list[p->best[k]]);
         fprintf(f, "</span><em>%.0f%%</em></div>", 100 * p->probability[k]);
     }

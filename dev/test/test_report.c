@@ -1,0 +1,127 @@
+// The parts of report.html and of what watches a run: which captions are best and worst, pictures as PNG, base64, text that is
+// no markup, which model is the best, when to stop.
+#include "clipc/monitor.h"
+#include "dev/test/test.h"
+
+static void test_judging_captions(void) {
+    static const float scores[] = {1, 4, -2, 4, 3};
+    ReportPicture p;
+    memset(&p, 0, sizeof p);
+    p.own = 3;
+    grid_judge(&p, scores, 5);
+    EXPECT(p.best[0] == 1 && p.best[1] == 3 && p.best[2] == 4, "%d %d %d", p.best[0], p.best[1], p.best[2]);
+    EXPECT(p.worst == 2 && p.rank == 2, "worst %d, rank %d", p.worst, p.rank); // of equal scores the first comes first
+    const double sum = exp(-3) + 1 + exp(-6) + 1 + exp(-1);
+    EXPECT_CLOSE(p.probability[0], 1 / sum, 1e-12);
+    EXPECT_CLOSE(p.probability[2], exp(-1) / sum, 1e-12);
+    p.own = 0;
+    grid_judge(&p, scores, 2); // fewer captions than are shown
+    EXPECT(p.best[0] == 1 && p.best[1] == 0 && p.best[2] == -1 && p.rank == 2 && p.worst == 0);
+    grid_judge(&p, scores, 1);
+    EXPECT(p.best[0] == 0 && p.best[1] == -1 && p.rank == 1 && p.worst == 0);
+    EXPECT_CLOSE(p.probability[0], 1, 1e-12);
+}
+
+static void test_captions_are_different(void) {
+    ReportGrid g;
+    char longer[1000];
+    memset(&g, 0, sizeof g);
+    memset(longer, 'x', sizeof longer);
+    EXPECT(grid_caption(&g, "a cat, not this", 5) == 0);
+    EXPECT(grid_caption(&g, "a dog", 5) == 1);
+    EXPECT(grid_caption(&g, "a cat", 5) == 0);
+    EXPECT(grid_caption(&g, longer, sizeof longer) == 2);
+    EXPECT(g.captions.count == 3 && strlen(g.captions.list[2]) < REPORT_CAPTION_BYTES);
+    report_grid_free(&g);
+}
+
+static void test_png(void) { // a picture goes out as it came in, read by the decoder of training
+    enum { S = 7 };
+    uint8_t planes[3 * S * S];
+    size_t bytes;
+    for (int i = 0; i < 3 * S * S; i++) planes[i] = (uint8_t)(i * 37);
+    uint8_t *png = png_of_planes(planes, S, &bytes);
+    Image image;
+    EXPECT(png && image_decode(&image, png, bytes, 1000) == IMAGE_OK);
+    EXPECT(image.width == S && image.height == S);
+    int wrong = 0;
+    for (int i = 0; i < S * S; i++)
+        for (int c = 0; c < 3; c++) wrong += image.rgb[3 * i + c] != planes[c * S * S + i];
+    EXPECT(wrong == 0, "%d bytes differ", wrong);
+    image_free(&image);
+    free(png);
+}
+
+static void expect_base64(const char *data, const char *expected) { // RFC 4648, 10
+    char *text = NULL;
+    size_t n;
+    FILE *f = open_memstream(&text, &n);
+    html_base64(f, (const uint8_t *)data, strlen(data));
+    fclose(f);
+    EXPECT_STRING(text, expected);
+    free(text);
+}
+
+static void test_text(void) {
+    expect_base64("", ""), expect_base64("f", "Zg=="), expect_base64("fo", "Zm8="), expect_base64("foo", "Zm9v");
+    expect_base64("foob", "Zm9vYg=="), expect_base64("\xff\xfe\xfd", "//79");
+    char *text = NULL;
+    size_t n;
+    FILE *f = open_memstream(&text, &n);
+    html_text(f, "<b> & \x01 \xff ü");
+    fclose(f);
+    EXPECT(strstr(text, "&lt;b&gt; &amp;") && !strchr(text, 1), "%s", text);
+    free(text);
+}
+
+// Evaluations of a run as (val_loss, zeroshot_top1): which are the best, and how many follow without a better loss.
+static void test_best_and_patience(void) {
+    static const double losses[] = {2.0, 1.5, 1.6, 1.4, 1.4, NAN, 1.9}, tops[] = {0.9, 0.1, 0.3, 0.3, NAN, 0.5, 0.2};
+    static const bool best_top[] = {false, true, true, false, false, true, false}, best_loss[] = {false, true, false, true, false, false, false};
+    static const int64_t without[] = {0, 0, 1, 0, 1, 1, 2};
+    for (int metric = 0; metric < 2; metric++) {
+        Monitor *m = (Monitor *)calloc_check(1, sizeof *m);
+        RunState s;
+        memset(&s, 0, sizeof s);
+        snprintf(m->val_metric, sizeof m->val_metric, "val_loss");
+        snprintf(m->best_metric, sizeof m->best_metric, "%s", metric ? "val_loss" : "zeroshot_top1/target");
+        for (int i = 0; i < 7; i++, s.step += 10) {
+            Options o;
+            m->last[0] = record_new(s.step);
+            record_number(&m->last[0], "val_loss", losses[i]), record_number(&m->last[0], "zeroshot_top1/target", tops[i]);
+            EXPECT(monitor_judge(m, &s) == (metric ? best_loss[i] : best_top[i]), "metric %d, evaluation %d", metric, i);
+            EXPECT(s.evaluations_without_better == without[i], "evaluation %d: %lld", i, (long long)s.evaluations_without_better);
+            memset(&o, 0, sizeof o);
+            EXPECT(!monitor_stops(&o, &s));
+            o.early_stop = 2;
+            EXPECT(monitor_stops(&o, &s) == (i == 6));
+        }
+        EXPECT(s.best_step == (metric ? 30 : 50), "%lld", (long long)s.best_step);
+        EXPECT_CLOSE(s.best_val_loss, 1.4, 0);
+        EXPECT_CLOSE(s.best_metric, metric ? 1.4 : 0.5, 0);
+        free(m);
+    }
+}
+
+static void test_report_to(void) {
+    static const struct {
+        const char *value;
+        bool tensorboard, wandb;
+    } cases[] = {{NULL, false, false}, {"tensorboard", true, false}, {"wandb,tensorboard", true, true}, {"wandb", false, true}, {"all", true, true}, {"tensor", false, false}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        Options o;
+        memset(&o, 0, sizeof o);
+        o.report_to = cases[i].value;
+        EXPECT(report_goes_to(&o, "tensorboard") == cases[i].tensorboard && report_goes_to(&o, "wandb") == cases[i].wandb, "%s", cases[i].value ? cases[i].value : "unset");
+    }
+}
+
+int main(void) {
+    test_judging_captions();
+    test_captions_are_different();
+    test_png();
+    test_text();
+    test_best_and_patience();
+    test_report_to();
+    return test_report();
+}
