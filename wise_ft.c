@@ -25,9 +25,8 @@
     X(PROGRAM, FLAG, interpolate_positions, "interpolate-positions", "", "", "take models of another image size or context length to that of the last one") \
     X(PROGRAM, TEXT, save, "save", "(no weights)", "DIR", "where weights go, and tables and picture, which without it go here") \
     X(PROGRAM, TEXT, format, "format", "bin", "NAME", "also write this form of the saved files, by dev/convert.py, e.g. open_clip")
-#define PROGRAM_GROUPS (GROUP_BIT(PROGRAM) | GROUP_BIT(DATA) | GROUP_BIT(EVALUATION))
-#define PROGRAM_WITHOUT \
-    "seed|train-*|val-*|no-shuffle|aug-cfg|csv-caption-key|text-key|json-text-key|dataset-*|zeroshot-*|save-features|classify|imagenet-*|distinct-*|lr*"
+#define PROGRAM_GROUPS GROUP_BIT(PROGRAM)
+#define PROGRAM_ALSO "csv-img-key|csv-label-key|csv-separator|image-key|max-image-pixels|exif-rotate|workers|classnames|templates|eval-only"
 #define PROGRAM_USAGE \
     "Averages the weights of models that were fine-tuned from one another, and finds the best average.\n\n" \
     "  average        wise_ft --zeroshot A.bin --finetuned B.bin --alpha 0.5 --save DIR\n" \
@@ -212,7 +211,7 @@ static void evaluation_open(WiseFt *w) {
     train_catch_signals();
 }
 
-static int compare_points(const void *a, const void *b) { return compare_doubles(&((const SweepPoint *)a)->alpha, &((const SweepPoint *)b)->alpha); }
+static int compare_points(const void *a, const void *b) { return sweep_ascending(&((const SweepPoint *)a)->alpha, &((const SweepPoint *)b)->alpha); }
 
 // Measures what `m` makes, on all sets; NULL after Ctrl-C. The point stays where it is until the next one.
 static const SweepPoint *measure(WiseFt *w, const Merge *m, const char *label, double alpha) {

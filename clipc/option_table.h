@@ -4,7 +4,7 @@
 // A program with options of its own defines, before it includes this file,
 //     PROGRAM_OPTIONS(X)  its rows (group PROGRAM), as fields of the same struct
 //     PROGRAM_GROUPS      the groups it offers, e.g. (GROUP_BIT(PROGRAM) | GROUP_BIT(DATA)); without it: all
-//     PROGRAM_WITHOUT     names of options of these groups that it does not offer, a|b|c, each a pattern as for file names
+//     PROGRAM_ALSO        single options of other groups that it offers, a|b|c, each a pattern as for file names
 //     PROGRAM_USAGE       the lines above the options in --help
 #ifndef CLIPC_OPTION_TABLE_H
 #define CLIPC_OPTION_TABLE_H
@@ -180,8 +180,8 @@ typedef struct {
 #ifndef PROGRAM_GROUPS
 #define PROGRAM_GROUPS (~0u)
 #endif
-#ifndef PROGRAM_WITHOUT
-#define PROGRAM_WITHOUT ""
+#ifndef PROGRAM_ALSO
+#define PROGRAM_ALSO ""
 #endif
 #ifndef PROGRAM_USAGE
 #define PROGRAM_USAGE \

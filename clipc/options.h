@@ -77,7 +77,7 @@ static inline bool matches_any(const char *alternatives, const char *text) {
     return false;
 }
 
-static inline bool option_offered(const OptionRow *row) { return PROGRAM_GROUPS >> row->group & 1 && !matches_any(PROGRAM_WITHOUT, row->name); }
+static inline bool option_offered(const OptionRow *row) { return PROGRAM_GROUPS >> row->group & 1 || matches_any(PROGRAM_ALSO, row->name); }
 static inline bool option_has_default(const OptionRow *row) { return row->initial[0] && row->initial[0] != '('; }
 
 // ---------------------------------------------------------------- values

@@ -37,7 +37,7 @@ typedef struct {
 // ---------------------------------------------------------------- sets
 
 // Bytes that can be taken without pushing others out.
-static inline size_t memory_available(void) {
+static inline size_t sweep_memory(void) {
     size_t bytes = (size_t)sysconf(_SC_PHYS_PAGES) / 4 * (size_t)sysconf(_SC_PAGESIZE); // where the system does not tell
     FILE *f = fopen("/proc/meminfo", "r");
     char line[128];
@@ -73,7 +73,7 @@ static inline void sweep_open(Sweep *s, Evaluation *e, const char *const *specs,
             if (strcmp(s->sets[k].set.name, x->set.name) == 0) die(EXIT_USAGE, "--eval %s: another set is called %s; write NAME=PATH", specs[i], x->set.name);
         pixels += (size_t)dataset_count(&x->set.data) * 3 * S * S;
     }
-    s->keeps_pixels = pixels <= memory_available() / 2;
+    s->keeps_pixels = pixels <= sweep_memory() / 2;
     s->target = -1;
     for (int i = 0; i < s->count; i++)
         if (!target || strcmp(target, s->sets[i].set.name) == 0) { s->target = i; break; }
@@ -218,13 +218,13 @@ typedef struct {
     double value, low, high; // and the ends of its 95% interval
 } Interval;
 
-static inline int compare_doubles(const void *a, const void *b) {
+static inline int sweep_ascending(const void *a, const void *b) {
     const double x = *(const double *)a, y = *(const double *)b;
     return x < y ? -1 : x > y;
 }
 
 static inline Interval interval_of(double value, double *draws, int count) {
-    qsort(draws, (size_t)count, sizeof *draws, compare_doubles);
+    qsort(draws, (size_t)count, sizeof *draws, sweep_ascending);
     const Interval interval = {value, draws[count / 40], draws[count - 1 - count / 40]};
     return interval;
 }
