@@ -107,7 +107,7 @@ static inline double curve_median(const Curve *c, size_t from, size_t to) {
 typedef struct {
     double start, now;
     double error; // standard error of an accuracy measured on so many samples
-    bool known;
+    bool known, fresh; // fresh: measured at this step
 } Accuracy;
 
 static inline Accuracy accuracy_of(const Curves *h, const AdviceSet *set, double step) {
@@ -115,7 +115,7 @@ static inline Accuracy accuracy_of(const Curves *h, const AdviceSet *set, double
     snprintf(name, sizeof name, "zeroshot_top1%s%s", set->name[0] ? "/" : "", set->name);
     const Curve *c = curves_find(h, name);
     const size_t n = curve_until(c, step);
-    Accuracy a = {NAN, NAN, NAN, n > 0 && set->samples > 0 && set->classes > 1};
+    Accuracy a = {NAN, NAN, NAN, n > 0 && set->samples > 0 && set->classes > 1, n > 0 && c->x[n - 1] == step};
     if (!a.known) return a;
     a.start = c->y[0], a.now = c->y[n - 1];
     a.error = sqrt(fmax(a.start * (1 - a.start), 0.01) / (double)set->samples); // 0.01: not 0 where all or nothing is right
@@ -129,7 +129,7 @@ static inline bool accuracy_gained(const Accuracy *a) { return a->known && a->no
 
 // Pretrained weights that guess on every set: usually another activation or normalisation than they were trained with.
 static inline bool advise_activation(char *text, const Curves *h, const AdviceFacts *f) {
-    Accuracy first = {NAN, NAN, NAN, false};
+    Accuracy first = {NAN, NAN, NAN, false, false};
     if (!f->pretrained || !f->set_count) return false;
     for (int i = 0; i < f->set_count; i++) {
         const Accuracy a = accuracy_of(h, &f->sets[i], 0);
@@ -177,7 +177,7 @@ static inline bool advise_rate(char *text, const Curves *h, double step, const A
 static inline bool advise_overfitting(char *text, const Curves *h, double step, const AdviceFacts *f) {
     const Curve *val = f->val_metric ? curves_find(h, f->val_metric) : NULL, *loss = curves_find(h, "loss");
     const size_t n = curve_until(val, step);
-    if (n < 4 || !loss) return false;
+    if (n < 4 || val->x[n - 1] != step || !loss) return false;
     const double *v = val->y + n - 4, *at = val->x + n - 4;
     if (!(v[0] < v[1] && v[1] < v[2] && v[2] < v[3]) || !(v[3] > 1.01 * v[0])) return false;
     const double before = curve_mean_between(loss, at[0], at[1]), now = curve_mean_between(loss, at[2], at[3]);
@@ -198,7 +198,7 @@ static inline bool advise_forgetting(char *text, const Curves *h, double step, c
     const Accuracy target = accuracy_of(h, &f->sets[0], step);
     int worst = 0;
     double most = 0;
-    if (!accuracy_gained(&target)) return false;
+    if (!target.fresh || !accuracy_gained(&target)) return false;
     for (int i = 1; i < f->set_count; i++) {
         const Accuracy a = accuracy_of(h, &f->sets[i], step);
         const double loss = a.start - a.now;
@@ -221,7 +221,7 @@ static inline bool advise_underfitting(char *text, const Curves *h, double step,
     const size_t n = curve_until(val, step);
     if (step < 0.5 * (double)f->steps || !t.known || !(t.now > 0.97 * t.start) || !(t.now > 0.25 * log((double)f->pairs))) return false;
     if (n > 1 && !(val->y[n - 1] > 0.97 * val->y[0])) return false;
-    Accuracy target = {NAN, NAN, NAN, false};
+    Accuracy target = {NAN, NAN, NAN, false, false};
     if (f->set_count) target = accuracy_of(h, &f->sets[0], step);
     if (accuracy_gained(&target) || (n < 2 && !target.known)) return false;
     int length = snprintf(text, ADVICE_SIZE, "the training loss stays at %.4g (%.4g at the start)", t.now, t.start);

@@ -191,6 +191,12 @@ static void test_missing(void) {
     for (int step = 1; step <= 4; step++) curves_add(&empty, "loss", step, GUESS);
     EXPECT(advice_at(text, &empty, 4, &f) == ADVICE_NONE);
     curves_free(&empty);
+    h = run(overfit, 0.05);
+    EXPECT(advice_at(text, &h, STEPS, &f) == ADVICE_OVERFITTING && advice_at(text, &h, STEPS + 1, &f) == ADVICE_NONE, "%s", text); // nothing was measured there
+    curves_free(&h);
+    h = run(forget, 0.1);
+    EXPECT(advice_at(text, &h, STEPS, &f) == ADVICE_FORGETTING && advice_at(text, &h, STEPS + 1, &f) == ADVICE_NONE, "%s", text);
+    curves_free(&h);
     f.val_metric = "val_loss/birds"; // not the curve that rises
     h = run(overfit, 0.05);
     EXPECT(advice_at(text, &h, STEPS, &f) == ADVICE_NONE, "%s", text);
