@@ -103,7 +103,7 @@ static inline void schedule_describe(const Schedule *s, char text[256]) {
 
 // Draws the rate of every step, with cycle_momentum beta1 too. Returns false when the file cannot be written.
 static inline bool schedule_draw(const Schedule *s, const char *rate_title, const char *path) {
-    enum { POINTS = 4000 }; // more than pixels
+    enum { POINTS = 1200 }; // two a pixel
     const size_t n = (size_t)min_i64(s->total, POINTS);
     double *steps = (double *)malloc_check(3 * n * sizeof *steps), *rates = steps + n, *betas = rates + n;
     for (size_t i = 0; i < n; i++) {

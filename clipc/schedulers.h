@@ -57,7 +57,7 @@ static inline Schedule schedule_create(ScheduleKind kind, double lr, int64_t tot
     s.warmup_offset = 1;
     s.cycles = kind == SCHEDULE_RESTARTS ? 0 : 0.5;
     s.gamma = kind == SCHEDULE_STEP ? 0.1 : 0.95;
-    s.step_size = kind == SCHEDULE_STEP && total >= 3 ? total / 3 : 1;
+    s.step_size = kind == SCHEDULE_STEP && total > 0 ? (total + 2) / 3 : 1; // rounded up: three phases, and no fourth of a step or two
     s.t_0 = total >= 4 ? total / 4 : 1, s.t_mult = 2;
     s.cut_frac = 0.1, s.stlr_ratio = 32;
     s.pct_start = 0.3, s.div_factor = 25, s.final_div_factor = 1e4;

@@ -45,9 +45,10 @@ static void test_vectors(void) {
 
 static void test_defaults(void) {
     Schedule s = schedule_create(SCHEDULE_STEP, 1, 301); // s a third of the run, gamma .1
-    EXPECT(schedule_lr(&s, 99) == 1 && s.step_size == 100);
-    EXPECT_CLOSE(schedule_lr(&s, 100), .1, 1e-15);
-    EXPECT_CLOSE(schedule_lr(&s, 200), .01, 1e-15);
+    EXPECT(schedule_lr(&s, 100) == 1 && s.step_size == 101);
+    EXPECT_CLOSE(schedule_lr(&s, 101), .1, 1e-15);
+    EXPECT_CLOSE(schedule_lr(&s, 202), .01, 1e-15);
+    EXPECT_CLOSE(schedule_lr(&s, 300), .01, 1e-15); // three phases
     s = schedule_create(SCHEDULE_RESTARTS, 1, 402); // T0 a quarter, M 2
     EXPECT(s.t_0 == 100 && s.t_mult == 2 && schedule_lr(&s, 100) == 1 && schedule_lr(&s, 300) == 1);
     EXPECT_CLOSE(schedule_lr(&s, 200), .5, 1e-15);
@@ -154,7 +155,7 @@ static void test_options_make_the_schedule(void) {
         {"--lr-scheduler stlr --cut-frac 0.5 --stlr-ratio 2", 100, 25, .75},
         {"--lr-scheduler exponential --warmup 0", 100, 10, .95}, // an epoch
         {"--lr-scheduler exponential --warmup 0 --step-size 5 --gamma 0.5", 100, 10, .25},
-        {"--lr-scheduler step --warmup 0", 100, 33, .1},
+        {"--lr-scheduler step --warmup 0", 100, 34, .1},
         {"--lr-scheduler step --warmup 0 --step-size 5 --gamma 0.5", 100, 14, .25},
         {"--lr-scheduler cosine-restarts --warmup 0", 100, 50, .5},
         {"--lr-scheduler cosine-restarts --warmup 0 --t-0 10 --t-mult 1 --min-lr-ratio 0.2", 100, 95, .6},

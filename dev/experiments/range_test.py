@@ -1,0 +1,99 @@
+#!/usr/bin/env python3
+"""Is the rate that lr_find recommends a good one? Fine-tunes a small CLIP on CIFAR-10 at a grid of rates and at the recommended one, for
+several strategies and seeds, and compares the final zero-shot accuracy.
+
+  dev/experiments/range_test.py --data DIR [-o OUT]     7 rates, 3 strategies, 3 seeds, 600 steps: hours on 2 cores
+  dev/experiments/range_test.py --data DIR --quick      3 rates, 1 seed, 40 steps: minutes; shows that it runs, its table says nothing
+
+DIR holds CIFAR-10 as tar shards: train-*.tar, test-00000.tar (with .cls), classnames.txt, templates.txt. The model is trained first on gray
+pictures of half of the shards, and fine-tuned on the colours of the other half. OUT/range_test.md holds the table; a run that is there
+already is not repeated, so an interrupted experiment goes on.
+"""
+import argparse
+import glob
+import json
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+MODEL = {"embed_dim": 64, "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 128, "head_width": 32, "layers": 4},
+         "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2}}
+STRATEGIES = {"full": [], "image tower locked": ["--lock-image"],
+              "partial": ["--lock-image", "--lock-image-unlocked-groups", "2", "--lock-text", "--lock-text-unlocked-layers", "2"]}
+RATES = [1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2]
+
+
+def run(*command):
+    r = subprocess.run([str(c) for c in command], cwd=ROOT, capture_output=True, text=True)
+    if r.returncode:
+        sys.exit(f"range_test.py: {' '.join(map(str, command))}: exit code {r.returncode}\n{r.stdout[-2000:]}{r.stderr}")
+    return r.stdout
+
+
+def train(o, name, start, shards, options):
+    """-> the .bin of the run and its last zero-shot accuracy"""
+    folder = f"{o.out}/logs/{name}"
+    accuracy = lambda: [json.loads(line)["zeroshot_top1"] for line in open(f"{folder}/metrics.jsonl") if "zeroshot_top1" in line]
+    numbered = lambda: [f for f in glob.glob(f"{folder}/checkpoints/*_[0-9]*.bin") if not f.endswith("_ema.bin")]
+    if not numbered():
+        subprocess.run(["rm", "-rf", folder], check=True)
+        run("./train_clip", *start, "--train-data", "::".join(shards), "--dataset-type", "webdataset", "--batch-size", o.batch, "--logs", f"{o.out}/logs", "--name", name,
+            "--save-frequency", 0, "--log-every-n-steps", 10, "--zeroshot-data", f"{o.data}/test-00000.tar", "--classnames", f"{o.data}/classnames.txt",
+            "--templates", f"{o.data}/templates.txt", "--zeroshot-frequency", 1000000, *options)
+    return numbered()[0], accuracy()[-1]
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", required=True)
+    parser.add_argument("-o", "--out", default=os.path.join(ROOT, "build", "range_test"))
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--rates", type=float, nargs="+", default=RATES)
+    parser.add_argument("--strategies", nargs="+", default=list(STRATEGIES), choices=list(STRATEGIES))
+    o = parser.parse_args()
+    o.data = os.path.abspath(o.data)
+    if o.quick:
+        o.seeds, o.steps, o.batch, o.rates = 1, 40, 32, [1e-5, 3e-4, 1e-2]
+    shards = sorted(glob.glob(f"{o.data}/train-*.tar"))
+    if len(shards) < 2:
+        sys.exit(f"range_test.py: {o.data}: holds no train-*.tar; give --data a folder of CIFAR-10 shards")
+    half = len(shards) // 2
+    os.makedirs(o.out, exist_ok=True)
+    run("make", "-s", "train_clip", "lr_find")
+    with open(f"{o.out}/model.json", "w") as f:
+        json.dump(MODEL, f)
+    pretrained, before = train(o, "pretrain", ["--model", f"{o.out}/model.json"], shards[:half],
+                               ["--steps", 2 * o.steps, "--lr", 1e-3, "--aug-cfg", "scale=0.9,1", "gray_scale_prob=1"])
+    lines = [f"Accuracy in %, mean of {o.seeds} seeds ± standard error; {o.steps} steps × {o.batch}; before fine-tuning {100 * before:.1f}.", "",
+             "| strategy | " + " | ".join(f"{r:g}" for r in o.rates) + " | recommended | verdict |", "|---|" + "---|" * (len(o.rates) + 2)]
+    for strategy in o.strategies:
+        folder = f"{o.out}/{strategy.replace(' ', '_')}"
+        found = run("./lr_find", "--pretrained", pretrained, "--train-data", "::".join(shards[half:]), "--dataset-type", "webdataset", "--batch-size", o.batch,
+                    "--repeats", 1 if o.quick else 3, "--output", folder, *STRATEGIES[strategy])
+        recommended = float(re.search(r"Take --lr (\S+) ", found).group(1))
+        results = {}
+        for rate in [*o.rates, recommended]:
+            results[rate] = [100 * train(o, f"{strategy.replace(' ', '_')}-{rate:g}-{seed}", ["--pretrained", pretrained], shards[half:],
+                                         ["--steps", o.steps, "--lr", rate, "--seed", seed, *STRATEGIES[strategy]])[1] for seed in range(o.seeds)]
+            print(f"{strategy}, {rate:g}: " + " ".join(f"{a:.1f}" for a in results[rate]), flush=True)
+        mean = {rate: np.mean(a) for rate, a in results.items()}
+        error = {rate: np.std(a, ddof=1) / np.sqrt(len(a)) if len(a) > 1 else 0.0 for rate, a in results.items()}
+        best = max(o.rates, key=lambda r: mean[r])
+        behind, allowed = mean[best] - mean[recommended], 1 + 2 * np.hypot(error[best], error[recommended])
+        lines.append(f"| {strategy} | " + " | ".join(f"{mean[r]:.1f} ± {error[r]:.1f}" for r in o.rates) +
+                     f" | {recommended:g}: {mean[recommended]:.1f} ± {error[recommended]:.1f} | {behind:+.1f} behind the best, {'within' if behind <= allowed else 'beyond'} {allowed:.1f} |")
+        with open(f"{o.out}/range_test.md", "w") as f:
+            f.write("\n".join(lines) + "\n")
+    print("\n".join(lines))
+    print(f"{o.out}/range_test.md")
+
+
+if __name__ == "__main__":
+    main()
