@@ -203,8 +203,32 @@ static void test_missing(void) {
     curves_free(&h);
 }
 
+// Three rises in a row it has to be, of a percent together, while the training loss falls.
+static void test_three_rises(void) {
+    static const struct {
+        double val[4];
+        double fall; // of the training loss a step
+        bool fires;
+    } cases[] = {{{1, 1.1, 1.2, 1.3}, 0.01, true},  {{1, 1.1, 1.2, 1.15}, 0.01, false}, {{1, 1.2, 1.1, 1.3}, 0.01, false}, {{1.2, 1.1, 1.2, 1.3}, 0.01, false},
+                 {{1, 1.1, 1.2, 1.3}, -0.01, false}, {{1, 1.001, 1.002, 1.003}, 0.01, false}};
+    for (size_t k = 0; k < sizeof cases / sizeof *cases; k++) {
+        const AdviceFacts f = facts();
+        char text[ADVICE_SIZE];
+        Curves h;
+        memset(&h, 0, sizeof h);
+        for (int step = 1; step <= 40; step++) {
+            curves_add(&h, "loss", step, 2 - cases[k].fall * step);
+            if (step % 10 == 0) curves_add(&h, "val_loss", step, cases[k].val[step / 10 - 1]);
+        }
+        const Advice a = advice_at(text, &h, 40, &f);
+        EXPECT((a == ADVICE_OVERFITTING) == cases[k].fires, "case %zu: %s", k, text);
+        curves_free(&h);
+    }
+}
+
 int main(void) {
     test_each();
+    test_three_rises();
     test_texts();
     test_noise();
     test_missing();
