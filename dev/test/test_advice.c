@@ -210,7 +210,7 @@ static void test_three_rises(void) {
         double fall; // of the training loss a step
         bool fires;
     } cases[] = {{{1, 1.1, 1.2, 1.3}, 0.01, true},  {{1, 1.1, 1.2, 1.15}, 0.01, false}, {{1, 1.2, 1.1, 1.3}, 0.01, false}, {{1.2, 1.1, 1.2, 1.3}, 0.01, false},
-                 {{1, 1.1, 1.2, 1.3}, -0.01, false}, {{1, 1.001, 1.002, 1.003}, 0.01, false}};
+                 {{1, 1.1, 1.2, 1.3}, -0.001, false}, {{1, 1.001, 1.002, 1.003}, 0.01, false}};
     for (size_t k = 0; k < sizeof cases / sizeof *cases; k++) {
         const AdviceFacts f = facts();
         char text[ADVICE_SIZE];
