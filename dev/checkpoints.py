@@ -323,8 +323,9 @@ def flatten_script(path, root):
 def state_dict(path, root):
     if isinstance(root, ScriptModule):
         return flatten_script(path, root)
-    if isinstance(root, dict) and isinstance(root.get("state_dict"), dict):
-        root = root["state_dict"]  # a training checkpoint
+    wrapped = [root[key] for key in ("state_dict", "model") if isinstance(root.get(key), dict)] if isinstance(root, dict) else []
+    if wrapped:
+        root = wrapped[0]  # a training checkpoint, open_clip's or DeiT's
     if not isinstance(root, dict):
         raise Refused(f"{path}: holds a {type(root).__name__} where a state dict belongs")
     for key, value in root.items():

@@ -128,7 +128,7 @@ def check_config(config, where):
 def is_absent(config, key):
     """Tensors that a configuration does without (image_tensor_absent in clipc/weights.h)."""
     return ("ln_pre" in key and not config["ln_pre"] or key == "visual.conv1.bias" and not config["patch_bias"]
-            or key == "visual.proj" and config["absent"] & 2)
+            or key == "visual.proj" and config["absent"] & CONSTANTS["ABSENT_IMAGE_PROJ"])
 
 
 def tensor_shapes(config):
@@ -138,7 +138,7 @@ def tensor_shapes(config):
     for tower, table, prefix, positions in (("image", "IMAGE_TENSORS", "visual.", grid * grid + 1), ("text", "TEXT_TENSORS", "", config["context_length"])):
         sizes = {"C": config[tower + "_width"], "L": config[tower + "_layers"], "F": config[tower + "_mlp"], "T": positions,
                  "E": config["embed_dim"], "P": config["patch_size"], "V": config["vocab_size"]}
-        if tower == "text" and config["absent"] & 1:
+        if tower == "text" and config["absent"] & CONSTANTS["ABSENT_TEXT"]:
             continue
         named = [(key, dims) for key, dims in TENSORS[table] if not is_absent(config, key)]
         named += [(f"{prefix}transformer.resblocks.{layer}.{key}", dims) for layer in range(sizes["L"]) for key, dims in TENSORS["BLOCK_TENSORS"]]
@@ -170,6 +170,9 @@ def is_off(value):
     return value is None or value is False or value in (0, 0.0, "") or value == [] or value == {}
 
 
+WRITTEN_KEYS = {("vision_cfg", "no_ln_pre")}  # read here whatever CONFIG_KEYS says: exports.py writes them
+
+
 class Json:
     """Typed access to one object of a configuration file; whatever does not fit is refused with its place."""
 
@@ -185,6 +188,8 @@ class Json:
         """Every key is one of CONFIG_KEYS in clipc/models.h and holds what that allows."""
         for key, value in self.object.items():
             rule = CONFIG_KEYS.get((self.section, key))
+            if (self.section, key) in WRITTEN_KEYS:
+                continue
             if rule is None:
                 self.refuse(key, "is not a known key")
             if (rule == "off" and not is_off(value)) or (rule[0] == "=" and value not in (None, rule[1:])):
@@ -242,6 +247,12 @@ class Json:
         return Json(self.path, self.section + ".norm_kwargs", value).number("eps", 1e-5)
 
 
+def written_name(data):
+    """The model's name, where exports.py wrote the file."""
+    name = data.get("name") if isinstance(data, dict) else None
+    return name if isinstance(name, str) else ""
+
+
 class Known:
     """A configuration, what is known of its activation (None: nothing), and where both come from."""
 
@@ -261,6 +272,7 @@ def open_clip_config(path, data):
         image_layers=image.int("layers", 12), image_heads=width // head_width if head_width else 0, image_mlp=int(width * image.ratio("mlp_ratio")),
         context_length=text.int("context_length", 77), vocab_size=text.int("vocab_size", CLIP_VOCABULARY), text_width=text_width,
         text_layers=text.int("layers", 12), text_heads=text.int("heads", 8), text_mlp=int(text_width * text.ratio("mlp_ratio")),
+        ln_pre=int(not image.get("no_ln_pre", False, (bool,), "true or false")), name=written_name(data),
         image_ln_eps=image.ln_eps(), text_ln_eps=text.ln_eps(), quick_gelu=int(top.get("quick_gelu", False, (bool,), "true or false")))
     if hub and not is_off(data.get("preprocess_cfg")):
         look = Json(path, "preprocess_cfg", data["preprocess_cfg"])
@@ -281,7 +293,7 @@ HF_DEFAULTS = {
 def hf_config(path, data):
     """Hugging Face's CLIPConfig, and the image processor's beside it. Its eos_token_id is not used: older files have a wrong one."""
     if data.get("model_type", "clip") != "clip":
-        raise Refused(f"{path}: a model of type {data['model_type']}; only clip is supported")
+        raise Refused(f"{path}: a model of type {data['model_type']}; only clip is supported, and vit as an image tower")
     parts = {}
     for section, defaults in HF_DEFAULTS.items():
         given = {}
@@ -301,14 +313,15 @@ def hf_config(path, data):
         image_mlp=image.int("intermediate_size"), context_length=text.int("max_position_embeddings"), vocab_size=text.int("vocab_size"),
         text_width=text.int("hidden_size"), text_layers=text.int("num_hidden_layers"), text_heads=text.int("num_attention_heads"),
         text_mlp=text.int("intermediate_size"), image_ln_eps=image.number("layer_norm_eps", 1e-5), text_ln_eps=text.number("layer_norm_eps", 1e-5),
-        quick_gelu=int(quick))
+        quick_gelu=int(quick), name=written_name(data))
     processor = os.path.join(os.path.dirname(path), "preprocessor_config.json")
     if os.path.isfile(processor):
         hf_preprocess(config, processor)
     return Known(check_config(config, path), quick, path)
 
 
-def hf_preprocess(config, path):
+def hf_preprocess(config, path, crops=True):
+    """The image processor's file; crops: what it does where the file does not say."""
     look = Json(path, "", load_json(path))
     if look.object.get("do_normalize", True):
         set_preprocess(config, look.triple("image_mean"), look.triple("image_std"))
@@ -319,7 +332,7 @@ def hf_preprocess(config, path):
             look.refuse("resample", "must be 2 (bilinear) or 3 (bicubic)")
         set_preprocess(config, interpolation="bilinear" if look.object["resample"] == 2 else "bicubic")
     size = look.object.get("size")
-    to_square = isinstance(size, dict) and "height" in size and not look.object.get("do_center_crop", True)
+    to_square = not look.object.get("do_center_crop", crops) and (not crops or isinstance(size, dict) and "height" in size)
     set_preprocess(config, resize_mode="squash" if to_square else "shortest")  # to the model's image_size, as open_clip does
 
 
@@ -330,6 +343,14 @@ def load_json(path):
 
 def is_hf(data):
     return isinstance(data, dict) and bool({"model_type", "vision_config", "vision_config_dict"} & set(data))
+
+
+def is_timm(data):
+    return isinstance(data, dict) and isinstance(data.get("architecture"), str) and bool({"pretrained_cfg", "num_classes"} & set(data))
+
+
+def is_vit_config(data):
+    return is_timm(data) or (isinstance(data, dict) and "model_type" in data and data["model_type"] != "clip")
 
 
 def is_clip_config(data):
@@ -366,37 +387,110 @@ def similar_row(config):
     return None
 
 
+def shape_of(checkpoint, name, ndim):
+    if name not in checkpoint.entries:
+        raise Refused(f"{checkpoint.path}: {name} is missing: not a CLIP with a ViT image tower and a text transformer in a known form, or incomplete")
+    shape = checkpoint.entries[name].shape
+    if len(shape) != ndim:
+        raise Refused(f"{checkpoint.path}: {name} has {len(shape)} dimensions instead of {ndim}")
+    return shape
+
+
+def layers_of(checkpoint, prefix):
+    """-> number of blocks of a tower, width of their MLP."""
+    numbers = [int(m[1]) for m in (re.match(rf"{re.escape(prefix)}transformer\.resblocks\.(\d{{1,4}})\.", name) for name in checkpoint.entries) if m]
+    return 1 + max(numbers, default=-1), shape_of(checkpoint, f"{prefix}transformer.resblocks.0.mlp.c_fc.weight", 2)[0]
+
+
+def image_fields(checkpoint):
+    """What shapes tell of an image tower: all but its heads. A left-over margin of the image leaves no trace."""
+    (width, _, patch, _), positions = shape_of(checkpoint, "visual.conv1.weight", 4), shape_of(checkpoint, "visual.positional_embedding", 2)[0]
+    grid = math.isqrt(max(positions - 1, 0))
+    if grid < 1 or grid * grid != positions - 1:
+        raise Refused(f"{checkpoint.path}: {positions} positions are no square and a class token; give --model NAME or --model config.json")
+    layers, mlp = layers_of(checkpoint, "visual.")
+    return {"image_size": grid * patch, "patch_size": patch, "image_width": width, "image_layers": layers, "image_mlp": mlp}
+
+
+def usual_head_width(width):
+    return next((r[6] for r in MODEL_ROWS if r[4] == width), 64)
+
+
 def config_from_shapes(checkpoint):
     """The architecture as the shapes tell it. Heads leave no trace in shapes: they are those of the known model with these shapes, else
     64 wide, as in OpenAI's models and in all text towers; an image tower as wide as a known one has heads as wide as that."""
-    entries, where = checkpoint.entries, checkpoint.path
-
-    def shape(name, ndim):
-        if name not in entries:
-            raise Refused(f"{where}: {name} is missing: not a CLIP with a ViT image tower and a text transformer in a known form, or incomplete")
-        if len(entries[name].shape) != ndim:
-            raise Refused(f"{where}: {name} has {len(entries[name].shape)} dimensions instead of {ndim}")
-        return entries[name].shape
-
-    (width, _, patch, _), positions = shape("visual.conv1.weight", 4), shape("visual.positional_embedding", 2)[0]
-    grid = math.isqrt(max(positions - 1, 0))
-    vocab, text_width = shape("token_embedding.weight", 2)
-    layers, mlp = {}, {}
-    for prefix in ("visual.", ""):
-        numbers = [int(m[1]) for m in (re.match(rf"{re.escape(prefix)}transformer\.resblocks\.(\d{{1,4}})\.", name) for name in entries) if m]
-        layers[prefix] = 1 + max(numbers, default=-1)
-        mlp[prefix] = shape(f"{prefix}transformer.resblocks.0.mlp.c_fc.weight", 2)[0]
-    if grid < 1 or grid * grid != positions - 1:
-        raise Refused(f"{where}: {positions} positions are no square and a class token; give --model NAME or --model config.json")
-    image_size = grid * patch
+    where, image = checkpoint.path, image_fields(checkpoint)
+    vocab, text_width = shape_of(checkpoint, "token_embedding.weight", 2)
+    layers, mlp = layers_of(checkpoint, "")
+    config = new_config(embed_dim=shape_of(checkpoint, "text_projection", 2)[1], context_length=shape_of(checkpoint, "positional_embedding", 2)[0],
+                        vocab_size=vocab, text_width=text_width, text_layers=layers, text_mlp=mlp, **image)
     if "input_resolution" in checkpoint.facts:
-        image_size = checkpoint.facts["input_resolution"]  # OpenAI's file tells it; a left-over margin leaves no trace in the shapes
-    config = new_config(embed_dim=shape("text_projection", 2)[1], image_size=image_size, patch_size=patch, image_width=width, image_layers=layers["visual."],
-                        image_mlp=mlp["visual."], context_length=shape("positional_embedding", 2)[0], vocab_size=vocab, text_width=text_width,
-                        text_layers=layers[""], text_mlp=mlp[""])
-    row = similar_row(config)
-    head_width = 64 if checkpoint.openai else next((r[6] for r in MODEL_ROWS if r[4] == width), 64)
+        config["image_size"] = checkpoint.facts["input_resolution"]  # OpenAI's file tells it
+    row, width = similar_row(config), config["image_width"]
+    head_width = 64 if checkpoint.openai else usual_head_width(width)
     if row is None and (width % head_width or text_width % 64):
         raise Refused(f"{where}: the shapes do not tell the number of heads (widths {width} and {text_width}); give --model NAME or --model config.json")
     config.update(image_heads=width // head_width, text_heads=text_width // 64)
     return Known(check_config(config, where), None, "the shapes of the tensors")
+
+
+# ---------------------------------------------------------------- ImageNet ViTs
+
+def timm_facts(path, data):
+    """What timm's config.json tells beyond the shapes."""
+    args, look = (Json(path, section, data.get(section) or {}) for section in ("model_args", "pretrained_cfg"))
+    look = look if look.object else Json(path, "", data)  # older files have all at the top
+    for key in ("act_layer", "norm_layer", "block_fn", "mlp_layer"):
+        if not is_off(args.object.get(key)):
+            args.refuse(key, "is set: not the plain ViT that is supported")
+    if data.get("global_pool") not in (None, "", "token"):
+        Json(path, "", data).refuse("global_pool", "must be token: the class token's features are taken")
+    facts = {"quick_gelu": int("quickgelu" in data["architecture"]), "name": ".".join(filter(None, (data["architecture"], written_tag(look))))}
+    if args.object.get("num_heads") is not None:
+        facts["image_heads"] = args.int("num_heads")
+    size = look.object.get("input_size")
+    if isinstance(size, list) and len(size) == 3:
+        facts["image_size"] = Json(path, look.section, {"input_size": size[1:]}).int("input_size")
+    modes = {"center": "shortest", "squash": "squash", "border": "longest"}
+    mode = look.choice("crop_mode", modes)
+    set_preprocess(facts, look.triple("mean"), look.triple("std"), look.choice("interpolation", INTERPOLATIONS), mode and modes[mode])
+    return facts
+
+
+def written_tag(look):
+    tag = look.object.get("tag")
+    return tag if isinstance(tag, str) else ""
+
+
+def hf_vit_facts(path, data):
+    """What Hugging Face's config.json of a ViT and the image processor's beside it tell beyond the shapes. Defaults are ViTConfig's."""
+    look = Json(path, "", data)
+    quick = (look.choice("hidden_act", ("gelu", "quick_gelu")) or "gelu") == "quick_gelu"
+    facts = {"image_size": look.int("image_size", 224), "image_heads": look.int("num_attention_heads", 12),
+             "image_ln_eps": look.number("layer_norm_eps", 1e-12), "quick_gelu": int(quick)}
+    set_preprocess(facts, None, None, "bilinear", "squash")
+    processor = os.path.join(os.path.dirname(path), "preprocessor_config.json")
+    if os.path.isfile(processor):
+        hf_preprocess(facts, processor, crops=False)
+    return facts
+
+
+def vit_config(checkpoint, path, given):
+    """The configuration of an image tower alone. The shapes tell most; heads, LayerNorm's eps, the activation and the preprocessing come
+    from config.json at `path` (None: what timm's ViTs have in common). The text tower's fields are those of --model, or of ViT-B-32:
+    they stand for nothing. -> Known, and whether a file told mean and std."""
+    data = load_json(path) if path else {}
+    facts = timm_facts(path, data) if is_timm(data) else hf_vit_facts(path, data) if path else {}
+    fields, shapes = image_fields(checkpoint), checkpoint.entries
+    config = dict(given.config) if given else config_of_row(base_name("ViT-B-32")[0])
+    config.update(fields, ln_pre=int("visual.ln_pre.weight" in shapes), patch_bias=int("visual.conv1.bias" in shapes), quick_gelu=0, name="",
+                  absent=CONSTANTS["ABSENT_TEXT"] | CONSTANTS["ABSENT_IMAGE_PROJ"])
+    width = fields["image_width"]
+    head_width = given.config["image_width"] // given.config["image_heads"] if given else usual_head_width(width)
+    if "image_heads" not in facts and width % head_width:
+        raise Refused(f"{checkpoint.path}: the shapes do not tell the number of heads (width {width}); bring timm's config.json with model_args.num_heads beside "
+                      "it, or give --model config.json with the same head_width")
+    config.update(image_heads=width // head_width, image_ln_eps=1e-5 if config["ln_pre"] else 1e-6)  # timm's CLIPs have torch's eps, its others 1e-6
+    set_preprocess(config, HALF, HALF, "bicubic", "shortest")
+    config.update(facts)
+    return Known(check_config(config, path or checkpoint.path), None, path or "the shapes of the tensors"), "mean_r" in facts
