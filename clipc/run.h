@@ -30,6 +30,9 @@ typedef struct {
     int *kept;             // (k*B,kept_count) patches that dropout leaves; NULL: all
     int kept_count;
     Positives positives;
+    double false_negatives; // in the steps counted since the run began or went on
+    int64_t steps_counted;
+    bool false_negatives_told;
     RunState state;
     char folder[PATH_SIZE];    // LOGS/NAME
     char last_saved[PATH_SIZE]; // stem of the checkpoint saved last, or resumed from; "" before there is one

@@ -209,6 +209,16 @@ static inline double train_step(Training *t, const Batch *batches, double lr, do
     return loss;
 }
 
+// At the end of an epoch, once: how many of a step's other pairs are right answers taken for wrong ones, where they are many.
+static inline void train_note_false_negatives(Training *t) {
+    const Options *o = t->o;
+    const double pairs = (double)(o->batch_size * o->accum_freq), each = t->false_negatives / (pairs * (double)max_i64(1, t->steps_counted));
+    if (each >= 0.1 && t->positives == POSITIVES_DIAGONAL && !t->false_negatives_told)
+        logger_print(&t->log, "note         each pair meets %.2g others of its %s in a step, taught as wrong answers; --positives mask or --distinct-batches avoid that", each,
+            o->positives_key ? o->positives_key : "caption");
+    t->false_negatives_told = true;
+}
+
 // The next step of the run, logged; false when Ctrl-C came before its data was there.
 static inline bool train_next(Training *t, Loader *loader, Batch *batches) {
     const Options *o = t->o;
@@ -224,6 +234,8 @@ static inline bool train_next(Training *t, Loader *loader, Batch *batches) {
     if (!isfinite(loss))
         die(EXIT_RUNTIME, "step %lld: the loss is not finite; lower --lr, add --grad-clip-norm 1, and go on from the last checkpoint in %s/checkpoints", (long long)t->state.step,
             t->folder);
+    const int64_t false_negatives = batch_false_negatives(batches, o->accum_freq);
+    t->false_negatives += (double)false_negatives, t->steps_counted++;
     const double rate = (double)(o->batch_size * o->accum_freq) / seconds;
     const LogStep line = {t->state.step, t->schedule.total, (double)t->state.step / (double)t->steps_per_epoch, loss, lr, rate};
     logger_step(&t->log, &line, o->log_every_n_steps);
@@ -231,6 +243,7 @@ static inline bool train_next(Training *t, Loader *loader, Batch *batches) {
         Record r = record_new(t->state.step);
         record_number(&r, "epoch", (double)t->state.epoch + 1);
         record_number(&r, "loss", loss), record_number(&r, "lr", lr), record_number(&r, "grad_norm", norm), record_number(&r, "logit_scale", scale);
+        record_number(&r, "false_negatives", (double)false_negatives / (double)(o->batch_size * o->accum_freq));
         record_number(&r, "samples_per_second", rate), record_number(&r, "data_time", waited), record_number(&r, "batch_time", seconds);
         monitor_record(&t->monitor, &t->log, &r);
     }
@@ -257,6 +270,7 @@ static inline int train_run(Training *t) {
         if (end_of_epoch || last) {
             loader_report_skips(loader);
             train_save_features(t);
+            train_note_false_negatives(t);
             if (end_of_epoch) t->state.epoch++, t->state.position = 0;
             if (!last) loader_start_epoch(loader, t->state.epoch, 0); // decodes while the evaluation runs
             whole = train_evaluate_due(t);
