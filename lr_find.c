@@ -105,6 +105,7 @@ static int report(char **argv, Training *t, RangeCurve *passes, int count) {
         print_command(argv, o, advice.rate, cosine);
         print_command(argv, o, advice.rate, "one-cycle");
         print_command(argv, o, advice.rate, "stlr");
+        if (o->group) printf("  in a run of both towers: --lr-%s %g\n", o->group, advice.rate);
     }
     printf("\n%s\n%s\n", csv, drawn ? svg : "");
     range_free(&mean);
@@ -120,6 +121,7 @@ static void check_options(const Options *o) {
     if (o->eval_only || o->classify.count || o->print_schedule) die(EXIT_USAGE, "--eval-only, --classify and --print-schedule are for train_clip; leave them out");
     if (o->group && (strcmp(o->group, "image") == 0 ? o->lock_image : o->lock_text))
         die(EXIT_USAGE, "--group %s: this tower is locked; leave out --lock-%s", o->group, o->group);
+    if (options_was_set(o, lr_image) || options_was_set(o, lr_text)) die(EXIT_USAGE, "--lr-image, --lr-text: the ramp sets the rate; find each with --group image and --group text");
     make_directories(o->output);
 }
 

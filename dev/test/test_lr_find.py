@@ -183,7 +183,8 @@ def test_same_twice():
 
 def test_refuses():
     for options, words in ([("--min-lr", 1, "--max-lr", 0.1), "not above"], [("--smoothing", 1), "out of range"], [("--group", "both"), "choose one of"],
-                           [("--resume", "latest"), "--resume"], [("--eval-only",), "--eval-only"], [("--lock-image", "--group", "image"), "is locked"], [("--stop-factor", 1), "out of range"]):
+                           [("--resume", "latest"), "--resume"], [("--eval-only",), "--eval-only"], [("--lock-image", "--group", "image"), "is locked"],
+                           [("--lr-image", 1e-4), "--group image"], [("--stop-factor", 1), "out of range"]):
         code, out, err = run("lr_find", *DATA, *options)
         check(code == 2 and words in err and err.count("\n") == 1, f"{options}: exit code {code}: {err}")
 
