@@ -11,7 +11,7 @@
     S(FULL, "full fine-tuning", 1e-5, 1e-4, 1000, 5000, 5, 10) \
     S(PARTIAL, "partial (last groups)", 5e-5, 5e-4, 1000, 3000, 5, 10) \
     S(ONE_TOWER, "one tower frozen", 1e-4, 1e-3, 1000, 5000, 10, 20) \
-    S(SCRATCH, "from random weights", 1e-3, 5e-3, 10000, 10000, 32, 0)
+    S(SCRATCH, "training from scratch", 1e-3, 5e-3, 10000, 10000, 32, 0)
 
 #define S(id, name, lr_low, lr_high, warmup_low, warmup_high, epochs_low, epochs_high) STRATEGY_##id,
 typedef enum { STRATEGIES(S) STRATEGY_COUNT } StrategyKind;

@@ -52,7 +52,7 @@ for name in ("zeroshot_top1/target", "zeroshot_top1/general", "val_loss"):
     print(f"  {name:22} " + " ".join(f"{value:.3f}" for value in values))
 PYTHON
 }
-finetune healthy none --train-data "$out/invert.tar::$out/some.tar" --epochs 4 --lr 1e-3
+finetune healthy none --train-data "$out/invert.tar::$out/some.tar" --epochs 4 --lr 5e-4
 finetune overfit overfitting --train-data "$out/few.tar" --epochs 25 --lr 1e-3 --zeroshot-frequency 5
 finetune forget forgetting --train-data "$out/invert.tar" --epochs 4 --lr 1e-3
 finetune rate "rate too high" --train-data "$out/invert.tar" --epochs 2 --lr 0.1 --warmup 0 --lr-scheduler const
