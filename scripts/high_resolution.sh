@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# High resolution: more pixels than the model was pretrained at.
+# When:  what matters is small: text in pictures, lesions, parts. SIZE=384 TRAIN=pairs.csv scripts/high_resolution.sh
+# Does:  interpolates the position embedding (SIZE has to be a multiple of the patch), then trains all weights gently, lower blocks
+#        least; activations are computed again in the backward pass, so that memory grows less than the patches do.
+# Watch: time and memory grow with the number of patches, attention with its square: double the side, four times the patches. The
+#        zero-shot figure before the first step is lower than at the old size; it should be regained within an epoch. Pictures that are
+#        smaller than SIZE gain nothing.
+. "$(dirname "$0")/common.sh"
+if [ $is_trial = yes ]; then
+    draw large 1600 --domain shifted --size 64
+    TRAIN=$trial/large/train.csv VAL=$trial/large/val.csv TARGET=$trial/large/val.csv SIZE=${SIZE:-64}
+fi
+recipe=(--force-image-size "${SIZE:-384}" --lr "$(rate 1e-5)" --image-layer-decay 0.8 --epochs 3 --warmup 10% --wd 0.1 --grad-clip-norm 1 --batch-size 32 --accum-freq 2
+    --grad-checkpointing)
+finetune "$@"
