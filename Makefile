@@ -70,6 +70,9 @@ golden: setup
 sanitize: setup-test
 	$(RUN) dev/test/run.sh --sanitize
 
+parity: setup
+	$(RUN) dev/test/parity.sh
+
 demo: setup
 	$(RUN) scripts/demo.sh
 
@@ -85,12 +88,13 @@ help:
 	@echo 'make demo         train, evaluate and fine-tune a tiny CLIP on drawn shapes, under 3 minutes'
 	@echo 'make test         set up, build, make references, run every test'
 	@echo 'make golden GOLDEN=DIR   compare with stored results of open_clip'
+	@echo 'make parity       install open_clip, transformers, … in build/parity and compare with them (optional, gigabytes)'
 	@echo 'make sanitize     the tests under AddressSanitizer and UBSan'
 	@echo 'make clean        remove what make built (not logs/ and weights/)'
 	@echo 'make CC=clang     another compiler; CFLAGS=… other flags; OPENMP= for one thread'
 	@echo 'dev/setup.sh      install what is missing (compiler, libraries, numpy), as demo and test do first'
 
 FORCE:
-.PHONY: all tests setup setup-test test golden sanitize demo flags clean help FORCE
+.PHONY: all tests setup setup-test test golden sanitize parity demo flags clean help FORCE
 
 -include $(wildcard $(BUILD)/*.d)

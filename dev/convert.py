@@ -16,7 +16,6 @@ Hugging Face's ViTModel), of which the image tower is kept, for train_clip --pre
 unless --dtype rounds. The tables of tensors, fields and models are those of clipc/weights.h and clipc/models.h, read from there.
 """
 import argparse
-import json
 import math
 import os
 import re
@@ -225,7 +224,7 @@ def decide_vit(args, checkpoint, own_path):
     source = f"{own_path} or beside it" if told else "timm's and Hugging Face's default for ViTs"
     notes = [f"an ImageNet ViT, for --pretrained-image; architecture from {known.source}: {described(config).split('; ')[0]}, eps {config['image_ln_eps']:g}",
              f"activation: {activation(config['quick_gelu'])}", f"preprocessing: {look} (from {source})"]
-    warnings = [] if told else [f"{checkpoint.path}: took {look} because no configuration lies beside it; DeiT, DINO and MAE weights need --image-mean "
+    warnings = [] if told else [f"{checkpoint.path}: took {look} because no file says which; DeiT, DINO and MAE weights need --image-mean "
                                 "0.485,0.456,0.406 --image-std 0.229,0.224,0.225 in training"]
     return config, known, notes, warnings
 

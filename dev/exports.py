@@ -249,7 +249,8 @@ def pickled_state(tensors):
     for key, (name, (storage, shape)) in enumerate(tensors.items()):
         strides = [product(shape[i + 1:]) for i in range(len(shape))]
         out += [pickled(name), b"ctorch._utils\n_rebuild_tensor_v2\n((", pickled("storage"), f"ctorch\n{storage}\n".encode(), pickled(str(key)),
-                pickled("cpu"), pickled(product(shape)), b"tQ", pickled(0), pickled_tuple(shape), pickled_tuple(strides), b"\x89ccollections\nOrderedDict\n)RtR"]
+                pickled("cpu"), pickled(product(shape)), b"tQ", pickled(0), pickled_tuple(shape), pickled_tuple(strides),
+                b"\x89ccollections\nOrderedDict\n)RtR"]
     return b"".join(out) + b"u."
 
 
@@ -278,8 +279,8 @@ def write_openai(model, path):
     order, dtypes, other = openai_order(config), openai_dtypes(model, entries), openai_implies(config)
     tensors = {n: (dtypes[n], entries[n].shape, converted_chunks(model.where, n, entries[n], dtypes[n])) for n in order}
     if other:
-        model.warnings.append(f"{model.where}: not of OpenAI's kind ({', '.join(other)}): loads where the configuration is given, too; as a model of OpenAI's "
-                              "it would compute something else")
+        model.warnings.append(f"{model.where}: not of OpenAI's kind ({', '.join(other)}): loads where the configuration is given, too; as a model of "
+                              "OpenAI's it would compute something else")
     else:
         facts = {name: ("I64", (), [struct.pack("<q", config[field])])
                  for name, field in (("input_resolution", "image_size"), ("context_length", "context_length"), ("vocab_size", "vocab_size"))}

@@ -488,8 +488,8 @@ def vit_config(checkpoint, path, given):
     width = fields["image_width"]
     head_width = given.config["image_width"] // given.config["image_heads"] if given else usual_head_width(width)
     if "image_heads" not in facts and width % head_width:
-        raise Refused(f"{checkpoint.path}: the shapes do not tell the number of heads (width {width}); bring timm's config.json with model_args.num_heads beside "
-                      "it, or give --model config.json with the same head_width")
+        raise Refused(f"{checkpoint.path}: the shapes do not tell the number of heads (width {width}); bring timm's config.json with model_args.num_heads "
+                      "beside it, or give --model config.json with the same head_width")
     config.update(image_heads=width // head_width, image_ln_eps=1e-5 if config["ln_pre"] else 1e-6)  # timm's CLIPs have torch's eps, its others 1e-6
     set_preprocess(config, HALF, HALF, "bicubic", "shortest")
     config.update(facts)

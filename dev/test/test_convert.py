@@ -302,7 +302,8 @@ def convert_and_expect(arguments, arrays, what, **fields):
 # ---------------------------------------------------------------- the tests
 
 def test_tables():
-    check([f[1] for f in models.CONFIG_FIELDS][:2] == ["embed_dim", "image_size"] and models.CONFIG_FIELDS[25] == ("float", "std_b", 1e-4, 10.0), "CONFIG_FIELDS")
+    check([f[1] for f in models.CONFIG_FIELDS][:2] == ["embed_dim", "image_size"], "CONFIG_FIELDS begins as it must")
+    check(models.CONFIG_FIELDS[25] == ("float", "std_b", 1e-4, 10.0), "kinds and limits of CONFIG_FIELDS")
     check(len(models.CONFIG_FIELDS) <= models.CONSTANTS["HEADER_NAME"] - models.CONSTANTS["HEADER_CONFIG"], "the fields fit the header")
     config = models.open_clip_config("tiny", CONFIG).config
     ours = {k: v if k != "logit_scale" else () for k, v in models.tensor_shapes(config).items()}
