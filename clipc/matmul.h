@@ -173,58 +173,98 @@ static inline void gemm_pack(const Kernels *kernels, float *panel, Matrix B, int
         return;
     }
     if (n < width) memset(panel, 0, (size_t)K * width * sizeof *b);
-    for (int i0 = 0; i0 < K; i0 += 16) // 16 rows at a time: each cache line of B is read once
-        for (int c = 0; c < n; c++)
-            for (int i = i0; i < K && i < i0 + 16; i++) panel[(size_t)i * width + c] = b[(size_t)i * B.row + (size_t)c * B.col];
+    int i0 = 0;
+    for (; i0 + 16 <= K && B.row == 1; i0 += 16) // 16 rows at a time: each cache line of B is read once
+        for (int c = 0; c < n; c++) {
+            const float *from = b + (size_t)c * B.col + i0;
+            float *to = panel + (size_t)i0 * width + c;
+            UNROLL for (int i = 0; i < 16; i++) to[i * width] = from[i];
+        }
+    for (int i = i0; i < K; i++)
+        for (int c = 0; c < n; c++) panel[(size_t)i * width + c] = b[(size_t)i * B.row + (size_t)c * B.col];
 }
 
-// Rows row0 … row1-1 of C, `n` columns from column j: one packed panel against the rows of A, k0 … k0 + K - 1 of the inner dimension.
-static inline void gemm_panel(const Kernels *kernels, float *C, size_t ldc, Matrix A, const float *panel, int row0, int row1, int k0, int K, int j, int n, TileEnd end) {
-    const float *bias = end.bias ? end.bias + j : NULL;
-    for (int i = row0; i < row1; i += kernels->tile_rows) {
-        TileEnd e = {end.add, bias, end.residual ? end.residual + (size_t)i * ldc + j : NULL};
-        int m = row1 - i < kernels->tile_rows ? row1 - i : kernels->tile_rows;
-        kernels->tile(m, K, A.p + (size_t)i * A.row + (size_t)k0 * A.col, A.row, A.col, panel, C + (size_t)i * ldc + j, ldc, n, e);
+// Some rows of A and a block of the inner dimension, tile by tile: entry (i, k) of tile t is p[t * tile + i * row + k * col].
+typedef struct {
+    const float *p;
+    size_t tile, row, col;
+} TileRows;
+
+// Rows row0 … row1-1 and columns k … k+K-1 of A. Where its rows are not contiguous (a transposed matrix), each k would be a cache line of
+// its own: then the entries are packed into `strips`, tile behind tile.
+static inline TileRows gemm_rows(const Kernels *kernels, float *strips, Matrix A, int row0, int row1, int k, int K) {
+    const int height = kernels->tile_rows;
+    const float *a = A.p + (size_t)row0 * A.row + (size_t)k * A.col;
+    const TileRows plain = {a, (size_t)height * A.row, A.row, A.col}, packed = {strips, (size_t)height * (size_t)K, 1, (size_t)height};
+    if (A.col == 1) return plain;
+    for (int i = 0; i < row1 - row0; i += height, strips += height * K) {
+        const int m = row1 - row0 - i < height ? row1 - row0 - i : height;
+        for (int j = 0; j < K; j++)
+            for (int r = 0; r < m; r++) strips[j * height + r] = a[(size_t)(i + r) * A.row + (size_t)j * A.col];
+    }
+    return packed;
+}
+
+// `rows` rows of C from `c` on, n columns: one packed panel against tiles of A. bias and residual of `end` begin where c does.
+static inline void gemm_panel(const Kernels *kernels, float *c, size_t ldc, TileRows a, const float *panel, int rows, int K, int n, TileEnd end) {
+    for (int i = 0; i < rows; i += kernels->tile_rows, a.p += a.tile) {
+        const TileEnd e = {end.add, end.bias, end.residual ? end.residual + (size_t)i * ldc : NULL};
+        kernels->tile(rows - i < kernels->tile_rows ? rows - i : kernels->tile_rows, K, a.p, a.row, a.col, panel, c + (size_t)i * ldc, ldc, n, e);
     }
 }
 
-// What a block of K does at the end of its tiles: all but the first add to C, only the last one adds bias and residual.
-static inline TileEnd gemm_end(TileEnd end, bool first, bool last) {
-    TileEnd e = {end.add || !first, last ? end.bias : NULL, last ? end.residual : NULL};
+// What a block of K does at the end of its tiles, `at` floats into C, at column j: all but the first add to C, only the last one adds bias
+// and residual.
+static inline TileEnd gemm_end(TileEnd end, bool first, bool last, size_t at, int j) {
+    const TileEnd e = {end.add || !first, last && end.bias ? end.bias + j : NULL, last && end.residual ? end.residual + at : NULL};
     return e;
 }
 
+static inline int gemm_least(int a, int b) { return a < b ? a : b; }
+
 // C (M,N), rows ldc apart. By all threads; call it from outside of parallel regions.
 static inline void gemm(const Kernels *kernels, float *C, size_t ldc, Matrix A, Matrix B, int M, int N, int K, TileEnd end) {
-    const int width = kernels->tile_columns, panels = (N + width - 1) / width, rows = GEMM_ROW_TILES * kernels->tile_rows;
-    const int row_blocks = (M + rows - 1) / rows;
+    const int width = kernels->tile_columns, panels = (N + width - 1) / width, most = GEMM_ROW_TILES * kernels->tile_rows, row_blocks = (M + most - 1) / most;
     float *packed = (float *)aligned_malloc_check((size_t)panels * width * GEMM_K_BLOCK * sizeof(float));
 #pragma omp parallel
-    for (int k = 0; k < K; k += GEMM_K_BLOCK) {
-        const int depth = K - k < GEMM_K_BLOCK ? K - k : GEMM_K_BLOCK;
-        const TileEnd e = gemm_end(end, k == 0, k + depth == K);
+    {
+        float *strips = (float *)aligned_malloc_check((size_t)most * GEMM_K_BLOCK * sizeof(float));
+        for (int k = 0; k < K; k += GEMM_K_BLOCK) {
+            const int depth = gemm_least(K - k, GEMM_K_BLOCK);
 #pragma omp for schedule(static)
-        for (int p = 0; p < panels; p++) gemm_pack(kernels, packed + (size_t)p * width * GEMM_K_BLOCK, B, k, depth, p * width, N - p * width < width ? N - p * width : width);
+            for (int p = 0; p < panels; p++) gemm_pack(kernels, packed + (size_t)p * width * GEMM_K_BLOCK, B, k, depth, p * width, gemm_least(N - p * width, width));
+            TileRows a = {NULL, 0, 0, 0};
+            int row_of_a = -1;
 #pragma omp for schedule(dynamic, 4)
-        for (int item = 0; item < row_blocks * panels; item++) { // neighbours share the rows of A
-            const int r = item / panels * rows, p = item % panels;
-            gemm_panel(kernels, C, ldc, A, packed + (size_t)p * width * GEMM_K_BLOCK, r, r + rows < M ? r + rows : M, k, depth, p * width,
-                       N - p * width < width ? N - p * width : width, e);
+            for (int item = 0; item < row_blocks * panels; item++) { // neighbours share the rows of A
+                const int row = item / panels * most, p = item % panels, rows = gemm_least(M - row, most);
+                const size_t at = (size_t)row * ldc + (size_t)p * width;
+                if (row != row_of_a) a = gemm_rows(kernels, strips, A, row_of_a = row, row + rows, k, depth);
+                gemm_panel(kernels, C + at, ldc, a, packed + (size_t)p * width * GEMM_K_BLOCK, rows, depth, gemm_least(N - p * width, width),
+                           gemm_end(end, k == 0, k + depth == K, at, p * width));
+            }
         }
+        free(strips);
     }
     free(packed);
 }
 
-// The same by the calling thread alone, for products within a parallel region (one head of attention). `panel`: room for
+// The same by the calling thread alone, for products within a parallel region (one head of attention). `scratch`: room for
 // gemm_serial_scratch() floats.
-static inline size_t gemm_serial_scratch(const Kernels *kernels) { return (size_t)kernels->tile_columns * GEMM_K_BLOCK; }
+static inline size_t gemm_serial_scratch(const Kernels *kernels) { return (size_t)(kernels->tile_columns + GEMM_ROW_TILES * kernels->tile_rows) * GEMM_K_BLOCK; }
 
-static inline void gemm_serial(const Kernels *kernels, float *panel, float *C, size_t ldc, Matrix A, Matrix B, int M, int N, int K, TileEnd end) {
+static inline void gemm_serial(const Kernels *kernels, float *scratch, float *C, size_t ldc, Matrix A, Matrix B, int M, int N, int K, TileEnd end) {
+    const int width = kernels->tile_columns, most = GEMM_ROW_TILES * kernels->tile_rows;
+    float *panel = scratch, *strips = scratch + (size_t)width * GEMM_K_BLOCK;
     for (int k = 0; k < K; k += GEMM_K_BLOCK)
-        for (int j = 0; j < N; j += kernels->tile_columns) {
-            const int depth = K - k < GEMM_K_BLOCK ? K - k : GEMM_K_BLOCK, n = N - j < kernels->tile_columns ? N - j : kernels->tile_columns;
-            gemm_pack(kernels, panel, B, k, depth, j, n);
-            gemm_panel(kernels, C, ldc, A, panel, 0, M, k, depth, j, n, gemm_end(end, k == 0, k + depth == K));
+        for (int row = 0; row < M; row += most) {
+            const int depth = gemm_least(K - k, GEMM_K_BLOCK), rows = gemm_least(M - row, most);
+            const TileRows a = gemm_rows(kernels, strips, A, row, row + rows, k, depth);
+            for (int j = 0; j < N; j += width) {
+                const size_t at = (size_t)row * ldc + (size_t)j;
+                gemm_pack(kernels, panel, B, k, depth, j, gemm_least(N - j, width));
+                gemm_panel(kernels, C + at, ldc, a, panel, rows, depth, gemm_least(N - j, width), gemm_end(end, k == 0, k + depth == K, at, j));
+            }
         }
 }
 
