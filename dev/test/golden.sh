@@ -29,7 +29,7 @@ model_values() { # DIR OUT
 
 golden_model() { # DIR
     local folder name found=
-    for folder in "$1"/*/; do
+    for folder in "$1"/*; do
         name=$(basename "$folder")
         case $name in formats | bad) continue ;; esac
         [ -d "$folder" ] || continue
@@ -39,6 +39,7 @@ golden_model() { # DIR
     done
     if [ -d "$1/formats" ] || [ -d "$1/bad" ]; then found=1 && part "model/formats, bad" "$PYTHON" dev/test/test_convert.py --golden "$1"; fi
     if ls "$1"/retrieval.npz "$1"/zeroshot.npz >/dev/null 2>&1; then found=1 && part "model/retrieval, zeroshot" "$BUILD/test_evaluate" "$1"; fi
+    if [ -e "$1/resize.npz" ]; then found=1 && part "model/resize" "$BUILD/test_positions" "$1"; fi
     if [ -e "$1/schedules.csv" ]; then found=1 && part "model/schedules" "$BUILD/test_schedulers" "$1"; fi
     if [ -z "$found" ]; then part model false; fi
 }
@@ -92,7 +93,7 @@ golden_parts() { # DIR [KIND…]
 
 if [ "${BASH_SOURCE[0]}" = "$0" ]; then
     if [ ! -d "${1:-}" ]; then
-        echo "golden.sh: ${1:-no folder given}: is no folder of stored results; make golden GOLDEN=DIR" >&2
+        echo "golden.sh: '${1:-}' is no folder of stored results; make golden GOLDEN=DIR" >&2
         exit 2
     fi
     build tests || exit 1

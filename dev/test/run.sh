@@ -88,6 +88,7 @@ case ${1:-} in
     c_parts
     script_parts
     if [ -d "$GOLDEN" ]; then golden_parts "$GOLDEN"; fi
+    if [ -d "$GOLDEN/../data" ]; then part "test_dataloader, data sets" "$BUILD/test_dataloader" "$GOLDEN/../data"; fi
     ;;
 --c) c_parts ;;
 --sanitize)
