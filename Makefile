@@ -76,6 +76,11 @@ parity: setup
 demo: setup
 	$(RUN) scripts/demo.sh
 
+experiments: setup $(PROGRAMS:%=$(BIN)%)
+	@test -d '$(DATA)/cifar10' || { echo 'make experiments DATA=DIR: DIR holds cifar10/ (train-*.tar, test-00000.tar, …) and emoji/'; exit 2; }
+	@set -e; export PYTHON='$(PYTHON)' PROGRAMS='$(abspath $(or $(BIN),.))'; for experiment in dev/experiments/*.sh; do echo "== $$experiment"; $$experiment '$(DATA)/cifar10'; done
+	@'$(PYTHON)' dev/experiments/range_test.py --data '$(DATA)/cifar10'
+
 flags: # for dev/setup.sh: the compiler with its flags, then the libraries
 	@echo '$(COMPILE)'
 	@echo '$(LINK_LIBS)'
@@ -89,12 +94,13 @@ help:
 	@echo 'make test         set up, build, make references, run every test'
 	@echo 'make golden GOLDEN=DIR   compare with stored results of open_clip'
 	@echo 'make parity       install open_clip, transformers, … in build/parity and compare with them (optional, gigabytes)'
+	@echo 'make experiments DATA=DIR   the tables of doc/, measured anew (hours; dev/experiments/*.sh alone for one of them)'
 	@echo 'make sanitize     the tests under AddressSanitizer and UBSan'
 	@echo 'make clean        remove what make built (not logs/ and weights/)'
 	@echo 'make CC=clang     another compiler; CFLAGS=… other flags; OPENMP= for one thread'
 	@echo 'dev/setup.sh      install what is missing (compiler, libraries, numpy), as demo and test do first'
 
 FORCE:
-.PHONY: all tests setup setup-test test golden sanitize parity demo flags clean help FORCE
+.PHONY: all tests setup setup-test test golden sanitize parity demo experiments flags clean help FORCE
 
 -include $(wildcard $(BUILD)/*.d)
