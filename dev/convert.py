@@ -386,7 +386,7 @@ def main(argv):
         return 1
     except OSError as e:
         complain(f"{str(e.filename or args.output).removesuffix('.part')}: {e.strerror or e}")
-        return 2 if isinstance(e, (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)) else 1
+        return 2 if isinstance(e, (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)) else 1
     except KeyboardInterrupt:
         complain("interrupted; nothing was written")
         return 130

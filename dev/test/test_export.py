@@ -71,6 +71,8 @@ def test_round_trips():
                     check(code == 0 and {e.dtype for e in read_all(f"out/{file}").values()} == {code_out}, f"{form} in {dtype_out}: {err}")
     refused(["tiny.bin", "--dtype", "fp16"], "fp32 or bf16", "fp16 in a .bin")
     check(exported("tiny.bin", "hf", output="new/folder")[0] == 0, "the folder is made with those above it")
+    code, _, err = run("tiny.bin", "-o", "x.safetensors", "--format", "hf")
+    check(code == 2 and "x.safetensors" in err and os.path.isfile("x.safetensors"), f"a file where the folder should be: {err}")
 
 
 def test_half():
