@@ -231,15 +231,18 @@ static const SweepPoint *measure(WiseFt *w, const Merge *m, const char *label, d
 
 // ---------------------------------------------------------------- saving
 
-// dev/convert.py beside the program, or in the working directory.
+// dev/convert.py beside the program, up to two folders above it, or in the working directory.
 static void converter_path(char path[PATH_SIZE]) {
+    static const char *const ups[] = {"", "/..", "/../.."};
     char self[PATH_SIZE] = "";
-    const ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
-    if (n < 0) snprintf(self, sizeof self, "%s", program_invocation_name);
+    if (readlink("/proc/self/exe", self, sizeof self - 1) < 0) snprintf(self, sizeof self, "%s", program_invocation_name);
     char *slash = strrchr(self, '/');
     if (slash) *slash = 0;
-    path_format(path, "%.3000s/dev/convert.py", slash ? self : ".");
-    if (!file_exists(path)) path_format(path, "dev/convert.py");
+    for (int i = 0; i < 3; i++) {
+        path_format(path, "%.3000s%s/dev/convert.py", slash ? self : ".", ups[i]);
+        if (file_exists(path)) return;
+    }
+    path_format(path, "dev/convert.py");
 }
 
 static void convert(const char *bin, const char *format) {
@@ -288,7 +291,7 @@ static bool measure_alpha(WiseFt *w, Merge *m, double alpha) {
 static int select_alpha(WiseFt *w, Merge *m, SweepMeasure what) {
     for (int64_t step = 0; step < w->o->select_steps; step++) {
         qsort(w->points, w->point_count, sizeof *w->points, compare_points);
-        const double alpha = sweep_next_alpha(&w->sweep, w->points, (int)w->point_count, what, 0.005);
+        const double alpha = sweep_next_alpha(&w->sweep, w->points, (int)w->point_count, what, 0.02);
         if (isnan(alpha)) break;
         if (!measure_alpha(w, m, alpha)) return -1;
     }

@@ -86,10 +86,10 @@ static inline void sweep_write_csv(const Sweep *s, const SweepPoint *points, int
 
 // ---------------------------------------------------------------- picture
 
-// "clean 54.9% at α = 0.7 (ends 50.8%, 55.0%)"
+// "best for clean: α = 0.7, 54.9% (ends 50.8%, 55.0%)", without a line break inside of "α = 0.7"
 static inline int sweep_title_part(char *out, size_t size, const Sweep *s, const SweepPoint *points, int count, SweepMeasure what, const char *name) {
     const int best = sweep_best(s, points, count, what);
-    return snprintf(out, size, "%s best at α = %s: %.1f%% (ends %.1f%%, %.1f%%)", name, points[best].label, 100 * sweep_value(s, points[best].top1, what),
+    return snprintf(out, size, "best for %s: α\u00a0=\u00a0%s, %.1f%% (ends %.1f%%, %.1f%%)", name, points[best].label, 100 * sweep_value(s, points[best].top1, what),
         100 * sweep_value(s, points[0].top1, what), 100 * sweep_value(s, points[count - 1].top1, what));
 }
 
@@ -104,13 +104,13 @@ static inline bool sweep_draw(const Sweep *s, const SweepPoint *points, int coun
     for (int k = 0; k < count; k++)
         alpha[k] = points[k].alpha, target[k] = points[k].top1[s->target], shift[k] = sweep_value(s, points[k].top1, SWEEP_SHIFT);
     int n = sweep_title_part(title, sizeof title, s, points, count, SWEEP_TARGET, name);
-    if (shifted) n += snprintf(title + n, sizeof title - (size_t)n, "; "), sweep_title_part(title + n, sizeof title - (size_t)n, s, points, count, SWEEP_SHIFT, "mean of shifted sets");
+    if (shifted) n += snprintf(title + n, sizeof title - (size_t)n, "; "), sweep_title_part(title + n, sizeof title - (size_t)n, s, points, count, SWEEP_SHIFT, "the mean of shifted sets");
     PlotPanel panels[2];
     int drawn = 0;
     if (shifted) {
         PlotPanel *p = &panels[drawn++];
         snprintf(of_target, sizeof of_target, "%s", name);
-        *p = plot_panel("mean accuracy on the shifted sets over accuracy on the target, logit scales", of_target, PLOT_LOGIT);
+        *p = plot_panel("mean accuracy on shifted sets over the target's, logit scales; gray: straight between the ends", of_target, PLOT_LOGIT);
         p->height = 260;
         for (int k = 0; k < 2; k++) ends[0][k] = target[k ? count - 1 : 0], ends[1][k] = shift[k ? count - 1 : 0];
         plot_line(p, NULL, ends[0], ends[1], 2, 5, 0);

@@ -153,7 +153,7 @@ static void test_picture_says_what_is_there(void) {
     close(mkstemp(path));
     EXPECT(sweep_draw(&s, points, 3, 1, path));
     char *text = file_read_all(path, NULL);
-    EXPECT(strstr(text, "photo &amp; &lt;co&gt; best at α = 1: 62.5% (ends 50.0%, 62.5%); mean of shifted sets best at α = 0.5: 57.5% (ends 50.0%, 0.0%)"));
+    EXPECT(strstr(text, "best for photo &amp; &lt;co&gt;: α\u00a0=\u00a01, 62.5% (ends 50.0%, 62.5%); best for the mean of shifted sets: α\u00a0=\u00a00.5, 57.5% (ends 50.0%, 0.0%)"));
     EXPECT(strstr(text, "chosen: α = 0.5") && !strstr(text, "nan") && !strstr(text, "inf\""));
     free(text), unlink(path);
     for (int i = 0; i < 3; i++) sweep_point_free(&points[i]);

@@ -270,7 +270,7 @@ def test_sweep(files, sets, locked):
             chalk, plain, other, shift, mean = (float(row[k]) for k in list(row)[1:])
             expect(abs(shift - (plain + other) / 2) < 1e-9 and abs(mean - (chalk + shift) / 2) < 1e-9, row)
         svg = data(f"{name}/wise_ft.svg").decode()
-        expect("<svg" in svg and "nan" not in svg and "chalk best at" in svg, "the picture")
+        expect("<svg" in svg and "nan" not in svg and "best for chalk: " in svg, "the picture")
     out = must("wise_ft", "--zeroshot", files[0], "--finetuned", files[1], "--alpha-image", 0.5, "--alpha", "0,1", *evals, "--classnames", classnames, "--eval-only")
     expect("alpha" in out and not os.path.exists("alpha_0.bin") and os.path.exists("wise_ft.csv"), "nothing but tables without --save")
 
