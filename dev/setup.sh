@@ -45,6 +45,13 @@ links() { # "headers" "libraries"
         $compile -x c - -x none -o "$scratch/probe" $2 >/dev/null 2>&1
 }
 
+compiles_plainly() { command -v "${1:-}" >/dev/null && echo 'int main(void) { return 0; }' | "$1" -x c - -o "$scratch/probe" >/dev/null 2>&1; }
+
+any_compiler() {
+    local compiler
+    for compiler in gcc clang cc; do compiles_plainly $compiler && echo $compiler && return; done
+}
+
 # sets `missing` to the names of the table above that are not there
 find_missing() { # [--c++]
     local flags compiler=gcc headers folders name header library rest
@@ -56,12 +63,13 @@ find_missing() { # [--c++]
     compile=$(sed -n 1p <<< "$flags") libraries=$(sed -n 2p <<< "$flags")
     headers=$(packages | awk '$2 != "-" {print $2}')
     if [ -n "$compile" ] && links "$headers" "$libraries"; then return; fi
-    if ! command -v ${compile%% *} >/dev/null || ! echo 'int main(void) { return 0; }' | ${compile%% *} -x c - -o "$scratch/probe" >/dev/null 2>&1; then
+    if ! compiles_plainly ${compile%% *}; then
         missing="$compiler $missing"
-        compile= # so that all libraries count as missing: an installed package is no harm
+        compile=$(any_compiler) # the libraries may be there all the same; without any, all count as missing: to install one twice is no harm
+    elif ! links omp.h ""; then
+        missing="openmp $missing"
     fi
-    if [ -n "$compile" ] && ! links omp.h ""; then missing="openmp $missing"; fi
-    if [ -n "$compile" ]; then compile=$(run_make OPENMP= flags | sed -n 1p); fi # one absence at a time
+    if [ -n "$compile" ]; then compile=$(CC=${compile%% *} run_make OPENMP= flags | sed -n 1p); fi # one absence at a time
     folders=$(tr ' ' '\n' <<< "$libraries" | grep '^-L' | tr '\n' ' ')
     while read -r name header library rest; do
         [ "$library" = - ] && continue
