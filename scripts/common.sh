@@ -42,8 +42,8 @@ JSON
     [ -e "$trial/start.bin" ] && return
     echo "recipes: training the model that the trials start from, once"
     rm -rf "$trial/logs/start"
-    "$programs/train_clip" --model "$trial/tiny.json" --train-data "$trial/paper/train.csv" --steps 400 --lr 2e-3 --warmup 40 --grad-clip-norm 1 --save-frequency 0 \
-        --log-every-n-steps 40 --logs "$trial/logs" --name start > "$trial/start.log"
+    "$programs/train_clip" --model "$trial/tiny.json" --train-data "$trial/paper/train.csv" --steps 400 --lr 2e-3 --warmup 40 --grad-clip-norm 1 \
+        --save-frequency 0 --log-every-n-steps 40 --logs "$trial/logs" --name start > "$trial/start.log"
     mv "$trial/logs/start/checkpoints/step_400.bin" "$trial/start.bin"
 }
 

@@ -10,10 +10,14 @@ recipe=(--preset conservative --lr "$(rate 5e-6)")
 [ $is_trial = no ] || recipe+=(--ema-decay 0.95 --epochs 10)
 finetune "$@"
 
-[ -n "${TARGET:-}" ] && [ -n "${GENERAL:-}" ] && [ -n "${PRETRAINED:-}" ] || { echo "conservative: set TARGET, GENERAL and PRETRAINED to have the result blended with the start"; exit; }
+[ -n "${TARGET:-}" ] && [ -n "${GENERAL:-}" ] && [ -n "${PRETRAINED:-}" ] || {
+    echo "conservative: set TARGET, GENERAL and PRETRAINED to have the result blended with the start"
+    exit
+}
 build wise_ft
 averages=("$LOGS/$NAME"/checkpoints/*_ema.bin)
-options=(--zeroshot "$PRETRAINED" --finetuned "${averages[${#averages[@]} - 1]}" --select mean --eval "target=$TARGET" --eval "general=$GENERAL" --save "$LOGS/$NAME/wise_ft")
+options=(--zeroshot "$PRETRAINED" --finetuned "${averages[${#averages[@]} - 1]}" --select mean
+    --eval "target=$TARGET" --eval "general=$GENERAL" --save "$LOGS/$NAME/wise_ft")
 [ -z "${CLASSNAMES:-}" ] || options+=(--classnames "$CLASSNAMES")
 [ -z "${TEMPLATES:-}" ] || options+=(--templates "$TEMPLATES")
 "$programs/wise_ft" "${options[@]}"

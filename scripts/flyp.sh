@@ -13,5 +13,6 @@ if [ $is_trial = yes ]; then
         cp "$trial/card/$path" "$TRAIN/$label/"
     done
 fi
-recipe=(--train-templates "${TEMPLATES:?a file of prompts, one a line, {\} for the class}" --positives soft --lr "$(rate 1e-5)" --epochs 10 --warmup 10% --wd 0.1 --grad-clip-norm 1)
+recipe=(--train-templates "${TEMPLATES:?a file of prompts, one a line, {\} for the class}" --positives soft
+    --lr "$(rate 1e-5)" --epochs 10 --warmup 10% --wd 0.1 --grad-clip-norm 1)
 finetune "$@"

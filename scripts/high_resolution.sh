@@ -11,6 +11,6 @@ if [ $is_trial = yes ]; then
     draw large 1600 --domain shifted --size 64
     TRAIN=$trial/large/train.csv VAL=$trial/large/val.csv TARGET=$trial/large/val.csv SIZE=${SIZE:-64}
 fi
-recipe=(--force-image-size "${SIZE:-384}" --lr "$(rate 1e-5)" --image-layer-decay 0.8 --epochs 3 --warmup 10% --wd 0.1 --grad-clip-norm 1 --batch-size 32 --accum-freq 2
-    --grad-checkpointing)
+recipe=(--force-image-size "${SIZE:-384}" --lr "$(rate 1e-5)" --image-layer-decay 0.8 --epochs 3 --warmup 10% --wd 0.1 --grad-clip-norm 1
+    --batch-size 32 --accum-freq 2 --grad-checkpointing)
 finetune "$@"

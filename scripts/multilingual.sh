@@ -9,9 +9,11 @@
 . "$(dirname "$0")/common.sh"
 if [ $is_trial = yes ]; then # the trial's second language: word by word
     for part in train val; do
-        sed -E -e 's/red/rot/; s/yellow/gelb/; s/green/grün/; s/blue/blau/; s/purple/lila/; s/brown/braun/; s/black/schwarz/; s/circle/Kreis/; s/square/Quadrat/' \
-            -e 's/triangle/Dreieck/; s/diamond/Raute/; s/cross/Kreuz/; s/star/Stern/; s/moon/Mond/; s/a crayon drawing of|an outline of|a sketch of/eine Zeichnung:/' \
-            -e 's/in crayon/mit Kreide/; s/on cardboard/auf Pappe/; s/,an? /,ein /; s/: an? /: ein /; s/on the left/links/; s/on the right/rechts/; s/small/klein/; s/medium/mittel/; s/large/groß/; s/at the top/oben/; s/at the bottom/unten/; s/in the middle/in der Mitte/' \
+        sed -E -e 's/red/rot/; s/yellow/gelb/; s/green/grün/; s/blue/blau/; s/purple/lila/; s/brown/braun/; s/black/schwarz/' \
+            -e 's/circle/Kreis/; s/square/Quadrat/; s/triangle/Dreieck/; s/diamond/Raute/; s/cross/Kreuz/; s/star/Stern/; s/moon/Mond/' \
+            -e 's/a crayon drawing of|an outline of|a sketch of/eine Zeichnung:/; s/in crayon/mit Kreide/; s/on cardboard/auf Pappe/' \
+            -e 's/,an? /,ein /; s/: an? /: ein /; s/small/klein/; s/medium/mittel/; s/large/groß/' \
+            -e 's/on the left/links/; s/on the right/rechts/; s/at the top/oben/; s/at the bottom/unten/; s/in the middle/in der Mitte/' \
             "$trial/card/$part.csv" > "$trial/card/${part}_de.csv"
     done
     TRAIN=$TRAIN::$trial/card/train_de.csv

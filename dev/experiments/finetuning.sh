@@ -8,7 +8,7 @@
 # in both directions among the 163 validation pairs). General: zero-shot accuracy on 1,000 CIFAR-10 test pictures as they are. Each recipe
 # takes 5 epochs. The pretrained model is one; SEEDS="0 1 2" are those of fine-tuning: order, crops, prompts. RATE multiplies the recipes'
 # rates, which are made for models that were pretrained for weeks. Then steps of a ViT-B/32 (random weights, synthetic pairs): time and
-# memory of each strategy. PROGRAMS is the folder of train_clip and wise_ft. PARTS="recipes cost" chooses.
+# memory of each strategy; then tokens by language. PROGRAMS is the folder of train_clip and wise_ft. PARTS="recipes cost tokens" chooses.
 set -eu
 here=$(cd "$(dirname "$0")/../.." && pwd)
 cifar=$(cd "${1:?which folder holds the pictures? see the head of this script}" && pwd)
@@ -38,8 +38,8 @@ prepare() {
 JSON
     [ -e "$out/start.bin" ] && return
     rm -rf "$out/runs/pretrain"
-    "$PROGRAMS/train_clip" --model "$out/model.json" --train-data "$out/pretrain.tar::$out/shapes/train.csv" --batch-size 128 --lr 1e-3 --warmup 50 --steps 700 \
-        --aug-cfg none --logs "$out/runs" --name pretrain --save-frequency 0 --log-every-n-steps 100
+    "$PROGRAMS/train_clip" --model "$out/model.json" --train-data "$out/pretrain.tar::$out/shapes/train.csv" --batch-size 128 \
+        --lr 1e-3 --warmup 50 --steps 700 --aug-cfg none --logs "$out/runs" --name pretrain --save-frequency 0 --log-every-n-steps 100
     mv "$out/runs/pretrain/checkpoints/step_700.bin" "$out/start.bin"
 }
 
@@ -51,7 +51,9 @@ run() {
     [ ! -e "$LOGS/$NAME/done" ] || return 0
     rm -rf "${LOGS:?}/$NAME"
     mkdir -p "$LOGS"
-    "$here/scripts/$recipe.sh" --seed "$seed" --epochs 5 --zeroshot-frequency 1000 --save-frequency 0 --log-every-n-steps 10 "$@" > "$LOGS/$NAME.out" 2>&1 || { cat "$LOGS/$NAME.out"; exit 1; }
+    "$here/scripts/$recipe.sh" --seed "$seed" --epochs 5 --zeroshot-frequency 1000 --save-frequency 0 \
+        --log-every-n-steps 10 "$@" > "$LOGS/$NAME.out" 2>&1 ||
+        { cat "$LOGS/$NAME.out"; exit 1; }
     touch "$LOGS/$NAME/done"
 }
 
@@ -100,49 +102,74 @@ for name in names:
 PY
 }
 
-# Steps of a ViT-B/32 on synthetic pairs: medians over the 4 steps of the first epoch and of the second, when features are kept; peak of the process
+# Steps of a ViT-B/32 on synthetic pairs, one thread: CPU seconds, since others may use the machine; medians over the 3 steps of the first
+# epoch and of the second, when features are kept; and the peak of the process.
 cost() {
     local model=$out/b32.bin
     [ -e "$model" ] || "$PYTHON" "$here/dev/convert.py" --model ViT-B-32 --random 1 -o "$model"
     rm -rf "$out/cost"
     mkdir -p "$out/cost"
-    measure() { # name, options
-        local name=$1 batch=8
-        [ "$name" != accumulation ] || batch=4
-        shift
-        "$PYTHON" - "$out/cost/$name.peak" "$PROGRAMS/train_clip" --pretrained "$model" --train-data synthetic --train-num-samples 32 --steps 8 --warmup 0 \
-            --lr 1e-6 --batch-size $batch --aug-cfg none --save-frequency 1000000 --logs "$out/cost" --name "$name" "$@" > "$out/cost/$name.out" 2>&1 <<'PY'
-import resource, subprocess, sys
-code = subprocess.call(sys.argv[2:])
-open(sys.argv[1], "w").write(str(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20))
-sys.exit(code)
+    echo "| ViT-B/32, batch 8 | step of the first epoch, CPU s | second epoch | of full | peak memory, GiB |"
+    echo "|---|---|---|---|---|"
+    measure() { # name, batch, options
+        local name=$1 batch=$2
+        shift 2
+        OMP_NUM_THREADS=1 "$PYTHON" - "$out/cost" "$name" "$PROGRAMS/train_clip" --pretrained "$model" --train-data synthetic --train-num-samples 24 \
+            --batch-size "$batch" --steps 6 --warmup 0 --lr 1e-6 --aug-cfg none --save-frequency 1000000 --logs "$out/cost" --name "$name" "$@" <<'PY'
+import os, resource, statistics, subprocess, sys
+folder, name = sys.argv[1:3]
+run, seconds = subprocess.Popen(sys.argv[3:], stdout=subprocess.PIPE, text=True), []
+for line in run.stdout:
+    if line.startswith(("run folder", "step ")):
+        fields = open(f"/proc/{run.pid}/stat").read().rsplit(")", 1)[1].split()
+        seconds.append((int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"))
+if run.wait(): sys.exit(f"{name}: exit {run.returncode}")
+steps = [b - a for a, b in zip(seconds, seconds[1:])]
+first, second = statistics.median(steps[:3]), statistics.median(steps[3:])
+if name == "full": open(f"{folder}/full.seconds", "w").write(str(second))
+share = second / float(open(f"{folder}/full.seconds").read())
+print(f"| {name} | {first:.2f} | {second:.2f} | {share:.2f} | {resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20:.2f} |", flush=True)
 PY
         rm -rf "$out/cost/$name/checkpoints"
     }
-    measure full
-    measure checkpointing --grad-checkpointing
-    measure partial --lock-image --lock-image-unlocked-groups 3 --lock-text --lock-text-unlocked-layers 3
-    measure quick --lock-image --lock-image-unlocked-groups 2
-    measure image_only --lock-text
-    measure text_only --lock-image
-    measure accumulation --accum-freq 2
-    measure ema --ema-decay 0.999
-    "$PYTHON" - "$out/cost" <<'PY'
-import json, statistics, sys
-folder, full = sys.argv[1], None
-print("| ViT-B/32, batch 8 | step of the first epoch, s | second epoch, s | of full | peak memory, GiB |\n|---|---|---|---|---|")
-for name in ("full", "checkpointing", "accumulation", "ema", "partial", "quick", "image_only", "text_only"):
-    times = [row["batch_time"] for row in map(json.loads, open(f"{folder}/{name}/metrics.jsonl")) if "batch_time" in row]
-    first, second = statistics.median(times[:4]), statistics.median(times[4:])
-    full = full or second
-    print(f"| {name} | {first:.2f} | {second:.2f} | {second / full:.2f} | {float(open(f'{folder}/{name}.peak').read()):.2f} |")
-PY
+    measure full 8
+    measure checkpointing 8 --grad-checkpointing
+    measure accumulation 4 --accum-freq 2
+    measure ema 8 --ema-decay 0.999
+    measure partial 8 --lock-image --lock-image-unlocked-groups 3 --lock-text --lock-text-unlocked-layers 3
+    measure quick 8 --lock-image --lock-image-unlocked-groups 2
+    measure image_only 8 --lock-text
+    measure text_only 8 --lock-image
 }
 
-for part in ${PARTS:-recipes cost}; do
+# Tokens of the same names in 14 languages, start and end not counted
+tokens() {
+    cat > "$out/tokens.c" <<'C'
+#include "clipc/utils.h"
+#include "clipc/tokenizer.h"
+
+int main(void) {
+    char error[256], line[65536];
+    int ids[512];
+    Tokenizer *t = tokenizer_create(tokenizer_builtin_merges, (size_t)tokenizer_builtin_merges_length, error);
+    while (t && fgets(line, sizeof line, stdin)) {
+        char *rest = line, *path = strsep(&rest, "\t"), *title = strsep(&rest, "\t"), *lang = strsep(&rest, "\t\n");
+        if (path && lang) printf("%s %d\n", lang, tokenizer_encode(t, title, strlen(title), ids, 512) - 2);
+    }
+    tokenizer_free(t);
+}
+C
+    (cd "$here" && $(make -s flags | sed -n 1p) -o "$out/tokens" "$out/tokens.c" $(make -s flags | sed -n 2p))
+    echo "language, mean tokens, most"
+    tail -n +2 "$emoji/train_multilingual.csv" | "$out/tokens" |
+        awk '{ sum[$1] += $2; n[$1]++; if ($2 > most[$1]) most[$1] = $2 } END { for (l in sum) printf "%s %.1f %d\n", l, sum[l] / n[l], most[l] }' | sort -k2n
+}
+
+for part in ${PARTS:-recipes cost tokens}; do
     case $part in
         recipes) compare_recipes ;;
         cost) cost ;;
-        *) echo "finetuning.sh: $part: no such part (recipes, cost)" >&2; exit 2 ;;
+        tokens) tokens ;;
+        *) echo "finetuning.sh: $part: no such part (recipes, cost, tokens)" >&2; exit 2 ;;
     esac
 done
