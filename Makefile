@@ -39,13 +39,16 @@ SETUP = CC='$(CC)' dev/setup.sh
 PYTHON = $(shell dev/setup.sh --python)
 RUN = @CC='$(CC)' PYTHON='$(PYTHON)' BUILD='$(BUILD)' BIN='$(BIN)'
 
-all: $(BIN)train_clip
+all: $(BIN)train_clip $(BIN)lr_find $(BIN)wise_ft
 
 $(PROGRAMS:%=$(BIN)%): $(BIN)%: %.c data/bpe_merges.txt $(BUILD)/command
 	$(BUILD_PROGRAM)
 
 $(TESTS): TEST_FLAGS = -Wno-format-zero-length # EXPECT(condition) comes without a message, too
 $(TESTS): $(BUILD)/%: dev/test/%.c data/bpe_merges.txt $(BUILD)/command
+	$(BUILD_PROGRAM)
+
+$(BUILD)/bench_%: dev/bench/%.c $(BUILD)/command
 	$(BUILD_PROGRAM)
 
 tests: $(PROGRAMS:%=$(BIN)%) $(TESTS)
@@ -76,10 +79,12 @@ parity: setup
 demo: setup
 	$(RUN) scripts/demo.sh
 
-experiments: setup $(PROGRAMS:%=$(BIN)%)
+experiments: setup $(PROGRAMS:%=$(BIN)%) $(BUILD)/bench_loss
 	@test -d '$(DATA)/cifar10' || { echo 'make experiments DATA=DIR: DIR holds cifar10/ (train-*.tar, test-00000.tar, …) and emoji/'; exit 2; }
 	@set -e; export PYTHON='$(PYTHON)' PROGRAMS='$(abspath $(or $(BIN),.))'; for experiment in dev/experiments/*.sh; do echo "== $$experiment"; $$experiment '$(DATA)/cifar10'; done
 	@'$(PYTHON)' dev/experiments/range_test.py --data '$(DATA)/cifar10'
+	@KILLS=200 BIN='$(BIN)' '$(PYTHON)' dev/test/test_run.py kill_anywhere
+	@$(BUILD)/bench_loss
 
 flags: # for dev/setup.sh: the compiler with its flags, then the libraries
 	@echo '$(COMPILE)'
@@ -89,7 +94,7 @@ clean:
 	rm -rf $(BUILD) $(PROGRAMS)
 
 help:
-	@echo 'make              build ./train_clip, which trains and fine-tunes CLIP (./train_clip --help)'
+	@echo 'make              build ./train_clip, which trains and fine-tunes CLIP, ./lr_find and ./wise_ft (each with --help)'
 	@echo 'make demo         train, evaluate and fine-tune a tiny CLIP on drawn shapes, under 3 minutes'
 	@echo 'make test         set up, build, make references, run every test'
 	@echo 'make golden GOLDEN=DIR   compare with stored results of open_clip'

@@ -211,7 +211,7 @@ static void evaluation_open(WiseFt *w) {
     train_catch_signals();
 }
 
-static int compare_points(const void *a, const void *b) { return sweep_ascending(&((const SweepPoint *)a)->alpha, &((const SweepPoint *)b)->alpha); }
+static int compare_points(const void *a, const void *b) { return compare_doubles(&((const SweepPoint *)a)->alpha, &((const SweepPoint *)b)->alpha); }
 
 // Measures what `m` makes, on all sets; NULL after Ctrl-C. The point stays where it is until the next one.
 static const SweepPoint *measure(WiseFt *w, const Merge *m, const char *label, double alpha) {

@@ -88,11 +88,6 @@ static inline LossTrend loss_trend(const Curve *loss, double step) {
     return t;
 }
 
-static inline int compare_doubles(const void *a, const void *b) {
-    const double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 // The middle one of points from … to - 1; what is not finite counts as infinite.
 static inline double curve_median(const Curve *c, size_t from, size_t to) {
     double *sorted = (double *)malloc_check((to - from) * sizeof *sorted);

@@ -22,12 +22,6 @@ typedef struct {
 
 #define CSV_SEPARATORS "\t,;|" // looked for when none is given, in this order
 
-// "tab", "\t" (a backslash and a t, as a shell passes it) or one character; 0 for anything else.
-static inline char csv_separator_parse(const char *name) {
-    if (!strcmp(name, "tab") || !strcmp(name, "\\t")) return '\t';
-    return name[0] && !name[1] && !strchr("\"\r\n", name[0]) ? name[0] : 0;
-}
-
 // The end of a quoted field that opens at `at`: the closing quotation mark, or `length` when there is none.
 static inline size_t csv_quote_end(const char *text, size_t length, size_t at) {
     for (at++; at < length; at++) {

@@ -16,7 +16,6 @@
 #include <fts.h>
 
 typedef enum { DATASET_AUTO, DATASET_CSV, DATASET_WEBDATASET, DATASET_FOLDER, DATASET_SYNTHETIC } DatasetType;
-#define DATASET_TYPE_NAMES "auto, csv, webdataset, folder, synthetic" // in the order of DatasetType
 
 typedef struct {
     DatasetType type;

@@ -318,17 +318,6 @@ typedef struct {
     bool arena[5]; // kept
 } ClipSnapshot;
 
-static inline size_t memory_available(void) {
-    char line[128];
-    unsigned long long kilobytes;
-    size_t bytes = SIZE_MAX;
-    FILE *f = fopen("/proc/meminfo", "r");
-    while (f && fgets(line, sizeof line, f))
-        if (sscanf(line, "MemAvailable: %llu kB", &kilobytes) == 1) bytes = (size_t)kilobytes * 1024;
-    if (f) fclose(f);
-    return bytes;
-}
-
 // Whether the tensor changes in training; the update clamps logit_scale even where it is locked.
 static inline bool snapshot_keeps(const Tensor *x, ClipArena arena) { return x->trainable || (arena == ARENA_PARAMETERS && x->tower == NO_TOWER); }
 

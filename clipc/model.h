@@ -121,6 +121,7 @@ static inline Clip *model_open_towers(Options *o) {
         die(EXIT_USAGE, "--pretrained-image %s: has no text tower; give --model NAME, whose text tower is to be trained beside it", paths[0]);
     if (parts[0]) config_take_image(&config, &parts[0]->config);
     if (parts[1]) config_take_text(&config, &parts[1]->config);
+    if (parts[1] && !o->model && (only->config.absent & ABSENT_IMAGE_PROJ)) config.embed_dim = parts[1]->config.embed_dim; // the image file has none of its own
     config.absent = 0;
     const Clip *words = parts[1] ? parts[1] : config.vocab_size == only->config.vocab_size && only->merges ? only : NULL;
     const bool builtin = !words && config.vocab_size == CLIP_VOCABULARY;

@@ -73,7 +73,7 @@
     X("vision_cfg", "timm_model_kwargs", "any") \
     X("vision_cfg", "timm_model_name", "off") \
     X("vision_cfg", "attentional_pool", "off") \
-    X("vision_cfg", "no_ln_pre", "off") \
+    X("vision_cfg", "no_ln_pre", "read") \
     X("vision_cfg", "ls_init_value", "off") \
     X("vision_cfg", "act_kwargs", "off") \
     X("vision_cfg", "qk_norm", "off") \
@@ -300,6 +300,7 @@ static inline void model_from_json(const char *path, json_t *file, ClipConfig *o
     out->patch_size = json_int(&image, "patch_size", 16);
     out->image_width = json_int(&image, "width", 768);
     out->image_layers = json_int(&image, "layers", 12);
+    out->ln_pre = !json_bool(&image, "no_ln_pre", false);
     out->context_length = json_int(&text, "context_length", 77);
     out->vocab_size = json_int(&text, "vocab_size", CLIP_VOCABULARY);
     out->text_width = json_int(&text, "width", 512);

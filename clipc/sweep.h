@@ -36,17 +36,6 @@ typedef struct {
 
 // ---------------------------------------------------------------- sets
 
-// Bytes that can be taken without pushing others out.
-static inline size_t sweep_memory(void) {
-    size_t bytes = (size_t)sysconf(_SC_PHYS_PAGES) / 4 * (size_t)sysconf(_SC_PAGESIZE); // where the system does not tell
-    FILE *f = fopen("/proc/meminfo", "r");
-    char line[128];
-    while (f && fgets(line, sizeof line, f))
-        if (strncmp(line, "MemAvailable:", 13) == 0) bytes = 1024 * (size_t)strtoull(line + 13, NULL, 10);
-    if (f) fclose(f);
-    return bytes;
-}
-
 // A set without NAME= is called as its file or folder is.
 static inline void sweep_name(ZeroshotSet *set, const char *spec) {
     if (set->name[0]) return;
@@ -73,7 +62,7 @@ static inline void sweep_open(Sweep *s, Evaluation *e, const char *const *specs,
             if (strcmp(s->sets[k].set.name, x->set.name) == 0) die(EXIT_USAGE, "--eval %s: another set is called %s; write NAME=PATH", specs[i], x->set.name);
         pixels += (size_t)dataset_count(&x->set.data) * 3 * S * S;
     }
-    s->keeps_pixels = pixels <= sweep_memory() / 2;
+    s->keeps_pixels = pixels <= memory_available() / 2;
     s->target = -1;
     for (int i = 0; i < s->count; i++)
         if (!target || strcmp(target, s->sets[i].set.name) == 0) { s->target = i; break; }
@@ -218,13 +207,8 @@ typedef struct {
     double value, low, high; // and the ends of its 95% interval
 } Interval;
 
-static inline int sweep_ascending(const void *a, const void *b) {
-    const double x = *(const double *)a, y = *(const double *)b;
-    return x < y ? -1 : x > y;
-}
-
 static inline Interval interval_of(double value, double *draws, int count) {
-    qsort(draws, (size_t)count, sizeof *draws, sweep_ascending);
+    qsort(draws, (size_t)count, sizeof *draws, compare_doubles);
     const Interval interval = {value, draws[count / 40], draws[count - 1 - count / 40]};
     return interval;
 }

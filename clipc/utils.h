@@ -120,6 +120,17 @@ static inline void list_grow(void **items, size_t *capacity, size_t need, size_t
     *items = realloc_check(*items, *capacity * size);
 }
 
+// Bytes that can be taken without pushing others out.
+static inline size_t memory_available(void) {
+    size_t bytes = (size_t)sysconf(_SC_PHYS_PAGES) / 4 * (size_t)sysconf(_SC_PAGESIZE); // where the system does not tell
+    FILE *f = fopen("/proc/meminfo", "r");
+    char line[128];
+    while (f && fgets(line, sizeof line, f))
+        if (strncmp(line, "MemAvailable:", 13) == 0) bytes = 1024 * (size_t)strtoull(line + 13, NULL, 10);
+    if (f) fclose(f);
+    return bytes;
+}
+
 static inline char *strdup_check(const char *s) {
     size_t n = strlen(s) + 1;
     return (char *)memcpy(malloc_check(n), s, n);
@@ -264,6 +275,12 @@ static inline bool ends_with(const char *s, const char *suffix) {
 static inline int64_t min_i64(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t max_i64(int64_t a, int64_t b) { return a > b ? a : b; }
 static inline size_t round_up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
+
+// for qsort(), ascending
+static inline int compare_doubles(const void *a, const void *b) {
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
 
 static inline double seconds_now(void) {
     struct timespec t;

@@ -170,9 +170,6 @@ def is_off(value):
     return value is None or value is False or value in (0, 0.0, "") or value == [] or value == {}
 
 
-WRITTEN_KEYS = {("vision_cfg", "no_ln_pre")}  # read here whatever CONFIG_KEYS says: exports.py writes them
-
-
 class Json:
     """Typed access to one object of a configuration file; whatever does not fit is refused with its place."""
 
@@ -188,8 +185,6 @@ class Json:
         """Every key is one of CONFIG_KEYS in clipc/models.h and holds what that allows."""
         for key, value in self.object.items():
             rule = CONFIG_KEYS.get((self.section, key))
-            if (self.section, key) in WRITTEN_KEYS:
-                continue
             if rule is None:
                 self.refuse(key, "is not a known key")
             if (rule == "off" and not is_off(value)) or (rule[0] == "=" and value not in (None, rule[1:])):

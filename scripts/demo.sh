@@ -16,7 +16,7 @@ values = [row[sys.argv[2]] for row in rows if sys.argv[2] in row]
 print(f"{100 * values[int(sys.argv[3])]:.1f}")' "$out/logs/$1/metrics.jsonl" "$2" "$3"; }
 
 headline "1. Build"
-env -u MAKEFLAGS -u MAKELEVEL make -s train_clip
+env -u MAKEFLAGS -u MAKELEVEL make -s train_clip lr_find wise_ft
 
 headline "2. Draw two captioned picture sets"
 rm -rf "$out"
@@ -35,17 +35,35 @@ headline "3. Train a CLIP of 3M parameters from random weights: filled shapes on
 ./train_clip --model "$out/tiny.json" --train-data "$out/paper/train.csv" "${evaluate[@]}" --name train --epochs 8 --lr 2e-3 --zeroshot-frequency 4 --log-every-n-steps 40
 pretrained=$out/logs/train/checkpoints/epoch_8.bin
 
-headline "4. Fine-tune it on the second domain: crayon outlines on cardboard"
-./train_clip --pretrained "$pretrained" --train-data "$out/card/train.csv" "${evaluate[@]}" --name finetune --epochs 8 --lr 5e-4 --zeroshot-frequency 4 --log-every-n-steps 40
+headline "4. Which rate suits the second domain, crayon outlines on cardboard? A range test"
+./lr_find --pretrained "$pretrained" --train-data "$out/card/train.csv" --epochs 8 --grad-clip-norm 1 --output "$out/lr_find" | tee "$out/lr_find.log"
+rate=$(sed -n 's/.*train_clip .*--lr \([0-9.e-]*\).*/\1/p' "$out/lr_find.log" | head -n 1)
+
+headline "5. Fine-tune at that rate, $rate"
+./train_clip --pretrained "$pretrained" --train-data "$out/card/train.csv" "${evaluate[@]}" --name finetune --epochs 8 --lr "$rate" --zeroshot-frequency 4 --log-every-n-steps 40
 finetuned=$out/logs/finetune/checkpoints/epoch_8.bin
 
-headline "5. Put it to use: what is on these pictures?"
+headline "6. Average the weights before and after: the new domain without losing the old one"
+./wise_ft --zeroshot "$pretrained" --finetuned "$finetuned" --alpha 0:1:0.1 --select mean --eval "card=$out/card/val.csv" --eval "paper=$out/paper/val.csv" \
+    --classnames "$out/paper/classnames.txt" --templates "$out/templates.txt" --save "$out/wise_ft"
+
+headline "7. Put it to use: what is on these pictures?"
 pictures=()
 while IFS=, read -r path caption label; do
     pictures+=("$out/card/$path")
     echo "${pictures[${#pictures[@]} - 1]}: $caption"
 done < <(sed -n 2,4p "$out/card/val.csv")
-./train_clip --pretrained "$finetuned" --classify "${pictures[@]}" --classnames "$out/paper/classnames.txt" --templates "$out/card/templates.txt"
+./train_clip --pretrained "$(ls "$out"/wise_ft/alpha_*.bin | head -n 1)" --classify "${pictures[@]}" --classnames "$out/paper/classnames.txt" --templates "$out/card/templates.txt"
+
+{
+    echo '<!doctype html><meta charset="utf-8"><title>clip.c: the demo</title><style>:root { color-scheme: light dark } body { font: 16px sans-serif; max-width: 60em; margin: 2em auto } svg { width: 100%; height: auto }</style>'
+    echo '<h1>The demo</h1>'
+    figure() { echo "<h2>$1</h2>"; sed 's/<?xml[^>]*>//' "$2"; }
+    figure "Training from random weights" "$out/logs/train/curves.svg"
+    figure "The range test for the second domain" "$out/lr_find/lr_find.svg"
+    figure "Fine-tuning on the second domain" "$out/logs/finetune/curves.svg"
+    figure "The weights averaged" "$out/wise_ft/wise_ft.svg"
+} > "$out/report.html"
 
 headline "What came out"
 row() { printf '  %-48s %6s%% %10s%%\n' "$1" "$(metric "$2" zeroshot_top1/paper "$3")" "$(metric "$2" zeroshot_top1/card "$3")"; }
@@ -53,11 +71,18 @@ printf '  %-48s %7s %11s\n' "Zero-shot accuracy, 64 classes (chance: 1.6%)" pape
 row "random weights" train 0
 row "trained on paper" train -1
 row "then fine-tuned on cardboard" finetune -1
+"$python" - "$out/wise_ft/wise_ft.csv" <<'PYTHON'
+import csv, sys
+best = max(csv.DictReader(open(sys.argv[1])), key=lambda row: float(row["mean"]))
+print(f"  {'weights averaged, alpha ' + best['alpha']:<48} {100 * float(best['paper']):6.1f}% {100 * float(best['card']):10.1f}%")
+PYTHON
 cat <<SCREEN
-  Fine-tuning teaches the new domain; what it costs on the old one is the forgetting to watch for.
+  Fine-tuning teaches the new domain and costs the old one: forgetting. Averaging the weights keeps most of both.
 
 Made in $out, in $SECONDS seconds:
-  logs/train/curves.svg, logs/finetune/curves.svg                           loss and accuracy, for a browser
+  report.html                                                               all pictures on one page, for a browser
+  logs/train/report.html, logs/finetune/report.html                         a page about each run
+  lr_find/lr_find.svg, wise_ft/wise_ft.svg                                  the range test, the averages
   logs/train/checkpoints/epoch_8.bin, logs/finetune/checkpoints/epoch_8.bin the two models
   paper/train.csv, card/train.csv                                           filepath, title, label of each picture
 

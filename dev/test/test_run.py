@@ -25,6 +25,7 @@ import numpy as np
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 PROGRAM = os.path.join(ROOT, os.environ.get("BIN", ""), "train_clip")
 LIMIT = 120  # seconds that no run takes
+KILLS = int(os.environ.get("KILLS", 20))
 
 # Sizes that are no multiple of anything. SMALL has no tokenizer, so it trains on synthetic pairs alone.
 SMALL = {"embed_dim": 9, "vision_cfg": {"image_size": 19, "patch_size": 6, "width": 15, "head_width": 5, "layers": 2},
@@ -200,21 +201,21 @@ def wait_for(process, ready):
 # ---------------------------------------------------------------- resume
 
 def test_kill_anywhere():
-    """SIGKILL at 20 random moments, some while a checkpoint is being written; on with other threads and workers each time."""
+    """SIGKILL at KILLS (20) random moments, some while a checkpoint is being written; on with other threads and workers each time."""
     options = PICTURES + LABELLED + ["--epochs", 4, "--save-steps", 2, "--val-split", 0.1, "--save-most-recent", "--accum-freq", 2, "--grad-clip-norm", 0.7,
                                      "--aug-cfg", "scale=0.5,1.0", "color_jitter=0.3,0.3,0.3,0.1", "color_jitter_prob=0.8", "gray_scale_prob=0.2"]
     works(*options, "--name", "whole", "--workers", 1)
     draw = random.Random(7)
     kills = in_saving = 0
     code = None
-    while code is None and kills < 200:
+    while code is None and kills < 10 * KILLS:
         begun = bool(glob.glob(checkpoint("killed", "*.state")))
         if not begun:
             shutil.rmtree(folder("killed"), ignore_errors=True)
         how = dict(threads=draw.choice([1, 2, 3]))
         workers = draw.choice([1, 2, 3])
         process = start(*(["--resume", "latest", "--name", "killed"] if begun else options + ["--name", "killed"]), "--workers", workers, **how)
-        if kills < 20:
+        if kills < KILLS:
             lines = lines_in("logs/killed/metrics.jsonl") + draw.choice([0, 1, 2, 3])
             part = draw.choice(["*.bin.part", "*.state.part"]) if draw.random() < 0.5 else None
             alive = wait_for(process, lambda: lines_in("logs/killed/metrics.jsonl") > lines)
@@ -229,12 +230,12 @@ def test_kill_anywhere():
         kills += ended == -signal.SIGKILL
         if ended != -signal.SIGKILL:
             check(ended == 0 and not err, f"resumed after {kills} kills: exit {ended}, {err[-300:]!r}")
-            if ended or kills >= 20:
+            if ended or kills >= KILLS:
                 code = ended
             else:  # done too early: once more from the beginning
                 expect_same("whole", "killed", f"after {kills} kills")
                 shutil.rmtree(folder("killed"))
-    check(code == 0 and kills >= 20, f"{kills} kills, then exit {code}")
+    check(code == 0 and kills >= KILLS, f"{kills} kills, then exit {code}")
     check(in_saving > 0, f"none of {kills} kills fell into the writing of a checkpoint")
     expect_same("whole", "killed", f"after {kills} kills, {in_saving} of them while a checkpoint was written")
 
