@@ -159,6 +159,7 @@ typedef struct {
     X(OUTPUT, INT, save_frequency, "save-frequency", "1", "[0,1e6]", "checkpoint every N epochs and at the end; 0: at the end") \
     X(OUTPUT, SHARE, save_steps, "save-steps", "0", "[0,1e12]", "checkpoint every N steps, or by a share of an epoch; 0: none between epochs") \
     X(OUTPUT, FLAG, save_most_recent, "save-most-recent", "", "", "also keep the newest checkpoint under the name latest") \
+    X(OUTPUT, INT, keep_checkpoints, "keep-checkpoints", "0", "[0,1e6]", "keep only the N newest checkpoints, latest and best beside them; 0: all") \
     X(OUTPUT, FLAG, delete_previous_checkpoint, "delete-previous-checkpoint", "", "", "keep only the newest checkpoint") \
     X(OUTPUT, INT, log_every_n_steps, "log-every-n-steps", "1", "[1,1e9]", "one line and one record of metrics every N steps") \
     X(OUTPUT, TEXT, report_to, "report-to", "(none)", "tensorboard,wandb", "also write TensorBoard events; report to Weights & Biases by the wandb package") \

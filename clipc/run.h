@@ -305,6 +305,23 @@ static inline void train_name_folder(Training *t) {
     path_format(t->folder, "%s/%s", o->logs, o->name);
 }
 
+// Which groups of a tower train, in open_clip's order from the embeddings to the projection, and how many parameters that is.
+static inline void train_print_groups(Training *t, int tower) {
+    const int groups = clip_tower_layers(&t->clip->config, tower) + 2;
+    const char *name = tower == IMAGE_TOWER ? "image" : "text";
+    int first = groups;
+    size_t count = 0;
+    for (int i = 0; i < t->clip->tensors.count; i++) {
+        const Tensor *x = &t->clip->tensors.list[i];
+        if (x->tower == tower && x->trainable) first = x->group < first ? x->group : first, count += x->count;
+    }
+    if (first == groups) logger_print(&t->log, "             %s tower: frozen", name);
+    else if (first == 0) logger_print(&t->log, "             %s tower: all of its %d groups train, %zu parameters", name, groups, count);
+    else
+        logger_print(&t->log, "             %s tower: the last %d of %d groups train (%s), %zu parameters", name, groups - first, groups,
+            groups - first == 1 ? "projection" : groups - first == 2 ? "last block and final LayerNorm, projection" : "blocks, final LayerNorm, projection", count);
+}
+
 static inline void train_print_model(Training *t) {
     const ClipConfig *c = &t->clip->config;
     size_t parameters, training, activations, count = 0;
@@ -313,6 +330,7 @@ static inline void train_print_model(Training *t) {
     logger_print(&t->log, "model        %s: image %d pixels, patches of %d, %d x %d wide; text %d tokens, %d x %d wide; embedding %d; %s", c->name[0] ? c->name : "(no name)",
         c->image_size, c->patch_size, c->image_layers, c->image_width, c->context_length, c->text_layers, c->text_width, c->embed_dim, c->quick_gelu ? "QuickGELU" : "GELU");
     logger_print(&t->log, "parameters   %zu, %zu of them train", t->clip->tensors.parameters, count);
+    for (int tower = 0; tower < 2; tower++) train_print_groups(t, tower);
     logger_print(&t->log, "memory       %.2f GB weights, %.2f GB gradients and optimizer, at most %.2f GB activations", (double)parameters / 1e9, (double)training / 1e9,
         (double)activations / 1e9);
     logger_print(&t->log, "kernels      %s", clip_kernels(t->clip));

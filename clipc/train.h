@@ -106,13 +106,28 @@ static inline bool train_numbered(const Training *t, const char *stem) {
     return strncmp(stem, own, strlen(own)) == 0 && !ends_with(stem, "/latest") && !ends_with(stem, "/best");
 }
 
+// Deletes the run's numbered checkpoints behind the `keep` newest up to this step; t->last_saved is one of those.
+static inline void train_prune(const Training *t, int64_t keep) {
+    char folder[PATH_SIZE];
+    size_t count;
+    path_format(folder, "%s/checkpoints", t->folder);
+    Checkpoint *list = checkpoint_list(folder, &count); // newest first
+    for (size_t i = 0; i < count; i++) {
+        char *stem = list[i].weights;
+        stem[strlen(stem) - strlen(".bin")] = 0;
+        if (train_numbered(t, stem) && list[i].header.run.step <= t->state.step && keep-- <= 0 && strcmp(stem, t->last_saved) != 0) checkpoint_delete(stem);
+        free(list[i].settings);
+    }
+    free(list);
+}
+
 static inline void train_save(Training *t, const char *kind, int64_t number) {
     char stem[PATH_SIZE];
     path_format(stem, "%s/checkpoints/%s_%lld", t->folder, kind, (long long)number);
     checkpoint_save(t->clip, stem, &t->state, t->settings);
     train_save_ema(t, stem);
-    if (t->o->delete_previous_checkpoint && strcmp(t->last_saved, stem) != 0 && train_numbered(t, t->last_saved)) checkpoint_delete(t->last_saved);
     path_format(t->last_saved, "%s", stem);
+    if (t->o->delete_previous_checkpoint || t->o->keep_checkpoints > 0) train_prune(t, t->o->delete_previous_checkpoint ? 1 : t->o->keep_checkpoints);
     if (t->o->save_most_recent) {
         path_format(stem, "%s/checkpoints/latest", t->folder);
         checkpoint_save(t->clip, stem, &t->state, t->settings);
@@ -213,7 +228,7 @@ static inline double train_step(Training *t, const Batch *batches, double lr, do
 static inline void train_note_false_negatives(Training *t) {
     const Options *o = t->o;
     const double pairs = (double)(o->batch_size * o->accum_freq), each = t->false_negatives / (pairs * (double)max_i64(1, t->steps_counted));
-    if (each >= 0.1 && t->positives == POSITIVES_DIAGONAL && !t->false_negatives_told)
+    if (each >= 0.1 && strcmp(o->train_data, "synthetic") != 0 && t->positives == POSITIVES_DIAGONAL && !t->false_negatives_told)
         logger_print(&t->log, "note         each pair meets %.2g others of its %s in a step, taught as wrong answers; --positives mask or --distinct-batches avoid that", each,
             o->positives_key ? o->positives_key : "caption");
     t->false_negatives_told = true;
