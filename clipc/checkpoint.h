@@ -178,6 +178,18 @@ static inline Clip *checkpoint_load(const Checkpoint *c) {
     return file_hash(c->weights, &hash) && hash == c->header.weights_hash ? clip_load(c->weights) : NULL;
 }
 
+// Removes what kills left of checkpoints in the writing.
+static inline void checkpoint_clear_parts(const char *folder) {
+    char path[PATH_SIZE];
+    DIR *d = opendir(folder);
+    for (struct dirent *e; d && (e = readdir(d));) {
+        if (!ends_with(e->d_name, ".part")) continue;
+        path_format(path, "%s/%s", folder, e->d_name);
+        unlink(path);
+    }
+    if (d) closedir(d);
+}
+
 // The newest whole pair in a run's folder of checkpoints, with its model; ends the program when there is none.
 static inline Clip *checkpoint_load_latest(Checkpoint *out, const char *folder) {
     size_t count;
@@ -188,7 +200,7 @@ static inline Clip *checkpoint_load_latest(Checkpoint *out, const char *folder) 
             *out = list[i];
             continue;
         }
-        if (!clip && file_exists(list[i].weights)) warn("%s: is damaged or not the file that %s belongs to; taking the checkpoint before", list[i].weights, list[i].state);
+        if (!clip && file_exists(list[i].weights) && !ends_with(list[i].state, ".part")) warn("%s: is damaged or not the file that %s belongs to; taking the checkpoint before", list[i].weights, list[i].state);
         free(list[i].settings);
     }
     free(list);
@@ -199,6 +211,7 @@ static inline Clip *checkpoint_load_latest(Checkpoint *out, const char *folder) 
         out->state[strlen(out->state) - strlen(".part")] = 0;
         if (rename(aside, out->state)) die(EXIT_RUNTIME, "%s: cannot rename (%s)", aside, strerror(errno));
     }
+    checkpoint_clear_parts(folder);
     return clip;
 }
 
