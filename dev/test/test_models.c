@@ -86,13 +86,14 @@ static void test_json(void) {
     EXPECT(c.image_width == 60 && c.image_heads == 3 && c.image_layers == 2);
     EXPECT(c.image_mlp == 261 && c.text_mlp == 128, "%d %d", c.image_mlp, c.text_mlp); // rounded down
     EXPECT(c.context_length == 9 && c.vocab_size == 257 && c.eot_id == 256 && c.text_width == 32 && c.text_heads == 4 && c.text_layers == 3);
+    EXPECT(c.ln_pre == 1);
     EXPECT_STRING(c.name, "some.model");
 
-    write_json("{\"model_cfg\": {\"embed_dim\": 5, \"vision_cfg\": {}, \"text_cfg\": {\"norm_kwargs\": {\"eps\": 1e-6}}},"
+    write_json("{\"model_cfg\": {\"embed_dim\": 5, \"vision_cfg\": {\"no_ln_pre\": true}, \"text_cfg\": {\"norm_kwargs\": {\"eps\": 1e-6}}},"
                " \"preprocess_cfg\": {\"mean\": [0.5, 0.25, 0], \"std\": [1, 2, 3.5], \"interpolation\": \"bilinear\", \"resize_mode\": \"longest\","
                " \"size\": [224, 224], \"mode\": \"RGB\", \"fill_color\": 0}}");
     model_load(json_path, &c);
-    EXPECT(c.embed_dim == 5 && c.quick_gelu == 0 && c.image_size == 224 && c.patch_size == 16);
+    EXPECT(c.embed_dim == 5 && c.ln_pre == 0 && c.quick_gelu == 0 && c.image_size == 224 && c.patch_size == 16);
     EXPECT(c.image_width == 768 && c.image_heads == 12 && c.image_layers == 12);
     EXPECT(c.text_width == 512 && c.text_heads == 8 && c.text_layers == 12 && c.context_length == 77 && c.vocab_size == 49408);
     EXPECT(c.image_ln_eps == 1e-5f && c.text_ln_eps == 1e-6f && c.interpolation == 1 && c.resize_mode == 2);
@@ -105,7 +106,7 @@ static void test_refused(void) {
         {"vision_cfg", "timm_model_name", "\"vit_base\"", "timm_model_name"},
         {"vision_cfg", "layers", "[3, 4, 6, 3]", "ResNet"},
         {"vision_cfg", "attentional_pool", "true", "attentional_pool"},
-        {"vision_cfg", "no_ln_pre", "true", "no_ln_pre"},
+        {"vision_cfg", "no_ln_pre", "1", "no_ln_pre"},
         {"vision_cfg", "pool_type", "\"avg\"", "pool_type"},
         {"vision_cfg", "ls_init_value", "1e-4", "ls_init_value"},
         {"vision_cfg", "image_size", "[10, 12]", "image_size"},
