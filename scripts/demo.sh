@@ -21,7 +21,7 @@ env -u MAKEFLAGS -u MAKELEVEL make -s train_clip lr_find wise_ft
 headline "2. Draw two captioned picture sets"
 rm -rf "$out"
 "$python" dev/data/make_shapes.py --out "$out/paper" --count 10000
-"$python" dev/data/make_shapes.py --out "$out/card" --count 2400 --domain shifted
+"$python" dev/data/make_shapes.py --out "$out/card" --count 4000 --domain shifted
 cat "$out"/paper/templates.txt "$out"/card/templates.txt > "$out/templates.txt"
 cat > "$out/tiny.json" <<'JSON'
 {"embed_dim": 64,
@@ -36,12 +36,12 @@ headline "3. Train a CLIP of 3M parameters from random weights: filled shapes on
 pretrained=$out/logs/train/checkpoints/epoch_8.bin
 
 headline "4. Which rate suits the second domain, crayon outlines on cardboard? A range test"
-./lr_find --pretrained "$pretrained" --train-data "$out/card/train.csv" --epochs 8 --grad-clip-norm 1 --output "$out/lr_find" | tee "$out/lr_find.log"
+./lr_find --pretrained "$pretrained" --train-data "$out/card/train.csv" --epochs 12 --grad-clip-norm 1 --output "$out/lr_find" | tee "$out/lr_find.log"
 rate=$(sed -n 's/.*train_clip .*--lr \([0-9.e-]*\).*/\1/p' "$out/lr_find.log" | head -n 1)
 
 headline "5. Fine-tune at that rate, $rate"
-./train_clip --pretrained "$pretrained" --train-data "$out/card/train.csv" "${evaluate[@]}" --name finetune --epochs 8 --lr "$rate" --zeroshot-frequency 4 --log-every-n-steps 40
-finetuned=$out/logs/finetune/checkpoints/epoch_8.bin
+./train_clip --pretrained "$pretrained" --train-data "$out/card/train.csv" "${evaluate[@]}" --name finetune --epochs 12 --lr "$rate" --zeroshot-frequency 4 --log-every-n-steps 40
+finetuned=$out/logs/finetune/checkpoints/epoch_12.bin
 
 headline "6. Average the weights before and after: the new domain without losing the old one"
 ./wise_ft --zeroshot "$pretrained" --finetuned "$finetuned" --alpha 0:1:0.1 --select mean --eval "card=$out/card/val.csv" --eval "paper=$out/paper/val.csv" \
@@ -52,8 +52,8 @@ pictures=()
 while IFS=, read -r path caption label; do
     pictures+=("$out/card/$path")
     echo "${pictures[${#pictures[@]} - 1]}: $caption"
-done < <(sed -n 2,4p "$out/card/val.csv")
-./train_clip --pretrained "$(ls "$out"/wise_ft/alpha_*.bin | head -n 1)" --classify "${pictures[@]}" --classnames "$out/paper/classnames.txt" --templates "$out/card/templates.txt"
+done < <(sed -n 5,7p "$out/card/val.csv")
+./train_clip --pretrained "$finetuned" --classify "${pictures[@]}" --classnames "$out/paper/classnames.txt" --templates "$out/card/templates.txt"
 
 {
     echo '<!doctype html><meta charset="utf-8"><title>clip.c: the demo</title><style>:root { color-scheme: light dark } body { font: 16px sans-serif; max-width: 60em; margin: 2em auto } svg { width: 100%; height: auto }</style>'
@@ -83,7 +83,7 @@ Made in $out, in $SECONDS seconds:
   report.html                                                               all pictures on one page, for a browser
   logs/train/report.html, logs/finetune/report.html                         a page about each run
   lr_find/lr_find.svg, wise_ft/wise_ft.svg                                  the range test, the averages
-  logs/train/checkpoints/epoch_8.bin, logs/finetune/checkpoints/epoch_8.bin the two models
+  logs/train/checkpoints/epoch_8.bin, logs/finetune/checkpoints/epoch_12.bin the two models
   paper/train.csv, card/train.csv                                           filepath, title, label of each picture
 
 Next, with your own pictures: put each into a folder beside a text file of the same name (cat.jpg, and its caption in cat.txt), then
