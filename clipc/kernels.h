@@ -2,6 +2,7 @@
 // numbers. No include guard: clipc/matmul.h includes this text once for each instruction set, with
 //   LANES      floats in a vector register              FMA(a, b, c)   a * b + c on vectors
 //   NAME(x)    x with the instruction set's name behind  TILE_ROWS      rows of the register tile (its width is 2 * LANES)
+// All of these are undefined again at its end.
 // Vectors are GNU C's, so that arithmetic is written with + and *. Sums run in a fixed order given by LANES alone: the same
 // bits for any number of threads. No call into libm.
 
@@ -290,3 +291,9 @@ static const Kernels NAME(kernels) = {ISA_NAME, TILE_ROWS, 2 * LANES, NAME(tile)
 #undef LOAD
 #undef STORE
 #undef CLEAR
+#undef ISA
+#undef ISA_NAME
+#undef LANES
+#undef TILE_ROWS
+#undef FMA
+#undef SQRT

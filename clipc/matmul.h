@@ -78,12 +78,6 @@ INNER float __attribute__((vector_size(16))) sqrt_portable(float __attribute__((
     return v;
 }
 #include "clipc/kernels.h"
-#undef ISA
-#undef ISA_NAME
-#undef LANES
-#undef TILE_ROWS
-#undef FMA
-#undef SQRT
 
 #if defined(__x86_64__)
 #if defined(__clang__)
@@ -104,12 +98,6 @@ TARGET_BEGIN_AVX2
 #define FMA(a, b, c) ((vec)_mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c)))
 #define SQRT(v) ((vec)_mm256_sqrt_ps((__m256)(v)))
 #include "clipc/kernels.h"
-#undef ISA
-#undef ISA_NAME
-#undef LANES
-#undef TILE_ROWS
-#undef FMA
-#undef SQRT
 TARGET_END
 
 TARGET_BEGIN_AVX512
@@ -120,12 +108,6 @@ TARGET_BEGIN_AVX512
 #define FMA(a, b, c) ((vec)_mm512_fmadd_ps((__m512)(a), (__m512)(b), (__m512)(c)))
 #define SQRT(v) ((vec)_mm512_sqrt_ps((__m512)(v)))
 #include "clipc/kernels.h"
-#undef ISA
-#undef ISA_NAME
-#undef LANES
-#undef TILE_ROWS
-#undef FMA
-#undef SQRT
 TARGET_END
 #endif
 
