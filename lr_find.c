@@ -134,6 +134,7 @@ int main(int argc, char **argv) {
     logger_open(&t.log, NULL, false);
     t.clip = model_open(&o);
     model_lock(t.clip, &o);
+    model_set_precision(t.clip, &o);
     if (o.group) clip_lock(t.clip, strcmp(o.group, "image") == 0 ? TEXT_TOWER : IMAGE_TOWER, 0);
     train_open_tokenizer(&t);
     train_set_loading(&t);

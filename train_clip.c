@@ -678,6 +678,9 @@ void clip_free(Clip *clip) {
     free(b->params), free(b->grads), free(b->m), free(b->v), free(b->ema), free(b), free(clip->merges), free(clip);
 }
 
+PrecisionSupport clip_precision_support(Precision precision) { return precision == PRECISION_FP32 ? SUPPORT_NATIVE : SUPPORT_NONE; }
+void clip_set_precision(Clip *clip, Precision precision) { (void)clip, (void)precision; }
+
 void clip_start_training(Clip *clip, const ClipTraining *how) {
     Backend *b = clip->back;
     free(b->grads), free(b->m), free(b->v), free(b->ema);

@@ -73,6 +73,18 @@ typedef struct {
     bool grad_checkpointing; // keep only each block's input, and compute the rest again in the backward pass: the same bits
 } ClipTraining;
 
+// What the operands of matrix products are rounded to. Weights, gradients, m and v, sums, softmax, LayerNorm and the loss are fp32 in each of
+// them (open_clip's --precision fp32 and amp_bf16; tf32 exists on GPUs alone).
+typedef enum { PRECISION_FP32, PRECISION_AMP_BF16, PRECISION_TF32, PRECISIONS } Precision;
+
+// Not there at all; right, but without instructions for it, so that nothing is gained; at the machine's full rate.
+typedef enum { SUPPORT_NONE, SUPPORT_SLOW, SUPPORT_NATIVE } PrecisionSupport;
+
+PrecisionSupport clip_precision_support(Precision precision);
+
+// A model computes in fp32 until this is called; call it after locking and before clip_start_training(). The precision has to be supported.
+void clip_set_precision(Clip *clip, Precision precision);
+
 // Takes memory for gradients and optimizer state of the trainable tensors (m = v = 0), and for the features of a step. Locking comes before.
 void clip_start_training(Clip *clip, const ClipTraining *how);
 

@@ -177,6 +177,20 @@ static inline Clip *model_open(Options *o) {
         options_was_set(o, force_context_length) ? (int)o->force_context_length : clip->config.context_length);
 }
 
+// ---------------------------------------------------------------- precision
+
+// Sets what --precision says; auto is amp_bf16 where it is fast. A precision that the machine does not have ends the program.
+static inline void model_set_precision(Clip *clip, const Options *o) {
+    const char *const names[PRECISIONS] = {"fp32", "amp_bf16", "tf32"};
+    Precision precision = clip_precision_support(PRECISION_AMP_BF16) == SUPPORT_NATIVE ? PRECISION_AMP_BF16 : PRECISION_FP32;
+    for (int p = 0; p < PRECISIONS; p++)
+        if (strcmp(o->precision, names[p]) == 0) precision = (Precision)p;
+    const PrecisionSupport support = clip_precision_support(precision);
+    if (support == SUPPORT_NONE) die(EXIT_USAGE, "--precision %s: this machine does not have it; use --precision auto", o->precision);
+    if (support == SUPPORT_SLOW) warn("--precision %s: this processor has no instructions for it, so it is right but slow; --precision fp32 is faster", o->precision);
+    clip_set_precision(clip, precision);
+}
+
 // ---------------------------------------------------------------- what trains
 
 // What trains, at which rate, and what decays.

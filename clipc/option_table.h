@@ -94,7 +94,8 @@ typedef struct {
     X(TRAINING, INT, epochs, "epochs", "(10, from random weights 32)", "[1,1e6]", "passes over the training data") \
     X(TRAINING, INT, steps, "steps", "(as the epochs say)", "[1,1e12]", "length of the whole run and its schedule, in place of --epochs") \
     X(TRAINING, INT, accum_freq, "accum-freq", "1", "[1,1e6]", "micro-batches a step: the loss over all of their pairs, in the memory of one") \
-    X(TRAINING, CHOICE, precision, "precision", "fp32", "fp32", "arithmetic of the model") \
+    X(TRAINING, CHOICE, precision, "precision", "auto", "auto fp32 amp_bf16 tf32", \
+        "of the matrix products' operands; auto: amp_bf16 where the processor has instructions for it, else fp32") \
     X(TRAINING, RATE, lr, "lr", "(1e-5, from random weights 5e-4)", "[0,inf)", "peak learning rate; auto: as a range test of 100 steps finds it first") \
     X(TRAINING, REAL, wd, "wd", "0.2", "[0,inf)", "weight decay; not on gains, biases, class and positional embeddings, logit scale") \
     X(TRAINING, REAL, beta1, "beta1", "0.9", "[0,1)", "AdamW: decay of the mean of gradients") \
@@ -216,7 +217,7 @@ typedef struct {
     F(IGNORED_FLAG, "torchcompile|ddp-static-graph|no-set-device-rank", "there is no PyTorch") \
     F(IGNORED_VALUE, "torchcompile-*|dist-url|dist-backend", "there is no PyTorch") \
     F(IGNORED_FLAG, "log-local|debug|copy-codebase", "a run has one log, the program one file") \
-    F(REFUSED, "precision amp*|precision bf16|precision fp16|precision pure_*", "only fp32 is offered yet; use --precision fp32") \
+    F(REFUSED, "precision amp|precision fp16|precision amp_bfloat16|precision bf16|precision pure_*", "use --precision amp_bf16, or auto") \
     F(REFUSED, "skip-scheduler", "use --lr-scheduler const") \
     F(REFUSED, "siglip|coca-*|loss-dist-impl", "only CLIP's softmax loss is offered; leave it out") \
     F(REFUSED, "distill-*", "distillation is not offered; leave it out") \

@@ -355,6 +355,7 @@ static inline int train_main(Training *t) {
     train_defaults(o);
     if (!o->resume) t->clip = model_open(o);
     model_lock(t->clip, o);
+    model_set_precision(t->clip, o);
     train_open_tokenizer(t);
     train_set_loading(t);
     train_name_folder(t);
@@ -402,6 +403,7 @@ static inline int evaluate_main(Training *t) {
     Options *o = t->o;
     train_defaults(o);
     t->clip = model_open(o);
+    model_set_precision(t->clip, o);
     train_open_tokenizer(t);
     logger_open(&t->log, NULL, false);
     train_set_loading(t);
@@ -439,6 +441,7 @@ static inline int classify_main(Training *t) {
     if (!o->classnames) die(EXIT_USAGE, "--classify: as what? give --classnames FILE, one class a line");
     StringList names = classnames_read(o->classnames), templates = templates_read(o->templates);
     t->clip = model_open(o);
+    model_set_precision(t->clip, o);
     train_open_tokenizer(t);
     logger_open(&t->log, NULL, false);
     train_set_loading(t);

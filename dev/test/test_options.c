@@ -199,7 +199,7 @@ static void test_names(void) {
     memset(endless, 'a', sizeof endless);
     memcpy(endless, "--", 2), endless[sizeof endless - 1] = 0;
     expect_refused(endless, "unknown option");
-    const char *refused[] = {"--siglip", "--distill-model x", "--opt adamw", "--precision amp_bf16", "--precision=amp",
+    const char *refused[] = {"--siglip", "--distill-model x", "--opt adamw", "--precision bf16", "--precision=amp",
         "--skip-scheduler", "--audio-ext flac", "--use-naflex", "--force-naflex-vision", "--fsdp", "--wandb-notes x",
         "--momentum 0.9", "--imagenet-val x", "--length-bucketing"};
     for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
