@@ -34,23 +34,43 @@ def run(*command):
     return r.stdout
 
 
-def train(o, name, start, shards, options):
-    """-> the .bin of the run and its last zero-shot accuracy"""
+def train(o, name, start, shards, steps, options):
+    """-> the .bin of the run and its last zero-shot accuracy in %"""
+    name = f"{name}-{steps}x{o.batch}"
     folder = f"{o.out}/logs/{name}"
-    accuracy = lambda: [json.loads(line)["zeroshot_top1"] for line in open(f"{folder}/metrics.jsonl") if "zeroshot_top1" in line]
     numbered = lambda: [f for f in glob.glob(f"{folder}/checkpoints/*_[0-9]*.bin") if not f.endswith("_ema.bin")]
     if not numbered():
         subprocess.run(["rm", "-rf", folder], check=True)
-        run("./train_clip", *start, "--train-data", "::".join(shards), "--dataset-type", "webdataset", "--batch-size", o.batch, "--logs", f"{o.out}/logs", "--name", name,
-            "--save-frequency", 0, "--log-every-n-steps", 10, "--zeroshot-data", f"{o.data}/test-00000.tar", "--classnames", f"{o.data}/classnames.txt",
-            "--templates", f"{o.data}/templates.txt", "--zeroshot-frequency", 1000000, *options)
-    return numbered()[0], accuracy()[-1]
+        run("./train_clip", *start, "--train-data", "::".join(shards), "--dataset-type", "webdataset", "--batch-size", o.batch, "--steps", steps,
+            "--precision", "fp32", "--logs", f"{o.out}/logs", "--name", name, "--save-frequency", 0, "--log-every-n-steps", 10,
+            "--zeroshot-data", f"{o.data}/test-00000.tar", "--classnames", f"{o.data}/classnames.txt", "--templates", f"{o.data}/templates.txt",
+            "--zeroshot-frequency", 1000000, *options)
+    with open(f"{folder}/metrics.jsonl") as f:
+        return numbered()[0], [100 * json.loads(line)["zeroshot_top1"] for line in f if "zeroshot_top1" in line][-1]
+
+
+def recommend(o, strategy, pretrained, shards):
+    """-> the rate that lr_find recommends; its picture and its curves stay in OUT"""
+    found = run("./lr_find", "--pretrained", pretrained, "--train-data", "::".join(shards), "--dataset-type", "webdataset", "--batch-size", o.batch,
+                "--precision", "fp32", "--repeats", 1 if o.quick else 3, "--output", f"{o.out}/{strategy.replace(' ', '_')}", *STRATEGIES[strategy])
+    return float(re.search(r"Take --lr (\S+) ", found).group(1))
+
+
+def row(strategy, rates, recommended, results):
+    """-> the strategy's line of the table; results: {rate: [accuracy of each seed]}"""
+    mean = {rate: np.mean(a) for rate, a in results.items()}
+    error = {rate: np.std(a, ddof=1) / np.sqrt(len(a)) if len(a) > 1 else 0.0 for rate, a in results.items()}
+    cell = lambda rate: f"{mean[rate]:.1f} ± {error[rate]:.1f}"
+    best = max(rates, key=lambda r: mean[r])
+    behind, allowed = mean[best] - mean[recommended], 1 + 2 * np.hypot(error[best], error[recommended])
+    return (f"| {strategy} | " + " | ".join(cell(r) for r in rates) +
+            f" | {recommended:g}: {cell(recommended)} | {behind:+.1f} behind the best, {'within' if behind <= allowed else 'beyond'} {allowed:.1f} |")
 
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", required=True)
-    parser.add_argument("-o", "--out", default=os.path.join(ROOT, "build", "range_test"))
+    parser.add_argument("-o", "--out", default=os.path.join(ROOT, "build", "experiments", "range_test"))
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=600)
@@ -69,26 +89,21 @@ def main():
     run("make", "-s", "train_clip", "lr_find")
     with open(f"{o.out}/model.json", "w") as f:
         json.dump(MODEL, f)
-    pretrained, before = train(o, "pretrain", ["--model", f"{o.out}/model.json"], shards[:half],
-                               ["--steps", 2 * o.steps, "--lr", 1e-3, "--aug-cfg", "scale=0.9,1", "gray_scale_prob=1"])
-    lines = [f"Accuracy in %, mean of {o.seeds} seeds ± standard error; {o.steps} steps × {o.batch}; before fine-tuning {100 * before:.1f}.", "",
-             "| strategy | " + " | ".join(f"{r:g}" for r in o.rates) + " | recommended | verdict |", "|---|" + "---|" * (len(o.rates) + 2)]
-    for strategy in o.strategies:
-        folder = f"{o.out}/{strategy.replace(' ', '_')}"
-        found = run("./lr_find", "--pretrained", pretrained, "--train-data", "::".join(shards[half:]), "--dataset-type", "webdataset", "--batch-size", o.batch,
-                    "--repeats", 1 if o.quick else 3, "--output", folder, *STRATEGIES[strategy])
-        recommended = float(re.search(r"Take --lr (\S+) ", found).group(1))
-        results = {}
-        for rate in [*o.rates, recommended]:
-            results[rate] = [100 * train(o, f"{strategy.replace(' ', '_')}-{rate:g}-{seed}", ["--pretrained", pretrained], shards[half:],
-                                         ["--steps", o.steps, "--lr", rate, "--seed", seed, *STRATEGIES[strategy]])[1] for seed in range(o.seeds)]
-            print(f"{strategy}, {rate:g}: " + " ".join(f"{a:.1f}" for a in results[rate]), flush=True)
-        mean = {rate: np.mean(a) for rate, a in results.items()}
-        error = {rate: np.std(a, ddof=1) / np.sqrt(len(a)) if len(a) > 1 else 0.0 for rate, a in results.items()}
-        best = max(o.rates, key=lambda r: mean[r])
-        behind, allowed = mean[best] - mean[recommended], 1 + 2 * np.hypot(error[best], error[recommended])
-        lines.append(f"| {strategy} | " + " | ".join(f"{mean[r]:.1f} ± {error[r]:.1f}" for r in o.rates) +
-                     f" | {recommended:g}: {mean[recommended]:.1f} ± {error[recommended]:.1f} | {behind:+.1f} behind the best, {'within' if behind <= allowed else 'beyond'} {allowed:.1f} |")
+    pretrained, before = train(o, "pretrain", ["--model", f"{o.out}/model.json"], shards[:half], 3 * o.steps,
+                               ["--lr", 1e-3, "--aug-cfg", "scale=0.9,1", "gray_scale_prob=1"])
+    recommended = {strategy: recommend(o, strategy, pretrained, shards[half:]) for strategy in o.strategies}
+    results = {strategy: {rate: [] for rate in [*o.rates, recommended[strategy]]} for strategy in o.strategies}
+    for seed in range(o.seeds): # one seed of everything before the next: an experiment that is cut short has whole tables
+        for strategy in o.strategies:
+            for rate, accuracies in results[strategy].items():
+                accuracies.append(train(o, f"{strategy.replace(' ', '_')}-{rate:g}-{seed}", ["--pretrained", pretrained], shards[half:], o.steps,
+                                        ["--lr", rate, "--seed", seed, *STRATEGIES[strategy]])[1])
+                print(f"seed {seed}, {strategy}, {rate:g}: {accuracies[-1]:.1f}", flush=True)
+        lines = [f"Accuracy in %, mean of {seed + 1} seeds ± standard error; {o.steps} steps × {o.batch} from a model trained for {3 * o.steps} "
+                 f"({before:.1f}%).",
+                 f"`dev/experiments/range_test.py --data CIFAR10 --steps {o.steps} --batch {o.batch} --seeds {seed + 1}`", "",
+                 "| strategy | " + " | ".join(f"{r:g}" for r in o.rates) + " | recommended | verdict |", "|---|" + "---|" * (len(o.rates) + 2)]
+        lines += [row(strategy, o.rates, recommended[strategy], results[strategy]) for strategy in o.strategies]
         with open(f"{o.out}/range_test.md", "w") as f:
             f.write("\n".join(lines) + "\n")
     print("\n".join(lines))
