@@ -1,0 +1,210 @@
+// CUDA's functions of the host: memory, copies, streams, events, properties. Part of dev/cuda/emulate.h. Everything is done at once, so
+// streams and events only have to exist.
+#ifndef CLIPC_EMULATE_API_H
+#define CLIPC_EMULATE_API_H
+
+#include <mutex>
+
+typedef enum { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2 } cudaError_t;
+typedef enum { cudaMemcpyHostToHost, cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice, cudaMemcpyDefault } cudaMemcpyKind;
+typedef enum { cudaFuncAttributeMaxDynamicSharedMemorySize = 8, cudaFuncAttributePreferredSharedMemoryCarveout = 9 } cudaFuncAttribute;
+enum { cudaStreamDefault = 0, cudaStreamNonBlocking = 1, cudaEventDefault = 0, cudaEventDisableTiming = 2, cudaHostAllocDefault = 0 };
+
+struct emulate_stream { int unused; };
+struct emulate_event { double seconds; };
+typedef emulate_event *cudaEvent_t;
+
+struct cudaDeviceProp {
+    char name[256];
+    int major, minor, multiProcessorCount, warpSize, maxThreadsPerBlock, l2CacheSize, memoryBusWidth;
+    size_t totalGlobalMem, sharedMemPerBlock, sharedMemPerBlockOptin, sharedMemPerMultiprocessor;
+};
+
+namespace emulate {
+
+enum MemoryKind { DEVICE, PINNED };
+
+struct Allocation {
+    Guarded memory;
+    MemoryKind kind;
+    Allocation *next;
+};
+
+struct Attribute {
+    const void *kernel;
+    size_t shared;
+    Attribute *next;
+};
+
+// What the host holds of the GPU. Workers of the loader may ask for pinned memory, hence the lock.
+struct Device {
+    std::mutex lock;
+    Allocation *allocations = nullptr;
+    Attribute *attributes = nullptr;
+    size_t used = 0, total = (size_t)8 << 30;
+};
+inline Device device;
+
+static inline const Allocation *allocation_of(const void *p) {
+    for (const Allocation *a = device.allocations; a; a = a->next)
+        if ((const unsigned char *)p >= a->memory.bytes && (const unsigned char *)p <= a->memory.bytes + a->memory.size) return a;
+    return nullptr;
+}
+
+static inline cudaError_t allocate(void **p, size_t bytes, MemoryKind kind) {
+    const std::lock_guard<std::mutex> guard(device.lock);
+    *p = nullptr;
+    if (kind == DEVICE && bytes > device.total - device.used) return cudaErrorMemoryAllocation;
+    Allocation *a = new Allocation{guarded_alloc(bytes), kind, device.allocations};
+    if (!a->memory.bytes) {
+        delete a;
+        return cudaErrorMemoryAllocation;
+    }
+    device.allocations = a, device.used += kind == DEVICE ? bytes : 0;
+    *p = a->memory.bytes;
+    return cudaSuccess;
+}
+
+static inline void check_allocation(const Allocation *a) {
+    const ptrdiff_t damage = guarded_damage(a->memory);
+    if (damage) fail("byte %td of a buffer of %zu bytes is written", damage, a->memory.size);
+}
+
+static inline cudaError_t release(void *p, MemoryKind kind) {
+    const std::lock_guard<std::mutex> guard(device.lock);
+    if (!p) return cudaSuccess;
+    for (Allocation **at = &device.allocations; *at; at = &(*at)->next) {
+        Allocation *a = *at;
+        if (a->memory.bytes != p || a->kind != kind) continue;
+        check_allocation(a);
+        *at = a->next, device.used -= kind == DEVICE ? a->memory.size : 0;
+        guarded_free(&a->memory);
+        delete a;
+        return cudaSuccess;
+    }
+    return cudaErrorInvalidValue;
+}
+
+inline void check_device_guards() {
+    const std::lock_guard<std::mutex> guard(device.lock);
+    for (const Allocation *a = device.allocations; a; a = a->next) check_allocation(a);
+}
+
+inline void check_argument(const void *p) {
+    const std::lock_guard<std::mutex> guard(device.lock);
+    if (p && !allocation_of(p)) fail("an argument points to memory of the host");
+}
+
+inline size_t shared_limit(const void *kernel) {
+    for (const Attribute *a = device.attributes; a; a = a->next)
+        if (a->kernel == kernel) return a->shared;
+    return DEFAULT_SHARED;
+}
+
+static inline cudaError_t allow_shared(const void *kernel, size_t bytes) {
+    if (bytes > MAX_SHARED) return cudaErrorInvalidValue;
+    for (Attribute *a = device.attributes; a; a = a->next)
+        if (a->kernel == kernel) return a->shared = std::max<size_t>(bytes, DEFAULT_SHARED), cudaSuccess;
+    device.attributes = new Attribute{kernel, std::max<size_t>(bytes, DEFAULT_SHARED), device.attributes};
+    return cudaSuccess;
+}
+
+// Are the `bytes` behind p where the copy expects them, and inside one buffer?
+static inline void check_range(const void *p, size_t bytes, bool on_device, const char *end) {
+    const std::lock_guard<std::mutex> guard(device.lock);
+    const Allocation *a = allocation_of(p);
+    if (on_device != (a && a->kind == DEVICE)) fail("a copy's %s is in memory of the %s", end, on_device ? "host" : "GPU");
+    if (a && (const unsigned char *)p + bytes > a->memory.bytes + a->memory.size)
+        fail("a copy's %s runs %zu bytes over its buffer of %zu", end, (size_t)((const unsigned char *)p + bytes - a->memory.bytes) - a->memory.size, a->memory.size);
+}
+
+static inline void check_copy(const void *to, const void *from, size_t bytes, cudaMemcpyKind kind) {
+    if (kind == cudaMemcpyDefault || !bytes) return;
+    check_range(to, bytes, kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice, "target");
+    check_range(from, bytes, kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice, "source");
+}
+
+} // namespace emulate
+
+// ---------------------------------------------------------------- memory
+
+template <typename T> static inline cudaError_t cudaMalloc(T **p, size_t bytes) { return emulate::allocate((void **)p, bytes, emulate::DEVICE); }
+template <typename T> static inline cudaError_t cudaMallocHost(T **p, size_t bytes) { return emulate::allocate((void **)p, bytes, emulate::PINNED); }
+template <typename T> static inline cudaError_t cudaHostAlloc(T **p, size_t bytes, unsigned) { return emulate::allocate((void **)p, bytes, emulate::PINNED); }
+static inline cudaError_t cudaFree(void *p) { return emulate::release(p, emulate::DEVICE); }
+static inline cudaError_t cudaFreeHost(void *p) { return emulate::release(p, emulate::PINNED); }
+
+static inline cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, cudaMemcpyKind kind) {
+    emulate::check_copy(to, from, bytes, kind);
+    if (bytes) memcpy(to, from, bytes);
+    return cudaSuccess;
+}
+static inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind, cudaStream_t = nullptr) { return cudaMemcpy(to, from, bytes, kind); }
+
+static inline cudaError_t cudaMemcpy2D(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width, size_t height, cudaMemcpyKind kind) {
+    if (width > to_pitch || width > from_pitch) return cudaErrorInvalidValue;
+    for (size_t y = 0; y < height; y++) cudaMemcpy((char *)to + y * to_pitch, (const char *)from + y * from_pitch, width, kind);
+    return cudaSuccess;
+}
+static inline cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width, size_t height, cudaMemcpyKind kind, cudaStream_t = nullptr) {
+    return cudaMemcpy2D(to, to_pitch, from, from_pitch, width, height, kind);
+}
+
+static inline cudaError_t cudaMemset(void *p, int value, size_t bytes) {
+    if (!bytes) return cudaSuccess;
+    emulate::check_range(p, bytes, true, "target");
+    memset(p, value, bytes);
+    return cudaSuccess;
+}
+static inline cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t = nullptr) { return cudaMemset(p, value, bytes); }
+
+static inline cudaError_t cudaMemGetInfo(size_t *free, size_t *total) {
+    *total = emulate::device.total, *free = emulate::device.total - emulate::device.used;
+    return cudaSuccess;
+}
+
+// ---------------------------------------------------------------- streams, events
+
+static inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned) { return *s = new emulate_stream(), cudaSuccess; }
+static inline cudaError_t cudaStreamCreate(cudaStream_t *s) { return cudaStreamCreateWithFlags(s, 0); }
+static inline cudaError_t cudaStreamDestroy(cudaStream_t s) { return delete s, cudaSuccess; }
+static inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+static inline cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned = 0) { return cudaSuccess; }
+static inline cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
+
+static inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned) { return *e = new emulate_event(), cudaSuccess; }
+static inline cudaError_t cudaEventCreate(cudaEvent_t *e) { return cudaEventCreateWithFlags(e, 0); }
+static inline cudaError_t cudaEventDestroy(cudaEvent_t e) { return delete e, cudaSuccess; }
+static inline cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
+static inline cudaError_t cudaEventQuery(cudaEvent_t) { return cudaSuccess; }
+static inline cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t = nullptr) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    e->seconds = (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+    return cudaSuccess;
+}
+static inline cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t begin, cudaEvent_t end) { return *ms = (float)(1e3 * (end->seconds - begin->seconds)), cudaSuccess; }
+
+// ---------------------------------------------------------------- the device
+
+static inline cudaError_t cudaGetDeviceCount(int *count) { return *count = 1, cudaSuccess; }
+static inline cudaError_t cudaGetDevice(int *index) { return *index = 0, cudaSuccess; }
+static inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+static inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+static inline cudaError_t cudaPeekAtLastError() { return cudaSuccess; }
+static inline const char *cudaGetErrorString(cudaError_t e) { return e == cudaErrorMemoryAllocation ? "out of memory" : e ? "invalid argument" : "no error"; }
+
+static inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int) {
+    memset(p, 0, sizeof *p);
+    snprintf(p->name, sizeof p->name, "emulated GPU");
+    p->major = 9, p->minor = 0, p->multiProcessorCount = 132, p->warpSize = warpSize, p->maxThreadsPerBlock = emulate::MAX_THREADS, p->l2CacheSize = 50 << 20;
+    p->memoryBusWidth = 5120, p->totalGlobalMem = emulate::device.total;
+    p->sharedMemPerBlock = emulate::DEFAULT_SHARED, p->sharedMemPerBlockOptin = emulate::MAX_SHARED, p->sharedMemPerMultiprocessor = 228 << 10;
+    return cudaSuccess;
+}
+
+template <typename... P> static inline cudaError_t cudaFuncSetAttribute(void (*kernel)(P...), cudaFuncAttribute attribute, int value) {
+    return attribute == cudaFuncAttributeMaxDynamicSharedMemorySize ? emulate::allow_shared((const void *)kernel, (size_t)value) : cudaSuccess;
+}
+
+#endif
