@@ -107,12 +107,13 @@ static inline const char *set_path(const char *option, const char *spec, char na
     return equals + 1;
 }
 
-// `spec` is [NAME=]PATH: a folder of class folders, a CSV with labels, or tar shards with .cls. `classnames` may be NULL for a
-// folder: then the classes are called what their folders are. `templates` may be NULL. `keys` gives the names of columns and members.
-static inline ZeroshotSet zeroshot_open(const char *spec, const char *classnames, const char *templates, const DatasetConfig *keys) {
+// `spec`, given to `option`, is [NAME=]PATH: a folder of class folders, a CSV with labels, or tar shards with .cls. `classnames` may be
+// NULL for a folder: then the classes are called what their folders are. `templates` may be NULL. `keys` gives the names of columns and
+// members.
+static inline ZeroshotSet zeroshot_open(const char *option, const char *spec, const char *classnames, const char *templates, const DatasetConfig *keys) {
     ZeroshotSet set;
     memset(&set, 0, sizeof set);
-    const char *path = set_path("zeroshot-data", spec, set.name);
+    const char *path = set_path(option, spec, set.name);
     DatasetConfig config = *keys;
     config.type = DATASET_AUTO, config.need_caption = false, config.need_label = true, config.num_samples = 0;
     if (classnames) set.classnames = classnames_read(classnames);
@@ -121,7 +122,7 @@ static inline ZeroshotSet zeroshot_open(const char *spec, const char *classnames
         set.data = dataset_open_class_folders(path, &config);
         if (!classnames) set.classnames = classnames_from_folders(set.data.class_folders.list, (int)set.data.class_folders.count);
     } else {
-        if (!classnames) die(EXIT_USAGE, "--zeroshot-data %s: its classes have no names; give --classnames FILE, one name a line, that of label 0 first", path);
+        if (!classnames) die(EXIT_USAGE, "--%s %s: its classes have no names; give --classnames FILE, one name a line, that of label 0 first", option, path);
         set.data = dataset_open(path, &config, 1);
         int64_t none = 0;
         for (int64_t i = 0; i < dataset_count(&set.data); i++) none += set.data.samples[i].label < 0;

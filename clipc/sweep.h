@@ -56,7 +56,7 @@ static inline void sweep_open(Sweep *s, Evaluation *e, const char *const *specs,
     size_t pixels = 0;
     for (size_t i = 0; i < count; i++) {
         SweepSet *x = &s->sets[s->count++];
-        x->set = zeroshot_open(specs[i], classnames, templates, keys);
+        x->set = zeroshot_open("eval", specs[i], classnames, templates, keys);
         sweep_name(&x->set, specs[i]);
         for (size_t k = 0; k < i; k++)
             if (strcmp(s->sets[k].set.name, x->set.name) == 0) die(EXIT_USAGE, "--eval %s: another set is called %s; write NAME=PATH", specs[i], x->set.name);

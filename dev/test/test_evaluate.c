@@ -417,7 +417,7 @@ static void test_zeroshot_over_folders_and_tables(Evaluation e, const char *fold
     path_format(templates, "%s/templates.txt", folder);
     for (int kind = 0; kind < 4; kind++) { // a folder with and without names, a table with a name, default templates
         path_format(spec, kind < 2 ? "%s/classes" : kind == 2 ? "%s/labels.csv" : "shapes=%s/labels.csv", folder);
-        ZeroshotSet set = zeroshot_open(spec, kind ? names : NULL, kind < 3 ? templates : NULL, &keys);
+        ZeroshotSet set = zeroshot_open("zeroshot-data", spec, kind ? names : NULL, kind < 3 ? templates : NULL, &keys);
         EXPECT_STRING(set.name, kind == 3 ? "shapes" : "");
         double top1, top5;
         expected_zeroshot(&e, &set.templates, &top1, &top5);
@@ -547,7 +547,7 @@ static void test_interruption(Evaluation e, const char *folder) {
     EXPECT(e.clip->back->calls == 4 && v.samples == -1 && !file_exists(features), "it ends with the batch: %d calls", e.clip->back->calls);
     dataset_free(&data);
     path_format(path, "%s/classes", folder);
-    ZeroshotSet set = zeroshot_open(path, NULL, NULL, &config);
+    ZeroshotSet set = zeroshot_open("zeroshot-data", path, NULL, NULL, &config);
     for (int calls = 1; calls < 4; calls += 2) { // 6 captions by 5 are two calls: stopped at the first picture, and at the first captions
         e.clip->back->calls = calls, stop = 0;
         EXPECT(!evaluate_zeroshot(&e, &set, &z) && z.samples == -1, "an interrupted zero-shot evaluation says nothing");
@@ -569,7 +569,7 @@ static int open_zeroshot(const char *argument) {
     DatasetConfig keys = dataset_config_default();
     path_format(spec, "%s/%.*s", folder_of_child, blank ? (int)(blank - argument) : (int)strlen(argument), argument);
     path_format(names, "%s/%s", folder_of_child, blank ? blank + 1 : "");
-    ZeroshotSet set = zeroshot_open(spec, blank ? names : NULL, NULL, &keys);
+    ZeroshotSet set = zeroshot_open("zeroshot-data", spec, blank ? names : NULL, NULL, &keys);
     zeroshot_close(&set);
     return 0;
 }
