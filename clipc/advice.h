@@ -10,7 +10,7 @@
 
 #include "clipc/plot.h" // Curves
 
-enum { ADVICE_SIZE = 512, ADVICE_WINDOW = 50, ADVICE_LEAST = 5 }; // training steps that make a mean: at most, at least
+enum { ADVICE_SIZE = 512, ADVICE_LOCK_SIZE = 96, ADVICE_WINDOW = 50, ADVICE_LEAST = 5 }; // training steps that make a mean: at most, at least
 
 #define ADVICES(X) \
     X(NONE, "") \
@@ -45,6 +45,8 @@ typedef struct {
     const char *val_metric; // "val_loss", with /NAME that of the first set; NULL: no validation
     const AdviceSet *sets;  // (set_count) the target first
     int set_count;
+    bool locked;           // part of the model is
+    const char *lock_more; // the option that locks more of it; NULL: there is no more to lock
 } AdviceFacts;
 
 // ---------------------------------------------------------------- reading the curves
@@ -168,6 +170,12 @@ static inline bool advise_rate(char *text, const Curves *h, double step, const A
     return true;
 }
 
+// What to lock beyond what is locked, with a comma behind it; nothing when there is no more.
+static inline void advice_lock(char text[ADVICE_LOCK_SIZE], const AdviceFacts *f) {
+    text[0] = 0;
+    if (f->lock_more) snprintf(text, ADVICE_LOCK_SIZE, "lock more (%s), ", f->lock_more);
+}
+
 // The validation loss has risen at three evaluations in a row while the training loss fell.
 static inline bool advise_overfitting(char *text, const Curves *h, double step, const AdviceFacts *f) {
     const Curve *val = f->val_metric ? curves_find(h, f->val_metric) : NULL, *loss = curves_find(h, "loss");
@@ -178,12 +186,14 @@ static inline bool advise_overfitting(char *text, const Curves *h, double step, 
     const double before = curve_mean_between(loss, at[0], at[1]), now = curve_mean_between(loss, at[2], at[3]);
     if (!(now < before)) return false;
     size_t best = 0;
+    char lock[ADVICE_LOCK_SIZE];
     for (size_t i = 1; i < n; i++)
         if (!(val->y[i] >= val->y[best])) best = i;
+    advice_lock(lock, f);
     snprintf(text, ADVICE_SIZE,
-        "%s has risen three times, %.4g to %.4g, while the training loss fell, %.4g to %.4g; it was best at step %.0f; lower --lr, fewer --epochs (--early-stop 3), lock more "
-        "(--lock-image), higher --wd, more augmentation (--aug-cfg)",
-        f->val_metric, v[0], v[3], before, now, val->x[best]);
+        "%s has risen three times, %.4g to %.4g, while the training loss fell, %.4g to %.4g; it was best at step %.0f; lower --lr, fewer --epochs (--early-stop 3), %shigher --wd, "
+        "more augmentation (--aug-cfg)",
+        f->val_metric, v[0], v[3], before, now, val->x[best], lock);
     return true;
 }
 
@@ -201,11 +211,12 @@ static inline bool advise_forgetting(char *text, const Curves *h, double step, c
     }
     if (!worst) return false;
     const Accuracy general = accuracy_of(h, &f->sets[worst], step);
+    char lock[ADVICE_LOCK_SIZE] = "lock early layers (--lock-image --lock-image-unlocked-groups 4), ";
+    if (f->locked) advice_lock(lock, f);
     snprintf(text, ADVICE_SIZE,
-        "zero-shot on %s went %.1f%% to %.1f%%, but on %s %.1f%% to %.1f%%; lower --lr, lock early layers (--lock-image --lock-image-unlocked-groups 4), ensemble with the start "
-        "(wise_ft), mix general data into --train-data",
+        "zero-shot on %s went %.1f%% to %.1f%%, but on %s %.1f%% to %.1f%%; lower --lr, %sensemble with the start (wise_ft), mix general data into --train-data",
         f->sets[0].name[0] ? f->sets[0].name : "the target", 100 * target.start, 100 * target.now, f->sets[worst].name[0] ? f->sets[worst].name : "the general set",
-        100 * general.start, 100 * general.now);
+        100 * general.start, 100 * general.now, lock);
     return true;
 }
 
@@ -222,7 +233,7 @@ static inline bool advise_underfitting(char *text, const Curves *h, double step,
     int length = snprintf(text, ADVICE_SIZE, "the training loss stays at %.4g (%.4g at the start)", t.now, t.start);
     if (n > 1) length += snprintf(text + length, ADVICE_SIZE - (size_t)length, ", %s at %.4g (%.4g)", f->val_metric, val->y[n - 1], val->y[0]);
     if (target.known) length += snprintf(text + length, ADVICE_SIZE - (size_t)length, ", zero-shot at %.1f%% (%.1f%%)", 100 * target.now, 100 * target.start);
-    snprintf(text + length, ADVICE_SIZE - (size_t)length, "; higher --lr, more --epochs, unlock more, lower --wd");
+    snprintf(text + length, ADVICE_SIZE - (size_t)length, "; higher --lr, more --epochs, %slower --wd", f->locked ? "unlock more, " : "");
     return true;
 }
 

@@ -47,6 +47,14 @@ static inline StrategyKind strategy_kind(const Options *o) {
     return o->lock_image || o->lock_text ? STRATEGY_PARTIAL : STRATEGY_FULL;
 }
 
+// The option that locks more of the model than these do; NULL when there is no more to lock.
+static inline const char *strategy_lock_more(const Options *o) {
+    if (!o->lock_image) return "--lock-image";
+    if (o->lock_image_unlocked_groups) return "fewer --lock-image-unlocked-groups";
+    if (!o->lock_text) return "--lock-text";
+    return o->lock_text_unlocked_layers ? "fewer --lock-text-unlocked-layers" : NULL;
+}
+
 // What of the given settings lies outside the table, as one line; false when nothing does. `steps`, `warmup`: of the run.
 static inline bool strategy_note(char *text, size_t size, const Options *o, StrategyGiven given, double lr, int64_t steps, int64_t warmup, int64_t steps_per_epoch) {
     const Strategy *s = strategy_of(strategy_kind(o));

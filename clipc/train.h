@@ -333,6 +333,7 @@ static inline void train_start_monitor(Training *t) {
     monitor_name_metrics(&t->monitor, o, t->zeroshot, o->zeroshot_data.count, t->val, t->val_count);
     f->pairs = o->batch_size * o->accum_freq, f->steps = t->schedule.total, f->warmup = t->schedule.warmup;
     f->pretrained = o->pretrained != NULL, f->quick_gelu = t->clip->config.quick_gelu;
+    f->locked = o->lock_image || o->lock_text, f->lock_more = strategy_lock_more(o);
     if (!o->resume && strategy_note(note, sizeof note, o, t->monitor.given, o->lr, t->schedule.total, t->schedule.warmup, t->steps_per_epoch))
         logger_print(&t->log, "note         %s", note);
     monitor_open(&t->monitor, o, &t->log, t->folder, t->state.step);

@@ -9,7 +9,7 @@ enum { STEPS = 1000, EVERY = 100, PAIRS = 64 };
 static const AdviceSet sets[] = {{"", 10, 2000}, {"general", 100, 2000}};
 
 static AdviceFacts facts(void) {
-    AdviceFacts f = {PAIRS, STEPS, 100, true, false, "val_loss", sets, 2};
+    AdviceFacts f = {PAIRS, STEPS, 100, true, false, "val_loss", sets, 2, false, "--lock-image"};
     return f;
 }
 
@@ -134,7 +134,7 @@ static void test_texts(void) {
     } cases[] = {
         {overfit, 700, {"val_loss has risen three times, 1 to 1.18,", "it was best at step 400", "--early-stop", "--lock-image", "--wd", "--aug-cfg"}},
         {forget, 1000, {"the target went 55.0% to 75.0%", "general 60.0% to 30.0%", "lower --lr", "wise_ft", "mix general data", "--lock-image"}},
-        {underfit, 1000, {"stays at 1.6 ", "val_loss at 1.6 (1.6)", "zero-shot at 55.0% (55.0%)", "higher --lr", "unlock more", "lower --wd"}},
+        {underfit, 1000, {"stays at 1.6 ", "val_loss at 1.6 (1.6)", "zero-shot at 55.0% (55.0%)", "higher --lr", "more --epochs, lower --wd", "stays"}},
         {collapse, 1000, {"ln(64) = 4.159", "collapsed", "--lr", "lr_find", "--grad-clip-norm", "start again"}},
         {mismatch, 0, {"10.4%", "10 classes gives 10.0%", "GELU here", "--force-quick-gelu", "--classnames", "mean"}},
     };
@@ -145,6 +145,34 @@ static void test_texts(void) {
         advice_at(text, &h, cases[i].step, &f);
         for (int k = 0; k < 6; k++) EXPECT(strstr(text, cases[i].parts[k]), "'%s' is not in '%s'", cases[i].parts[k], text);
         EXPECT(!strchr(text, '\n'));
+        curves_free(&h);
+    }
+}
+
+// What is locked already is not advised once more, and where nothing is locked, nothing is to be unlocked.
+static void test_locks(void) {
+    static const struct {
+        Point (*shape)(double p);
+        int step;
+        bool locked;
+        const char *lock_more, *part, *absent;
+    } cases[] = {
+        {overfit, 700, false, "--lock-image", "lock more (--lock-image), higher --wd", "--lock-text"},
+        {overfit, 700, true, "--lock-text", "lock more (--lock-text), higher --wd", "--lock-image"},
+        {overfit, 700, true, NULL, "(--early-stop 3), higher --wd", "lock"},
+        {forget, 1000, false, "--lock-image", "lock early layers (--lock-image --lock-image-unlocked-groups 4), ensemble", "lock more"},
+        {forget, 1000, true, "--lock-text", "lower --lr, lock more (--lock-text), ensemble", "--lock-image"},
+        {forget, 1000, true, NULL, "lower --lr, ensemble", "lock"},
+        {underfit, 1000, false, "--lock-image", "more --epochs, lower --wd", "unlock"},
+        {underfit, 1000, true, NULL, "more --epochs, unlock more, lower --wd", "(--"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        Curves h = run(cases[i].shape, 0);
+        AdviceFacts f = facts();
+        char text[ADVICE_SIZE];
+        f.locked = cases[i].locked, f.lock_more = cases[i].lock_more;
+        advice_at(text, &h, cases[i].step, &f);
+        EXPECT(strstr(text, cases[i].part) && !strstr(text, cases[i].absent), "case %zu: '%s'", i, text);
         curves_free(&h);
     }
 }
@@ -230,6 +258,7 @@ int main(void) {
     test_each();
     test_three_rises();
     test_texts();
+    test_locks();
     test_noise();
     test_missing();
     return test_report();
