@@ -386,14 +386,22 @@ static inline Clip *train_find_checkpoint(Options *o, Checkpoint *c) {
     return clip;
 }
 
-static inline char *train_settings(const Options *o) {
+// The options, and how many samples they meant.
+static inline char *train_settings(const Options *o, int64_t samples) {
     char *text = NULL;
     size_t length;
     FILE *f = open_memstream(&text, &length);
     if (!f) die(EXIT_RUNTIME, "out of memory");
     options_print(o, f);
+    fprintf(f, "%-28s %lld\n", "samples", (long long)samples);
     fclose(f);
     return text;
+}
+
+// That number out of the settings of an earlier run; -1: they do not say.
+static inline int64_t train_samples_then(const char *settings) {
+    const char *line = strstr(settings, "\nsamples ");
+    return line ? strtoll(line + strlen("\nsamples "), NULL, 10) : -1;
 }
 
 static inline void train_write_settings(const Training *t) {

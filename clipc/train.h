@@ -361,8 +361,8 @@ static inline int train_main(Training *t) {
     train_set_loading(t);
     train_name_folder(t);
     Options given = *o;
-    t->settings = train_settings(o); // as given: a batch that is too large shrinks in train_open_data(), in a resumed run as well
     train_open_data(t);
+    t->settings = train_settings(&given, dataset_count(&t->train)); // as given: a batch that is too large shrinks in train_open_data(), in a resumed run as well
     train_open_evaluation(t);
     if (!o->resume && file_exists(t->folder)) die(EXIT_USAGE, "%s: exists already; choose another --name, or go on with --resume latest", t->folder);
     logger_open(&t->log, t->folder, o->resume != NULL);
@@ -375,7 +375,7 @@ static inline int train_main(Training *t) {
         if (!train_find_rate(t)) return train_abandon(t);
         given.lr = o->lr; // a resumed run takes the rate that was found
         free(t->settings);
-        t->settings = train_settings(&given);
+        t->settings = train_settings(&given, dataset_count(&t->train));
     }
     train_write_settings(t);
     logger_print(&t->log, "%s", t->settings);
@@ -384,6 +384,9 @@ static inline int train_main(Training *t) {
         t->state = checkpoint.header.run;
         path_format(t->last_saved, "%.*s", (int)(strlen(checkpoint.weights) - strlen(".bin")), checkpoint.weights);
         logger_truncate_after(&t->log, t->state.step);
+        const int64_t samples = train_samples_then(checkpoint.settings), now = dataset_count(&t->train);
+        if (samples >= 0 && samples != now)
+            logger_warn(&t->log, "the run was begun on %lld samples, there are %lld now: it goes on, in another order than it would have had", (long long)samples, (long long)now);
         if (strcmp(checkpoint.header.kernels, clip_kernels(t->clip)) != 0)
             logger_warn(&t->log, "the run was computed with %s kernels, now with %s: results differ in rounding (CLIPC_ISA=%s takes the former)", checkpoint.header.kernels,
                 clip_kernels(t->clip), checkpoint.header.kernels);

@@ -389,6 +389,20 @@ def test_resume_variants():
             expect_same(name, name + "_again", name)
 
 
+def test_resume_on_other_data():
+    """Samples that came or went since the run began: one line says so, and the run goes on."""
+    lines = read("shapes/train.csv").decode().splitlines()
+    write("shapes/changing.csv", "\n".join(lines[:31]) + "\n")
+    train = ["--model", "words.json", "--train-data", "shapes/changing.csv", "--batch-size", 8, "--epochs", 3, "--save-steps", 5]
+    works(*train, "--name", "grows")
+    shutil.copytree(folder("grows"), folder("shrinks"))
+    works("--resume", checkpoint("grows", "step_5.bin"))  # the same data: not a word
+    for name, kept in (("grows", 41), ("shrinks", 20)):
+        write("shapes/changing.csv", "\n".join(lines[:kept]) + "\n")
+        works("--resume", checkpoint(name, "step_5.bin"), says=f"the run was begun on 30 samples, there are {kept - 1} now")
+    os.unlink("shapes/changing.csv")
+
+
 def test_resume_refusals():
     works(*SYNTHETIC, "--steps", 8, "--save-steps", 3, "--name", "run")
     works(*SYNTHETIC, "--steps", 8, "--save-steps", 3, "--seed", 5, "--name", "seed5")
