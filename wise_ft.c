@@ -26,7 +26,7 @@
     X(PROGRAM, TEXT, save, "save", "(no weights)", "DIR", "where weights go, and tables and picture, which without it go here") \
     X(PROGRAM, TEXT, format, "format", "bin", "NAME", "also write this form of the saved files, by dev/convert.py, e.g. open_clip")
 #define PROGRAM_GROUPS GROUP_BIT(PROGRAM)
-#define PROGRAM_ALSO "csv-img-key|csv-label-key|csv-separator|image-key|max-image-pixels|exif-rotate|workers|classnames|templates|eval-only"
+#define PROGRAM_ALSO "csv-img-key|csv-label-key|csv-separator|image-key|max-image-pixels|exif-rotate|workers|precision|classnames|templates|eval-only"
 #define PROGRAM_USAGE \
     "Averages the weights of models that were fine-tuned from one another, and finds the best average.\n\n" \
     "  average        wise_ft --zeroshot A.bin --finetuned B.bin --alpha 0.5 --save DIR\n" \
@@ -191,6 +191,7 @@ static void evaluation_open(WiseFt *w) {
     Training *t = &w->training;
     train_defaults(o);
     t->clip = clip_load(w->members[w->count - 1]->w.path);
+    model_set_precision(t->clip, o);
     train_open_tokenizer(t);
     train_set_loading(t);
     const DatasetConfig keys = train_dataset_config(o);

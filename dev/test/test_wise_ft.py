@@ -369,6 +369,8 @@ def test_bad_input(files, sets):
         ((*pair, *some, "--target", "sketch"), 2, "--target sketch: no set"),
         ((*pair, *some, "--eval", "chalk=plain/train.csv"), 2, "another set is called chalk"),
         ((*pair, "--eval", "chalk=nowhere", "--classnames", "plain/classnames.txt"), 2, "nowhere"),
+        ((*pair, "--eval", "chalk=plain/train.csv"), 2, "--eval plain/train.csv: its classes have no names"),
+        ((*pair, "--eval", "=plain/train.csv"), 2, "--eval =plain/train.csv: the name before the ="),
         (("--models", a, b, "--soup", "greedy", "--save", "bad"), 2, "--soup greedy: nothing to choose by"),
         (("--models", a, "--soup", "uniform", "--save", "bad"), 2, "--models: too few"),
         (("--models", a, b, "--method", "model-stock", "--save", "bad"), 2, "--method model-stock: give the model before fine-tuning with --zeroshot"),
