@@ -35,7 +35,7 @@ typedef struct emulate_stream *cudaStream_t;
 
 namespace emulate {
 
-enum { STACK_BYTES = 256 << 10, MAX_THREADS = 1024, GUARD_BYTES = 256, POISON = 0xff, GUARD = 0xa5 };
+enum { STACK_BYTES = 256 << 10, MAX_THREADS = 1024, GUARD_BYTES = 256, POISON = 0xff };
 enum { DEFAULT_SHARED = 48 << 10, MAX_SHARED = 227 << 10 };
 
 // ---------------------------------------------------------------- memory with guards
@@ -46,12 +46,16 @@ struct Guarded {
     size_t size = 0;
 };
 
+// What stands at address p of a guard: NaN as float and as bfloat16, so that reading it spoils the result, too.
+static inline unsigned char guard_byte(const unsigned char *p) { return (uintptr_t)p & 1 ? 0x7f : 0xff; }
+
 static inline Guarded guarded_alloc(size_t size) {
     Guarded g;
     void *p = nullptr;
     if (posix_memalign(&p, 256, size + 2 * GUARD_BYTES)) return g;
-    memset(p, GUARD, size + 2 * GUARD_BYTES);
     g.bytes = (unsigned char *)p + GUARD_BYTES, g.size = size;
+    for (unsigned char *before = g.bytes - GUARD_BYTES, *behind = g.bytes + size; before < g.bytes; before++, behind++)
+        *before = guard_byte(before), *behind = guard_byte(behind);
     memset(g.bytes, POISON, size);
 #ifdef CLIPC_GUARDS
     ASAN_POISON_MEMORY_REGION(g.bytes - GUARD_BYTES, GUARD_BYTES);
@@ -72,9 +76,10 @@ static inline void guarded_free(Guarded *g) {
 // Bytes from the buffer's begin to the first guard byte that was written; 0: all whole.
 static inline ptrdiff_t guarded_damage(const Guarded &g) {
 #ifndef CLIPC_GUARDS // the sanitizer has seen to it
+    const unsigned char *behind = g.bytes + g.size;
     for (ptrdiff_t i = 0; i < GUARD_BYTES; i++) {
-        if (g.bytes[(ptrdiff_t)g.size + i] != GUARD) return (ptrdiff_t)g.size + i;
-        if (g.bytes[-1 - i] != GUARD) return -1 - i;
+        if (behind[i] != guard_byte(behind + i)) return (ptrdiff_t)g.size + i;
+        if (g.bytes[-1 - i] != guard_byte(g.bytes - 1 - i)) return -1 - i;
     }
 #endif
     (void)g;
@@ -85,7 +90,7 @@ static inline ptrdiff_t guarded_damage(const Guarded &g) {
 
 // A stack and where on it the fiber stopped. run() enters or resumes it, until it calls pause() or its function ends.
 struct Stack {
-    char *bytes;
+    char *bytes, *top;
     void *stopped; // stack pointer
     void *fake;    // AddressSanitizer's
 };
@@ -113,8 +118,8 @@ struct Machine {
     Thread thread[MAX_THREADS];
     int ready[MAX_THREADS];
     Stack *idle[MAX_THREADS];
-    int idle_count = 0;
-    Stack scheduler = {nullptr, nullptr, nullptr};
+    int idle_count = 0, stacks = 0;
+    Stack scheduler = {nullptr, nullptr, nullptr, nullptr};
     const void *scheduler_bottom = nullptr;
     size_t scheduler_size = 0;
     uint64_t random = 0;
@@ -154,7 +159,7 @@ asm(".text\n"
     "mov %rsp, (%rdi)\nmov %rsi, %rsp\n"
     "pop %r15\npop %r14\npop %r13\npop %r12\npop %rbx\npop %rbp\nret\n");
 static inline void stack_begin(Stack *s) {
-    void **top = (void **)(s->bytes + STACK_BYTES) - 1; // as if fiber_main had been called: 8 bytes behind a multiple of 16
+    void **top = (void **)s->top - 1; // as if fiber_main had been called: 8 bytes behind a multiple of 16
     *--top = (void *)fiber_main;
     for (int i = 0; i < 6; i++) *--top = nullptr;
     s->stopped = top;
@@ -165,7 +170,7 @@ static inline void stack_begin(Stack *s) {
     if (!s->stopped) s->stopped = malloc_check(sizeof(ucontext_t));
     ucontext_t *context = (ucontext_t *)s->stopped;
     getcontext(context);
-    context->uc_stack.ss_sp = s->bytes, context->uc_stack.ss_size = STACK_BYTES, context->uc_link = nullptr;
+    context->uc_stack.ss_sp = s->bytes, context->uc_stack.ss_size = (size_t)(s->top - s->bytes), context->uc_link = nullptr;
     makecontext(context, fiber_main, 0);
 }
 static inline void stack_switch(Stack *from, Stack *to) {
@@ -196,6 +201,7 @@ static inline Stack *stack_take() {
     if (bytes == MAP_FAILED || mprotect(bytes, page, PROT_NONE)) die(EXIT_RUNTIME, "emulated GPU: no memory for the stacks of a block; lower its size");
     Stack *s = (Stack *)calloc_check(1, sizeof *s);
     s->bytes = bytes + page;
+    s->top = bytes + page + STACK_BYTES - m.stacks++ % 64 * 448; // tops at equal distances would share a few lines of the cache
     return s;
 }
 
