@@ -35,6 +35,23 @@ LINK_LIBS = $(LIBS) $(OPENMP_LIBS)
 BUILD_PROGRAM = $(COMPILE) $(TEST_FLAGS) -MMD -MP -MF $(BUILD)/$(notdir $@).d -o $@ $< $(LINK_LIBS) || { CC='$(CC)' dev/setup.sh --check; exit 1; }
 
 TESTS = $(patsubst dev/test/%.c,$(BUILD)/%,$(wildcard dev/test/test_*.c))
+
+# The GPU programs: train_clip.cu, and the other programs around it. NVCC=… names the compiler, GPU_ARCH=… what it compiles for; else
+# that is the GPU at hand, or without one A100 (sm_80), H100 (sm_90), and PTX for what comes after them.
+GPU_PROGRAMS = train_clipcu lr_findcu wise_ftcu test_clipcu
+NVCC = $(or $(shell command -v nvcc 2>/dev/null),$(wildcard /usr/local/cuda/bin/nvcc))
+GPU_ARCH = $(if $(shell nvidia-smi -L 2>/dev/null),-arch=native,-gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=[sm_90,compute_90])
+COMPILE_GPU = $(NVCC) -std=c++17 -O3 $(GPU_ARCH) -diag-suppress 1675 $(patsubst %,-Xcompiler %,-ffp-contract=off -Wall -Wextra $(OPENMP) -pthread) $(INCLUDES)
+BUILD_GPU = test -n '$(NVCC)' || { echo 'make $@: nvcc is missing; install the CUDA toolkit (12.0 or later), or say where it is: make $@ NVCC=/path/to/nvcc' >&2; exit 1; }; \
+            $(COMPILE_GPU) $(TEST_FLAGS) -MMD -MP -MF $(BUILD)/$(notdir $@).d -o $@ -x cu $< $(LINK_LIBS) -lcublasLt
+
+# The same as C++ for the CPU (dev/cuda/emulate.h): what `make test` tests of it, without a GPU or nvcc.
+CXX := $(firstword $(foreach c,$(if $(findstring clang,$(CC)),clang++) g++ c++,$(if $(shell command -v $(c) 2>/dev/null),$(c))))
+COMPILE_EMULATED = $(CXX) -std=c++17 -DCLIPC_EMULATE -ffp-contract=off $(CFLAGS) $(OPENMP) -pthread $(INCLUDES)
+BUILD_EMULATED = $(COMPILE_EMULATED) $(TEST_FLAGS) -MMD -MP -MF $(BUILD)/$(notdir $@).d -o $@ -x c++ $< -x none $(LINK_LIBS)
+GPU_TESTS = $(patsubst dev/test/%.cu,$(BUILD)/%,$(wildcard dev/test/test_*.cu))
+EMULATED = $(if $(wildcard train_clip.cu),$(BUILD)/train_clip_emulated $(BUILD)/test_clip_emulated) $(GPU_TESTS)
+
 SETUP = CC='$(CC)' dev/setup.sh
 PYTHON = $(shell dev/setup.sh --python)
 RUN = @CC='$(CC)' PYTHON='$(PYTHON)' BUILD='$(BUILD)' BIN='$(BIN)'
@@ -48,15 +65,33 @@ $(TESTS): TEST_FLAGS = -Wno-format-zero-length # EXPECT(condition) comes without
 $(TESTS): $(BUILD)/%: dev/test/%.c data/bpe_merges.txt $(BUILD)/command
 	$(BUILD_PROGRAM)
 
+GPU_NEEDS = data/bpe_merges.txt $(BUILD)/command_gpu
+$(BIN)train_clipcu: train_clip.cu $(GPU_NEEDS)
+	@$(BUILD_GPU)
+$(BIN)lr_findcu $(BIN)wise_ftcu $(BIN)test_clipcu: $(BIN)%cu: %.c $(GPU_NEEDS)
+	@$(BUILD_GPU)
+
+$(BUILD)/train_clip_emulated: train_clip.cu data/bpe_merges.txt $(BUILD)/command
+	$(BUILD_EMULATED)
+$(BUILD)/lr_find_emulated $(BUILD)/wise_ft_emulated $(BUILD)/test_clip_emulated: $(BUILD)/%_emulated: %.c data/bpe_merges.txt $(BUILD)/command
+	$(BUILD_EMULATED)
+$(GPU_TESTS): TEST_FLAGS = -Wno-format-zero-length
+$(GPU_TESTS): $(BUILD)/%: dev/test/%.cu $(BUILD)/command
+	$(BUILD_EMULATED)
+
 $(BUILD)/bench_%: dev/bench/%.c $(BUILD)/command
 	$(BUILD_PROGRAM)
 
-tests: $(PROGRAMS:%=$(BIN)%) $(TESTS)
+tests: $(PROGRAMS:%=$(BIN)%) $(TESTS) $(if $(CXX),$(EMULATED))
 
-# changes when the compiler or a flag does, so that everything is built anew
+# change when the compiler or a flag does, so that everything is built anew
 $(BUILD)/command: FORCE
 	@mkdir -p $(BUILD)
-	@echo '$(COMPILE) $(LINK_LIBS)' | cmp -s - $@ || echo '$(COMPILE) $(LINK_LIBS)' > $@
+	@echo '$(COMPILE) $(CXX) $(LINK_LIBS)' | cmp -s - $@ || echo '$(COMPILE) $(CXX) $(LINK_LIBS)' > $@
+
+$(BUILD)/command_gpu: FORCE
+	@mkdir -p $(BUILD)
+	@echo '$(COMPILE_GPU) $(LINK_LIBS)' | cmp -s - $@ || echo '$(COMPILE_GPU) $(LINK_LIBS)' > $@
 
 setup:
 	@$(SETUP)
@@ -94,7 +129,7 @@ flags: # for dev/setup.sh: the compiler with its flags, then the libraries
 	@echo '$(LINK_LIBS)'
 
 clean:
-	rm -rf $(BUILD) $(PROGRAMS)
+	rm -rf $(BUILD) $(PROGRAMS) $(GPU_PROGRAMS)
 
 help:
 	@echo 'make              build ./train_clip, which trains and fine-tunes CLIP, ./lr_find and ./wise_ft (each with --help)'
@@ -105,6 +140,7 @@ help:
 	@echo 'make bench-peer   train_clip beside open_clip on the same batches (gigabytes, an hour; ROWS='\''train-b32* start'\'' for some, ROUNDS=5)'
 	@echo 'make experiments DATA=DIR   the tables of doc/, measured anew (hours; dev/experiments/*.sh alone for one of them)'
 	@echo 'make sanitize     the tests under AddressSanitizer and UBSan'
+	@echo 'make train_clipcu lr_findcu wise_ftcu   the programs for a GPU (CUDA toolkit 12.0 or later)'
 	@echo 'make clean        remove what make built (not logs/ and weights/)'
 	@echo 'make CC=clang     another compiler; CFLAGS=… other flags; OPENMP= for one thread'
 	@echo 'dev/setup.sh      install what is missing (compiler, libraries, numpy), as demo and test do first'

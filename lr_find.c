@@ -21,7 +21,7 @@
     "  more surely    ... --repeats 3 --num-steps 200\n" \
     "  per tower      ... --group image\n"
 #define TESTING // without the main() of
-#ifdef __CUDACC__
+#if defined(__CUDACC__) || defined(CLIPC_EMULATE)
 #include "train_clip.cu"
 #else
 #include "train_clip.c"
@@ -84,7 +84,7 @@ static void print_table(const RangeReading *mean, const RangeReading *passes, in
 static int report(char **argv, Training *t, RangeCurve *passes, int count) {
     const Options *o = t->o;
     char csv[PATH_SIZE], svg[PATH_SIZE], stop[160];
-    RangeReading *readings = malloc_check((size_t)count * sizeof *readings);
+    RangeReading *readings = (RangeReading *)malloc_check((size_t)count * sizeof *readings);
     for (int k = 0; k < count; k++) readings[k] = range_read(&passes[k]);
     RangeCurve mean = range_mean(passes, count);
     const RangeReading reading = range_read(&mean);
@@ -144,7 +144,7 @@ int main(int argc, char **argv) {
     train_catch_signals();
     const RangeConfig config = {o.min_lr, o.max_lr, o.num_steps, o.linear, o.smoothing, o.stop_factor};
     const int count = (int)o.repeats;
-    RangeCurve *passes = malloc_check((size_t)count * sizeof *passes);
+    RangeCurve *passes = (RangeCurve *)malloc_check((size_t)count * sizeof *passes);
     const int code = train_range_test(&t, &config, passes, count) ? report(argv, &t, passes, count) : EXIT_INTERRUPTED;
     for (int k = 0; k < count; k++) range_free(&passes[k]);
     free(passes);

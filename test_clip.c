@@ -35,7 +35,7 @@ static Records records_load(const char *path) {
     if (read_int(f, path) != 0x47424443 || read_int(f, path) != 1) die(EXIT_USAGE, "%s: not a file of reference tensors; make it with dev/reference.py", path);
     Records r = {NULL, read_int(f, path)};
     if (r.count < 1 || r.count > 1 << 20) die(EXIT_USAGE, "%s: %d records", path, r.count);
-    r.list = calloc_check((size_t)r.count, sizeof *r.list);
+    r.list = (Record *)calloc_check((size_t)r.count, sizeof *r.list);
     for (int i = 0; i < r.count; i++) {
         Record *x = &r.list[i];
         const int32_t length = read_int(f, path);
@@ -47,7 +47,7 @@ static Records records_load(const char *path) {
             fread_check(&x->shape[d], 8, f, path);
             if (x->shape[d] < 0 || x->shape[d] > 1 << 30 || (x->count *= (size_t)x->shape[d]) > 1 << 30) die(EXIT_USAGE, "%s: %s is too large", path, x->name);
         }
-        x->value = malloc_check(x->count * sizeof(double));
+        x->value = (double *)malloc_check(x->count * sizeof(double));
         for (size_t j = 0; j < x->count; j++) {
             float f32;
             int32_t i32;
@@ -88,14 +88,14 @@ PRINTF_LIKE(2, 3) static const Record *record_find(const Records *r, const char 
 
 // The floats or ints of a record from entry `from` on, as the model takes them.
 static float *record_floats(const Record *x, size_t from, size_t n) {
-    float *out = malloc_check(n * sizeof(float));
+    float *out = (float *)malloc_check(n * sizeof(float));
     if (from + n > x->count) die(EXIT_USAGE, "%s: %zu entries, %zu are needed", x->name, x->count, from + n);
     for (size_t i = 0; i < n; i++) out[i] = (float)x->value[from + i];
     return out;
 }
 
 static int *record_ints(const Record *x, size_t from, size_t n) {
-    int *out = malloc_check(n * sizeof(int));
+    int *out = (int *)malloc_check(n * sizeof(int));
     if (from + n > x->count) die(EXIT_USAGE, "%s: %zu entries, %zu are needed", x->name, x->count, from + n);
     for (size_t i = 0; i < n; i++) out[i] = (int)x->value[from + i];
     return out;
@@ -209,7 +209,7 @@ static void compare_arena(const Clip *clip, const Records *r, ClipArena arena, c
             EXPECT(false, "a tensor is missing");
         }
         if (!want) continue;
-        float *ours = malloc_check(x->count * sizeof(float));
+        float *ours = (float *)malloc_check(x->count * sizeof(float));
         clip_read(clip, arena, x, ours);
         compare_all(want, suffix, ours, x->count, mode, tolerance);
         free(ours);
@@ -241,7 +241,8 @@ static void check_block0(const Clip *clip, const Records *r, int tower, const ch
     const bool last = d.L == 1;
     const int C = d.C, Q = last ? t->seq.B : t->seq.R;
     const size_t R = (size_t)t->seq.R;
-    float *ln = malloc_check(R * C * sizeof(float)), *act = malloc_check(R * d.F * sizeof(float)), *mean = malloc_check(R * sizeof(float)), *rstd = malloc_check(R * sizeof(float));
+    float *ln = (float *)malloc_check(R * C * sizeof(float)), *act = (float *)malloc_check(R * d.F * sizeof(float));
+    float *mean = (float *)malloc_check(R * sizeof(float)), *rstd = (float *)malloc_check(R * sizeof(float));
     layernorm_forward(k, ln, mean, rstd, a->x, w->ln_1_weight, w->ln_1_bias, t->seq.R, C, d.eps);
     compare_rows(r, name, "block0.ln_1", ln, &t->seq, C, false);
     compare_rows(r, name, "block0.attn_heads", a->attention, &t->seq, C, last);
@@ -310,7 +311,7 @@ static void test_forward_and_backward(Clip *clip, const Records *r) {
     check_tower(clip, r, IMAGE_TOWER, "vision");
     check_tower(clip, r, TEXT_TOWER, "text");
 
-    float *ours = malloc_check((size_t)B * B * sizeof(float));
+    float *ours = (float *)malloc_check((size_t)B * B * sizeof(float));
     matmul_nt(clip->back->kernels, ours, clip->back->features[0], clip->back->features[1], B, B, E);
     for (int i = 0; i < B * B; i++) ours[i] *= clip_logit_scale(clip);
     compare_all(logits, "", ours, (size_t)B * B, RELATIVE, ACTIVATION_TOLERANCE);
@@ -386,7 +387,7 @@ static void check_positives(const Clip *clip, const Records *r, const char *kind
     NEED(dscale, "multipos/%s.grad_logit_scale", kind)
     const int n = (int)image->shape[0], E = (int)image->shape[1];
     float *x = record_floats(image, 0, image->count), *y = record_floats(text, 0, text->count);
-    float *dx = malloc_check(image->count * sizeof(float)), *dy = malloc_check(text->count * sizeof(float));
+    float *dx = (float *)malloc_check(image->count * sizeof(float)), *dy = (float *)malloc_check(text->count * sizeof(float));
     double d;
     compare_number(loss, 0, contrastive_loss(clip->back->kernels, dx, dy, &d, x, y, keys, positives, n, E, expf((float)scale->value[0])), ACTIVATION_TOLERANCE);
     compare_all(dimage, "", dx, image->count, RELATIVE, GRADIENT_TOLERANCE);
@@ -400,7 +401,7 @@ static void test_positives(const Clip *clip, const Records *r) {
     NEED(tokens, "multipos/tokens")
     NEED(groups, "multipos/groups")
     const size_t n = groups->count, T = tokens->count / n;
-    uint64_t *captions = malloc_check(n * sizeof *captions), *keys = malloc_check(n * sizeof *keys);
+    uint64_t *captions = (uint64_t *)malloc_check(n * sizeof *captions), *keys = (uint64_t *)malloc_check(n * sizeof *keys);
     for (size_t i = 0; i < n; i++) captions[i] = hash_bytes(HASH_START, tokens->value + i * T, T * sizeof(double)), keys[i] = (uint64_t)groups->value[i];
     check_positives(clip, r, "equal", captions, POSITIVES_SOFT);
     check_positives(clip, r, "groups", keys, POSITIVES_SOFT);
@@ -415,7 +416,7 @@ static void test_checkpointing(Clip *clip, const Records *r) {
     const int B = (int)images->shape[0];
     restart(clip, r, 1000, 1000, B);
     run_step(clip, images, tokens, 0, B, B);
-    float *before = malloc_check(clip->tensors.parameters * sizeof(float)), *now = malloc_check(clip->tensors.parameters * sizeof(float));
+    float *before = (float *)malloc_check(clip->tensors.parameters * sizeof(float)), *now = (float *)malloc_check(clip->tensors.parameters * sizeof(float));
     float *to = before;
     for (int i = 0; i < clip->tensors.count; to += clip->tensors.list[i++].count) clip_read(clip, ARENA_GRADIENTS, &clip->tensors.list[i], to);
     const ClipTraining how = {B, false, true};
@@ -452,7 +453,7 @@ static void test_validation(Clip *clip, const Records *r) {
     NEED(want, "val/clip_val_loss")
     const int n = (int)rows->count, E = clip->config.embed_dim;
     restart(clip, r, 1000, 1000, 1);
-    float *image = malloc_check((size_t)n * E * sizeof(float)), *text = malloc_check((size_t)n * E * sizeof(float));
+    float *image = (float *)malloc_check((size_t)n * E * sizeof(float)), *text = (float *)malloc_check((size_t)n * E * sizeof(float));
     for (int i = 0; i < n; i++) {
         TestBatch b = test_batch(clip, images, tokens, (size_t)rows->value[i], 1);
         clip_encode_image(clip, &b.batch, image + (size_t)i * E), clip_encode_text(clip, &b.batch, text + (size_t)i * E);

@@ -36,7 +36,11 @@
     "  model stock    wise_ft --zeroshot A.bin --models B.bin C.bin --method model-stock --save DIR\n"
 
 #define TESTING // the model without its main()
+#if defined(__CUDACC__) || defined(CLIPC_EMULATE)
+#include "train_clip.cu"
+#else
 #include "train_clip.c"
+#endif
 
 #include "clipc/merge.h"        // merge_save, merge_load
 #include "clipc/sweep_report.h" // sweep_measure, sweep_write
@@ -70,7 +74,7 @@ static void alpha_add(WiseFt *w, double alpha) {
     while (at > 0 && w->alphas[at - 1] >= alpha) at--;
     if (at < w->alpha_count && w->alphas[at] == alpha) return;
     if (w->alpha_count == MOST) die(EXIT_USAGE, "--alpha: more than %d values", MOST);
-    w->alphas = realloc_check(w->alphas, ((size_t)w->alpha_count + 1) * sizeof *w->alphas);
+    w->alphas = (double *)realloc_check(w->alphas, ((size_t)w->alpha_count + 1) * sizeof *w->alphas);
     memmove(w->alphas + at + 1, w->alphas + at, (size_t)(w->alpha_count++ - at) * sizeof *w->alphas);
     w->alphas[at] = alpha;
 }
@@ -116,7 +120,7 @@ static void alphas_parse(WiseFt *w, const char *text) {
 
 // --lambda: one factor for each member; free() it.
 static double *lambdas_parse(const char *text, int count) {
-    double *lambda = malloc_check((size_t)count * sizeof *lambda);
+    double *lambda = (double *)malloc_check((size_t)count * sizeof *lambda);
     char *copy = strdup_check(text ? text : "1"), *rest = copy, *word;
     int given = 0;
     while ((word = strsep(&rest, ", "))) {
@@ -166,7 +170,7 @@ static void files_open(WiseFt *w) {
     const Options *o = w->o;
     const char *one[1] = {o->finetuned}, *const *paths = is_line(o) ? one : o->models.items;
     w->count = is_line(o) ? 1 : (int)o->models.count;
-    w->members = malloc_check((size_t)w->count * sizeof *w->members);
+    w->members = (MergeFile **)malloc_check((size_t)w->count * sizeof *w->members);
     if (o->zeroshot) w->base = merge_file_open(o->zeroshot);
     for (int k = 0; k < w->count; k++) {
         w->members[k] = merge_file_open(paths[k]);
@@ -197,7 +201,7 @@ static void evaluation_open(WiseFt *w) {
     const DatasetConfig keys = train_dataset_config(o);
     sweep_open(&w->sweep, &t->evaluation, o->eval.items, o->eval.count, o->target, o->classnames, o->templates, &keys);
     if (o->select && strcmp(o->select, "shift") == 0 && w->sweep.count < 2) die(EXIT_USAGE, "--select shift: only one set; give the shifted ones with further --eval NAME=PATH");
-    MergeFile **files = malloc_check(((size_t)w->count + 1) * sizeof *files);
+    MergeFile **files = (MergeFile **)malloc_check(((size_t)w->count + 1) * sizeof *files);
     memcpy(files, &w->base, sizeof w->base);
     memcpy(files + (w->base ? 1 : 0), w->members, (size_t)w->count * sizeof *files);
     merge_equal_towers(files, w->count + (w->base ? 1 : 0), w->still);
@@ -357,7 +361,7 @@ static bool measure_members(WiseFt *w) {
 // Greedy soup (Wortsman et al. 2022, recipe 1): from the best member down, each stays in if the soup with it is not worse on the target.
 // Sets `soup` to the members that stayed; false after Ctrl-C.
 static bool greedy_soup(WiseFt *w, Merge *soup) {
-    int *order = malloc_check((size_t)w->count * sizeof *order);
+    int *order = (int *)malloc_check((size_t)w->count * sizeof *order);
     double best = -1;
     for (int k = 0; k < w->count; k++) { // falling accuracy; equal ones as they were named
         int at = k;
@@ -402,13 +406,13 @@ static int many_main(WiseFt *w) {
     const Options *o = w->o;
     const bool greedy = o->soup && strcmp(o->soup, "greedy") == 0;
     Merge m = {.kind = o->soup ? MERGE_MEAN : is_method(o, "model-stock") ? MERGE_MODEL_STOCK : MERGE_TASK_ARITHMETIC, .base = w->base, .count = w->count};
-    m.members = malloc_check((size_t)w->count * sizeof *m.members);
+    m.members = (MergeFile **)malloc_check((size_t)w->count * sizeof *m.members);
     memcpy(m.members, w->members, (size_t)w->count * sizeof *m.members);
     const char *name = greedy ? "soup_greedy" : o->soup ? "soup_uniform" : m.kind == MERGE_MODEL_STOCK ? "model_stock" : "task_arithmetic";
     double *lambda = lambdas_parse(o->lambda, w->count);
     m.lambda = lambda;
     if (m.kind == MERGE_MODEL_STOCK) {
-        m.ratio = malloc_check((size_t)merge_like(&m)->tensors.count * sizeof *m.ratio);
+        m.ratio = (double *)malloc_check((size_t)merge_like(&m)->tensors.count * sizeof *m.ratio);
         merge_stock_ratios(&m);
         print_ratios(w, &m);
     }

@@ -18,8 +18,8 @@ build_all() {
     end_checks
 }
 
-# Every helper is complete by itself, in both languages that include it; not kernels.h, a text without a guard that matmul.h includes
-# once for each instruction set.
+# Every helper is complete by itself, in both languages that include it (gpu*.h: CUDA, which is C++); not kernels.h, a text without a guard
+# that matmul.h includes once for each instruction set.
 headers() {
     local header flags cxx=g++
     case ${CC:-} in *clang*) cxx=clang++ ;; esac
@@ -27,6 +27,9 @@ headers() {
     flags=$(build flags | sed -n 1p)
     begin_checks
     for header in $(grep -l '^#ifndef CLIPC_' clipc/*.h); do
+        case $header in
+        clipc/gpu*) check "$header, emulated" $cxx -std=c++17 -DCLIPC_EMULATE ${flags#*-std=c11} -fsyntax-only -x c++ "$header"; continue ;;
+        esac
         check "$header as C11" $flags -fsyntax-only -x c "$header"
         check "$header as C++17" $cxx -std=c++17 ${flags#*-std=c11} -fsyntax-only -x c++ "$header"
     done
@@ -69,8 +72,8 @@ c_parts() {
     part "reference, QuickGELU" reference_model quickgelu '{"embed_dim": 13, "quick_gelu": true,
         "vision_cfg": {"image_size": 19, "patch_size": 6, "width": 34, "head_width": 17, "layers": 1},
         "text_cfg": {"context_length": 7, "vocab_size": 97, "width": 15, "heads": 3, "layers": 2}}'
-    for test in dev/test/test_*.c; do
-        name=$(basename "$test" .c)
+    for test in dev/test/test_*.c dev/test/test_*.cu; do
+        name=$(basename "${test%.*}")
         part "$name" "$BUILD/$name"
     done
 }
