@@ -3,7 +3,8 @@
 #
 #   dev/experiments/wise_ft.sh CIFAR10 [OUT]      CIFAR10 holds train-*.tar, test-00000.tar, classnames.txt; OUT: build/experiments/wise_ft
 #
-# SEEDS="0 1 2" chooses the seeds, PROGRAMS the folder of train_clip and wise_ft. Near shifts were in no training; far ones are styles of the pretraining, so what they lose is forgetting.
+# SEEDS="0 1 2" chooses the seeds, PROGRAMS the folder of train_clip and wise_ft. Near shifts were in no training (but gray); far ones are
+# styles of the pretraining, so what they lose is forgetting.
 # Choosing (--select) is done on the first 3,000 test pictures, the curve is measured on the next 3,000.
 set -eu
 here=$(cd "$(dirname "$0")/../.." && pwd)
@@ -40,14 +41,14 @@ evaluate() { # val|test, styles: the options that name the sets
 
 for seed in ${SEEDS:-0 1 2}; do
     run=$out/seed$seed
-    common=(--classnames "$data/classnames.txt")
+    common=(--classnames "$data/classnames.txt" --precision fp32)
     if [ ! -e "$run/finetuned.bin" ]; then
         rm -rf "$run"
-        "$bin/train_clip" --model "$out/model.json" --train-data "$out/pretrain.tar" --steps 1400 --batch-size 128 --lr 1e-3 --warmup 60 --wd 0.2 --seed "$seed" --aug-cfg none \
-            --logs "$run" --name pretrain --save-frequency 0 --log-every-n-steps 100
+        "$bin/train_clip" --model "$out/model.json" --train-data "$out/pretrain.tar" --steps 1400 --batch-size 128 --lr 1e-3 --warmup 60 --wd 0.2 \
+            --seed "$seed" --aug-cfg none --precision fp32 --logs "$run" --name pretrain --save-frequency 0 --log-every-n-steps 100
         cp "$run"/pretrain/checkpoints/step_1400.bin "$run/zeroshot.bin"
-        "$bin/train_clip" --pretrained "$run/zeroshot.bin" --train-data "$out/clean.tar" --steps 300 --batch-size 128 --lr 5e-4 --warmup 20 --wd 0.1 --seed "$seed" --aug-cfg none \
-            --logs "$run" --name finetune --save-frequency 0 --log-every-n-steps 100
+        "$bin/train_clip" --pretrained "$run/zeroshot.bin" --train-data "$out/clean.tar" --steps 300 --batch-size 128 --lr 5e-4 --warmup 20 --wd 0.1 \
+            --seed "$seed" --aug-cfg none --precision fp32 --logs "$run" --name finetune --save-frequency 0 --log-every-n-steps 100
         cp "$run"/finetune/checkpoints/step_300.bin "$run/finetuned.bin"
     fi
     models=(--zeroshot "$run/zeroshot.bin" --finetuned "$run/finetuned.bin")
@@ -69,8 +70,9 @@ def cell(values):
     error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
     return f"{100 * statistics.mean(values):5.1f} ± {100 * error:.1f}"
 print("| α | clean % | mean near % | mean far % |\n|---|---|---|---|")
+columns = (("near", "clean"), ("near", "shift"), ("far", "shift"))
 for i, row in enumerate(rows["near"][0]):
-    print("|", row["alpha"], "|", " | ".join(cell([float(r[i][key]) for r in rows[shift]]) for shift, key in (("near", "clean"), ("near", "shift"), ("far", "shift"))), "|")
+    print("|", row["alpha"], "|", " | ".join(cell([float(r[i][key]) for r in rows[shift]]) for shift, key in columns), "|")
 gains = [max(float(r["shift"]) for r in run[1:-1]) - max(float(run[0]["shift"]), float(run[-1]["shift"])) for run in rows["near"]]
 print("best inner α over the better end, mean near, points by seed:", " ".join(f"{100 * g:+.2f}" for g in gains))
 PYTHON
