@@ -1,8 +1,9 @@
 // CUDA kernels as C++ on a CPU, to be checked where no GPU is: clipc/gpu.h includes this file when CLIPC_EMULATE is defined.
 //
-// The threads of a block are fibers of one thread of the operating system, and blocks run one after the other. A fiber runs until it has to
-// wait (__syncthreads, a warp function), then a random one of those that can go on does: what relies on an order that no barrier
-// gives comes out wrong. What else must not pass unnoticed:
+// The threads of a block are fibers of one thread of the operating system, and blocks run one after the other, in random order. A fiber runs
+// until it has to wait (__syncthreads, a warp function), then another one that can go on does: in every second block a random one, in the
+// others the one that became able to last, so that one warp runs ahead to the barrier before the next begins. What relies on an order that no
+// barrier gives comes out wrong in one or the other. What else must not pass unnoticed:
 //   - shared memory and cudaMalloc's begin filled with NaN: what is read unwritten, or was to be written and is not, spoils the result
 //   - guard bytes stand around both, checked when a block and a launch ends; under AddressSanitizer they stop the first access
 //   - a barrier or warp function that not all of its threads reach, a mask without the caller, a shuffle from a lane outside the mask
@@ -237,9 +238,29 @@ static inline void fiber_main() {
 
 // ---------------------------------------------------------------- barriers and warp functions
 
-static inline void make_ready(int i) {
-    machine.thread[i].state = READY;
-    machine.ready[machine.ready_count++] = i;
+// Threads first … first + n - 1 can go on, in a random order.
+static inline void make_ready(int first, int n, unsigned mask, State state) {
+    Machine &m = machine;
+    const int begin = m.ready_count;
+    for (int i = 0; i < n; i++) {
+        if (!(mask >> i & 1)) continue;
+        const unsigned at = random_below((unsigned)(m.ready_count - begin + 1));
+        m.ready[m.ready_count++] = m.ready[begin + (int)at];
+        m.ready[begin + (int)at] = first + i;
+        m.thread[first + i].state = state;
+    }
+}
+
+// All threads can go on: warp by warp, so that the last one may run far ahead of the others.
+static inline void make_all_ready(State state) {
+    Machine &m = machine;
+    const int warps = (m.threads + warpSize - 1) / warpSize;
+    int order[MAX_THREADS / warpSize];
+    for (int w = 0; w < warps; w++) {
+        const unsigned at = random_below((unsigned)w + 1);
+        order[w] = order[at], order[at] = w;
+    }
+    for (int w = 0; w < warps; w++) make_ready(order[w] * warpSize, std::min<int>(warpSize, m.threads - order[w] * warpSize), 0xffffffff, state);
 }
 
 static inline void barrier(const char *file, int line) {
@@ -256,8 +277,8 @@ static inline void release_barrier() {
         const Thread *t = &m.thread[i], *first = &m.thread[0];
         if (t->line != first->line || strcmp(t->at, first->at) != 0)
             threadIdx = t->index, fail("__syncthreads() of %s:%d meets that of %s:%d", t->at, t->line, first->at, first->line);
-        make_ready(i);
     }
+    make_all_ready(READY);
     m.at_barrier = 0;
 }
 
@@ -286,8 +307,7 @@ static inline void release_warp(int i) {
         payload[lane] = t->payload;
     }
     if (caller->combine) caller->combine(payload, caller->mask);
-    for (int lane = 0; lane < warpSize; lane++)
-        if (caller->mask >> lane & 1) make_ready(first + lane);
+    make_ready(first, warpSize, caller->mask, READY);
 }
 
 // Nothing can go on and not all threads have finished.
@@ -322,14 +342,14 @@ static inline void run_block() {
     for (int i = 0; i < m.threads; i++) {
         const unsigned u = (unsigned)i;
         m.thread[i].index = {u % blockDim.x, u / blockDim.x % blockDim.y, u / blockDim.x / blockDim.y};
-        make_ready(i);
-        m.thread[i].state = NEW;
     }
+    make_all_ready(NEW);
     poison_static_shared();
     memset(m.shared.bytes, POISON, m.shared.size);
     int finished = 0;
+    const bool fair = random_below(2);
     while (m.ready_count) {
-        const unsigned pick = random_below((unsigned)m.ready_count);
+        const unsigned pick = fair ? random_below((unsigned)m.ready_count) : (unsigned)m.ready_count - 1;
         const int i = m.ready[pick];
         m.ready[pick] = m.ready[--m.ready_count];
         resume(i);
