@@ -109,6 +109,7 @@ static inline RangeCurve range_mean(const RangeCurve *passes, int count) {
     X(STEEPEST, "steepest", "where the loss falls fastest") \
     X(VALLEY, "valley", "middle of the longest fall") \
     X(MINIMUM, "minimum/10", "a tenth of the rate with the lowest loss") \
+    X(THIRD, "minimum/3", "a third of it") \
     X(SLIDE, "slide", "where the slope stops changing, from the right")
 
 #define X(name, text, meaning) RANGE_##name,
@@ -201,7 +202,7 @@ static inline RangeReading range_read(RangeCurve *c) {
     for (size_t i = from; i <= lowest; i++) squares += (c->loss[i] - c->smooth[i]) * (c->loss[i] - c->smooth[i]);
     const size_t slide = range_slide(c->smooth, from, n, c->config.steps);
     r.fell = true, r.dip = c->smooth[from] - c->smooth[lowest], r.noise = sqrt(squares / (double)(lowest - from + 1));
-    r.rate[RANGE_STEEPEST] = c->lr[steepest], r.rate[RANGE_MINIMUM] = c->lr[lowest] / 10;
+    r.rate[RANGE_STEEPEST] = c->lr[steepest], r.rate[RANGE_MINIMUM] = c->lr[lowest] / 10, r.rate[RANGE_THIRD] = c->lr[lowest] / 3;
     r.rate[RANGE_VALLEY] = c->lr[range_valley(c->smooth, from, n)];
     if (slide < n) r.rate[RANGE_SLIDE] = c->lr[slide];
     return r;
@@ -209,13 +210,13 @@ static inline RangeReading range_read(RangeCurve *c) {
 
 // ---------------------------------------------------------------- what to take
 
-// kind, what trains, for people, the suggestion to take. Of pretrained weights steepest and valley read noise first, and low: measured on
-// CIFAR-10, see doc/learning_rate.md.
+// kind, what trains, for people, the suggestion to take. Of pretrained weights steepest and valley read noise first, and low, and so is
+// minimum/10: measured on CIFAR-10, see doc/learning_rate.md.
 #define RANGE_STRATEGIES(X) \
     X(FROM_SCRATCH, "training from random weights", STEEPEST) \
-    X(FULL, "full fine-tuning", MINIMUM) \
-    X(PARTIAL, "partial fine-tuning", MINIMUM) \
-    X(ONE_TOWER, "fine-tuning with one tower frozen", MINIMUM)
+    X(FULL, "full fine-tuning", THIRD) \
+    X(PARTIAL, "partial fine-tuning", THIRD) \
+    X(ONE_TOWER, "fine-tuning with one tower frozen", THIRD)
 
 #define X(kind, text, suggestion) RANGE_##kind,
 typedef enum { RANGE_STRATEGIES(X) RANGE_STRATEGY_COUNT } RangeStrategy;
@@ -272,7 +273,7 @@ static inline RangeAdvice range_advise(const RangeReading *mean, const RangeRead
         snprintf(a.text + n, sizeof a.text - (size_t)n, "unsure: the loss falls by %.2g, batches differ by %.2g; give more --num-steps or --repeats 3", mean->dip, noise);
     else
         snprintf(a.text + n, sizeof a.text - (size_t)n, "%s: the %s lie between %.2g and %.2g, the loss falls by %.2g where batches differ by %.2g",
-                 high <= 5 * low ? "sure" : high <= 50 * low ? "fairly sure" : "unsure", count > 1 ? "passes" : "four suggestions", low, high, mean->dip, noise);
+                 high <= 5 * low ? "sure" : high <= 50 * low ? "fairly sure" : "unsure", count > 1 ? "passes" : "suggestions", low, high, mean->dip, noise);
     return a;
 }
 
@@ -290,7 +291,7 @@ static inline void range_write_csv(const char *path, const RangeCurve *mean, con
     safe_file_commit(&s);
 }
 
-// Raw and smoothed loss over the rate, the four suggestions, and in the title what came out.
+// Raw and smoothed loss over the rate, the suggestions, and in the title what came out.
 static inline bool range_draw(const char *path, const RangeCurve *mean, const RangeCurve *passes, int count, const RangeReading *r, const RangeAdvice *a) {
     char title[128] = "The range test found no rate: the loss did not fall before it rose", stop[160], heading[192], labels[RANGE_SUGGESTION_COUNT][64];
     if (isfinite(a->rate)) snprintf(title, sizeof title, "The range test recommends a learning rate of %.1e (%s)", a->rate, range_suggestion_name(a->suggestion));

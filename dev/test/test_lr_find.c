@@ -131,6 +131,7 @@ static void test_suggestions_by_the_log_of_the_rate(void) {
     r = ramp(&c, parabola, 10);
     const RangeReading reading = range_read(&r);
     EXPECT(reading.fell && fabs(log(reading.rate[RANGE_MINIMUM] / 1e-4)) < 0.1, "minimum/10 at %g", reading.rate[RANGE_MINIMUM]);
+    EXPECT_CLOSE(reading.rate[RANGE_THIRD], reading.rate[RANGE_MINIMUM] * 10 / 3, 1e-15);
     EXPECT(fabs(log(reading.rate[RANGE_VALLEY] / sqrt(1e-3 * r.lr[20]))) < 0.2, "valley at %g", reading.rate[RANGE_VALLEY]); // from the first tenth on
     EXPECT(reading.noise < 0.02 && reading.dip > 0.5, "noise %g, dip %g", reading.noise, reading.dip);
     range_free(&r);
@@ -165,7 +166,7 @@ static void test_several_passes(void) {
 }
 
 static void test_advice_says_how_sure(void) {
-    RangeReading r = {true, {4e-4, 6e-5, 1.2345e-4, 5e-5}, 0.8, 0.1};
+    RangeReading r = {true, {4e-4, 6e-5, 3.7e-5, 1.2345e-4, 5e-5}, 0.8, 0.1};
     RangeAdvice a = range_advise(&r, &r, 1, RANGE_PARTIAL);
     EXPECT(a.rate == 1.2e-4 && strstr(a.text, "--lr 0.00012 ") && strstr(a.text, "fairly sure"), "%s", a.text);
     r.dip = 0.15;

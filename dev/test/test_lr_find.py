@@ -85,7 +85,8 @@ def suggestions(lr, loss, end, steps):
     while right >= begin + window and abs(per_step[right] - per_step[right - window]) * steps > 0.5:
         slide = right - window
         right -= 1
-    return {"steepest": lr[begin + int(np.argmin(slope[begin:lowest + 1]))], "valley": lr[(start[last] + last) // 2], "minimum/10": lr[lowest] / 10, "slide": lr[slide]}
+    return {"steepest": lr[begin + int(np.argmin(slope[begin:lowest + 1]))], "valley": lr[(start[last] + last) // 2], "minimum/10": lr[lowest] / 10,
+            "minimum/3": lr[lowest] / 3, "slide": lr[slide]}
 
 
 def collapse(loss, average, equal):
