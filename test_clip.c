@@ -5,9 +5,78 @@
 // A line a tensor: name, compared and stored entries, largest error, tolerance, ok. Compared are the positions that the program
 // computes: caption rows up to end of text, in the last block only the row that is read. What is off, not finite or missing fails.
 #define TESTING
-#include "train_clip.c"
 #include "clipc/retrieval.h" // retrieval_metrics
-#include "dev/test/test.h" // EXPECT, test_report
+#include "dev/test/test.h"   // EXPECT, test_report
+
+// The layers in fp32 on numbers where the back end keeps them: room() and release() for such, and host_copy() of n of them (free it).
+#if defined(__CUDACC__) || defined(CLIPC_EMULATE)
+#include "train_clip.cu"
+
+typedef Tower<float> TestTower;
+typedef BlockActivations<float> TestBlock;
+#define FLOATS(x) (x)
+
+static float *room(size_t n) { return (float *)gpu_malloc(n * sizeof(float), "a test"); }
+static void release(float *x) { CUDA_CHECK(cudaFree(x)); }
+
+static float *host_copy(const float *x, size_t n) {
+    float *copy = (float *)malloc_check(n * sizeof(float));
+    CUDA_CHECK(cudaDeviceSynchronize());
+    CUDA_CHECK(cudaMemcpy(copy, x, n * sizeof(float), cudaMemcpyDeviceToHost));
+    return copy;
+}
+
+static void layer_norm(const Clip *clip, float *out, float *mean, float *rstd, const float *x, const float *gain, const float *bias, int N, int C, float eps) {
+    layernorm_forward(&clip->back->gpu, out, mean, rstd, x, gain, bias, N, C, eps);
+}
+
+static void layer_linear(const Clip *clip, float *out, const float *inp, const float *weight, const float *bias, int N, int C, int O) {
+    linear_forward(&clip->back->gpu, out, inp, weight, bias, (float *)NULL, N, C, O);
+}
+
+static void layer_gelu(const Clip *clip, float *out, const float *x, size_t n, bool quick) { gelu_forward(&clip->back->gpu, out, x, n, quick); }
+
+// The loss of features that lie on the host.
+static double layer_loss(Clip *clip, float *dimage, float *dtext, double *dlogit_scale, const float *image, const float *text, const uint64_t *keys, Positives positives, int n, int E,
+                         float scale) {
+    Backend *b = clip->back;
+    const size_t bytes = (size_t)n * (size_t)E * sizeof(float);
+    const ClipTraining how = {n, false, false};
+    clip_start_training(clip, &how);
+    CUDA_CHECK(cudaMemcpy(b->features[0], image, bytes, cudaMemcpyHostToDevice));
+    CUDA_CHECK(cudaMemcpy(b->features[1], text, bytes, cudaMemcpyHostToDevice));
+    CUDA_CHECK(cudaMemcpy(b->loss.keys, keys, (size_t)n * sizeof *keys, cudaMemcpyHostToDevice));
+    const double loss = contrastive_loss(&b->gpu, b->dfeatures[0], b->dfeatures[1], dlogit_scale, &b->loss, b->features[0], b->features[1], b->loss.keys, positives, n, E, scale);
+    CUDA_CHECK(cudaMemcpy(dimage, b->dfeatures[0], bytes, cudaMemcpyDeviceToHost));
+    CUDA_CHECK(cudaMemcpy(dtext, b->dfeatures[1], bytes, cudaMemcpyDeviceToHost));
+    return loss;
+}
+#else
+#include "train_clip.c"
+
+typedef Tower TestTower;
+typedef BlockActivations TestBlock;
+#define FLOATS(x) ((const float *)(x).p)
+
+static float *room(size_t n) { return (float *)malloc_check(n * sizeof(float)); }
+static void release(float *x) { free(x); }
+static float *host_copy(const float *x, size_t n) { return (float *)memcpy(malloc_check(n * sizeof(float)), x, n * sizeof(float)); }
+
+static void layer_norm(const Clip *clip, float *out, float *mean, float *rstd, const float *x, const float *gain, const float *bias, int N, int C, float eps) {
+    layernorm_forward(clip->back->kernels, fp32(out), mean, rstd, x, gain, bias, N, C, eps);
+}
+
+static void layer_linear(const Clip *clip, float *out, const float *inp, const float *weight, const float *bias, int N, int C, int O) {
+    linear_forward(clip->back->kernels, fp32(out), fp32((float *)inp), block_weight(weight, NULL, NULL), bias, SET, N, C, O);
+}
+
+static void layer_gelu(const Clip *clip, float *out, const float *x, size_t n, bool quick) { gelu_forward(clip->back->kernels, fp32(out), fp32((float *)x), n, quick); }
+
+static double layer_loss(Clip *clip, float *dimage, float *dtext, double *dlogit_scale, const float *image, const float *text, const uint64_t *keys, Positives positives, int n, int E,
+                         float scale) {
+    return contrastive_loss(clip->back->kernels, dimage, dtext, dlogit_scale, image, text, keys, positives, n, E, scale);
+}
+#endif
 
 // ---------------------------------------------------------------- records of DEBUG.bin (format: dev/reference.py)
 
@@ -134,11 +203,19 @@ static void compare_end(const Comparison *c, const char *suffix, int mode, doubl
     EXPECT(ok, "%s: error %g", c->want->name, error);
 }
 
+// n numbers of ours on the host
 static void compare_all(const Record *want, const char *suffix, const float *ours, size_t n, int mode, double tolerance) {
     Comparison c = comparison(want);
     compare_entries(&c, ours, 0, n);
     if (n != want->count) c.worst = INFINITY;
     compare_end(&c, suffix, mode, tolerance);
+}
+
+// the same where the back end keeps them
+static void compare_kept(const Record *want, const float *ours, size_t n, double tolerance) {
+    float *copy = host_copy(ours, n);
+    compare_all(want, "", copy, n, RELATIVE, tolerance);
+    free(copy);
 }
 
 static void compare_number(const Record *want, size_t at, double ours, double tolerance) {
@@ -218,9 +295,10 @@ static void compare_arena(const Clip *clip, const Records *r, ClipArena arena, c
 
 // ---------------------------------------------------------------- activations
 
-// Rows of ours (R,C) packed, or (B,C) only_read, against a record (B,T,C)
-static void compare_rows(const Records *r, const char *tower, const char *name, const float *ours, const Sequences *s, int C, bool only_read) {
+// Rows of what the back end keeps, (R,C) packed, or (B,C) only_read, against a record (B,T,C)
+static void compare_rows(const Records *r, const char *tower, const char *name, const float *kept, const Sequences *s, int C, bool only_read) {
     NEED(want, "activations/%s.%s", tower, name)
+    float *ours = host_copy(kept, (size_t)(only_read ? s->B : s->R) * (size_t)C);
     const size_t T = want->ndim == 3 ? (size_t)want->shape[1] : 1;
     Comparison c = comparison(want);
     for (int b = 0; b < s->B; b++) {
@@ -229,43 +307,42 @@ static void compare_rows(const Records *r, const char *tower, const char *name, 
         else compare_entries(&c, ours + (size_t)s->start[b] * C, row * C, length * C);
     }
     compare_end(&c, "", RELATIVE, ACTIVATION_TOLERANCE);
+    free(ours);
 }
 
 // Block 0 in detail. What is not kept is computed here by the same layer functions from what is.
 static void check_block0(const Clip *clip, const Records *r, int tower, const char *name) {
-    const Kernels *k = clip->back->kernels;
-    const Tower *t = &clip->back->tower[tower];
+    const TestTower *t = &clip->back->tower[tower];
     const TowerShape d = tower_shape(&clip->config, tower);
-    const BlockActivations *a = &t->blocks[0];
+    const TestBlock *a = &t->blocks[0];
     const BlockPointers *w = &clip->back->w.tower[tower].blocks[0];
     const bool last = d.L == 1;
     const int C = d.C, Q = last ? t->seq.B : t->seq.R;
     const size_t R = (size_t)t->seq.R;
-    float *ln = (float *)malloc_check(R * C * sizeof(float)), *act = (float *)malloc_check(R * d.F * sizeof(float));
-    float *mean = (float *)malloc_check(R * sizeof(float)), *rstd = (float *)malloc_check(R * sizeof(float));
-    layernorm_forward(k, ln, mean, rstd, a->x, w->ln_1_weight, w->ln_1_bias, t->seq.R, C, d.eps);
+    float *ln = room(R * C), *act = room(R * d.F), *mean = room(R), *rstd = room(R);
+    layer_norm(clip, ln, mean, rstd, a->x, w->ln_1_weight, w->ln_1_bias, t->seq.R, C, d.eps);
     compare_rows(r, name, "block0.ln_1", ln, &t->seq, C, false);
-    compare_rows(r, name, "block0.attn_heads", a->attention, &t->seq, C, last);
-    linear_forward(k, ln, a->attention, w->out_proj_weight, w->out_proj_bias, NULL, Q, C, C);
+    compare_rows(r, name, "block0.attn_heads", FLOATS(a->attention), &t->seq, C, last);
+    layer_linear(clip, ln, FLOATS(a->attention), w->out_proj_weight, w->out_proj_bias, Q, C, C);
     compare_rows(r, name, "block0.attn", ln, &t->seq, C, last);
     compare_rows(r, name, "block0.resid1", a->resid1, &t->seq, C, last);
-    layernorm_forward(k, ln, mean, rstd, a->resid1, w->ln_2_weight, w->ln_2_bias, Q, C, d.eps);
+    layer_norm(clip, ln, mean, rstd, a->resid1, w->ln_2_weight, w->ln_2_bias, Q, C, d.eps);
     compare_rows(r, name, "block0.ln_2", ln, &t->seq, C, last);
-    compare_rows(r, name, "block0.mlp_hidden", a->mlp_hidden, &t->seq, d.F, last);
-    gelu_forward(k, act, a->mlp_hidden, (size_t)Q * d.F, d.quick_gelu);
+    compare_rows(r, name, "block0.mlp_hidden", FLOATS(a->mlp_hidden), &t->seq, d.F, last);
+    layer_gelu(clip, act, FLOATS(a->mlp_hidden), (size_t)Q * d.F, d.quick_gelu);
     compare_rows(r, name, "block0.mlp_act", act, &t->seq, d.F, last);
-    linear_forward(k, ln, act, w->c_proj_weight, w->c_proj_bias, NULL, Q, d.F, C);
+    layer_linear(clip, ln, act, w->c_proj_weight, w->c_proj_bias, Q, d.F, C);
     compare_rows(r, name, "block0.mlp", ln, &t->seq, C, last);
-    free(ln), free(act), free(mean), free(rstd);
+    release(ln), release(act), release(mean), release(rstd);
 }
 
 static void check_tower(const Clip *clip, const Records *r, int tower, const char *name) {
-    const Tower *t = &clip->back->tower[tower];
+    const TestTower *t = &clip->back->tower[tower];
     const TowerShape d = tower_shape(&clip->config, tower);
     char block[32];
     if (tower == IMAGE_TOWER) {
         NEED(want, "activations/vision.patch_embed")
-        compare_all(want, "", t->embedded, (size_t)(t->seq.R - t->seq.B) * d.C, RELATIVE, ACTIVATION_TOLERANCE);
+        compare_kept(want, t->embedded, (size_t)(t->seq.R - t->seq.B) * d.C, ACTIVATION_TOLERANCE);
         compare_rows(r, name, "embed", clip->config.ln_pre ? t->embedding : t->blocks[0].x, &t->seq, d.C, false);
         if (clip->config.ln_pre) compare_rows(r, name, "ln_pre", t->blocks[0].x, &t->seq, d.C, false);
     } else {
@@ -312,16 +389,17 @@ static void test_forward_and_backward(Clip *clip, const Records *r) {
     check_tower(clip, r, TEXT_TOWER, "text");
 
     float *ours = (float *)malloc_check((size_t)B * B * sizeof(float));
-    matmul_nt(clip->back->kernels, ours, clip->back->features[0], clip->back->features[1], B, B, E);
+    float *image = host_copy(clip->back->features[0], (size_t)B * E), *text = host_copy(clip->back->features[1], (size_t)B * E);
+    matmul_nt(kernels_select(), ours, image, text, B, B, E);
     for (int i = 0; i < B * B; i++) ours[i] *= clip_logit_scale(clip);
     compare_all(logits, "", ours, (size_t)B * B, RELATIVE, ACTIVATION_TOLERANCE);
     compare_number(loss_image, 0, cross_entropy(ours, B, false), ACTIVATION_TOLERANCE);
     compare_number(loss_text, 0, cross_entropy(ours, B, true), ACTIVATION_TOLERANCE);
     compare_number(loss, 0, clip_loss(clip, B, NULL, POSITIVES_DIAGONAL, true), ACTIVATION_TOLERANCE);
-    free(ours);
+    free(ours), free(image), free(text);
 
-    compare_all(dimage, "", clip->back->dfeatures[0], (size_t)B * E, RELATIVE, GRADIENT_TOLERANCE);
-    compare_all(dtext, "", clip->back->dfeatures[1], (size_t)B * E, RELATIVE, GRADIENT_TOLERANCE);
+    compare_kept(dimage, clip->back->dfeatures[0], (size_t)B * E, GRADIENT_TOLERANCE);
+    compare_kept(dtext, clip->back->dfeatures[1], (size_t)B * E, GRADIENT_TOLERANCE);
     clip_backward(clip, &b.batch, 0);
     compare_arena(clip, r, ARENA_GRADIENTS, "grads/param.", "", true, RELATIVE, GRADIENT_TOLERANCE);
     test_batch_free(&b);
@@ -377,7 +455,7 @@ static void test_layer_decay(Clip *clip, const Records *r) {
 }
 
 // Several right answers in a batch: joint targets by equal captions and by groups, and groups left out.
-static void check_positives(const Clip *clip, const Records *r, const char *kind, const uint64_t *keys, Positives positives) {
+static void check_positives(Clip *clip, const Records *r, const char *kind, const uint64_t *keys, Positives positives) {
     NEED(image, "multipos/image_features")
     NEED(text, "multipos/text_features")
     NEED(scale, "multipos/logit_scale")
@@ -389,14 +467,14 @@ static void check_positives(const Clip *clip, const Records *r, const char *kind
     float *x = record_floats(image, 0, image->count), *y = record_floats(text, 0, text->count);
     float *dx = (float *)malloc_check(image->count * sizeof(float)), *dy = (float *)malloc_check(text->count * sizeof(float));
     double d;
-    compare_number(loss, 0, contrastive_loss(clip->back->kernels, dx, dy, &d, x, y, keys, positives, n, E, expf((float)scale->value[0])), ACTIVATION_TOLERANCE);
+    compare_number(loss, 0, layer_loss(clip, dx, dy, &d, x, y, keys, positives, n, E, expf((float)scale->value[0])), ACTIVATION_TOLERANCE);
     compare_all(dimage, "", dx, image->count, RELATIVE, GRADIENT_TOLERANCE);
     compare_all(dtext, "", dy, text->count, RELATIVE, GRADIENT_TOLERANCE);
     compare_number(dscale, 0, d, GRADIENT_TOLERANCE);
     free(x), free(y), free(dx), free(dy);
 }
 
-static void test_positives(const Clip *clip, const Records *r) {
+static void test_positives(Clip *clip, const Records *r) {
     if (!record_find(r, "multipos/image_features")) return; // not every folder of reference values has them
     NEED(tokens, "multipos/tokens")
     NEED(groups, "multipos/groups")
@@ -462,10 +540,10 @@ static void test_validation(Clip *clip, const Records *r) {
     double loss = 0;
     for (int i = 0; i < n; i += (int)batch_size->value[0]) {
         const int B = n - i < (int)batch_size->value[0] ? n - i : (int)batch_size->value[0];
-        loss += B * contrastive_loss(clip->back->kernels, NULL, NULL, NULL, image + (size_t)i * E, text + (size_t)i * E, NULL, POSITIVES_DIAGONAL, B, E, clip_logit_scale(clip)) / n;
+        loss += B * contrastive_loss(kernels_select(), NULL, NULL, NULL, image + (size_t)i * E, text + (size_t)i * E, NULL, POSITIVES_DIAGONAL, B, E, clip_logit_scale(clip)) / n;
     }
     compare_number(want, 0, loss, ACTIVATION_TOLERANCE);
-    const RetrievalMetrics m = retrieval_metrics(clip->back->kernels, image, text, n, E, 3);
+    const RetrievalMetrics m = retrieval_metrics(kernels_select(), image, text, n, E, 3);
     for (int way = 0; way < 2; way++) {
         const char *name = way ? "text_to_image" : "image_to_text";
         const RankMetrics *ranks = way ? &m.text_to_image : &m.image_to_text;

@@ -43,21 +43,52 @@ static void sequences_add(Sequences *s, int b, int T, int read) {
     if (T > s->longest) s->longest = T;
 }
 
-// out (B,C) = the rows of x (R,C) that are read
-static void gather_rows(float *out, const float *x, const Sequences *s, int C) {
-    for (int b = 0; b < s->B; b++) memcpy(out + (size_t)b * C, x + (size_t)s->read[b] * C, (size_t)C * sizeof(float));
+// out (B,C) = the rows of x (R,C) that are read; x may be columns of a matrix whose rows are ld apart
+static void gather_rows(Operand out, Operand x, size_t ld, const Sequences *s, int C) {
+    for (int b = 0; b < s->B; b++) memcpy(operand_at(out, (size_t)b * C).p, operand_at(x, (size_t)s->read[b] * ld).p, (size_t)C * operand_bytes(x.bf16));
+}
+
+// The other way round: rows b of x (B,C) to the rows of out that are read
+static void scatter_rows(Operand out, size_t ld, Operand x, const Sequences *s, int C) {
+    for (int b = 0; b < s->B; b++) memcpy(operand_at(out, (size_t)s->read[b] * ld).p, operand_at(x, (size_t)b * C).p, (size_t)C * operand_bytes(x.bf16));
 }
 
 // ---------------------------------------------------------------- layers
 
-// out (N,O) = inp (N,C) · weight (O,C)ᵀ + bias (O) [+ residual (N,O)]; bias and residual may be NULL
-static void linear_forward(const Kernels *k, float *out, const float *inp, const float *weight, const float *bias, const float *residual, int N, int C, int O) {
-    const TileEnd end = {false, bias, residual};
-    gemm(k, out, (size_t)O, matrix(inp, (size_t)C, 1), matrix(weight, 1, (size_t)C), N, O, C, end);
+static const TileEnd SET = {false, NULL, NULL, NULL, NULL, false};
+
+// A weight (O,C), and its copies packed for forward and backward products; NULL: packed when they are computed.
+typedef struct {
+    const float *w, *forward, *backward;
+} Weight;
+
+// As the right side of out (N,O) = inp (N,C) · weightᵀ, and of dinp (N,C) = dout (N,O) · weight
+static Matrix weight_forward(const Kernels *k, Weight w, int C, bool bf16) {
+    Matrix m = matrix(w.w, 1, (size_t)C);
+    m.panels = (const uint32_t *)w.forward, m.pitch = panel_pitch(k, C, bf16);
+    return m;
+}
+static Matrix weight_backward(const Kernels *k, Weight w, int C, int O, bool bf16) {
+    Matrix m = matrix(w.w, (size_t)C, 1);
+    m.panels = (const uint32_t *)w.backward, m.pitch = panel_pitch(k, O, bf16);
+    return m;
+}
+
+// Rows o … of a weight (O,C): packed as it is where a panel begins there.
+static Weight weight_rows(const Kernels *k, Weight w, int o, int C, bool bf16) {
+    const size_t from = (size_t)o, column = from / (size_t)k->tile_columns * panel_pitch(k, C, bf16), row = from / (size_t)unit_entries(bf16) * (size_t)k->tile_columns;
+    const Weight part = {w.w + from * C, w.forward && o % k->tile_columns == 0 ? w.forward + column : NULL, w.backward && o % (2 * UNIT_BLOCK) == 0 ? w.backward + row : NULL};
+    return part;
+}
+
+// out (N,O) = inp (N,C) · weight (O,C)ᵀ + bias (O), and what else `end` says
+static void linear_forward(const Kernels *k, Operand out, Operand inp, Weight weight, const float *bias, TileEnd end, int N, int C, int O) {
+    end.bias = bias;
+    gemm(k, out, (size_t)O, operand_matrix(inp, (size_t)C, 1), weight_forward(k, weight, C, inp.bf16), N, O, C, end);
 }
 
 // dbias (O) (+)= the column sums of dout (N,O), rows ld apart
-static void bias_backward(const Kernels *k, float *dbias, const float *dout, size_t ld, int N, int O, bool accumulate) {
+static void bias_backward(const Kernels *k, float *dbias, Operand dout, size_t ld, int N, int O, bool accumulate) {
     enum { STRIP = 64, CHUNK = 128 }; // columns have one owner; rows in chunks, whose sums are added in order
 #pragma omp parallel for schedule(static)
     for (int o = 0; o < O; o += STRIP) {
@@ -65,29 +96,31 @@ static void bias_backward(const Kernels *k, float *dbias, const float *dout, siz
         float sum[STRIP] = {0}, part[STRIP];
         for (int r = 0; r < N; r += CHUNK) {
             memset(part, 0, sizeof part);
-            k->column_sums(part, dout + (size_t)r * ld + o, N - r < CHUNK ? N - r : CHUNK, ld, n);
+            k->column_sums(part, operand_at(dout, (size_t)r * ld + o), N - r < CHUNK ? N - r : CHUNK, ld, n);
             for (int i = 0; i < n; i++) sum[i] += part[i];
         }
         for (int i = 0; i < n; i++) dbias[o + i] = sum[i] + (accumulate ? dbias[o + i] : 0);
     }
 }
 
-// dinp (N,C) = dout · weight;  dweight (O,C) (+)= doutᵀ · inp;  dbias (O) (+)= column sums of dout. Any output may be NULL.
-// dout (N,O) has its rows ld apart (ld > O: a part of the columns of a wider matrix).
-static void linear_backward(const Kernels *k, float *dinp, float *dweight, float *dbias, const float *dout, size_t ld, const float *inp, const float *weight, int N,
-                            int C, int O, bool accumulate) {
-    const TileEnd set = {false, NULL, NULL}, add = {accumulate, NULL, NULL};
-    if (dinp) gemm(k, dinp, (size_t)C, matrix(dout, ld, 1), matrix(weight, (size_t)C, 1), N, C, O, set);
-    if (dweight) gemm(k, dweight, (size_t)C, matrix(dout, 1, ld), matrix(inp, (size_t)C, 1), O, C, N, add);
+// dinp (N,C) = dout · weight (O,C), and what else `end` says. dout (N,O) has its rows ld apart (ld > O: a part of the columns of a wider matrix).
+static void linear_backward_input(const Kernels *k, Operand dinp, Operand dout, size_t ld, Weight weight, TileEnd end, int N, int C, int O) {
+    gemm(k, dinp, (size_t)C, operand_matrix(dout, ld, 1), weight_backward(k, weight, C, O, dout.bf16), N, C, O, end);
+}
+
+// dweight (O,C) (+)= doutᵀ · inp;  dbias (O) (+)= column sums of dout. NULL when frozen.
+static void linear_backward_weight(const Kernels *k, float *dweight, float *dbias, Operand dout, size_t ld, Operand inp, int N, int C, int O, bool accumulate) {
+    const TileEnd end = {accumulate, NULL, NULL, NULL, NULL, false};
+    if (dweight) gemm(k, fp32(dweight), (size_t)C, operand_matrix(dout, 1, ld), operand_matrix(inp, (size_t)C, 1), O, C, N, end);
     if (dbias) bias_backward(k, dbias, dout, ld, N, O, accumulate);
 }
 
 // LayerNorm (Ba et al. 2016, eq. 4) over the last axis, biased variance.
 //   out  (N,C)  = gain * (x - mean) * rstd + bias
 //   mean (N), rstd (N): kept for the backward pass
-static void layernorm_forward(const Kernels *k, float *out, float *mean, float *rstd, const float *x, const float *gain, const float *bias, int N, int C, float eps) {
+static void layernorm_forward(const Kernels *k, Operand out, float *mean, float *rstd, const float *x, const float *gain, const float *bias, int N, int C, float eps) {
 #pragma omp parallel for schedule(static)
-    for (int i = 0; i < N; i++) k->layernorm(out + (size_t)i * C, mean + i, rstd + i, x + (size_t)i * C, gain, bias, C, eps);
+    for (int i = 0; i < N; i++) k->layernorm(operand_at(out, (size_t)i * C), mean + i, rstd + i, x + (size_t)i * C, gain, bias, C, eps);
 }
 
 // dx (N,C) = skip (N,C; NULL, or dx itself) + what comes through the LayerNorm; dgain, dbias (C) (+)=, NULL when frozen. dout stays.
@@ -109,124 +142,173 @@ static void layernorm_backward(const Kernels *k, float *dx, float *dgain, float 
         float *d = which ? dbias : dgain;
         if (!d) continue;
         if (!accumulate) memset(d, 0, (size_t)C * sizeof(float));
-        k->column_sums(d, parts + (which ? C : 0), CHUNKS, (size_t)2 * C, C);
+        k->column_sums(d, fp32(parts + (which ? C : 0)), CHUNKS, (size_t)2 * C, C);
     }
     free(parts);
 }
 
-// out (n) = GELU or QuickGELU
-static void gelu_forward(const Kernels *k, float *out, const float *x, size_t n, bool quick) {
+// out (n) = GELU or QuickGELU of x (n); the other half of the way, and its gradient, go with the products around them (TileEnd)
+static void gelu_forward(const Kernels *k, Operand out, Operand x, size_t n, bool quick) {
 #pragma omp parallel for schedule(static)
-    for (size_t i = 0; i < n; i += 4096) k->gelu(out + i, x + i, n - i < 4096 ? (int)(n - i) : 4096, quick);
+    for (size_t i = 0; i < n; i += 4096) k->gelu(operand_at(out, i), operand_at(x, i), n - i < 4096 ? (int)(n - i) : 4096, quick);
 }
 
-static void gelu_backward(const Kernels *k, float *dx, const float *x, const float *dout, size_t n, bool quick) {
+// x (n) as an operand: rounded to `narrow` (n), which is returned; or in fp32 as it stands
+static Operand round_operand(const Kernels *k, Operand narrow, const float *x, size_t n) {
+    if (!narrow.bf16) return fp32(x);
 #pragma omp parallel for schedule(static)
-    for (size_t i = 0; i < n; i += 4096) k->gelu_backward(dx + i, x + i, dout + i, n - i < 4096 ? (int)(n - i) : 4096, quick);
+    for (size_t i = 0; i < n; i += 4096) k->narrow((uint16_t *)narrow.p + i, x + i, n - i < 4096 ? (int)(n - i) : 4096);
+    return narrow;
 }
 
 // ---------------------------------------------------------------- attention
 
 enum { QUERY_BLOCK = 64 }; // queries whose scores are held at a time: they stay in L1/L2 for any number of tokens
 
-// What one thread needs for one head: scores and their gradients (QUERY_BLOCK, longest), a panel for the products.
-static size_t attention_scratch(const Kernels *k, int longest) { return gemm_serial_scratch(k) + 2 * (size_t)QUERY_BLOCK * round_up((size_t)longest, 16); }
-
-// One head of one sequence, as seen by forward and backward.
+// One head of one sequence in fp32, and a thread's room to work on it.
 typedef struct {
-    const float *q, *k, *v; // (T,HS), rows 3C apart
-    int T, HS, queries;     // queries: T, or 1 where only the row that is read matters
-    int first;              // position of the first query in the sequence
-    size_t C, out;          // channels; the first row of the head's output
+    float *q, *k, *v, *dq, *dk, *dv; // (T,HS)
+    float *out;                      // (QUERY_BLOCK,HS) of the head's output, or its gradient
+    float *p, *dp;                   // (QUERY_BLOCK,ld) probabilities, gradients of the scores
+    float *products;                 // of gemm_serial()
+    int T, HS, queries, first;       // queries: T, or 1 where only the row that is read matters; position of the first one
+    size_t ld, in, C3, rows;         // where q of the first token stands in qkv, channels of qkv; the first row of the head's output
 } Head;
 
-static Head attention_head(const float *qkv, const Sequences *s, int b, int h, int C, int NH, bool only_read) {
-    const int start = s->start[b], T = s->start[b + 1] - start, HS = C / NH, first = only_read ? s->read[b] - start : 0;
-    const float *row = qkv + (size_t)start * 3 * C + (size_t)h * HS;
-    Head head = {row + (size_t)first * 3 * C, row + C, row + 2 * C, T, HS, only_read ? 1 : T, first, (size_t)C, only_read ? (size_t)b : (size_t)start};
-    return head;
+static int larger(int a, int b) { return a > b ? a : b; }
+
+// Floats of a thread's room for sequences of up to T tokens.
+static size_t head_room(const Kernels *k, int T, int HS) {
+    const size_t ld = round_up((size_t)T, 16);
+    return 6 * round_up((size_t)T * HS, 16) + QUERY_BLOCK * ((size_t)HS + 2 * ld) + gemm_serial_scratch(k, larger(T, QUERY_BLOCK), larger(larger(T, HS), QUERY_BLOCK));
 }
 
-// p (n,ld) = softmax(q · kᵀ / sqrt(HS)) for queries q0 … q0+n-1 of the head; causal: a query sees the keys up to itself
-static void attention_probabilities(const Kernels *k, float *p, size_t ld, float *panel, const Head *h, int q0, int n, bool causal) {
-    const TileEnd set = {false, NULL, NULL};
-    gemm_serial(k, panel, p, ld, matrix(h->q + (size_t)q0 * 3 * h->C, 3 * h->C, 1), matrix(h->k, 1, 3 * h->C), n, h->T, h->HS, set);
-    for (int i = 0; i < n; i++) k->softmax(p + (size_t)i * ld, causal ? h->first + q0 + i + 1 : h->T, (int)ld, 1.0f / sqrtf((float)h->HS));
+static Head head_create(float *room, int T, int HS) {
+    const size_t tokens = round_up((size_t)T * HS, 16), block = QUERY_BLOCK * round_up((size_t)T, 16);
+    float *out = room + 6 * tokens, *p = out + QUERY_BLOCK * HS;
+    const Head h = {room, room + tokens, room + 2 * tokens, room + 3 * tokens, room + 4 * tokens, room + 5 * tokens, out, p, p + block, p + 2 * block, 0, HS, 0, 0, 0, 0, 0, 0};
+    return h;
+}
+
+// to (n,HS) = rows of x, ld apart, in fp32
+static void head_load(const Kernels *k, float *to, Operand x, size_t ld, int n, int HS) {
+    for (int i = 0; i < n; i++, to += HS) {
+        const Operand row = operand_at(x, (size_t)i * ld);
+        if (x.bf16) k->widen(to, (const uint16_t *)row.p, HS);
+        else memcpy(to, row.p, (size_t)HS * sizeof(float));
+    }
+}
+
+static void head_store(const Kernels *k, Operand x, size_t ld, const float *from, int n, int HS) {
+    for (int i = 0; i < n; i++, from += HS) {
+        const Operand row = operand_at(x, (size_t)i * ld);
+        if (x.bf16) k->narrow((uint16_t *)row.p, from, HS);
+        else memcpy(row.p, from, (size_t)HS * sizeof(float));
+    }
+}
+
+// Queries, keys and values of head `index` of sequence b.
+static void head_open(const Kernels *k, Head *h, Operand qkv, const Sequences *s, int b, int index, int C, bool only_read) {
+    const int start = s->start[b];
+    h->T = s->start[b + 1] - start, h->queries = only_read ? 1 : h->T, h->first = only_read ? s->read[b] - start : 0;
+    h->ld = round_up((size_t)h->T, 16), h->C3 = 3 * (size_t)C, h->in = (size_t)start * h->C3 + (size_t)index * h->HS, h->rows = only_read ? (size_t)b : (size_t)start;
+    head_load(k, h->q, operand_at(qkv, h->in + (size_t)h->first * h->C3), h->C3, h->queries, h->HS);
+    head_load(k, h->k, operand_at(qkv, h->in + (size_t)C), h->C3, h->T, h->HS);
+    head_load(k, h->v, operand_at(qkv, h->in + 2 * (size_t)C), h->C3, h->T, h->HS);
+}
+
+// c (M,N), rows ldc apart, (+)= A · B
+static void head_product(const Kernels *k, const Head *h, float *c, size_t ldc, Matrix A, Matrix B, int M, int N, int K, bool add) {
+    TileEnd end = SET;
+    end.add = add;
+    gemm_serial(k, h->products, c, ldc, A, B, M, N, K, end);
+}
+
+// p (n,ld) = softmax(q · kᵀ / sqrt(HS)) for queries q0 … q0+n-1; causal: a query sees the keys up to itself
+static void head_probabilities(const Kernels *k, const Head *h, int q0, int n, bool causal) {
+    const size_t HS = (size_t)h->HS;
+    head_product(k, h, h->p, h->ld, matrix(h->q + (size_t)q0 * HS, HS, 1), matrix(h->k, 1, HS), n, h->T, h->HS, false);
+    for (int i = 0; i < n; i++) k->softmax(h->p + (size_t)i * h->ld, causal ? h->first + q0 + i + 1 : h->T, (int)h->ld, 1.0f / sqrtf((float)h->HS));
 }
 
 // Scaled dot-product attention (Vaswani et al. 2017, eq. 1), heads side by side in the channels.
 //   out (R,C), or (B,C) with only_read: then only the queries of the rows that are read are computed
 //   qkv (R,3C): queries, keys, values of all heads
-static void attention_forward(const Kernels *k, float *out, const float *qkv, const Sequences *s, int C, int NH, bool causal, bool only_read) {
+static void attention_forward(const Kernels *k, Operand out, Operand qkv, const Sequences *s, int C, int NH, bool causal, bool only_read) {
+    const int HS = C / NH;
 #pragma omp parallel
     {
-        float *panel = aligned_malloc_check(attention_scratch(k, s->longest) * sizeof(float)), *p = panel + gemm_serial_scratch(k);
+        float *room = aligned_malloc_check(head_room(k, s->longest, HS) * sizeof(float));
+        Head h = head_create(room, s->longest, HS);
 #pragma omp for schedule(dynamic)
         for (int item = 0; item < s->B * NH; item++) {
-            const int head = item % NH;
-            const Head h = attention_head(qkv, s, item / NH, head, C, NH, only_read);
-            const size_t ld = round_up((size_t)h.T, 16);
-            const TileEnd set = {false, NULL, NULL};
+            head_open(k, &h, qkv, s, item / NH, item % NH, C, only_read);
             for (int q0 = 0; q0 < h.queries; q0 += QUERY_BLOCK) {
                 const int n = h.queries - q0 < QUERY_BLOCK ? h.queries - q0 : QUERY_BLOCK;
-                attention_probabilities(k, p, ld, panel, &h, q0, n, causal);
-                gemm_serial(k, panel, out + (h.out + (size_t)q0) * C + (size_t)head * h.HS, (size_t)C, matrix(p, ld, 1), matrix(h.v, 3 * h.C, 1), n, h.HS, h.T, set);
+                head_probabilities(k, &h, q0, n, causal);
+                head_product(k, &h, h.out, (size_t)HS, matrix(h.p, h.ld, 1), matrix(h.v, (size_t)HS, 1), n, HS, h.T, false);
+                head_store(k, operand_at(out, (h.rows + (size_t)q0) * C + (size_t)(item % NH) * HS), (size_t)C, h.out, n, HS);
             }
         }
-        free(panel);
+        free(room);
     }
 }
 
 // dqkv (R,3C) = the gradient by queries, keys and values; with only_read the query part of the other rows is not written.
 // Probabilities are computed again rather than kept. With P the probabilities and dO = dout:
 //   dV = Pᵀ dO,  dP = dO Vᵀ,  dS = P ∘ (dP - rowsum(P ∘ dP)) / sqrt(HS),  dQ = dS K,  dK = dSᵀ Q
-static void attention_backward(const Kernels *k, float *dqkv, const float *dout, const float *qkv, const Sequences *s, int C, int NH, bool causal, bool only_read) {
+static void attention_backward(const Kernels *k, Operand dqkv, Operand dout, Operand qkv, const Sequences *s, int C, int NH, bool causal, bool only_read) {
+    const int HS = C / NH;
+    const size_t W = (size_t)HS;
 #pragma omp parallel
     {
-        float *panel = aligned_malloc_check(attention_scratch(k, s->longest) * sizeof(float)), *p = panel + gemm_serial_scratch(k);
-        float *dp = p + (size_t)QUERY_BLOCK * round_up((size_t)s->longest, 16);
+        float *room = aligned_malloc_check(head_room(k, s->longest, HS) * sizeof(float));
+        Head h = head_create(room, s->longest, HS);
 #pragma omp for schedule(dynamic)
         for (int item = 0; item < s->B * NH; item++) {
-            const int head = item % NH;
-            const Head h = attention_head(qkv, s, item / NH, head, C, NH, only_read);
-            const size_t ld = round_up((size_t)h.T, 16), C3 = 3 * h.C;
-            float *dq = dqkv + (h.q - qkv), *dk = dqkv + (h.k - qkv), *dv = dqkv + (h.v - qkv);
+            head_open(k, &h, qkv, s, item / NH, item % NH, C, only_read);
             for (int q0 = 0; q0 < h.queries; q0 += QUERY_BLOCK) {
                 const int n = h.queries - q0 < QUERY_BLOCK ? h.queries - q0 : QUERY_BLOCK;
-                const float *d = dout + (h.out + (size_t)q0) * C + (size_t)head * h.HS;
-                const TileEnd set = {false, NULL, NULL}, add = {q0 > 0, NULL, NULL};
-                attention_probabilities(k, p, ld, panel, &h, q0, n, causal);
-                gemm_serial(k, panel, dv, C3, matrix(p, 1, ld), matrix(d, (size_t)C, 1), h.T, h.HS, n, add);
-                gemm_serial(k, panel, dp, ld, matrix(d, (size_t)C, 1), matrix(h.v, 1, C3), n, h.T, h.HS, set);
+                const float *q = h.q + (size_t)q0 * W;
+                head_load(k, h.out, operand_at(dout, (h.rows + (size_t)q0) * C + (size_t)(item % NH) * W), (size_t)C, n, HS);
+                head_probabilities(k, &h, q0, n, causal);
+                head_product(k, &h, h.dv, W, matrix(h.p, 1, h.ld), matrix(h.out, W, 1), h.T, HS, n, q0 > 0);
+                head_product(k, &h, h.dp, h.ld, matrix(h.out, W, 1), matrix(h.v, 1, W), n, h.T, HS, false);
                 for (int i = 0; i < n; i++)
-                    k->softmax_backward(dp + (size_t)i * ld, p + (size_t)i * ld, causal ? h.first + q0 + i + 1 : h.T, (int)ld, 1.0f / sqrtf((float)h.HS));
-                gemm_serial(k, panel, dq + (size_t)q0 * C3, C3, matrix(dp, ld, 1), matrix(h.k, C3, 1), n, h.HS, h.T, set);
-                gemm_serial(k, panel, dk, C3, matrix(dp, 1, ld), matrix(h.q + (size_t)q0 * C3, C3, 1), h.T, h.HS, n, add);
+                    k->softmax_backward(h.dp + (size_t)i * h.ld, h.p + (size_t)i * h.ld, causal ? h.first + q0 + i + 1 : h.T, (int)h.ld, 1.0f / sqrtf((float)HS));
+                head_product(k, &h, h.dq + (size_t)q0 * W, W, matrix(h.dp, h.ld, 1), matrix(h.k, W, 1), n, HS, h.T, false);
+                head_product(k, &h, h.dk, W, matrix(h.dp, 1, h.ld), matrix(q, W, 1), h.T, HS, n, q0 > 0);
             }
+            head_store(k, operand_at(dqkv, h.in + (size_t)h.first * h.C3), h.C3, h.dq, h.queries, HS);
+            head_store(k, operand_at(dqkv, h.in + (size_t)C), h.C3, h.dk, h.T, HS);
+            head_store(k, operand_at(dqkv, h.in + 2 * (size_t)C), h.C3, h.dv, h.T, HS);
         }
-        free(panel);
+        free(room);
     }
 }
 
 // ---------------------------------------------------------------- one residual block
 
-// What is kept of a block for its backward pass. Q = R rows, in the last block B: only those that are read.
+// What is kept of a block for its backward pass. Q = R rows, in the last block B: only those that are read. In amp_bf16 what products read or
+// write is bf16; the residual stream is fp32.
 typedef struct {
     float *x;                     // (R,C) input, the residual stream
     float *ln_1_mean, *ln_1_rstd; // (R)
-    float *qkv;                   // (R,3C)
-    float *attention;             // (Q,C) heads side by side
+    Operand qkv;                  // (R,3C)
+    Operand attention;            // (Q,C) heads side by side
     float *resid1;                // (Q,C) residual stream after attention
     float *ln_2_mean, *ln_2_rstd; // (Q)
-    float *mlp_hidden;            // (Q,F) before the activation
+    Operand mlp_hidden;           // (Q,F) before the activation
 } BlockActivations;
 
 // Room that all blocks share.
 typedef struct {
-    float *ln;             // (R,C) output of a LayerNorm
-    float *wide;           // (R,max(3C,F)) output of the activation; gradient of it; gradient of qkv
-    float *read_a, *read_b; // (B,C) rows that are read
-    float *dx, *dy, *dz;   // (R,C) gradients
+    Operand ln;             // (R,C) output of a LayerNorm
+    Operand wide;           // (R,max(3C,F)) output of the activation; gradient of it; gradient of qkv
+    Operand read_a, read_b; // (B,C) rows that are read
+    float *read_x;          // (B,C) those of the residual stream
+    float *dx, *dy, *dz;    // (R,C) gradients, dz (B,C)
+    Operand narrow;         // (R,C) one of them as an operand
 } Scratch;
 
 typedef struct {
@@ -241,60 +323,90 @@ static TowerShape tower_shape(const ClipConfig *c, int tower) {
     return tower == IMAGE_TOWER ? image : text;
 }
 
+// The weights of a block, and their copies packed for products; see Weight.
+typedef struct {
+    const BlockPointers *w, *forward, *backward;
+} BlockWeights;
+
+#define WEIGHT(block, field) block_weight((block)->w->field, (block)->forward->field, (block)->backward->field)
+static Weight block_weight(const float *w, const float *forward, const float *backward) {
+    const Weight weight = {w, forward, backward};
+    return weight;
+}
+
 // out (Q,C) = x + attention(ln_1(x)), + mlp(ln_2(·)) (pre-LN transformer, Radford et al. 2019); NULL: only what the backward pass needs
-static void block_forward(const Kernels *k, float *out, BlockActivations *a, const BlockPointers *w, const Sequences *s, Scratch *t, TowerShape d, bool last) {
+static void block_forward(const Kernels *k, float *out, BlockActivations *a, const BlockWeights *weights, const Sequences *s, Scratch *t, TowerShape d, bool last) {
     const int C = d.C, Q = last ? s->B : s->R;
+    const BlockPointers *w = weights->w;
+    const Weight in_proj = WEIGHT(weights, in_proj_weight);
+    TileEnd residual = SET, activation = SET;
     layernorm_forward(k, t->ln, a->ln_1_mean, a->ln_1_rstd, a->x, w->ln_1_weight, w->ln_1_bias, s->R, C, d.eps);
     if (!last) {
-        linear_forward(k, a->qkv, t->ln, w->in_proj_weight, w->in_proj_bias, NULL, s->R, C, 3 * C);
+        linear_forward(k, a->qkv, t->ln, in_proj, w->in_proj_bias, SET, s->R, C, 3 * C);
+        residual.residual = a->x;
     } else { // keys and values of all rows, queries only of those that are read
-        const TileEnd end = {false, w->in_proj_bias + C, NULL};
-        gemm(k, a->qkv + C, (size_t)3 * C, matrix(t->ln, (size_t)C, 1), matrix(w->in_proj_weight + (size_t)C * C, 1, (size_t)C), s->R, 2 * C, C, end);
-        gather_rows(t->read_a, t->ln, s, C);
-        linear_forward(k, t->read_b, t->read_a, w->in_proj_weight, w->in_proj_bias, NULL, s->B, C, C);
-        for (int b = 0; b < s->B; b++) memcpy(a->qkv + (size_t)s->read[b] * 3 * C, t->read_b + (size_t)b * C, (size_t)C * sizeof(float));
-        gather_rows(t->read_a, a->x, s, C);
+        TileEnd end = SET;
+        end.bias = w->in_proj_bias + C;
+        gemm(k, operand_at(a->qkv, (size_t)C), (size_t)3 * C, operand_matrix(t->ln, (size_t)C, 1),
+            weight_forward(k, weight_rows(k, in_proj, C, C, t->ln.bf16), C, t->ln.bf16), s->R, 2 * C, C, end);
+        gather_rows(t->read_a, t->ln, (size_t)C, s, C);
+        linear_forward(k, t->read_b, t->read_a, in_proj, w->in_proj_bias, SET, s->B, C, C);
+        scatter_rows(a->qkv, (size_t)3 * C, t->read_b, s, C);
+        gather_rows(fp32(t->read_x), fp32(a->x), (size_t)C, s, C);
+        residual.residual = t->read_x;
     }
     attention_forward(k, a->attention, a->qkv, s, C, d.NH, d.causal, last);
-    linear_forward(k, a->resid1, a->attention, w->out_proj_weight, w->out_proj_bias, last ? t->read_a : a->x, Q, C, C);
+    linear_forward(k, fp32(a->resid1), a->attention, WEIGHT(weights, out_proj_weight), w->out_proj_bias, residual, Q, C, C);
     layernorm_forward(k, t->ln, a->ln_2_mean, a->ln_2_rstd, a->resid1, w->ln_2_weight, w->ln_2_bias, Q, C, d.eps);
-    linear_forward(k, a->mlp_hidden, t->ln, w->c_fc_weight, w->c_fc_bias, NULL, Q, C, d.F);
+    if (out) activation.activated = t->wide.p, activation.quick_gelu = d.quick_gelu;
+    linear_forward(k, a->mlp_hidden, t->ln, WEIGHT(weights, c_fc_weight), w->c_fc_bias, activation, Q, C, d.F);
     if (!out) return;
-    gelu_forward(k, t->wide, a->mlp_hidden, (size_t)Q * d.F, d.quick_gelu);
-    linear_forward(k, out, t->wide, w->c_proj_weight, w->c_proj_bias, a->resid1, Q, d.F, C);
+    residual.residual = a->resid1;
+    linear_forward(k, fp32(out), t->wide, WEIGHT(weights, c_proj_weight), w->c_proj_bias, residual, Q, d.F, C);
 }
 
 // t->dx: in, the gradient of the block's output (Q,C); out, that of its input (R,C). Gradients of frozen tensors are NULL in g.
-static void block_backward(const Kernels *k, const BlockPointers *g, const BlockActivations *a, const BlockPointers *w, const Sequences *s, Scratch *t, TowerShape d,
+static void block_backward(const Kernels *k, const BlockPointers *g, const BlockActivations *a, const BlockWeights *weights, const Sequences *s, Scratch *t, TowerShape d,
                            bool last, bool accumulate) {
     const int C = d.C, F = d.F, Q = last ? s->B : s->R;
-    // MLP: t->wide is first the activation's output, then its gradient. LayerNorms are computed again rather than kept.
-    gelu_forward(k, t->wide, a->mlp_hidden, (size_t)Q * F, d.quick_gelu);
-    linear_backward(k, NULL, g->c_proj_weight, g->c_proj_bias, t->dx, (size_t)C, t->wide, NULL, Q, F, C, accumulate);
-    linear_backward(k, t->wide, NULL, NULL, t->dx, (size_t)C, NULL, w->c_proj_weight, Q, F, C, false);
-    gelu_backward(k, t->wide, a->mlp_hidden, t->wide, (size_t)Q * F, d.quick_gelu);
+    const size_t C3 = 3 * (size_t)C;
+    const BlockPointers *w = weights->w;
+    const Weight in_proj = WEIGHT(weights, in_proj_weight);
+    // MLP: t->wide is first the activation's output, then the gradient of its input. LayerNorms are computed again rather than kept.
+    Operand dout = round_operand(k, t->narrow, t->dx, (size_t)Q * C);
+    if (g->c_proj_weight) gelu_forward(k, t->wide, a->mlp_hidden, (size_t)Q * F, d.quick_gelu);
+    linear_backward_weight(k, g->c_proj_weight, g->c_proj_bias, dout, (size_t)C, t->wide, Q, F, C, accumulate);
+    TileEnd slope = SET;
+    slope.hidden = a->mlp_hidden.p, slope.quick_gelu = d.quick_gelu;
+    linear_backward_input(k, t->wide, dout, (size_t)C, WEIGHT(weights, c_proj_weight), slope, Q, F, C);
     layernorm_forward(k, t->ln, a->ln_2_mean, a->ln_2_rstd, a->resid1, w->ln_2_weight, w->ln_2_bias, Q, C, d.eps);
-    linear_backward(k, t->dy, g->c_fc_weight, g->c_fc_bias, t->wide, (size_t)F, t->ln, w->c_fc_weight, Q, C, F, accumulate);
+    linear_backward_weight(k, g->c_fc_weight, g->c_fc_bias, t->wide, (size_t)F, t->ln, Q, C, F, accumulate);
+    linear_backward_input(k, fp32(t->dy), t->wide, (size_t)F, WEIGHT(weights, c_fc_weight), SET, Q, C, F);
     layernorm_backward(k, t->dx, g->ln_2_weight, g->ln_2_bias, t->dx, t->dy, a->resid1, w->ln_2_weight, a->ln_2_mean, a->ln_2_rstd, Q, C, accumulate);
 
-    // attention: t->dx is now the gradient of resid1, t->wide becomes that of qkv
-    linear_backward(k, t->dy, g->out_proj_weight, g->out_proj_bias, t->dx, (size_t)C, a->attention, w->out_proj_weight, Q, C, C, accumulate);
-    attention_backward(k, t->wide, t->dy, a->qkv, s, C, d.NH, d.causal, last);
+    // attention: t->dx is now the gradient of resid1; t->ln becomes that of the attention's output, t->wide that of qkv
+    dout = round_operand(k, t->narrow, t->dx, (size_t)Q * C);
+    linear_backward_weight(k, g->out_proj_weight, g->out_proj_bias, dout, (size_t)C, a->attention, Q, C, C, accumulate);
+    linear_backward_input(k, t->ln, dout, (size_t)C, WEIGHT(weights, out_proj_weight), SET, Q, C, C);
+    attention_backward(k, t->wide, t->ln, a->qkv, s, C, d.NH, d.causal, last);
     layernorm_forward(k, t->ln, a->ln_1_mean, a->ln_1_rstd, a->x, w->ln_1_weight, w->ln_1_bias, s->R, C, d.eps);
     if (!last) {
-        linear_backward(k, t->dy, g->in_proj_weight, g->in_proj_bias, t->wide, (size_t)3 * C, t->ln, w->in_proj_weight, s->R, C, 3 * C, accumulate);
+        linear_backward_weight(k, g->in_proj_weight, g->in_proj_bias, t->wide, C3, t->ln, s->R, C, 3 * C, accumulate);
+        linear_backward_input(k, fp32(t->dy), t->wide, C3, in_proj, SET, s->R, C, 3 * C);
     } else { // keys and values, then the few queries; the residual stream and the queries' gradient reach only the rows that are read
-        float *dkv_weight = g->in_proj_weight ? g->in_proj_weight + (size_t)C * C : NULL, *dkv_bias = g->in_proj_bias ? g->in_proj_bias + C : NULL;
-        linear_backward(k, t->dy, dkv_weight, dkv_bias, t->wide + C, (size_t)3 * C, t->ln, w->in_proj_weight + (size_t)C * C, s->R, C, 2 * C, accumulate);
-        for (int b = 0; b < s->B; b++) memcpy(t->read_b + (size_t)b * C, t->wide + (size_t)s->read[b] * 3 * C, (size_t)C * sizeof(float));
-        gather_rows(t->read_a, t->ln, s, C);
-        linear_backward(k, t->dz, g->in_proj_weight, g->in_proj_bias, t->read_b, (size_t)C, t->read_a, w->in_proj_weight, s->B, C, C, accumulate);
-        memcpy(t->read_a, t->dx, (size_t)s->B * C * sizeof(float));
+        const Operand dkv = operand_at(t->wide, (size_t)C);
+        linear_backward_weight(k, g->in_proj_weight ? g->in_proj_weight + (size_t)C * C : NULL, g->in_proj_bias ? g->in_proj_bias + C : NULL, dkv, C3, t->ln, s->R, C, 2 * C,
+            accumulate);
+        gemm(k, fp32(t->dy), (size_t)C, operand_matrix(dkv, C3, 1), weight_backward(k, weight_rows(k, in_proj, C, C, dkv.bf16), C, 3 * C, dkv.bf16), s->R, C, 2 * C, SET);
+        gather_rows(t->read_b, t->wide, C3, s, C);
+        gather_rows(t->read_a, t->ln, (size_t)C, s, C);
+        linear_backward_weight(k, g->in_proj_weight, g->in_proj_bias, t->read_b, (size_t)C, t->read_a, s->B, C, C, accumulate);
+        gemm(k, fp32(t->dz), (size_t)C, operand_matrix(t->read_b, (size_t)C, 1), weight_backward(k, in_proj, C, 3 * C, dkv.bf16), s->B, C, C, SET);
+        memcpy(t->read_x, t->dx, (size_t)s->B * C * sizeof(float));
         memset(t->dx, 0, (size_t)s->R * C * sizeof(float));
-        for (int b = 0; b < s->B; b++) {
-            memcpy(t->dx + (size_t)s->read[b] * C, t->read_a + (size_t)b * C, (size_t)C * sizeof(float));
+        scatter_rows(fp32(t->dx), (size_t)C, fp32(t->read_x), s, C);
+        for (int b = 0; b < s->B; b++)
             for (int c = 0; c < C; c++) t->dy[(size_t)s->read[b] * C + c] += t->dz[(size_t)b * C + c];
-        }
     }
     // the key bias has no gradient: softmax ignores a constant added to every score. What was summed is rounding, which Adam would amplify.
     if (g->in_proj_bias) memset(g->in_proj_bias + C, 0, (size_t)C * sizeof(float));
@@ -309,31 +421,38 @@ static int batch_patch(const ClipBatch *batch, int b, int j) { return batch->kep
 
 // patches (B*N, 3*P*P): the pixels under each of N patches in the order of conv1's weights; a convolution whose stride is its size is a
 // matrix product over them. Bytes are normalised as torchvision does: (x / 255 - mean) / std in fp32.
-static void patches_from_images(float *patches, const ClipBatch *batch, const ClipConfig *c) {
+static void patches_from_images(Operand patches, const ClipBatch *batch, const ClipConfig *c) {
     const int G = config_grid(c), P = c->patch_size, S = c->image_size, N = batch_patches(batch, c);
     const float mean[3] = {c->mean_r, c->mean_g, c->mean_b}, std[3] = {c->std_r, c->std_g, c->std_b};
     float normalised[3][256];
+    uint16_t narrow[3][256];
     for (int ch = 0; ch < 3; ch++)
-        for (int v = 0; v < 256; v++) normalised[ch][v] = ((float)v / 255.0f - mean[ch]) / std[ch];
+        for (int v = 0; v < 256; v++) normalised[ch][v] = ((float)v / 255.0f - mean[ch]) / std[ch], narrow[ch][v] = float_to_bf16(normalised[ch][v]);
 #pragma omp parallel for schedule(static)
     for (int row = 0; row < batch->size * N; row++) {
         const int b = row / N, patch = batch_patch(batch, b, row % N), gy = patch / G, gx = patch % G;
-        float *to = patches + (size_t)row * 3 * P * P;
-        for (int ch = 0; ch < 3; ch++)
-            for (int y = 0; y < P; y++, to += P) {
-                const size_t from = (((size_t)b * 3 + ch) * S + (size_t)gy * P + y) * S + (size_t)gx * P;
-                if (batch->images) memcpy(to, batch->images + from, (size_t)P * sizeof(float));
-                else
-                    for (int x = 0; x < P; x++) to[x] = normalised[ch][batch->pixels[from + x]];
-            }
+        for (int i = 0; i < 3 * P; i++) {
+            const int ch = i / P, y = i % P;
+            const size_t from = (((size_t)b * 3 + ch) * S + (size_t)gy * P + y) * S + (size_t)gx * P;
+            const Operand to = operand_at(patches, ((size_t)row * 3 * P + i) * P);
+            float *whole = to.p;
+            uint16_t *half = to.p;
+            if (batch->images)
+                for (int x = 0; x < P; x++) to.bf16 ? (void)(half[x] = float_to_bf16(batch->images[from + x])) : (void)(whole[x] = batch->images[from + x]);
+            else if (to.bf16)
+                for (int x = 0; x < P; x++) half[x] = narrow[ch][batch->pixels[from + x]];
+            else
+                for (int x = 0; x < P; x++) whole[x] = normalised[ch][batch->pixels[from + x]];
+        }
     }
 }
 
 // x (B*(N+1),C): class token, then the patches, all with their position added; embedded (B*N,C): conv1's output
-static void image_embedding_forward(const Kernels *k, float *x, float *embedded, float *patches, const ClipBatch *batch, const TowerPointers *w, const ClipConfig *c) {
+static void image_embedding_forward(const Kernels *k, float *x, float *embedded, Operand patches, const ClipBatch *batch, const TowerPointers *w, Weight conv1,
+                                    const ClipConfig *c) {
     const int C = c->image_width, N = batch_patches(batch, c), K = 3 * c->patch_size * c->patch_size;
     patches_from_images(patches, batch, c);
-    linear_forward(k, embedded, patches, w->conv1_weight, w->conv1_bias, NULL, batch->size * N, K, C);
+    linear_forward(k, fp32(embedded), patches, conv1, w->conv1_bias, SET, batch->size * N, K, C);
 #pragma omp parallel for schedule(static)
     for (int row = 0; row < batch->size * (N + 1); row++) {
         const int b = row / (N + 1), t = row % (N + 1);
@@ -346,9 +465,10 @@ static void image_embedding_forward(const Kernels *k, float *x, float *embedded,
 enum { EMBEDDING_STRIP = 64 }; // embeddings' gradients: channels have one owner, rows are added in their order
 
 // From dx (B*(N+1),C); scratch as in the forward pass.
-static void image_embedding_backward(const Kernels *k, const TowerPointers *g, const float *dx, float *dembedded, float *patches, const ClipBatch *batch, const ClipConfig *c,
+static void image_embedding_backward(const Kernels *k, const TowerPointers *g, const float *dx, float *dembedded, Operand patches, const ClipBatch *batch, const ClipConfig *c,
                                      bool accumulate) {
     const int C = c->image_width, N = batch_patches(batch, c), T = config_image_tokens(c), K = 3 * c->patch_size * c->patch_size, B = batch->size;
+    const Operand dout = operand(dembedded, patches.bf16);
     if (!accumulate) memset(g->positional_embedding, 0, (size_t)T * C * sizeof(float));
 #pragma omp parallel for schedule(static)
     for (int i0 = 0; i0 < C; i0 += EMBEDDING_STRIP)
@@ -357,11 +477,11 @@ static void image_embedding_backward(const Kernels *k, const TowerPointers *g, c
             const float *from = dx + (size_t)row * C + i0;
             float *position = g->positional_embedding + (t ? 1 + (size_t)batch_patch(batch, b, t - 1) : 0) * C + i0;
             for (int i = 0; i < n; i++) position[i] += from[i];
-            if (t) memcpy(dembedded + ((size_t)b * N + t - 1) * C + i0, from, (size_t)n * sizeof(float));
+            if (t) head_store(k, operand_at(dout, ((size_t)b * N + t - 1) * C + i0), 0, from, 1, n);
         }
-    bias_backward(k, g->class_embedding, dx, (size_t)(N + 1) * C, B, C, accumulate); // the first row of each image
+    bias_backward(k, g->class_embedding, fp32(dx), (size_t)(N + 1) * C, B, C, accumulate); // the first row of each image
     patches_from_images(patches, batch, c);
-    linear_backward(k, NULL, g->conv1_weight, g->conv1_bias, dembedded, (size_t)C, patches, NULL, B * N, K, C, accumulate);
+    linear_backward_weight(k, g->conv1_weight, g->conv1_bias, dout, (size_t)C, patches, B * N, K, C, accumulate);
 }
 
 // x (R,C) = token embedding + position, up to each caption's end of text
@@ -419,16 +539,28 @@ typedef struct {
     float *pooled;                   // (B,C) after the final LayerNorm
     float *projected;                // (B,E) before L2 normalisation; its gradient
     float *norm;                     // (B)
-    float *patches, *embedded;       // image tower: (B*G*G,3*P*P), (B*G*G,C)
+    Operand patches;                 // image tower: (B*G*G,3*P*P)
+    float *embedded;                 // (B*G*G,C)
     Scratch scratch;
     float *arena; // all of the above
     size_t capacity;
 } Tower;
 
+// The weights of products once more, packed as the right side of the forward products, or of the backward ones. In the packed type: as
+// a table of tensors of its own, which has a place for those that are packed only.
+typedef struct {
+    TensorTable table;
+    float *arena; // units; NULL: nothing is packed
+    TensorPointers at;
+} Panels;
+
 struct Backend {
     const Kernels *kernels;
+    bool bf16; // operands of the towers' products: --precision amp_bf16
     float *params, *grads, *m, *v; // arenas, laid out by clip->tensors
     TensorPointers w, g;
+    Panels forward, backward; // weights packed for products
+    bool panels_stale;        // they are not those of `params`
     Tower tower[2];
     int pairs;               // rows of features
     float *features[2];      // (pairs,E), L2-normalised
@@ -460,23 +592,25 @@ static float *arena_take(Arena *a, size_t n) {
     return p;
 }
 
-static void block_layout(Arena *a, BlockActivations *k, size_t R, size_t Q, const TowerShape *d) {
+static Operand arena_take_operand(Arena *a, size_t n, bool bf16) { return operand(arena_take(a, bf16 ? (n + 1) / 2 : n), bf16); }
+
+static void block_layout(Arena *a, BlockActivations *k, size_t R, size_t Q, const TowerShape *d, bool bf16) {
     k->ln_1_mean = arena_take(a, R), k->ln_1_rstd = arena_take(a, R);
-    k->qkv = arena_take(a, R * 3 * d->C);
-    k->attention = arena_take(a, Q * d->C), k->resid1 = arena_take(a, Q * d->C);
+    k->qkv = arena_take_operand(a, R * 3 * d->C, bf16);
+    k->attention = arena_take_operand(a, Q * d->C, bf16), k->resid1 = arena_take(a, Q * d->C);
     k->ln_2_mean = arena_take(a, Q), k->ln_2_rstd = arena_take(a, Q);
-    k->mlp_hidden = arena_take(a, Q * d->F);
+    k->mlp_hidden = arena_take_operand(a, Q * d->F, bf16);
 }
 
 // What is kept of a forward pass: from which block on (L: of none), for a backward pass at all, and of each block its input alone.
 typedef struct {
     int first;
-    bool backward, inputs_only;
+    bool backward, inputs_only, bf16;
 } Keep;
 
 static Keep tower_keep(const Clip *clip, int tower, bool backward) {
     const int group = first_trainable_group(clip, tower), L = clip_tower_layers(&clip->config, tower);
-    const Keep keep = {!backward || group > L ? L : group > 0 ? group - 1 : 0, backward, clip->back->grad_checkpointing};
+    const Keep keep = {!backward || group > L ? L : group > 0 ? group - 1 : 0, backward, clip->back->grad_checkpointing, clip->back->bf16};
     return keep;
 }
 
@@ -489,26 +623,107 @@ static size_t tower_layout(Tower *t, float *base, const ClipConfig *c, int tower
     t->embedding = arena_take(&a, R * C), t->ln_pre_mean = arena_take(&a, R), t->ln_pre_rstd = arena_take(&a, R);
     BlockActivations shared = {0};
     float *input[2] = {NULL, NULL};
-    if (keep.first > 0 || keep.inputs_only) block_layout(&a, &shared, R, R, &d);
+    if (keep.first > 0 || keep.inputs_only) block_layout(&a, &shared, R, R, &d, keep.bf16);
     if (keep.first > 0) input[0] = arena_take(&a, R * C), input[1] = arena_take(&a, R * C);
     for (int l = 0; l < d.L; l++) {
         BlockActivations *block = &t->blocks[l];
         *block = shared;
-        if (l >= keep.first && !keep.inputs_only) block_layout(&a, block, R, l == d.L - 1 ? B : R, &d);
+        if (l >= keep.first && !keep.inputs_only) block_layout(&a, block, R, l == d.L - 1 ? B : R, &d, keep.bf16);
         block->x = l >= keep.first ? arena_take(&a, R * C) : input[l % 2];
     }
     t->last = arena_take(&a, B * C), t->ln_final_mean = arena_take(&a, B), t->ln_final_rstd = arena_take(&a, B);
     t->pooled = arena_take(&a, B * C), t->projected = arena_take(&a, B * d.E), t->norm = arena_take(&a, B);
     if (tower == IMAGE_TOWER && R > B) {
         const size_t N = R - B, P = (size_t)c->patch_size;
-        t->patches = arena_take(&a, N * 3 * P * P), t->embedded = arena_take(&a, N * C);
+        t->patches = arena_take_operand(&a, N * 3 * P * P, keep.bf16), t->embedded = arena_take(&a, N * C);
     }
     Scratch *s = &t->scratch;
-    s->ln = arena_take(&a, R * C), s->wide = arena_take(&a, R * (size_t)(d.F > 3 * d.C ? d.F : 3 * d.C));
-    s->read_a = arena_take(&a, B * C), s->read_b = arena_take(&a, B * C);
-    if (keep.backward) s->dx = arena_take(&a, R * C), s->dy = arena_take(&a, R * C), s->dz = arena_take(&a, B * C);
+    s->ln = arena_take_operand(&a, R * C, keep.bf16), s->wide = arena_take_operand(&a, R * (size_t)larger(d.F, 3 * d.C), keep.bf16);
+    s->read_a = arena_take_operand(&a, B * C, keep.bf16), s->read_b = arena_take_operand(&a, B * C, keep.bf16), s->read_x = arena_take(&a, B * C);
+    if (keep.backward) {
+        s->dx = arena_take(&a, R * C), s->dy = arena_take(&a, R * C), s->dz = arena_take(&a, B * C);
+        s->narrow = keep.bf16 ? arena_take_operand(&a, R * C, true) : operand(NULL, false);
+    }
     return a.used;
 }
+
+// ---------------------------------------------------------------- weights packed for products
+
+// Is this tensor the right side of products (O,C) of the blocks, or of the patch embedding? The projections are small: fp32, and packed as they come.
+static bool tensor_is_packed(const Tensor *x, bool backward) {
+    return (x->ndim == 2 && strstr(x->name, "resblocks") && ends_with(x->name, "weight")) || (!backward && x->ndim == 4);
+}
+
+static int tensor_rows(const Tensor *x) { return x->shape[0]; }
+static int tensor_columns(const Tensor *x) { return (int)(x->count / (size_t)x->shape[0]); }
+
+// K and N of the products with the weight (O,C) on their right side
+static void panels_shape(const Tensor *x, bool backward, int *K, int *N) { *K = backward ? tensor_rows(x) : tensor_columns(x), *N = backward ? tensor_columns(x) : tensor_rows(x); }
+
+// A place for the weights of products from each tower's group first[tower] on; empty where none is left.
+static void panels_create(Panels *p, const Clip *clip, bool backward, const int first[2]) {
+    const Kernels *k = clip->back->kernels;
+    int K, N;
+    p->table = tensor_table_create(&clip->config);
+    for (int i = 0; i < p->table.count; i++) {
+        Tensor *x = &p->table.list[i];
+        x->trainable = tensor_is_packed(x, backward) && x->group >= first[x->tower]; // has a place
+        if (!x->trainable) continue;
+        panels_shape(x, backward, &K, &N);
+        x->count = panel_pitch(k, K, clip->back->bf16) * (size_t)panel_count(k, N);
+    }
+    tensor_table_pack(&p->table);
+    p->arena = aligned_malloc_check(p->table.slots * sizeof(float));
+    tensor_pointers_bind(&p->at, &p->table, &clip->config, p->arena, true);
+}
+
+static void panels_free(Panels *p) {
+    tensor_pointers_free(&p->at), tensor_table_free(&p->table);
+    free(p->arena);
+    memset(p, 0, sizeof *p);
+}
+
+// Packs rows o0 … o1-1 (multiples of 32, or the last) of tensor `index`, by the calling thread.
+static void panels_pack_rows(Panels *p, const Clip *clip, int index, bool backward, int o0, int o1) {
+    const Kernels *k = clip->back->kernels;
+    const Tensor *x = &clip->tensors.list[index];
+    const float *w = clip->back->params + x->offset;
+    const size_t C = (size_t)tensor_columns(x);
+    uint32_t *to = (uint32_t *)tensor_in(&p->table.list[index], p->arena, true);
+    int K, N;
+    if (!to) return;
+    panels_shape(x, backward, &K, &N);
+    if (backward) pack_panels(k, to, matrix(w, C, 1), K, N, o0, o1, 0, panel_count(k, N), clip->back->bf16);
+    else pack_panels(k, to, matrix(w, 1, C), K, N, 0, K, o0 / k->tile_columns, panel_count(k, o1), clip->back->bf16);
+}
+
+enum { PACK_ROWS = 32 };
+
+// All of them, where weights have changed otherwise than by clip_update().
+static void panels_refresh(Clip *clip) {
+    Backend *b = clip->back;
+    if (!b->panels_stale || !b->forward.arena) return;
+    for (int i = 0; i < clip->tensors.count; i++) {
+        if (!b->forward.table.list[i].trainable) continue;
+        const int rows = tensor_rows(&clip->tensors.list[i]);
+#pragma omp parallel for schedule(dynamic)
+        for (int o = 0; o < rows; o += PACK_ROWS) {
+            const int end = o + PACK_ROWS < rows ? o + PACK_ROWS : rows;
+            panels_pack_rows(&b->forward, clip, i, false, o, end);
+            if (b->backward.arena) panels_pack_rows(&b->backward, clip, i, true, o, end);
+        }
+    }
+    b->panels_stale = false;
+}
+
+static BlockWeights block_weights(const Backend *b, int tower, int l) {
+    static const BlockPointers none;
+    const BlockWeights weights = {&b->w.tower[tower].blocks[l], b->forward.arena ? &b->forward.at.tower[tower].blocks[l] : &none,
+                                  b->backward.arena ? &b->backward.at.tower[tower].blocks[l] : &none};
+    return weights;
+}
+
+// ---------------------------------------------------------------- towers forward and backward
 
 // Sets the batch's sequences and makes room for their activations; `backward`: also for a backward pass.
 static void tower_prepare(Clip *clip, int tower, const ClipBatch *batch, bool backward) {
@@ -530,6 +745,7 @@ static void tower_prepare(Clip *clip, int tower, const ClipBatch *batch, bool ba
     }
     guard_lift(t->arena, t->capacity);
     tower_layout(t, t->arena, c, tower, keep);
+    panels_refresh(clip);
 }
 
 // Everything before the projection: t->pooled (B,C).
@@ -540,12 +756,15 @@ static void tower_pool(Clip *clip, int tower, const ClipBatch *batch) {
     const TowerShape d = tower_shape(c, tower);
     Tower *t = &clip->back->tower[tower];
     float *x = t->blocks[0].x, *embedding = w->ln_pre_weight ? t->embedding : x;
-    if (tower == IMAGE_TOWER) image_embedding_forward(k, embedding, t->embedded, t->patches, batch, w, c);
+    const TowerPointers *forward = &clip->back->forward.at.tower[tower];
+    if (tower == IMAGE_TOWER) image_embedding_forward(k, embedding, t->embedded, t->patches, batch, w, block_weight(w->conv1_weight, forward->conv1_weight, NULL), c);
     else text_embedding_forward(embedding, batch, &t->seq, w, c);
-    if (w->ln_pre_weight) layernorm_forward(k, x, t->ln_pre_mean, t->ln_pre_rstd, embedding, w->ln_pre_weight, w->ln_pre_bias, t->seq.R, d.C, d.eps);
-    for (int l = 0; l < d.L; l++)
-        block_forward(k, l + 1 < d.L ? t->blocks[l + 1].x : t->last, &t->blocks[l], &w->blocks[l], &t->seq, &t->scratch, d, l == d.L - 1);
-    layernorm_forward(k, t->pooled, t->ln_final_mean, t->ln_final_rstd, t->last, w->ln_final_weight, w->ln_final_bias, t->seq.B, d.C, d.eps);
+    if (w->ln_pre_weight) layernorm_forward(k, fp32(x), t->ln_pre_mean, t->ln_pre_rstd, embedding, w->ln_pre_weight, w->ln_pre_bias, t->seq.R, d.C, d.eps);
+    for (int l = 0; l < d.L; l++) {
+        const BlockWeights weights = block_weights(clip->back, tower, l);
+        block_forward(k, l + 1 < d.L ? t->blocks[l + 1].x : t->last, &t->blocks[l], &weights, &t->seq, &t->scratch, d, l == d.L - 1);
+    }
+    layernorm_forward(k, fp32(t->pooled), t->ln_final_mean, t->ln_final_rstd, t->last, w->ln_final_weight, w->ln_final_bias, t->seq.B, d.C, d.eps);
 }
 
 // Encodes the batch into rows of `out` (B,E), L2-normalised.
@@ -556,8 +775,7 @@ static void tower_forward(Clip *clip, int tower, float *out, const ClipBatch *ba
     Tower *t = &clip->back->tower[tower];
     if (batch->pooled[tower]) memcpy(t->pooled, batch->pooled[tower], (size_t)t->seq.B * d.C * sizeof(float));
     else tower_pool(clip, tower, batch);
-    const TileEnd set = {false, NULL, NULL};
-    gemm(k, t->projected, (size_t)d.E, matrix(t->pooled, (size_t)d.C, 1), matrix(clip->back->w.tower[tower].proj, (size_t)d.E, 1), t->seq.B, d.E, d.C, set);
+    gemm(k, fp32(t->projected), (size_t)d.E, matrix(t->pooled, (size_t)d.C, 1), matrix(clip->back->w.tower[tower].proj, (size_t)d.E, 1), t->seq.B, d.E, d.C, SET);
     normalize_forward(out, t->norm, t->projected, t->seq.B, d.E);
 }
 
@@ -574,16 +792,18 @@ static void tower_backward(Clip *clip, int tower, const float *dfeatures, const 
     Scratch *s = &t->scratch;
     const size_t C = (size_t)d.C, E = (size_t)d.E;
     const int B = t->seq.B;
-    const TileEnd set = {false, NULL, NULL}, add = {accumulate, NULL, NULL};
+    TileEnd add = SET;
+    add.add = accumulate;
     float *dprojected = t->projected; // its place is free now
     normalize_backward(dprojected, dfeatures, features, t->norm, B, d.E);
-    gemm(k, g->proj, E, matrix(t->pooled, 1, C), matrix(dprojected, E, 1), d.C, d.E, B, add);
+    gemm(k, fp32(g->proj), E, matrix(t->pooled, 1, C), matrix(dprojected, E, 1), d.C, d.E, B, add);
     if (first > L) return;
-    gemm(k, s->dy, C, matrix(dprojected, E, 1), matrix(w->proj, 1, E), B, d.C, d.E, set);
+    gemm(k, fp32(s->dy), C, matrix(dprojected, E, 1), matrix(w->proj, 1, E), B, d.C, d.E, SET);
     layernorm_backward(k, s->dx, g->ln_final_weight, g->ln_final_bias, NULL, s->dy, t->last, w->ln_final_weight, t->ln_final_mean, t->ln_final_rstd, B, d.C, accumulate);
     for (int l = L - 1; l >= 0 && l + 1 >= first; l--) {
-        if (clip->back->grad_checkpointing) block_forward(k, NULL, &t->blocks[l], &w->blocks[l], &t->seq, s, d, l == L - 1);
-        block_backward(k, &g->blocks[l], &t->blocks[l], &w->blocks[l], &t->seq, s, d, l == L - 1, accumulate);
+        const BlockWeights weights = block_weights(clip->back, tower, l);
+        if (clip->back->grad_checkpointing) block_forward(k, NULL, &t->blocks[l], &weights, &t->seq, s, d, l == L - 1);
+        block_backward(k, &g->blocks[l], &t->blocks[l], &weights, &t->seq, s, d, l == L - 1, accumulate);
     }
     if (first > 0) return;
     const float *dembedding = s->dx;
@@ -675,11 +895,21 @@ void clip_free(Clip *clip) {
         free(t->seq.start), free(t->seq.read), free(t->blocks), free(t->arena), free(b->features[tower]), free(b->dfeatures[tower]);
     }
     tensor_pointers_free(&b->w), tensor_pointers_free(&b->g), tensor_table_free(&clip->tensors);
+    panels_free(&b->forward), panels_free(&b->backward);
     free(b->params), free(b->grads), free(b->m), free(b->v), free(b->ema), free(b), free(clip->merges), free(clip);
 }
 
-PrecisionSupport clip_precision_support(Precision precision) { return precision == PRECISION_FP32 ? SUPPORT_NATIVE : SUPPORT_NONE; }
-void clip_set_precision(Clip *clip, Precision precision) { (void)clip, (void)precision; }
+PrecisionSupport clip_precision_support(Precision precision) {
+    return precision == PRECISION_TF32 ? SUPPORT_NONE : precision == PRECISION_FP32 || kernels_select()->native_bf16 ? SUPPORT_NATIVE : SUPPORT_SLOW;
+}
+
+void clip_set_precision(Clip *clip, Precision precision) {
+    const int all[2] = {0, 0};
+    clip->back->bf16 = precision == PRECISION_AMP_BF16;
+    panels_free(&clip->back->forward), panels_free(&clip->back->backward);
+    panels_create(&clip->back->forward, clip, false, all);
+    clip->back->panels_stale = true;
+}
 
 void clip_start_training(Clip *clip, const ClipTraining *how) {
     Backend *b = clip->back;
@@ -691,6 +921,12 @@ void clip_start_training(Clip *clip, const ClipTraining *how) {
         if (x->trainable) memcpy(b->ema + x->slot, b->params + x->offset, x->count * sizeof(float));
     }
     tensor_pointers_bind(&b->g, &clip->tensors, &clip->config, b->grads, true);
+    if (b->forward.arena) {
+        const int first[2] = {first_trainable_group(clip, IMAGE_TOWER), first_trainable_group(clip, TEXT_TOWER)};
+        panels_free(&b->backward);
+        panels_create(&b->backward, clip, true, first);
+        b->panels_stale = true;
+    }
     b->pairs = how->pairs, b->grad_checkpointing = how->grad_checkpointing, b->accumulate = false;
     const size_t floats = (size_t)how->pairs * (size_t)clip->config.embed_dim;
     for (int tower = 0; tower < 2; tower++) {
@@ -701,7 +937,7 @@ void clip_start_training(Clip *clip, const ClipTraining *how) {
 
 void clip_memory(const Clip *clip, int batch_size, size_t *parameters, size_t *training, size_t *activations) {
     const ClipConfig *c = &clip->config;
-    *parameters = clip->tensors.floats * sizeof(float);
+    *parameters = (clip->tensors.floats + clip->back->forward.table.slots + clip->back->backward.table.slots) * sizeof(float);
     *training = (clip->back->ema ? 4 : 3) * clip->tensors.slots * sizeof(float);
     *activations = 4 * (size_t)clip->back->pairs * (size_t)c->embed_dim * sizeof(float); // features and their gradients
     for (int tower = 0; tower < 2; tower++) {
@@ -741,48 +977,70 @@ void clip_backward(Clip *clip, const ClipBatch *batch, int first_row) {
     b->accumulate = true;
 }
 
-enum { UPDATE_CHUNK = 1 << 16 }; // numbers a thread takes at a time; chunks are fixed, and so is the order of their sums
+enum { UPDATE_CHUNK = 1 << 16 }; // numbers a thread takes at a time, about; chunks are fixed, and so is the order of their sums
 
-// The L2 norm of all gradients.
-static double gradient_norm(const Clip *clip) {
-    const TensorTable *t = &clip->tensors;
-    double total = 0;
-    for (int i = 0; i < t->count; i++) {
-        const Tensor *x = &t->list[i];
-        if (!x->trainable) continue;
-        const size_t chunks = (x->count + UPDATE_CHUNK - 1) / UPDATE_CHUNK;
-        double *sums = malloc_check(chunks * sizeof(double));
+// Of a weight that is packed: whole rows, as many as are packed together.
+static size_t update_chunk(const Clip *clip, int index) {
+    const Tensor *x = &clip->tensors.list[index];
+    if (!clip->back->forward.arena || !clip->back->forward.table.list[index].trainable) return UPDATE_CHUNK;
+    const size_t rows = PACK_ROWS * (size_t)tensor_columns(x);
+    return rows * (rows < UPDATE_CHUNK ? UPDATE_CHUNK / rows : 1);
+}
+
+// The sum of squares of a tensor's gradient.
+static double gradient_squares(const Clip *clip, int index) {
+    const Tensor *x = &clip->tensors.list[index];
+    const size_t chunk = update_chunk(clip, index), chunks = (x->count + chunk - 1) / chunk;
+    double *sums = malloc_check(chunks * sizeof(double)), total = 0;
 #pragma omp parallel for schedule(static) if (chunks > 1)
-        for (size_t c = 0; c < chunks; c++) {
-            const size_t at = c * UPDATE_CHUNK, n = x->count - at < UPDATE_CHUNK ? x->count - at : UPDATE_CHUNK;
-            sums[c] = clip->back->kernels->sum_squares(clip->back->grads + x->slot + at, n);
-        }
-        for (size_t c = 0; c < chunks; c++) total += sums[c];
-        free(sums);
+    for (size_t c = 0; c < chunks; c++)
+        sums[c] = clip->back->kernels->sum_squares(clip->back->grads + x->slot + c * chunk, x->count - c * chunk < chunk ? x->count - c * chunk : chunk);
+    for (size_t c = 0; c < chunks; c++) total += sums[c];
+    free(sums);
+    return total;
+}
+
+// AdamW on a tensor, chunk by chunk together with all that follows from its new values while they are in the cache: moving average, packed
+// copies. Returns the sum of squares of its gradient.
+static double tensor_update(Clip *clip, int index, const AdamW *a, AdamWTerms terms) {
+    Backend *b = clip->back;
+    const Tensor *x = &clip->tensors.list[index];
+    const size_t chunk = update_chunk(clip, index), chunks = (x->count + chunk - 1) / chunk, C = (size_t)tensor_columns(x);
+    double *sums = malloc_check(chunks * sizeof(double)), total = 0;
+#pragma omp parallel for schedule(static) if (chunks > 1)
+    for (size_t c = 0; c < chunks; c++) {
+        const size_t at = c * chunk, n = x->count - at < chunk ? x->count - at : chunk;
+        float *p = b->params + x->offset + at, *grad = b->grads + x->slot + at;
+        sums[c] = b->kernels->sum_squares(grad, n);
+        b->kernels->adamw(p, grad, b->m + x->slot + at, b->v + x->slot + at, (int)n, terms);
+        if (x->tower == NO_TOWER) *p = fminf(fmaxf(*p, 0), (float)LOGIT_SCALE_MAX);
+        if (b->ema) b->kernels->moving_average(b->ema + x->slot + at, p, (int)n, (float)a->ema_decay);
+        if (b->forward.arena) panels_pack_rows(&b->forward, clip, index, false, (int)(at / C), (int)((at + n) / C));
+        if (b->backward.arena) panels_pack_rows(&b->backward, clip, index, true, (int)(at / C), (int)((at + n) / C));
     }
-    return sqrt(total);
+    for (size_t c = 0; c < chunks; c++) total += sums[c];
+    free(sums);
+    return total;
 }
 
 double clip_update(Clip *clip, const AdamW *a) {
-    Backend *b = clip->back;
-    const double norm = gradient_norm(clip), scale = a->grad_clip_norm > 0 ? fmin(1, a->grad_clip_norm / (norm + 1e-6)) : 1;
+    double squares = 0, scale = 1;
+    if (a->grad_clip_norm > 0) { // the norm is needed first; otherwise it falls out of the update
+        for (int i = 0; i < clip->tensors.count; i++)
+            if (clip->tensors.list[i].trainable) squares += gradient_squares(clip, i);
+        scale = fmin(1, a->grad_clip_norm / (sqrt(squares) + 1e-6));
+        squares = 0;
+    }
     for (int i = 0; i < clip->tensors.count; i++) {
         const Tensor *x = &clip->tensors.list[i];
         if (!x->trainable) continue;
         const double lr = a->lr * x->lr_scale, decay = x->decay ? a->weight_decay : 0;
         const AdamWTerms terms = {(float)scale, (float)a->beta1, (float)(1 - a->beta1), (float)a->beta2, (float)(1 - a->beta2), (float)(lr / (1 - pow(a->beta1, (double)a->step))),
                                   (float)(1 / (1 - pow(a->beta2, (double)a->step))), (float)a->eps, (float)(1 - lr * decay)};
-#pragma omp parallel for schedule(static) if (x->count > UPDATE_CHUNK)
-        for (size_t at = 0; at < x->count; at += UPDATE_CHUNK) {
-            const size_t n = x->count - at < UPDATE_CHUNK ? x->count - at : UPDATE_CHUNK;
-            float *p = b->params + x->offset + at;
-            b->kernels->adamw(p, b->grads + x->slot + at, b->m + x->slot + at, b->v + x->slot + at, (int)n, terms);
-            if (x->tower == NO_TOWER) *p = fminf(fmaxf(*p, 0), (float)LOGIT_SCALE_MAX);
-            if (b->ema) b->kernels->moving_average(b->ema + x->slot + at, p, (int)n, (float)a->ema_decay);
-        }
+        squares += tensor_update(clip, i, a, terms);
     }
-    b->accumulate = false;
-    return norm;
+    clip->back->accumulate = false;
+    return sqrt(squares);
 }
 
 bool clip_has_ema(const Clip *clip) { return clip->back->ema != NULL; }
@@ -797,6 +1055,7 @@ void clip_swap_ema(Clip *clip) {
             p[j] = e[j], e[j] = kept;
         }
     }
+    b->panels_stale = true;
 }
 
 float clip_logit_scale(const Clip *clip) { return expf(*clip->back->w.logit_scale); }
@@ -807,9 +1066,12 @@ static float *tensor_place(const Clip *clip, ClipArena arena, const Tensor *x) {
 }
 
 void clip_read(const Clip *clip, ClipArena arena, const Tensor *x, float *values) { memcpy(values, tensor_place(clip, arena, x), x->count * sizeof(float)); }
-void clip_write(Clip *clip, ClipArena arena, const Tensor *x, const float *values) { memcpy(tensor_place(clip, arena, x), values, x->count * sizeof(float)); }
+void clip_write(Clip *clip, ClipArena arena, const Tensor *x, const float *values) {
+    memcpy(tensor_place(clip, arena, x), values, x->count * sizeof(float));
+    if (arena == ARENA_PARAMETERS) clip->back->panels_stale = true;
+}
 
-const char *clip_kernels(const Clip *clip) { return clip->back->kernels->name; }
+const char *clip_kernels(const Clip *clip) { return clip->back->kernels->products[clip->back->bf16].isa; }
 
 #ifndef TESTING
 #include "clipc/train.h" // train_main, evaluate_main, classify_main, print_schedule_main

@@ -1,15 +1,19 @@
 // The inner loops of a CPU: one tile of a matrix product, one row of a LayerNorm, a softmax, an activation, AdamW on a stretch of
-// numbers. No include guard: clipc/matmul.h includes this text once for each instruction set, with
-//   LANES      floats in a vector register              FMA(a, b, c)   a * b + c on vectors
-//   NAME(x)    x with the instruction set's name behind  TILE_ROWS      rows of the register tile (its width is 2 * LANES)
-// All of these are undefined again at its end.
+// numbers. No include guard: clipc/isa.h includes this text once for each instruction set, with
+//   ISA        its name, which NAME(x) puts behind x     FMA(a, b, c), SQRT(v)   a * b + c and square root of vectors
+//   LANES      floats in a vector register               TILE_ROWS               rows of the register tile (its width is 2 * LANES)
+// These four are undefined again at its end.
 // Vectors are GNU C's, so that arithmetic is written with + and *. Sums run in a fixed order given by LANES alone: the same
 // bits for any number of threads. No call into libm.
 
 typedef float NAME(vec) __attribute__((vector_size(4 * LANES)));
 typedef int32_t NAME(ivec) __attribute__((vector_size(4 * LANES)));
+typedef uint32_t NAME(uvec) __attribute__((vector_size(4 * LANES)));
+typedef uint16_t NAME(halves) __attribute__((vector_size(2 * LANES)));
 #define vec NAME(vec)
 #define ivec NAME(ivec)
+#define uvec NAME(uvec)
+#define halves NAME(halves)
 
 INNER vec NAME(load)(const float *p) {
     vec v;
@@ -30,6 +34,25 @@ INNER void NAME(store_part)(float *p, vec v, int n) {
     float t[LANES];
     NAME(store)(t, v);
     memcpy(p, t, (size_t)n * sizeof *p);
+}
+
+// bf16 is the upper half of an fp32.
+INNER vec NAME(load_bf16)(const uint16_t *p, int n) {
+    halves h = {0};
+    if (n == LANES) memcpy(&h, p, sizeof h);
+    else memcpy(&h, p, (size_t)n * sizeof *p);
+    return (vec)(__builtin_convertvector(h, ivec) << 16);
+}
+
+// Rounded to nearest, ties to even, in the upper half of each lane; NaN stays NaN.
+INNER ivec NAME(round_bf16)(vec v) {
+    const ivec bits = (ivec)v, nan = v != v, rounded = bits + 0x7fff + (bits >> 16 & 1);
+    return (rounded & ~nan) | ((bits | 0x400000) & nan);
+}
+
+INNER void NAME(store_bf16)(uint16_t *p, vec v, int n) {
+    const halves h = __builtin_convertvector(NAME(round_bf16)(v) >> 16, halves);
+    memcpy(p, &h, n == LANES ? sizeof h : (size_t)n * sizeof *p);
 }
 
 INNER vec NAME(splat)(float x) { return x - (vec){0}; }
@@ -60,68 +83,24 @@ INNER float NAME(sum)(vec v) {
     } while (0)
 #define LOAD(p) (part == LANES ? NAME(load)((p) + i) : NAME(load_part)((p) + i, part))
 #define STORE(p, v) (part == LANES ? NAME(store)((p) + i, v) : NAME(store_part)((p) + i, v, part))
+// of an operand's numbers from `at` on, fp32 or bf16
+#define LOAD_OPERAND(x, at) ((x).bf16 ? NAME(load_bf16)((const uint16_t *)(x).p + (at) + i, part) : LOAD((const float *)(x).p + (at)))
+#define STORE_OPERAND(x, at, v) \
+    do { \
+        if ((x).bf16) NAME(store_bf16)((uint16_t *)(x).p + (at) + i, v, part); \
+        else STORE((float *)(x).p + (at), v); \
+    } while (0)
 #define CLEAR(v) (part == LANES ? (v) : NAME(load_part)((const float *)&(v), part))
-
-// ---------------------------------------------------------------- matrix products
-
-// c (m, n) = sum over k of a[i * a_row + k * a_col] * b[k][j], b a packed panel (K, 2 * LANES), n <= 2 * LANES.
-// The accumulators of the whole tile live in registers; a is broadcast straight from memory.
-INNER void NAME(tile_rows)(const int m, int K, const float *a, size_t a_row, size_t a_col, const float *b, float *c, size_t ldc, int n, TileEnd end) {
-    vec acc[TILE_ROWS][2];
-    UNROLL for (int i = 0; i < m; i++) acc[i][0] = acc[i][1] = (vec){0};
-    for (int k = 0; k < K; k++, a += a_col, b += 2 * LANES) {
-        vec b0 = NAME(load)(b), b1 = NAME(load)(b + LANES);
-        UNROLL for (int i = 0; i < m; i++) {
-            vec x = NAME(splat)(a[(size_t)i * a_row]);
-            acc[i][0] = FMA(x, b0, acc[i][0]);
-            acc[i][1] = FMA(x, b1, acc[i][1]);
-        }
-    }
-    UNROLL for (int i = 0; i < m; i++) {
-        float *row = c + (size_t)i * ldc;
-        UNROLL for (int h = 0; h < 2; h++) {
-            int left = n - h * LANES, at = h * LANES;
-            if (left <= 0) continue;
-            int part = left < LANES ? left : LANES;
-            vec v = acc[i][h];
-            if (part == LANES) {
-                if (end.add) v += NAME(load)(row + at);
-                if (end.bias) v += NAME(load)(end.bias + at);
-                if (end.residual) v += NAME(load)(end.residual + (size_t)i * ldc + at);
-                NAME(store)(row + at, v);
-            } else {
-                if (end.add) v += NAME(load_part)(row + at, part);
-                if (end.bias) v += NAME(load_part)(end.bias + at, part);
-                if (end.residual) v += NAME(load_part)(end.residual + (size_t)i * ldc + at, part);
-                NAME(store_part)(row + at, v, part);
-            }
-        }
-    }
-}
-
-static void NAME(tile)(int m, int K, const float *a, size_t a_row, size_t a_col, const float *b, float *c, size_t ldc, int n, TileEnd end) {
-    switch (m) { // a constant number of rows each, so that the tile stays in registers
-#define ROWS(M) case M: NAME(tile_rows)(M <= TILE_ROWS ? M : TILE_ROWS, K, a, a_row, a_col, b, c, ldc, n, end); break;
-        ROWS(1) ROWS(2) ROWS(3) ROWS(4)
-#if TILE_ROWS > 4
-        ROWS(5) ROWS(6)
-#endif
-#if TILE_ROWS > 6
-        ROWS(7) ROWS(8) ROWS(9) ROWS(10) ROWS(11) ROWS(12)
-#endif
-#undef ROWS
-    }
-}
 
 // ---------------------------------------------------------------- LayerNorm (Ba et al. 2016, eq. 4), one row
 
-static void NAME(layernorm)(float *out, float *mean, float *rstd, const float *x, const float *gain, const float *bias, int C, float eps) {
+static void NAME(layernorm)(Operand out, float *mean, float *rstd, const float *x, const float *gain, const float *bias, int C, float eps) {
     vec sum = {0}, squares = {0};
     FOR_VECTORS(C, sum += LOAD(x););
     float m = NAME(sum)(sum) / (float)C;
     FOR_VECTORS(C, vec d = LOAD(x) - NAME(splat)(m); d = CLEAR(d); squares = FMA(d, d, squares););
     float r = 1.0f / sqrtf(NAME(sum)(squares) / (float)C + eps);
-    FOR_VECTORS(C, STORE(out, FMA((LOAD(x) - NAME(splat)(m)) * NAME(splat)(r), LOAD(gain), LOAD(bias))););
+    FOR_VECTORS(C, vec y = FMA((LOAD(x) - NAME(splat)(m)) * NAME(splat)(r), LOAD(gain), LOAD(bias)); STORE_OPERAND(out, 0, y););
     *mean = m, *rstd = r;
 }
 
@@ -200,26 +179,156 @@ INNER vec NAME(normal_cdf)(vec x, vec *density) {
 }
 
 // GELU (Hendrycks and Gimpel 2016) with erf: x * cdf(x); QuickGELU, as OpenAI trained: x * sigmoid(1.702 x)
-static void NAME(gelu)(float *out, const float *x, int n, bool quick) {
+INNER vec NAME(gelu_of)(vec x, const bool quick) {
     vec density;
-    if (quick) FOR_VECTORS(n, vec v = LOAD(x); STORE(out, v / (1.0f + NAME(exp)(v * -1.702f))););
-    else FOR_VECTORS(n, vec v = LOAD(x); STORE(out, v * NAME(normal_cdf)(v, &density)););
+    return quick ? x / (1.0f + NAME(exp)(x * -1.702f)) : x * NAME(normal_cdf)(x, &density);
 }
 
-// dx = dout * activation'(x): cdf + x * pdf, or s + 1.702 x s (1 - s) with s = 1 / (1 + e), where e s is 1 - s without cancellation
-static void NAME(gelu_backward)(float *dx, const float *x, const float *dout, int n, bool quick) {
+// Its derivative: cdf + x * pdf, or s + 1.702 x s (1 - s) with s = 1 / (1 + e), where e s is 1 - s without cancellation
+INNER vec NAME(gelu_slope)(vec x, const bool quick) {
     vec density;
-    if (quick)
-        FOR_VECTORS(n, vec v = LOAD(x); vec e = NAME(exp)(v * -1.702f); vec s = 1.0f / (1.0f + e); STORE(dx, LOAD(dout) * FMA(v * 1.702f * s, e * s, s)););
-    else
-        FOR_VECTORS(n, vec v = LOAD(x); vec cdf = NAME(normal_cdf)(v, &density); STORE(dx, LOAD(dout) * FMA(v * 0.398942280f, density, cdf)););
+    if (quick) {
+        const vec e = NAME(exp)(x * -1.702f), s = 1.0f / (1.0f + e);
+        return FMA(x * 1.702f * s, e * s, s);
+    }
+    const vec cdf = NAME(normal_cdf)(x, &density);
+    return FMA(x * 0.398942280f, density, cdf);
 }
+
+// out (n) = the activation of x (n)
+static void NAME(gelu)(Operand out, Operand x, int n, bool quick) {
+    if (quick) FOR_VECTORS(n, STORE_OPERAND(out, 0, NAME(gelu_of)(LOAD_OPERAND(x, 0), true)););
+    else FOR_VECTORS(n, STORE_OPERAND(out, 0, NAME(gelu_of)(LOAD_OPERAND(x, 0), false)););
+}
+
+// ---------------------------------------------------------------- matrix products
+
+INNER vec NAME(dot_bf16)(vec c, vec a, vec b) { // both products of a unit
+    const vec low = FMA((vec)((ivec)a << 16), (vec)((ivec)b << 16), c);
+    return FMA((vec)((ivec)a & (int32_t)0xffff0000), (vec)((ivec)b & (int32_t)0xffff0000), low);
+}
+
+#define TILE NAME(tile_fp32)
+#define DOT(c, a, b) FMA(a, b, c)
+#include "clipc/tile.h"
+#define TILE NAME(tile_bf16)
+#define DOT(c, a, b) NAME(dot_bf16)(c, a, b)
+#include "clipc/tile.h"
+
+INNER void NAME(finish_as)(int m, int n, const float *partial, Operand c, size_t ldc, size_t row, size_t column, const TileEnd *end, const bool add, const bool bias,
+                           const bool residual, const bool activate, const bool slope, const bool quick) {
+    for (int r = 0; r < m; r++, partial += 2 * LANES) {
+        const size_t at = (row + (size_t)r) * ldc + column;
+        FOR_VECTORS(n, vec v = LOAD(partial);
+                    if (add) v += LOAD_OPERAND(c, at);
+                    if (bias) v += LOAD(end->bias + column);
+                    if (residual) v += LOAD(end->residual + at);
+                    if (slope) { const Operand hidden = {(void *)end->hidden, c.bf16}; v *= NAME(gelu_slope)(LOAD_OPERAND(hidden, at), quick); }
+                    STORE_OPERAND(c, at, v);
+                    if (activate) { const Operand activated = {end->activated, c.bf16}; STORE_OPERAND(activated, at, NAME(gelu_of)(v, quick)); });
+    }
+}
+
+// Writes m rows and n columns of sums, as `end` says, to C from (row, column) on; see TileEnd. partial (m, 2 * LANES). The usual ends are
+// loops of their own, without a question in them.
+static void NAME(finish)(int m, int n, const float *partial, Operand c, size_t ldc, size_t row, size_t column, const TileEnd *end) {
+#define FINISH(...) NAME(finish_as)(m, n, partial, c, ldc, row, column, end, __VA_ARGS__)
+#define FINISH_TYPE(...) \
+    do { \
+        if (c.bf16) c.bf16 = true, FINISH(__VA_ARGS__); \
+        else c.bf16 = false, FINISH(__VA_ARGS__); \
+    } while (0)
+    const bool add = end->add, bias = end->bias != NULL, residual = end->residual != NULL, quick = end->quick_gelu;
+    if (end->hidden && quick) FINISH_TYPE(false, false, false, false, true, true);
+    else if (end->hidden) FINISH_TYPE(false, false, false, false, true, false);
+    else if (end->activated && quick) FINISH_TYPE(false, true, false, true, false, true);
+    else if (end->activated) FINISH_TYPE(false, true, false, true, false, false);
+    else if (add) FINISH(true, bias, residual, false, false, false);
+    else if (residual) FINISH(false, bias, true, false, false, false);
+    else if (bias) FINISH_TYPE(false, true, false, false, false, false);
+    else FINISH_TYPE(false, false, false, false, false, false);
+#undef FINISH_TYPE
+#undef FINISH
+}
+
+// ---------------------------------------------------------------- packing of units, see clipc/matmul.h
+
+// to (16,16), rows pitch apart, = from (16,16) transposed
+static void NAME(transpose)(uint32_t *to, size_t pitch, const uint32_t *from) {
+#if LANES == 16
+    __m512i a[16], b[16]; // neighbours change places: single units, then pairs, fours, eights
+    UNROLL for (int i = 0; i < 16; i++) a[i] = _mm512_loadu_si512(from + 16 * i);
+    UNROLL for (int i = 0; i < 16; i += 2) b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]), b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
+    UNROLL for (int i = 0; i < 16; i += 4)
+        UNROLL for (int h = 0; h < 2; h++) a[i + 2 * h] = _mm512_unpacklo_epi64(b[i + h], b[i + h + 2]), a[i + 2 * h + 1] = _mm512_unpackhi_epi64(b[i + h], b[i + h + 2]);
+    UNROLL for (int i = 0; i < 4; i++) {
+        b[i] = _mm512_shuffle_i32x4(a[i], a[i + 4], 0x88), b[i + 4] = _mm512_shuffle_i32x4(a[i], a[i + 4], 0xdd);
+        b[i + 8] = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0x88), b[i + 12] = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0xdd);
+    }
+    UNROLL for (int i = 0; i < 8; i++) {
+        _mm512_storeu_si512(to + (size_t)i * pitch, _mm512_shuffle_i32x4(b[i], b[i + 8], 0x88));
+        _mm512_storeu_si512(to + (size_t)(i + 8) * pitch, _mm512_shuffle_i32x4(b[i], b[i + 8], 0xdd));
+    }
+#else
+    for (int i = 0; i < 16; i++)
+        UNROLL for (int j = 0; j < 16; j++) to[(size_t)i * pitch + j] = from[16 * j + i];
+#endif
+}
+
+INNER void NAME(across_part)(uint32_t *to, size_t pitch, Operand x, size_t along, const int part, const bool from_bf16, const bool bf16) {
+    for (int u = 0; u < 16; u++, to += pitch) {
+        const uint16_t *half = (const uint16_t *)x.p + 2 * (size_t)u * along;
+        const float *whole = (const float *)x.p + (size_t)u * (bf16 ? 2 : 1) * along;
+        ivec unit;
+        if (!bf16) unit = (ivec)(part == LANES ? NAME(load)(whole) : NAME(load_part)(whole, part));
+        else if (from_bf16) unit = (ivec)((uvec)(ivec)NAME(load_bf16)(half, part) >> 16) | (ivec)NAME(load_bf16)(half + along, part);
+        else {
+            const vec low = part == LANES ? NAME(load)(whole) : NAME(load_part)(whole, part);
+            const vec high = part == LANES ? NAME(load)(whole + along) : NAME(load_part)(whole + along, part);
+            unit = (ivec)((uvec)NAME(round_bf16)(low) >> 16) | (NAME(round_bf16)(high) & (int32_t)0xffff0000);
+        }
+        memcpy(to, &unit, (size_t)part * 4);
+    }
+}
+
+// to (16,n), rows pitch apart: 16 units of n columns of x, whose rows are `along` entries apart and contiguous. bf16: the units' type
+static void NAME(units_across)(uint32_t *to, size_t pitch, Operand x, size_t along, int n, bool bf16) {
+#define ACROSS(part) \
+    do { \
+        if (!bf16) NAME(across_part)(to + c, pitch, from, along, part, false, false); \
+        else if (x.bf16) NAME(across_part)(to + c, pitch, from, along, part, true, true); \
+        else NAME(across_part)(to + c, pitch, from, along, part, false, true); \
+    } while (0)
+    for (int c = 0; c < n; c += LANES) {
+        const Operand from = operand_at(x, (size_t)c);
+        if (n - c >= LANES) ACROSS(LANES);
+        else if (n - c == TILE_ROWS % LANES) ACROSS(TILE_ROWS % LANES); // a constant: no call to copy a few bytes
+        else ACROSS(n - c);
+    }
+#undef ACROSS
+}
+
+// to (n,16), rows pitch apart: 16 units of n columns of x, which are contiguous and `across` entries apart
+static void NAME(units_along)(uint32_t *to, size_t pitch, Operand x, size_t across, int n, bool bf16) {
+    for (int c = 0; c < n; c++, to += pitch) {
+        const Operand from = operand_at(x, (size_t)c * across);
+        if (x.bf16 || !bf16) memcpy(to, from.p, 64);
+        else
+            UNROLL for (int i = 0; i < 32; i += LANES) NAME(store_bf16)((uint16_t *)to + i, NAME(load)((const float *)from.p + i), LANES);
+    }
+}
+
+// to (n) = x (n) rounded to bf16
+static void NAME(narrow)(uint16_t *to, const float *x, int n) { FOR_VECTORS(n, NAME(store_bf16)(to + i, LOAD(x), part);); }
+
+// to (n) = x (n) in fp32
+static void NAME(widen)(float *to, const uint16_t *x, int n) { FOR_VECTORS(n, STORE(to, NAME(load_bf16)(x + i, part));); }
 
 // ---------------------------------------------------------------- sums, AdamW
 
 // out (n) += the columns of x (rows, n), rows ld apart
-static void NAME(column_sums)(float *out, const float *x, int rows, size_t ld, int n) {
-    FOR_VECTORS(n, vec s = {0}; for (int r = 0; r < rows; r++) s += LOAD(x + (size_t)r * ld); STORE(out, LOAD(out) + s););
+static void NAME(column_sums)(float *out, Operand x, int rows, size_t ld, int n) {
+    FOR_VECTORS(n, vec s = {0}; for (int r = 0; r < rows; r++) s += LOAD_OPERAND(x, (size_t)r * ld); STORE(out, LOAD(out) + s););
 }
 
 static double NAME(sum_squares)(const float *x, size_t n) {
@@ -281,18 +390,17 @@ static void NAME(moving_average)(float *average, const float *p, int n, float de
     FOR_VECTORS(n, vec x = LOAD(p); STORE(average, FMA(LOAD(average) - x, NAME(splat)(decay), x)););
 }
 
-static const Kernels NAME(kernels) = {ISA_NAME, TILE_ROWS, 2 * LANES, NAME(tile), NAME(layernorm), NAME(layernorm_backward), NAME(softmax),
-                                      NAME(softmax_backward), NAME(gelu), NAME(gelu_backward), NAME(column_sums), NAME(sum_squares), NAME(sum_exp),
-                                      NAME(add_exp), NAME(logit_gradient), NAME(adamw), NAME(moving_average)};
-
 #undef vec
 #undef ivec
+#undef uvec
+#undef halves
 #undef FOR_VECTORS
 #undef LOAD
 #undef STORE
+#undef LOAD_OPERAND
+#undef STORE_OPERAND
 #undef CLEAR
 #undef ISA
-#undef ISA_NAME
 #undef LANES
 #undef TILE_ROWS
 #undef FMA

@@ -49,10 +49,10 @@ static inline void loss_reduce_tile(const Kernels *kernels, float *row_lse, floa
 // logits (m,n) of rows i0 … i0+m-1, from scaled (m,E) = s X of these rows
 static inline void loss_logits_tile(const Kernels *kernels, float *logits, float *scaled, const float *image, const float *text, const uint64_t *keys, bool mask, int i0, int m,
                                     int n, int E, float scale) {
-    const TileEnd set = {false, NULL, NULL};
+    const TileEnd set = {false, NULL, NULL, NULL, NULL, false};
     const size_t N = (size_t)n, W = (size_t)E;
     for (size_t i = 0; i < (size_t)m * W; i++) scaled[i] = scale * image[(size_t)i0 * W + i];
-    gemm(kernels, logits, N, matrix(scaled, W, 1), matrix(text, 1, W), m, n, E, set);
+    gemm(kernels, fp32(logits), N, matrix(scaled, W, 1), matrix(text, 1, W), m, n, E, set);
     if (!mask) return;
 #pragma omp parallel for schedule(static)
     for (int i = i0; i < i0 + m; i++)
@@ -97,7 +97,7 @@ static inline double contrastive_loss(const Kernels *kernels, float *dimage, flo
     }
     for (int i0 = 0; dimage && i0 < n; i0 += tile) {
         const int m = n - i0 < tile ? n - i0 : tile;
-        const TileEnd set = {false, NULL, NULL}, add = {i0 > 0, NULL, NULL};
+        const TileEnd set = {false, NULL, NULL, NULL, NULL, false}, add = {i0 > 0, NULL, NULL, NULL, NULL, false};
         double row_dot[LOSS_TILE];
         if (n > tile) loss_logits_tile(kernels, logits, scaled, image, text, keys, mask, i0, m, n, E, scale); // else they are still there
 #pragma omp parallel for schedule(static)
@@ -107,8 +107,8 @@ static inline double contrastive_loss(const Kernels *kernels, float *dimage, flo
             FOR_RIGHT_ANSWERS(i, j) row[j] -= share[i] / (float)n;
         }
         for (int i = 0; i < m; i++) dscale += row_dot[i];
-        gemm(kernels, dimage + (size_t)i0 * W, W, matrix(logits, N, 1), matrix(text, W, 1), m, E, n, set);
-        gemm(kernels, dtext, W, matrix(logits, 1, N), matrix(scaled, W, 1), n, E, m, add);
+        gemm(kernels, fp32(dimage + (size_t)i0 * W), W, matrix(logits, N, 1), matrix(text, W, 1), m, E, n, set);
+        gemm(kernels, fp32(dtext), W, matrix(logits, 1, N), matrix(scaled, W, 1), n, E, m, add);
     }
     for (size_t i = 0; dimage && i < N * W; i++) dimage[i] *= scale;
     if (dimage) *dlogit_scale = dscale; // logits = exp(logit_scale) * cosine, so d logits / d logit_scale = logits

@@ -1,259 +1,282 @@
-// Matrix products on a CPU, and the table of inner loops (kernels.h) for the instruction set at hand.
+// Matrix products on a CPU.
 //
 // Every product is one function: C (M,N) = A (M,K) · B (K,N), A and B with any strides, so that forward, input gradient and weight
 // gradient need no transposed copies:
 //     forward           out (M,N)  = inp (M,K) · weight (N,K)ᵀ
 //     input gradient    dinp (M,K) = dout (M,N) · weight (N,K)
 //     weight gradient   dweight (N,K) += dout (M,N)ᵀ · inp (M,K)
-// B is packed into panels as wide as a register tile, K in blocks that keep a panel in L1; A is broadcast straight from memory
-// (Goto and van de Geijn 2008, without their packing of A, which gains nothing here). Every tile of C has one owner and K is cut
-// at fixed places: the same bits for any number of threads.
+// Operands are fp32 or bf16, sums always fp32. Both are counted in units of 32 bits: one fp32, or two bf16 that are neighbours along K, so
+// that one text serves both. B is packed into panels as wide as a register tile, units one behind the other; what is multiplied often, the
+// weights, is packed once a step. A is read straight from memory, or packed into strips as high as a tile where its rows are not
+// contiguous (Goto and van de Geijn 2008). A block of a panel stays in L1, the block of A that meets it in L2. Every tile of C has one
+// owner and K is cut at fixed places: the same bits for any number of threads. What happens to a sum before it is written (bias,
+// residual, activation) happens while its tile is in L1.
 #ifndef CLIPC_MATMUL_H
 #define CLIPC_MATMUL_H
 
-#include "clipc/utils.h" // die, aligned_malloc_check, round_up
+#include "clipc/isa.h"   // Kernels, Operand, TileEnd
+#include "clipc/utils.h" // aligned_malloc_check, round_up
 
-#include <math.h> // sqrtf
-#if defined(__x86_64__)
-#include <immintrin.h> // _mm512_fmadd_ps
+#ifdef _OPENMP
+#include <omp.h>
 #endif
 
-// What happens to a tile when its sum over K is complete: added to what C holds, plus bias (N), plus residual (M,N; rows as far
-// apart as those of C).
+enum {
+    UNIT_BLOCK = 16,          // packing goes by blocks of 16 x 16 units
+    GEMM_K_BLOCK = 256,       // units: a panel of 32 columns is 32 KB, L1
+    GEMM_A_BYTES = 512 << 10, // of A that stay in L2
+    GEMM_ROWS = 256,          // of A in such a block, at most
+    GEMM_K_MOST = 2048        // units of K at a time where a matrix has to be packed
+};
+
+// A matrix with any strides. As right side of a product it may be packed already.
 typedef struct {
-    bool add;
-    const float *bias, *residual;
-} TileEnd;
+    Operand x;
+    size_t row, col;        // entries from one row, one column to the next
+    const uint32_t *panels; // from pack_panels(), in the type that the left side has; NULL: not packed
+    size_t pitch;           // units from one panel to the next
+} Matrix;
 
-// AdamW (Loshchilov and Hutter 2019): g is scaled by grad_scale, m and v updated, p = p * keep - rate * m / (sqrt(v * correct2) + eps)
-typedef struct {
-    float grad_scale, beta1, one_minus_beta1, beta2, one_minus_beta2;
-    float rate;     // lr / (1 - beta1^t)
-    float correct2; // 1 / (1 - beta2^t)
-    float eps;
-    float keep; // 1 - lr * weight_decay
-} AdamWTerms;
-
-// The inner loops of one instruction set; each is documented in kernels.h.
-typedef struct {
-    const char *name; // as CLIPC_ISA takes it
-    int tile_rows, tile_columns;
-    void (*tile)(int m, int K, const float *a, size_t a_row, size_t a_col, const float *b, float *c, size_t ldc, int n, TileEnd end);
-    void (*layernorm)(float *out, float *mean, float *rstd, const float *x, const float *gain, const float *bias, int C, float eps);
-    void (*layernorm_backward)(float *dx, float *dgain, float *dbias, const float *skip, const float *dout, const float *x, const float *gain, float mean,
-                               float rstd, int C);
-    void (*softmax)(float *p, int n, int room, float scale);
-    void (*softmax_backward)(float *dp, const float *p, int n, int room, float scale);
-    void (*gelu)(float *out, const float *x, int n, bool quick);
-    void (*gelu_backward)(float *dx, const float *x, const float *dout, int n, bool quick);
-    void (*column_sums)(float *out, const float *x, int rows, size_t ld, int n);
-    double (*sum_squares)(const float *x, size_t n);
-    double (*sum_exp)(const float *x, float shift, int n);
-    void (*add_exp)(float *sum, const float *x, const float *shift, int n);
-    double (*logit_gradient)(float *x, float row_lse, const float *column_lse, float factor, int n);
-    void (*adamw)(float *p, const float *grad, float *m, float *v, int n, AdamWTerms w);
-    void (*moving_average)(float *average, const float *p, int n, float decay);
-} Kernels;
-
-// ---------------------------------------------------------------- one text, several instruction sets
-
-#define INNER static inline __attribute__((always_inline))
-#define PASTE_(a, b) a##_##b
-#define PASTE(a, b) PASTE_(a, b)
-#if defined(__clang__)
-#define UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define UNROLL _Pragma("GCC unroll 16")
-#endif
-
-#define ISA portable // 4 floats: SSE2, NEON or whatever the compiler makes of it
-#define ISA_NAME "portable"
-#define NAME(x) PASTE(x, ISA)
-#define LANES 4
-#define TILE_ROWS 4
-#define FMA(a, b, c) ((a) * (b) + (c))
-#define SQRT(v) NAME(sqrt)(v)
-INNER float __attribute__((vector_size(16))) sqrt_portable(float __attribute__((vector_size(16))) v) {
-    for (int j = 0; j < 4; j++) v[j] = sqrtf(v[j]);
-    return v;
+static inline Matrix operand_matrix(Operand x, size_t row, size_t col) {
+    Matrix m = {x, row, col, NULL, 0};
+    return m;
 }
-#include "clipc/kernels.h"
+static inline Matrix matrix(const float *p, size_t row, size_t col) { return operand_matrix(fp32(p), row, col); }
 
-#if defined(__x86_64__)
-#if defined(__clang__)
-#define TARGET_BEGIN_AVX2 _Pragma("clang attribute push(__attribute__((target(\"avx2,fma\"))), apply_to = function)")
-#define TARGET_BEGIN_AVX512 _Pragma("clang attribute push(__attribute__((target(\"avx512f,avx512bw,avx512dq,avx512vl,avx2,fma\"))), apply_to = function)")
-#define TARGET_END _Pragma("clang attribute pop")
-#else
-#define TARGET_BEGIN_AVX2 _Pragma("GCC push_options") _Pragma("GCC target(\"avx2,fma\")")
-#define TARGET_BEGIN_AVX512 _Pragma("GCC push_options") _Pragma("GCC target(\"avx512f,avx512bw,avx512dq,avx512vl,avx2,fma\")")
-#define TARGET_END _Pragma("GCC pop_options")
-#endif
+static inline int gemm_least(int a, int b) { return a < b ? a : b; }
+static inline int unit_entries(bool bf16) { return bf16 ? 2 : 1; }
+static inline int units_of(int K, bool bf16) { return (K + unit_entries(bf16) - 1) / unit_entries(bf16); }
 
-TARGET_BEGIN_AVX2
-#define ISA avx2
-#define ISA_NAME "avx2"
-#define LANES 8
-#define TILE_ROWS 6
-#define FMA(a, b, c) ((vec)_mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c)))
-#define SQRT(v) ((vec)_mm256_sqrt_ps((__m256)(v)))
-#include "clipc/kernels.h"
-TARGET_END
+// ---------------------------------------------------------------- packing
 
-TARGET_BEGIN_AVX512
-#define ISA avx512
-#define ISA_NAME "avx512"
-#define LANES 16
-#define TILE_ROWS 12
-#define FMA(a, b, c) ((vec)_mm512_fmadd_ps((__m512)(a), (__m512)(b), (__m512)(c)))
-#define SQRT(v) ((vec)_mm512_sqrt_ps((__m512)(v)))
-#include "clipc/kernels.h"
-TARGET_END
-#endif
+// A stretch of a matrix along K and across, for packing: entry (k, c) of K x N.
+typedef struct {
+    Operand x;
+    size_t along, across; // entries from one k, one c to the next
+    int K, N;
+} Source;
 
-// The best inner loops that this processor runs, or those that the environment variable CLIPC_ISA names.
-static inline const Kernels *kernels_select(void) {
-    const Kernels *all[3] = {&kernels_portable, NULL, NULL};
-    int count = 1;
-#if defined(__x86_64__)
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) all[count++] = &kernels_avx2;
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-        all[count++] = &kernels_avx512;
-#endif
-    const char *wanted = getenv("CLIPC_ISA");
-    if (!wanted || !*wanted) return all[count - 1];
-    for (int i = 0; i < count; i++)
-        if (strcmp(all[i]->name, wanted) == 0) return all[i];
-    die(EXIT_USAGE, "CLIPC_ISA=%s: this processor runs %s%s%s%s%s; unset it to take the last", wanted, all[0]->name, count > 1 ? ", " : "",
-        count > 1 ? all[1]->name : "", count > 2 ? ", " : "", count > 2 ? all[2]->name : "");
+// Where a block of units goes: unit u of column c to p[u * pitch + c], or with `columns` to p[c * pitch + u].
+typedef struct {
+    uint32_t *p;
+    size_t pitch;
+    bool columns;
+} Destination;
+
+// The same by single entries, with zeros behind the matrix' edges.
+static inline void pack_edge(uint32_t *to, size_t pitch, const Source *s, int k, int c, int n, bool bf16) {
+    const int e = unit_entries(bf16);
+    for (int u = 0; u < UNIT_BLOCK; u++)
+        for (int j = 0; j < n; j++) {
+            uint16_t halves[2] = {0, 0};
+            float x = 0;
+            for (int i = 0; i < e && k + e * u + i < s->K && c + j < s->N; i++) {
+                const size_t at = (size_t)(k + e * u + i) * s->along + (size_t)(c + j) * s->across;
+                if (s->x.bf16) halves[i] = ((const uint16_t *)s->x.p)[at];
+                else x = ((const float *)s->x.p)[at], halves[i] = float_to_bf16(x);
+            }
+            if (bf16) memcpy(to + (size_t)u * pitch + j, halves, 4);
+            else memcpy(to + (size_t)u * pitch + j, &x, 4);
+        }
+}
+
+// Packs 16 units from entry k on of n <= 16 columns from c on.
+static inline void pack_block(const Kernels *kernels, Destination to, const Source *s, int k, int c, int n, bool bf16) {
+    const bool edge = k + UNIT_BLOCK * unit_entries(bf16) > s->K || c + n > s->N || (s->along != 1 && s->across != 1);
+    const bool columns = !edge && s->along == 1, turn = columns != to.columns; // the order that comes by itself, whether it is the wrong one
+    uint32_t natural[UNIT_BLOCK * UNIT_BLOCK], turned[UNIT_BLOCK * UNIT_BLOCK];
+    uint32_t *p = turn ? natural : to.p;
+    const size_t pitch = turn ? UNIT_BLOCK : to.pitch;
+    const Operand from = operand_at(s->x, (size_t)k * s->along + (size_t)c * s->across);
+    if (turn && n < UNIT_BLOCK) memset(natural, 0, sizeof natural);
+    if (edge) pack_edge(p, pitch, s, k, c, n, bf16);
+    else if (columns) kernels->units_along(p, pitch, from, s->across, n, bf16);
+    else kernels->units_across(p, pitch, from, s->along, n, bf16);
+    if (!turn) return;
+    if (n == UNIT_BLOCK) kernels->transpose(to.p, to.pitch, natural);
+    else {
+        kernels->transpose(turned, UNIT_BLOCK, natural);
+        for (int i = 0; i < (to.columns ? n : UNIT_BLOCK); i++) memcpy(to.p + (size_t)i * to.pitch, turned + i * UNIT_BLOCK, (size_t)(to.columns ? UNIT_BLOCK : n) * 4);
+    }
+}
+
+// Units from one panel of a (K,N) matrix to the next.
+static inline size_t panel_pitch(const Kernels *kernels, int K, bool bf16) { return round_up((size_t)units_of(K, bf16), UNIT_BLOCK) * (size_t)kernels->tile_columns; }
+static inline int panel_count(const Kernels *kernels, int N) { return (N + kernels->tile_columns - 1) / kernels->tile_columns; }
+
+// Packs rows k0 … k1-1 (k0 a multiple of 32) of the panels first … last-1 of B (K,N).
+static inline void pack_panels(const Kernels *kernels, uint32_t *panels, Matrix B, int K, int N, int k0, int k1, int first, int last, bool bf16) {
+    const Source source = {B.x, B.row, B.col, K, N};
+    const int e = unit_entries(bf16), width = kernels->tile_columns, n = gemm_least(width, UNIT_BLOCK);
+    const size_t pitch = panel_pitch(kernels, K, bf16);
+    for (int p = first; p < last; p++)
+        for (int k = k0; k < k1; k += UNIT_BLOCK * e)
+            for (int c = 0; c < width; c += n) {
+                const Destination to = {panels + (size_t)p * pitch + (size_t)(k / e) * width + c, (size_t)width, false};
+                pack_block(kernels, to, &source, k, p * width + c, n, bf16);
+            }
+}
+
+// Packs `rows` rows of A (M,K) from `row` on into strips, tile behind tile: units in the order that the tile reads them.
+static inline void pack_strips(const Kernels *kernels, uint32_t *strips, Matrix A, int M, int K, int row, int rows, bool bf16) {
+    const TileKernel *t = &kernels->products[bf16];
+    const Source source = {A.x, A.col, A.row, K, M};
+    const int e = unit_entries(bf16), n = gemm_least(t->rows, UNIT_BLOCK);
+    for (int i = 0; i < rows; i += t->rows, strips += round_up((size_t)units_of(K, bf16), UNIT_BLOCK) * t->rows)
+        for (int k = 0; k < K; k += UNIT_BLOCK * e)
+            for (int c = 0; c < t->rows; c += n) {
+                uint32_t *at = strips + (size_t)(k / e) * t->rows;
+                const Destination by_unit = {at + c, (size_t)t->rows, false}, by_row = {at + (size_t)c * UNIT_BLOCK, UNIT_BLOCK, true};
+                pack_block(kernels, t->step == 1 ? by_unit : by_row, &source, k, row + i + c, n, bf16);
+            }
 }
 
 // ---------------------------------------------------------------- products
 
-enum { GEMM_K_BLOCK = 256, GEMM_ROW_TILES = 16 }; // a panel of 256 x 32 floats is 32 KB: L1; 16 tiles of 12 rows of A: 192 KB, L2
-
+// A product in progress.
 typedef struct {
-    const float *p;
-    size_t row, col; // distances of entries one row, one column apart
-} Matrix;
+    const Kernels *kernels;
+    const TileKernel *t;
+    Operand C;
+    size_t ldc;
+    Matrix A;
+    int M, N, K;
+    bool bf16, direct; // direct: whole tiles of A are read where they are
+    int units;
+    size_t strip; // units of a packed strip of A
+    const TileEnd *end;
+} Gemm;
 
-static inline Matrix matrix(const float *p, size_t row, size_t col) {
-    Matrix m = {p, row, col};
-    return m;
+static inline Gemm gemm_plan(const Kernels *kernels, Operand C, size_t ldc, Matrix A, int M, int N, int K, const TileEnd *end) {
+    const bool bf16 = A.x.bf16;
+    const TileKernel *t = &kernels->products[bf16];
+    const int units = units_of(K, bf16);
+    const Gemm g = {kernels, t, C, ldc, A, M, N, K, bf16, A.col == 1 && K % (unit_entries(bf16) * t->step) == 0, units, round_up((size_t)units, UNIT_BLOCK) * (size_t)t->rows, end};
+    return g;
 }
 
-// Packs rows k … k+K-1 and `n` columns from column `j` of B into one panel (K, tile_columns), missing columns 0.
-static inline void gemm_pack(const Kernels *kernels, float *panel, Matrix B, int k, int K, int j, int n) {
-    const int width = kernels->tile_columns;
-    const float *b = B.p + (size_t)k * B.row + (size_t)j * B.col;
-    if (B.col == 1) {
-        for (int i = 0; i < K; i++) {
-            memcpy(panel + (size_t)i * width, b + (size_t)i * B.row, (size_t)n * sizeof *b);
-            memset(panel + (size_t)i * width + n, 0, (size_t)(width - n) * sizeof *b);
+// Rows of A that are taken at a time.
+static inline int gemm_rows(const Gemm *g) {
+    const int fit = GEMM_A_BYTES / (4 * g->units), most = gemm_least(GEMM_ROWS, fit > 3 * g->t->rows ? fit : 3 * g->t->rows);
+    return most / g->t->rows * g->t->rows;
+}
+
+// Where tile i of a block of rows is read from, packed where it has to be: with step > 1 also the last one, which has fewer rows.
+static inline bool gemm_reads_strip(const Gemm *g, int m) { return !g->direct || (g->t->step > 1 && m < g->t->rows); }
+
+static inline void gemm_pack_strips(const Gemm *g, uint32_t *strips, int row, int rows) {
+    const int whole = g->direct ? rows / g->t->rows * g->t->rows : 0;
+    if (whole < rows && gemm_reads_strip(g, rows - whole))
+        pack_strips(g->kernels, strips + (size_t)(whole / g->t->rows) * g->strip, g->A, g->M, g->K, row + whole, rows - whole, g->bf16);
+}
+
+// Rows row … row+rows-1 of C by the columns of panel j. partial: room for rows + tile rows of a panel.
+static inline void gemm_block(const Gemm *g, int row, int rows, const uint32_t *strips, int j, const uint32_t *panel, float *partial) {
+    const TileKernel *t = g->t;
+    const int width = g->kernels->tile_columns, n = gemm_least(g->N - j * width, width);
+    const size_t unit = 4, A_row = g->A.row * operand_bytes(g->bf16);
+    for (int u = 0; u < g->units; u += GEMM_K_BLOCK) {
+        const int depth = gemm_least(g->units - u, GEMM_K_BLOCK), steps = (depth + t->step - 1) / t->step;
+        for (int i = 0; i < rows; i += t->rows) {
+            const int m = gemm_least(rows - i, t->rows);
+            float *sums = partial + (size_t)i * width;
+            if (gemm_reads_strip(g, m)) {
+                const uint32_t *a = strips + (size_t)(i / t->rows) * g->strip + (size_t)u * t->rows;
+                t->tile(m, steps, a, unit * t->step, unit * t->step * t->rows, panel + (size_t)u * width, sums, u > 0);
+            } else {
+                t->tile(m, steps, (const char *)g->A.x.p + (size_t)(row + i) * A_row + (size_t)u * unit, A_row, unit * t->step, panel + (size_t)u * width, sums, u > 0);
+            }
+            if (u + depth == g->units) g->kernels->finish(m, n, sums, g->C, g->ldc, (size_t)(row + i), (size_t)j * width, g->end);
+        }
+    }
+}
+
+// Floats of `partial` and units of strips that gemm_block() needs.
+static inline size_t gemm_partial(const Gemm *g) { return (size_t)(gemm_rows(g) + g->t->rows) * g->kernels->tile_columns; }
+static inline size_t gemm_strips(const Gemm *g) { return (size_t)(gemm_rows(g) / g->t->rows + 1) * g->strip; }
+
+static inline void gemm_begin(const Gemm *g) {
+    if (g->bf16 && g->kernels->begin) g->kernels->begin();
+}
+static inline void gemm_end(const Gemm *g) {
+    if (g->bf16 && g->kernels->end) g->kernels->end();
+}
+
+// How many parts the panels are cut into, so that there is work for all threads.
+static inline int gemm_parts(int row_blocks, int panels) {
+    int threads = 1;
+#ifdef _OPENMP
+    threads = omp_get_max_threads();
+#endif
+    return gemm_least(panels, threads == 1 ? 1 : (4 * threads + row_blocks - 1) / row_blocks);
+}
+
+// C (M,N), rows ldc apart, = A (M,K) · B (K,N), and what `end` says. In A's type; B may be fp32 beside an A of bf16. By all threads; call it
+// from outside of parallel regions.
+static inline void gemm(const Kernels *kernels, Operand C, size_t ldc, Matrix A, Matrix B, int M, int N, int K, TileEnd end) {
+    const int most = GEMM_K_MOST * unit_entries(A.x.bf16);
+    if (K > most && !C.bf16 && (!B.panels || A.col != 1)) { // in pieces, so that what is packed stays small; the first one brings bias and residual
+        for (int k = 0; k < K; k += most) {
+            Matrix a = A, b = B;
+            a.x = operand_at(A.x, (size_t)k * A.col), b.x = operand_at(B.x, (size_t)k * B.row), b.panels = NULL;
+            const TileEnd more = {true, NULL, NULL, NULL, NULL, false};
+            gemm(kernels, C, ldc, a, b, M, N, gemm_least(K - k, most), k ? more : end);
         }
         return;
     }
-    if (n < width) memset(panel, 0, (size_t)K * width * sizeof *b);
-    int i0 = 0;
-    for (; i0 + 16 <= K && B.row == 1; i0 += 16) // 16 rows at a time: each cache line of B is read once
-        for (int c = 0; c < n; c++) {
-            const float *from = b + (size_t)c * B.col + i0;
-            float *to = panel + (size_t)i0 * width + c;
-            UNROLL for (int i = 0; i < 16; i++) to[i * width] = from[i];
-        }
-    for (int i = i0; i < K; i++)
-        for (int c = 0; c < n; c++) panel[(size_t)i * width + c] = b[(size_t)i * B.row + (size_t)c * B.col];
-}
-
-// Some rows of A and a block of the inner dimension, tile by tile: entry (i, k) of tile t is p[t * tile + i * row + k * col].
-typedef struct {
-    const float *p;
-    size_t tile, row, col;
-} TileRows;
-
-// Rows row0 … row1-1 and columns k … k+K-1 of A. Where its rows are not contiguous (a transposed matrix), each k would be a cache line of
-// its own: then the entries are packed into `strips`, tile behind tile.
-static inline TileRows gemm_rows(const Kernels *kernels, float *strips, Matrix A, int row0, int row1, int k, int K) {
-    const int height = kernels->tile_rows;
-    const float *a = A.p + (size_t)row0 * A.row + (size_t)k * A.col;
-    const TileRows plain = {a, (size_t)height * A.row, A.row, A.col}, packed = {strips, (size_t)height * (size_t)K, 1, (size_t)height};
-    if (A.col == 1) return plain;
-    for (int i = 0; i < row1 - row0; i += height, strips += height * K) {
-        const int m = row1 - row0 - i < height ? row1 - row0 - i : height;
-        for (int j = 0; j < K; j++)
-            for (int r = 0; r < m; r++) strips[j * height + r] = a[(size_t)(i + r) * A.row + (size_t)j * A.col];
-    }
-    return packed;
-}
-
-// `rows` rows of C from `c` on, n columns: one packed panel against tiles of A. bias and residual of `end` begin where c does.
-static inline void gemm_panel(const Kernels *kernels, float *c, size_t ldc, TileRows a, const float *panel, int rows, int K, int n, TileEnd end) {
-    for (int i = 0; i < rows; i += kernels->tile_rows, a.p += a.tile) {
-        const TileEnd e = {end.add, end.bias, end.residual ? end.residual + (size_t)i * ldc : NULL};
-        kernels->tile(rows - i < kernels->tile_rows ? rows - i : kernels->tile_rows, K, a.p, a.row, a.col, panel, c + (size_t)i * ldc, ldc, n, e);
-    }
-}
-
-// What a block of K does at the end of its tiles, `at` floats into C, at column j: all but the first add to C, only the last one adds bias
-// and residual.
-static inline TileEnd gemm_end(TileEnd end, bool first, bool last, size_t at, int j) {
-    const TileEnd e = {end.add || !first, last && end.bias ? end.bias + j : NULL, last && end.residual ? end.residual + at : NULL};
-    return e;
-}
-
-static inline int gemm_least(int a, int b) { return a < b ? a : b; }
-
-// C (M,N), rows ldc apart. By all threads; call it from outside of parallel regions.
-static inline void gemm(const Kernels *kernels, float *C, size_t ldc, Matrix A, Matrix B, int M, int N, int K, TileEnd end) {
-    const int width = kernels->tile_columns, panels = (N + width - 1) / width, most = GEMM_ROW_TILES * kernels->tile_rows, row_blocks = (M + most - 1) / most;
-    float *packed = (float *)aligned_malloc_check((size_t)panels * width * GEMM_K_BLOCK * sizeof(float));
+    const Gemm g = gemm_plan(kernels, C, ldc, A, M, N, K, &end);
+    const int panels = panel_count(kernels, N), rows_most = gemm_rows(&g), row_blocks = (M + rows_most - 1) / rows_most, parts = gemm_parts(row_blocks, panels);
+    const size_t pitch = B.panels ? B.pitch : panel_pitch(kernels, K, g.bf16);
+    uint32_t *packed = B.panels ? NULL : (uint32_t *)aligned_malloc_check((size_t)panels * pitch * 4);
 #pragma omp parallel
     {
-        float *strips = (float *)aligned_malloc_check((size_t)most * GEMM_K_BLOCK * sizeof(float));
-        for (int k = 0; k < K; k += GEMM_K_BLOCK) {
-            const int depth = gemm_least(K - k, GEMM_K_BLOCK);
-#pragma omp for schedule(static)
-            for (int p = 0; p < panels; p++) gemm_pack(kernels, packed + (size_t)p * width * GEMM_K_BLOCK, B, k, depth, p * width, gemm_least(N - p * width, width));
-            TileRows a = {NULL, 0, 0, 0};
-            int row_of_a = -1;
+        float *partial = (float *)aligned_malloc_check(gemm_partial(&g) * sizeof(float));
+        uint32_t *strips = (uint32_t *)aligned_malloc_check(gemm_strips(&g) * 4);
+        gemm_begin(&g);
+        if (packed) {
 #pragma omp for schedule(dynamic, 4)
-            for (int item = 0; item < row_blocks * panels; item++) { // neighbours share the rows of A
-                const int row = item / panels * most, p = item % panels, rows = gemm_least(M - row, most);
-                const size_t at = (size_t)row * ldc + (size_t)p * width;
-                if (row != row_of_a) a = gemm_rows(kernels, strips, A, row_of_a = row, row + rows, k, depth);
-                gemm_panel(kernels, C + at, ldc, a, packed + (size_t)p * width * GEMM_K_BLOCK, rows, depth, gemm_least(N - p * width, width),
-                           gemm_end(end, k == 0, k + depth == K, at, p * width));
-            }
+            for (int p = 0; p < panels; p++) pack_panels(kernels, packed, B, K, N, 0, K, p, p + 1, g.bf16);
         }
-        free(strips);
+        int row_of_strips = -1;
+#pragma omp for schedule(dynamic)
+        for (int item = 0; item < row_blocks * parts; item++) { // neighbours share the rows of A
+            const int row = item / parts * rows_most, part = item % parts, rows = gemm_least(M - row, rows_most);
+            if (row != row_of_strips) gemm_pack_strips(&g, strips, row_of_strips = row, rows);
+            for (int j = panels * part / parts; j < panels * (part + 1) / parts; j++) gemm_block(&g, row, rows, strips, j, (packed ? packed : B.panels) + (size_t)j * pitch, partial);
+        }
+        gemm_end(&g);
+        free(partial), free(strips);
     }
     free(packed);
 }
 
-// The same by the calling thread alone, for products within a parallel region (one head of attention). `scratch`: room for
-// gemm_serial_scratch() floats.
-static inline size_t gemm_serial_scratch(const Kernels *kernels) { return (size_t)(kernels->tile_columns + GEMM_ROW_TILES * kernels->tile_rows) * GEMM_K_BLOCK; }
+// The same in fp32 by the calling thread alone, for products within a parallel region (one head of attention). `scratch`: room for
+// gemm_serial_scratch() floats for the largest M and K that come.
+static inline size_t gemm_serial_scratch(const Kernels *kernels, int M, int K) {
+    const size_t rows = (size_t)gemm_least(M, GEMM_ROWS) + (size_t)kernels->products[0].rows, depth = round_up((size_t)K, UNIT_BLOCK);
+    return rows * (size_t)kernels->tile_columns + rows * depth + depth * (size_t)kernels->tile_columns;
+}
 
 static inline void gemm_serial(const Kernels *kernels, float *scratch, float *C, size_t ldc, Matrix A, Matrix B, int M, int N, int K, TileEnd end) {
-    const int width = kernels->tile_columns, most = GEMM_ROW_TILES * kernels->tile_rows;
-    float *panel = scratch, *strips = scratch + (size_t)width * GEMM_K_BLOCK;
-    for (int k = 0; k < K; k += GEMM_K_BLOCK)
-        for (int row = 0; row < M; row += most) {
-            const int depth = gemm_least(K - k, GEMM_K_BLOCK), rows = gemm_least(M - row, most);
-            const TileRows a = gemm_rows(kernels, strips, A, row, row + rows, k, depth);
-            for (int j = 0; j < N; j += width) {
-                const size_t at = (size_t)row * ldc + (size_t)j;
-                gemm_pack(kernels, panel, B, k, depth, j, gemm_least(N - j, width));
-                gemm_panel(kernels, C + at, ldc, a, panel, rows, depth, gemm_least(N - j, width), gemm_end(end, k == 0, k + depth == K, at, j));
-            }
+    const Gemm g = gemm_plan(kernels, fp32(C), ldc, A, M, N, K, &end);
+    const int most = gemm_rows(&g);
+    const size_t rows_at_most = (size_t)gemm_least(M, most) + (size_t)g.t->rows;
+    uint32_t *panel = (uint32_t *)scratch, *strips = panel + panel_pitch(kernels, K, false);
+    float *partial = scratch + panel_pitch(kernels, K, false) + rows_at_most * round_up((size_t)K, UNIT_BLOCK);
+    for (int row = 0; row < M; row += most) {
+        const int rows = gemm_least(M - row, most);
+        gemm_pack_strips(&g, strips, row, rows);
+        for (int j = 0; j < panel_count(kernels, N); j++) {
+            pack_panels(kernels, panel, operand_matrix(operand_at(B.x, (size_t)j * kernels->tile_columns * B.col), B.row, B.col), K, N - j * kernels->tile_columns, 0, K, 0, 1, false);
+            gemm_block(&g, row, rows, strips, j, panel, partial);
         }
+    }
 }
 
 // out (M,N) = a (M,K) · b (N,K)ᵀ
 static inline void matmul_nt(const Kernels *kernels, float *out, const float *a, const float *b, int M, int N, int K) {
-    TileEnd end = {false, NULL, NULL};
-    gemm(kernels, out, (size_t)N, matrix(a, (size_t)K, 1), matrix(b, 1, (size_t)K), M, N, K, end);
+    const TileEnd set = {false, NULL, NULL, NULL, NULL, false};
+    gemm(kernels, fp32(out), (size_t)N, matrix(a, (size_t)K, 1), matrix(b, 1, (size_t)K), M, N, K, set);
 }
 
 #endif

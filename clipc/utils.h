@@ -314,4 +314,21 @@ static inline bool file_hash(const char *path, uint64_t *hash) {
     return whole;
 }
 
+// ---------------------------------------------------------------- bf16: the upper half of an fp32
+
+static inline float bf16_to_float(uint16_t x) {
+    uint32_t bits = (uint32_t)x << 16;
+    float f;
+    memcpy(&f, &bits, 4);
+    return f;
+}
+
+// round to nearest, ties to even; NaN stays NaN
+static inline uint16_t float_to_bf16(float f) {
+    uint32_t bits;
+    memcpy(&bits, &f, 4);
+    if ((bits & 0x7fffffff) > 0x7f800000) return (uint16_t)(bits >> 16 | 0x40);
+    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
 #endif

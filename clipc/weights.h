@@ -276,23 +276,6 @@ static inline void tensor_pointers_free(TensorPointers *p) {
     memset(p, 0, sizeof *p);
 }
 
-// ---------------------------------------------------------------- bf16 on disk
-
-static inline float bf16_to_float(uint16_t x) {
-    uint32_t bits = (uint32_t)x << 16;
-    float f;
-    memcpy(&f, &bits, 4);
-    return f;
-}
-
-// round to nearest, ties to even; NaN stays NaN
-static inline uint16_t float_to_bf16(float f) {
-    uint32_t bits;
-    memcpy(&bits, &f, 4);
-    if ((bits & 0x7fffffff) > 0x7f800000) return (uint16_t)(bits >> 16 | 0x40);
-    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-
 // ---------------------------------------------------------------- reading and writing
 
 // An open weight file whose header was checked; the tensors are not read yet.

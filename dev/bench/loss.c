@@ -26,10 +26,10 @@ static double peak_megabytes(void) {
 // The textbook: all logits, their softmax over rows and over columns, two products.
 static double plain_loss(const Kernels *k, float *dimage, float *dtext, double *dscale, const float *image, const float *text, int n, int E, float scale) {
     const size_t N = (size_t)n, W = (size_t)E;
-    const TileEnd set = {false, NULL, NULL};
+    const TileEnd set = {false, NULL, NULL, NULL, NULL, false};
     float *logits = aligned_malloc_check(N * N * sizeof(float)), *row_max = malloc_check(N * sizeof(float)), *column_max = malloc_check(N * sizeof(float));
     double *row = calloc_check(N, sizeof(double)), *column = calloc_check(N, sizeof(double)), loss = 0, dot = 0;
-    gemm(k, logits, N, matrix(image, W, 1), matrix(text, 1, W), n, n, E, set);
+    gemm(k, fp32(logits), N, matrix(image, W, 1), matrix(text, 1, W), n, n, E, set);
     for (int i = 0; i < n; i++) row_max[i] = column_max[i] = -INFINITY;
     for (size_t i = 0; i < N; i++)
         for (size_t j = 0; j < N; j++) {
@@ -48,8 +48,8 @@ static double plain_loss(const Kernels *k, float *dimage, float *dtext, double *
             const float x = logits[i * N + j], g = (expf(x - row_max[i]) + expf(x - column_max[j]) - 2 * (i == j)) / (2 * (float)n);
             dot += (double)g * x, logits[i * N + j] = g * scale;
         }
-    gemm(k, dimage, W, matrix(logits, N, 1), matrix(text, W, 1), n, E, n, set);
-    gemm(k, dtext, W, matrix(logits, 1, N), matrix(image, W, 1), n, E, n, set);
+    gemm(k, fp32(dimage), W, matrix(logits, N, 1), matrix(text, W, 1), n, E, n, set);
+    gemm(k, fp32(dtext), W, matrix(logits, 1, N), matrix(image, W, 1), n, E, n, set);
     *dscale = dot;
     free(logits), free(row_max), free(column_max), free(row), free(column);
     return loss;

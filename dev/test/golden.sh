@@ -50,7 +50,7 @@ train_run() { # TRAIN DATA KEY OPTION…: one recorded run, repeated
     shards=$(printf '%s::' "$data"/train-*.tar)
     rm -rf "$out/$key" "$out/$key.weights"
     limited "./${BIN}train_clip" --pretrained "$out/init.bin" --train-data "${shards%::}" --dataset-type webdataset --no-shuffle --aug-cfg scale=1,1 \
-        --wd 0.2 --beta1 0.9 --beta2 0.98 --eps 1e-6 --lr-scheduler cosine --log-every-n-steps 1 --logs "$out" --name "$key" "$@" || return
+        --precision fp32 --wd 0.2 --beta1 0.9 --beta2 0.98 --eps 1e-6 --lr-scheduler cosine --log-every-n-steps 1 --logs "$out" --name "$key" "$@" || return
     if [ "$key" = loss_float64 ]; then
         "$PYTHON" dev/convert.py "$(ls "$out/$key"/checkpoints/*.bin | tail -n 1)" -o "$out/$key.weights" --format open_clip || return
         set -- "$out/$key.weights/open_clip_model.safetensors"

@@ -155,8 +155,12 @@ static void test_linear(const Kernels *k) {
             float *in = random_floats(1, (size_t)n), *out = random_floats(2, (size_t)N * O), *dout = random_floats(3, (size_t)N * O), *din = random_floats(4, (size_t)n);
             float *before = malloc_check((size_t)n * sizeof(float));
             memcpy(before, din, (size_t)n * sizeof(float));
-            linear_forward(k, out, in, in + N * C, in + N * C + O * C, in + N * C + O * C + O, N, C, O);
-            linear_backward(k, din, din + N * C, din + N * C + O * C, dout, (size_t)O, in, in + N * C, N, C, O, accumulate);
+            TileEnd residual = SET;
+            residual.residual = in + N * C + O * C + O;
+            const Weight weight = block_weight(in + N * C, NULL, NULL);
+            linear_forward(k, fp32(out), fp32(in), weight, in + N * C + O * C, residual, N, C, O);
+            linear_backward_input(k, fp32(din), fp32(dout), (size_t)O, weight, SET, N, C, O);
+            linear_backward_weight(k, din + N * C, din + N * C + O * C, fp32(dout), (size_t)O, fp32(in), N, C, O, accumulate);
             for (int i = N * C; accumulate && i < N * C + O * C + O; i++) din[i] -= before[i];
             check("linear", &c, in, out, dout, din, stretch);
             free(in), free(out), free(dout), free(din), free(before);
@@ -172,7 +176,7 @@ static void test_layernorm(const Kernels *k) {
             float *in = random_floats(1, (size_t)n), *out = random_floats(2, (size_t)N * C), *dout = random_floats(3, (size_t)N * C), *din = random_floats(4, (size_t)n);
             float *mean = random_floats(5, (size_t)N), *rstd = random_floats(6, (size_t)N), *skip = random_floats(7, (size_t)N * C), *before = malloc_check((size_t)n * sizeof(float));
             memcpy(before, din, (size_t)n * sizeof(float));
-            layernorm_forward(k, out, mean, rstd, in, in + N * C, in + N * C + C, N, C, 1e-5f);
+            layernorm_forward(k, fp32(out), mean, rstd, in, in + N * C, in + N * C + C, N, C, 1e-5f);
             layernorm_backward(k, din, din + N * C, din + N * C + C, skip, dout, in, in + N * C, mean, rstd, N, C, accumulate);
             for (int i = 0; i < n; i++) din[i] -= i < N * C ? skip[i] : accumulate ? before[i] : 0;
             check("layernorm", &c, in, out, dout, din, stretch);
@@ -180,14 +184,18 @@ static void test_layernorm(const Kernels *k) {
         }
 }
 
+// GELU'(x) * dout where dout is a product, here with the identity (1,1)
 static void test_gelu(const Kernels *k) {
     for (int quick = 0; quick < 2; quick++) {
         enum { N = 5003 };
         const int stretch[] = {N, 0};
+        const float one = 1;
         Case c = {reference_gelu, N, N, {quick}, NULL, NULL, NULL};
         float *in = random_floats(1, N), *out = random_floats(2, N), *dout = random_floats(3, N), *din = random_floats(4, N);
         for (int i = 0; i < N; i++) in[i] *= 3;
-        gelu_forward(k, out, in, N, quick), gelu_backward(k, din, in, dout, N, quick);
+        TileEnd slope = SET;
+        slope.hidden = in, slope.quick_gelu = quick;
+        gelu_forward(k, fp32(out), fp32(in), N, quick), gemm(k, fp32(din), 1, matrix(dout, 1, 1), matrix(&one, 1, 1), N, 1, 1, slope);
         check("gelu", &c, in, out, dout, din, stretch);
         free(in), free(out), free(dout), free(din);
     }
@@ -205,8 +213,8 @@ static void test_attention(const Kernels *k) {
             const int n = seq.R * 3 * C, outputs = (only_read ? seq.B : seq.R) * C, stretch[] = {n, 0};
             Case c = {reference_attention, n, outputs, {C, NH, causal, only_read}, &seq, NULL, NULL};
             float *in = random_floats(1, (size_t)n), *out = random_floats(2, (size_t)outputs), *dout = random_floats(3, (size_t)outputs), *din = calloc_check((size_t)n, sizeof(float));
-            attention_forward(k, out, in, &seq, C, NH, causal, only_read);
-            attention_backward(k, din, dout, in, &seq, C, NH, causal, only_read);
+            attention_forward(k, fp32(out), fp32(in), &seq, C, NH, causal, only_read);
+            attention_backward(k, fp32(din), fp32(dout), fp32(in), &seq, C, NH, causal, only_read);
             check("attention", &c, in, out, dout, din, stretch);
             free(in), free(out), free(dout), free(din), free(seq.start), free(seq.read);
         }
@@ -231,11 +239,11 @@ static void test_image_embedding(const Kernels *k) {
     const ClipBatch batch = {.size = B, .images = images};
     Case c = {reference_image_embedding, n, B * T * C, {0}, NULL, &batch, &f};
     const TowerPointers w = {.conv1_weight = in, .class_embedding = in + C * K, .positional_embedding = in + C * K + C};
-    image_embedding_forward(k, out, embedded, patches, &batch, &w, &f);
+    image_embedding_forward(k, out, embedded, fp32(patches), &batch, &w, block_weight(in, NULL, NULL), &f);
     for (int accumulate = 0; accumulate < 2; accumulate++) {
         float *din = random_floats(4, (size_t)n), *before = random_floats(4, (size_t)n);
         const TowerPointers g = {.conv1_weight = din, .class_embedding = din + C * K, .positional_embedding = din + C * K + C};
-        image_embedding_backward(k, &g, dout, embedded, patches, &batch, &f, accumulate);
+        image_embedding_backward(k, &g, dout, embedded, fp32(patches), &batch, &f, accumulate);
         for (int i = 0; accumulate && i < n; i++) din[i] -= before[i];
         check("image embedding", &c, in, out, dout, din, stretch);
         free(din), free(before);
@@ -250,7 +258,7 @@ static void test_pixels_are_normalised_as_torchvision_does(void) {
     float patches[3 * 256];
     for (int i = 0; i < 3 * 256; i++) pixels[i] = (uint8_t)i;
     const ClipBatch batch = {.size = 1, .pixels = pixels};
-    patches_from_images(patches, &batch, &f);
+    patches_from_images(fp32(patches), &batch, &f);
     for (int ch = 0; ch < 3; ch++)
         for (int v = 0; v < 256; v++) {
             const float mean = (&f.mean_r)[ch], std = (&f.std_r)[ch];
