@@ -86,7 +86,7 @@ static inline void pack_block(const Kernels *kernels, Destination to, const Sour
     const bool columns = !edge && s->along == 1, turn = columns != to.columns; // the order that comes by itself, whether it is the wrong one
     uint32_t natural[UNIT_BLOCK * UNIT_BLOCK], turned[UNIT_BLOCK * UNIT_BLOCK];
     uint32_t *p = turn ? natural : to.p;
-    const size_t pitch = turn ? UNIT_BLOCK : to.pitch;
+    const size_t pitch = turn ? (size_t)UNIT_BLOCK : to.pitch;
     const Operand from = operand_at(s->x, (size_t)k * s->along + (size_t)c * s->across);
     if (turn && n < UNIT_BLOCK) memset(natural, 0, sizeof natural);
     if (edge) pack_edge(p, pitch, s, k, c, n, bf16);
