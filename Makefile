@@ -43,14 +43,15 @@ NVCC = $(or $(shell command -v nvcc 2>/dev/null),$(wildcard /usr/local/cuda/bin/
 GPU_ARCH = $(if $(shell nvidia-smi -L 2>/dev/null),-arch=native,-gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=[sm_90,compute_90])
 COMPILE_GPU = $(NVCC) -std=c++17 -O3 $(GPU_ARCH) -diag-suppress 1675 $(patsubst %,-Xcompiler %,-ffp-contract=off -Wall -Wextra $(OPENMP) -pthread) $(INCLUDES)
 BUILD_GPU = test -n '$(NVCC)' || { echo 'make $@: nvcc is missing; install the CUDA toolkit (12.0 or later), or say where it is: make $@ NVCC=/path/to/nvcc' >&2; exit 1; }; \
-            $(COMPILE_GPU) $(TEST_FLAGS) -MMD -MP -MF $(BUILD)/$(notdir $@).d -o $@ -x cu $< $(LINK_LIBS) -lcublasLt
+            $(COMPILE_GPU) $(TEST_FLAGS:%=-Xcompiler %) -MMD -MP -MF $(BUILD)/$(notdir $@).d -o $@ -x cu $< $(LINK_LIBS) -lcublasLt
 
 # The same as C++ for the CPU (dev/cuda/emulate.h): what `make test` tests of it, without a GPU or nvcc.
 CXX := $(firstword $(foreach c,$(if $(findstring clang,$(CC)),clang++) g++ c++,$(if $(shell command -v $(c) 2>/dev/null),$(c))))
-COMPILE_EMULATED = $(CXX) -std=c++17 -DCLIPC_EMULATE -ffp-contract=off $(CFLAGS) $(OPENMP) -pthread $(INCLUDES)
+EMULATED_WARNINGS = -Wno-unknown-pragmas -Wno-missing-field-initializers $(if $(findstring clang,$(CXX)),,-Wno-uninitialized -Wno-maybe-uninitialized)# gcc's: of its own AVX-512 header
+COMPILE_EMULATED = $(CXX) -std=c++17 -DCLIPC_EMULATE -ffp-contract=off $(CFLAGS) $(EMULATED_WARNINGS) $(OPENMP) -pthread $(INCLUDES)
 BUILD_EMULATED = $(COMPILE_EMULATED) $(TEST_FLAGS) -MMD -MP -MF $(BUILD)/$(notdir $@).d -o $@ -x c++ $< -x none $(LINK_LIBS)
 GPU_TESTS = $(patsubst dev/test/%.cu,$(BUILD)/%,$(wildcard dev/test/test_*.cu))
-EMULATED = $(if $(wildcard train_clip.cu),$(BUILD)/train_clip_emulated $(BUILD)/test_clip_emulated) $(GPU_TESTS)
+EMULATED = $(BUILD)/train_clip_emulated $(BUILD)/test_clip_emulated $(BUILD)/lab $(GPU_TESTS)
 
 SETUP = CC='$(CC)' dev/setup.sh
 PYTHON = $(shell dev/setup.sh --python)
@@ -75,9 +76,15 @@ $(BUILD)/train_clip_emulated: train_clip.cu data/bpe_merges.txt $(BUILD)/command
 	$(BUILD_EMULATED)
 $(BUILD)/lr_find_emulated $(BUILD)/wise_ft_emulated $(BUILD)/test_clip_emulated: $(BUILD)/%_emulated: %.c data/bpe_merges.txt $(BUILD)/command
 	$(BUILD_EMULATED)
-$(GPU_TESTS): TEST_FLAGS = -Wno-format-zero-length
-$(GPU_TESTS): $(BUILD)/%: dev/test/%.cu $(BUILD)/command
+$(BUILD)/lab $(BUILD)/labcu $(BUILD)/test_gpu_kernelscu $(GPU_TESTS): TEST_FLAGS = -Wno-format-zero-length
+$(BUILD)/lab: dev/cuda/lab.cu data/bpe_merges.txt $(BUILD)/command
 	$(BUILD_EMULATED)
+$(GPU_TESTS): $(BUILD)/%: dev/test/%.cu data/bpe_merges.txt $(BUILD)/command
+	$(BUILD_EMULATED)
+$(BUILD)/labcu: dev/cuda/lab.cu $(GPU_NEEDS)
+	@$(BUILD_GPU)
+$(BUILD)/test_gpu_kernelscu: dev/test/test_gpu_kernels.cu $(GPU_NEEDS)
+	@$(BUILD_GPU)
 
 $(BUILD)/bench_%: dev/bench/%.c $(BUILD)/command
 	$(BUILD_PROGRAM)

@@ -35,6 +35,7 @@ golden_model() { # DIR
         [ -d "$folder" ] || continue
         found=1
         part "model/$name" model_values "$folder" "$BUILD/golden/$name"
+        part "model/$name, emulated GPU" limited "$BUILD/test_clip_emulated" "$BUILD/golden/$name.bin" "$BUILD/golden/$name.debug.bin"
         part "model/$name, dev/reference.py" "$PYTHON" dev/reference.py --golden "$folder" --check
     done
     if [ -d "$1/formats" ] || [ -d "$1/bad" ]; then found=1 && part "model/formats, bad" "$PYTHON" dev/test/test_convert.py --golden "$1"; fi

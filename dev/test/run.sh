@@ -46,6 +46,15 @@ reference_model() { # NAME CONFIG
         limited "./${BIN}test_clip" "$out.bin" "$out.debug.bin"
 }
 
+emulated_model() { limited "$BUILD/test_clip_emulated" "$BUILD/reference/$1.bin" "$BUILD/reference/$1.debug.bin"; } # NAME, after reference_model
+
+# The GPU program as C++ on the CPU: references by its own layers, every version of the kernels.
+gpu_parts() {
+    local name
+    for name in gelu quickgelu; do part "reference $name, emulated GPU" emulated_model $name; done
+    part "kernel laboratory, emulated GPU" limited "$BUILD/lab"
+}
+
 # A run from random weights over files, with evaluation and a checkpoint, then one from that checkpoint. What it must get right
 # is checked elsewhere; here it must end well under the sanitizers.
 short_training() {
@@ -72,6 +81,7 @@ c_parts() {
     part "reference, QuickGELU" reference_model quickgelu '{"embed_dim": 13, "quick_gelu": true,
         "vision_cfg": {"image_size": 19, "patch_size": 6, "width": 34, "head_width": 17, "layers": 1},
         "text_cfg": {"context_length": 7, "vocab_size": 97, "width": 15, "heads": 3, "layers": 2}}'
+    gpu_parts
     for test in dev/test/test_*.c dev/test/test_*.cu; do
         name=$(basename "${test%.*}")
         part "$name" "$BUILD/$name"
