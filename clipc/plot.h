@@ -266,7 +266,7 @@ static inline void svg_marks(FILE *f, const PlotPanel *p, const PlotAxis *x, con
             if (!axis_shows(x, m->x) || m->x < x->low || m->x > x->high) continue;
             bool line = isnan(m->y);
             if (!line && !axis_shows(y, m->y)) continue;
-            double at = axis_pixel(x, m->x), row = line ? y->to + 11 + 15 * (i % 4) : axis_pixel(y, m->y) - 7; // those of neighbours in different rows
+            double at = axis_pixel(x, m->x), row = line ? y->to + 11 + 15 * (i % 5) : axis_pixel(y, m->y) - 7; // those of neighbours in different rows
             bool left = at > (x->from + x->to) / 2;
             if (!label && line) fprintf(f, "<line class=\"m\" x1=\"%.1f\" x2=\"%.1f\" y1=\"%.1f\" y2=\"%.1f\"/>\n", at, at, y->from, y->to);
             if (!label) continue;
