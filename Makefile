@@ -41,7 +41,7 @@ TESTS = $(patsubst dev/test/%.c,$(BUILD)/%,$(wildcard dev/test/test_*.c))
 GPU_PROGRAMS = train_clipcu lr_findcu wise_ftcu test_clipcu
 NVCC = $(or $(shell command -v nvcc 2>/dev/null),$(wildcard /usr/local/cuda/bin/nvcc))
 GPU_ARCH = $(if $(shell nvidia-smi -L 2>/dev/null),-arch=native,-gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=[sm_90,compute_90])
-COMPILE_GPU = $(NVCC) -std=c++17 -O3 $(GPU_ARCH) -diag-suppress 1675 $(patsubst %,-Xcompiler %,-ffp-contract=off -Wall -Wextra $(OPENMP) -pthread) $(INCLUDES)
+COMPILE_GPU = $(NVCC) -std=c++17 -O3 $(GPU_ARCH) -diag-suppress 1675,550 $(patsubst %,-Xcompiler %,-ffp-contract=off $(OPENMP) -pthread) $(INCLUDES)
 BUILD_GPU = test -n '$(NVCC)' || { echo 'make $@: nvcc is missing; install the CUDA toolkit (12.0 or later), or say where it is: make $@ NVCC=/path/to/nvcc' >&2; exit 1; }; \
             $(COMPILE_GPU) $(TEST_FLAGS:%=-Xcompiler %) -MMD -MP -MF $(BUILD)/$(notdir $@).d -o $@ -x cu $< $(LINK_LIBS) -lcublasLt
 

@@ -41,7 +41,10 @@ struct Device {
     std::mutex lock;
     Allocation *allocations = nullptr;
     Attribute *attributes = nullptr;
-    size_t used = 0, total = (size_t)8 << 30;
+    size_t used = 0, total = (size_t)8 << 30; // CLIPC_EMULATE_MEMORY=bytes in the environment: so much
+    Device() {
+        if (const char *bytes = getenv("CLIPC_EMULATE_MEMORY")) total = strtoull(bytes, NULL, 10);
+    }
 };
 inline Device device;
 

@@ -1,0 +1,148 @@
+#!/usr/bin/env python3
+"""The GPU program beside the CPU program: the same losses with every strategy, the same bits twice, files that each continues from the other.
+
+  dev/test/test_gpu_run.py [WORD...]     GPU_PROGRAM=./train_clipcu on a GPU; by default the emulated one, in which two runs also differ in the
+                                         order in which threads and blocks run
+"""
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import traceback
+
+import test_run
+from test_run import LABELLED, PICTURES, ROOT, SYNTHETIC, check, checkpoint, expect_same, folder, records, write
+
+CPU = test_run.PROGRAM
+GPU = os.path.join(ROOT, os.environ.get("GPU_PROGRAM") or os.path.join(os.environ.get("BUILD", "build"), "train_clip_emulated"))
+EMULATED = "GPU_PROGRAM" not in os.environ
+FP32 = [*SYNTHETIC, "--precision", "fp32"]
+
+
+def on(program, *arguments):
+    """Ends with 0, and with no word on stderr but that of the emulation about its speed; -> stdout"""
+    test_run.PROGRAM = program
+    code, out, err = test_run.run(*arguments)
+    check(code == 0 and (not err or EMULATED and "right but slow" in err and err.count("\n") == 1), f"{program} {arguments}: exit {code}, stderr {err[-600:]!r}")
+    return out
+
+
+def train(program, name, *arguments):
+    on(program, *arguments, "--name", name)
+
+
+def other_order(seed):
+    """Of threads and blocks; on a GPU they see to it themselves."""
+    os.environ["CLIPC_EMULATE_SEED"] = str(seed)
+
+
+def losses(name):
+    return [r["loss"] for r in records(name) if "loss" in r]
+
+
+def compare(one, other, tolerance, what):
+    a, b = losses(one), losses(other)
+    check(a and len(a) == len(b) and all(abs(x - y) <= tolerance * max(1, abs(x)) for x, y in zip(a, b)), f"{what}: losses {a} and {b}")
+
+
+def test_strategies_as_on_a_cpu():
+    for name, options in {
+            "plain": ["--epochs", 2, "--grad-clip-norm", 1],
+            "accumulated": ["--steps", 4, "--accum-freq", 2, "--grad-checkpointing"],
+            "locked": ["--steps", 4, "--lock-image", "--lock-text", "--lock-text-unlocked-layers", 2],
+            "layer-wise": ["--steps", 4, "--image-layer-decay", 0.7, "--text-layer-decay", 0.8, "--ema-decay", 0.9, "--wd-exclude", "*bias"],
+            "dropout": ["--steps", 4, "--force-patch-dropout", 0.5],
+            "positives": ["--steps", 3, "--positives", "soft"],
+    }.items():
+        train(CPU, name, *FP32, *options)
+        train(GPU, f"{name}-gpu", *FP32, *options)
+        compare(name, f"{name}-gpu", 5e-6, name)
+    train(GPU, "bf16", *SYNTHETIC, "--precision", "amp_bf16", "--epochs", 2, "--grad-clip-norm", 1)
+    compare("plain", "bf16", 3e-2, "amp_bf16")
+
+
+def test_same_bits():
+    for precision in ("fp32", "amp_bf16"):
+        run = [*SYNTHETIC, "--precision", precision, "--epochs", 2, "--save-steps", 5, "--ema-decay", 0.9]
+        names = [f"{precision}-{what}" for what in ("one", "two", "resumed", "checkpointed")]
+        train(GPU, names[0], *run)
+        other_order(2)
+        train(GPU, names[1], *run)
+        expect_same(names[0], names[1], f"{precision}, twice")
+        shutil.copytree(folder(names[0]), folder(names[2]))
+        train(GPU, names[2], *run, "--resume", checkpoint(names[2], "step_5.bin"))
+        expect_same(names[0], names[2], f"{precision}, resumed in the middle")
+        train(GPU, names[3], *run, "--grad-checkpointing")
+        expect_same(names[0], names[3], f"{precision}, --grad-checkpointing")
+        other_order(1)
+
+
+def test_files_of_the_other_program():
+    run = [*FP32, "--epochs", 2, "--save-steps", 5]
+    train(CPU, "cpu", *run)
+    train(GPU, "gpu", *run)
+    for program, begun, name in ((GPU, "cpu", "cpu-gpu"), (CPU, "gpu", "gpu-cpu")):
+        shutil.copytree(folder(begun), folder(name))
+        test_run.PROGRAM = program
+        code, _, err = test_run.run(*run, "--name", name, "--resume", checkpoint(name, "step_5.state"))
+        check(code == 0 and err.count("\n") <= 1, f"{name}: exit {code}, {err!r}") # one line: other kernels round differently
+        compare("cpu", name, 5e-6, name)
+
+
+def test_pictures():
+    """Files, a locked tower with its features kept, evaluation, classes of a picture."""
+    files = [*PICTURES, "--precision", "fp32", "--steps", 2, "--lock-image", "--feature-cache", "features.bin", *LABELLED]
+    for program, name in ((CPU, "files"), (GPU, "files-gpu")):
+        train(program, name, *files)
+        if os.path.exists("features.bin"):
+            os.remove("features.bin")
+    compare("files", "files-gpu", 5e-6, "files")
+    results = [next(r for r in records(name) if "zeroshot_top1" in r) for name in ("files", "files-gpu")]
+    check(results[0]["zeroshot_top1"] == results[1]["zeroshot_top1"], f"zero-shot: {results}")
+    picture = next(os.path.join(path, name) for path, _, names in os.walk("shapes") for name in sorted(names) if name.endswith(".png"))
+    said = [on(program, "--pretrained", checkpoint("files", test_run.newest("files") + ".bin"), "--precision", "fp32", "--classnames", "shapes/classnames.txt", "--classify", picture)
+            for program in (CPU, GPU)]
+    check(said[0] == said[1] and said[0], f"--classify: {said}")
+
+
+def test_memory():
+    """Too little of it ends with one line that says what to lower."""
+    if not EMULATED:
+        return
+    os.environ["CLIPC_EMULATE_MEMORY"] = "300000"
+    test_run.PROGRAM = GPU
+    code, _, err = test_run.run(*FP32, "--steps", 2, "--name", "small")
+    del os.environ["CLIPC_EMULATE_MEMORY"]
+    check(code == 1 and err.count("\n") == 1 and "out of GPU memory" in err and "--batch-size" in err and "--grad-checkpointing" in err, f"exit {code}, {err!r}")
+
+
+def main():
+    for program in (CPU, GPU):
+        if not os.path.exists(program):
+            print(f"FAILED {program} is not built; run make\n0 passed, 1 failed")
+            return 1
+    scratch = tempfile.mkdtemp(prefix="test_gpu_run.")
+    os.chdir(scratch)
+    try:
+        subprocess.run([sys.executable, os.path.join(ROOT, "dev/data/make_shapes.py"), "--out", "shapes", "--count", "32"], check=True, stdout=subprocess.DEVNULL)
+        write("small.json", json.dumps(test_run.SMALL))
+        write("words.json", json.dumps(test_run.WORDS))
+        for name, test in list(globals().items()):
+            if not name.startswith("test_") or not callable(test) or (len(sys.argv) > 1 and not any(word in name for word in sys.argv[1:])):
+                continue
+            try:
+                test()
+            except Exception:  # the other tests go on
+                check(False, f"{name}: {traceback.format_exc()}")
+            shutil.rmtree("logs", ignore_errors=True)
+    finally:
+        os.chdir(ROOT)
+        shutil.rmtree(scratch, ignore_errors=True)
+    print(f"{test_run.passed} passed, {test_run.failed} failed")
+    return test_run.failed > 0 or test_run.passed == 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
