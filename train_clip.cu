@@ -107,9 +107,9 @@ template <> const float *operand<float>(const Gpu *, const float *weight) { retu
 template <> const bf16 *operand<bf16>(const Gpu *k, const float *weight) { return weight ? k->halves + (weight - k->params) : NULL; }
 
 // out (N,O) = inp (N,C) · weight (O,C)ᵀ + bias (O) [+ residual (N,O)]; bias and residual may be NULL
-template <typename Real>
-static void linear_forward(const Gpu *k, Real *out, const Real *inp, const float *weight, const float *bias, const Real *residual, int N, int C, int O) {
-    const MatmulEnd<Real> end = {operand<Real>(k, bias), residual};
+template <typename Out, typename Real>
+static void linear_forward(const Gpu *k, Out *out, const Real *inp, const float *weight, const float *bias, const Out *residual, int N, int C, int O) {
+    const MatmulEnd<Out> end = {operand<Out>(k, bias), residual};
     matmul(&k->matmul, k->stream, out, O, plain(inp, C), transposed(operand<Real>(k, weight), C), N, O, C, 1, end);
 }
 
@@ -135,8 +135,8 @@ static void linear_backward(const Gpu *k, Real *dinp, float *dweight, float *dbi
 }
 
 // One row by one warp. The second and third pass find the row in the L1 cache.
-template <typename Real, int V>
-__device__ void layernorm_row(Real *out, float *mean, float *rstd, const Real *x, const float *gain, const float *bias, int C, float eps) {
+template <int V, typename Out>
+__device__ void layernorm_row(Out *out, float *mean, float *rstd, const float *x, const float *gain, const float *bias, int C, float eps) {
     const int first = threadIdx.x % 32 * V;
     float v[V], g[V], b[V], sum = 0, squares = 0;
     for (int c = first; c < C; c += 32 * V) {
@@ -160,16 +160,16 @@ __device__ void layernorm_row(Real *out, float *mean, float *rstd, const Real *x
 enum { ROW_WARPS = 8 }; // rows that a block takes where one warp does a row
 
 template <typename Real, int V>
-__global__ void layernorm_forward_kernel(Real *out, float *mean, float *rstd, const Real *x, const float *gain, const float *bias, int N, int C, float eps) {
+__global__ void layernorm_forward_kernel(Real *out, float *mean, float *rstd, const float *x, const float *gain, const float *bias, int N, int C, float eps) {
     const size_t i = (size_t)blockIdx.x * ROW_WARPS + threadIdx.x / 32;
-    if (i < (size_t)N) layernorm_row<Real, V>(out + i * C, mean + i, rstd + i, x + i * C, gain, bias, C, eps);
+    if (i < (size_t)N) layernorm_row<V>(out + i * C, mean + i, rstd + i, x + i * C, gain, bias, C, eps);
 }
 
 // LayerNorm (Ba et al. 2016, eq. 4) over the last axis, biased variance.
 //   out  (N,C)  = gain * (x - mean) * rstd + bias
 //   mean (N), rstd (N): kept for the backward pass
 template <typename Real>
-static void layernorm_forward(const Gpu *k, Real *out, float *mean, float *rstd, const Real *x, const float *gain, const float *bias, int N, int C, float eps) {
+static void layernorm_forward(const Gpu *k, Real *out, float *mean, float *rstd, const float *x, const float *gain, const float *bias, int N, int C, float eps) {
     const auto grid = [&](int) { return blocks_for(N, ROW_WARPS); };
     LAUNCH_PACKED(layernorm_forward_kernel, Real, C, grid, 32 * ROW_WARPS, 0, k->stream, out, mean, rstd, x, gain, bias, N, C, eps);
 }
@@ -177,7 +177,7 @@ static void layernorm_forward(const Gpu *k, Real *out, float *mean, float *rstd,
 // A block walks down a chunk of rows, a thread owns V columns: dx of every row, and the chunk's sums of dgain and dbias, parts (chunks,2C).
 // dx = skip + rstd * (g - mean(g) - n * mean(g * n)),  g = dout * gain,  n = (x - mean) * rstd
 template <typename Real, int V>
-__global__ void layernorm_backward_kernel(Real *dx, float *parts, const Real *skip, const Real *dout, const Real *x, const float *gain, const float *mean, const float *rstd,
+__global__ void layernorm_backward_kernel(Real *dx, float *parts, const Real *skip, const Real *dout, const float *x, const float *gain, const float *mean, const float *rstd,
                                           int N, int C) {
     SHARED_ARRAY(float, sums); // (2,2,32): two rows in turn, so that one barrier a row will do
     const int c = threadIdx.x * V, warps = blockDim.x / 32, last = (int)((int64_t)N * (blockIdx.x + 1) / gridDim.x);
@@ -212,7 +212,7 @@ __global__ void layernorm_backward_kernel(Real *dx, float *parts, const Real *sk
 
 // dx (N,C) = skip (N,C; NULL, or dx itself) + what comes through the LayerNorm; dgain, dbias (C) (+)=, NULL when frozen. dout stays.
 template <typename Real>
-static void layernorm_backward(const Gpu *k, Real *dx, float *dgain, float *dbias, const Real *skip, const Real *dout, const Real *x, const float *gain, const float *mean,
+static void layernorm_backward(const Gpu *k, Real *dx, float *dgain, float *dbias, const Real *skip, const Real *dout, const float *x, const float *gain, const float *mean,
                                const float *rstd, int N, int C, bool accumulate) {
     const int chunks = N < PARTS ? N : PARTS;
     const size_t shared = 2 * 2 * 32 * sizeof(float);
@@ -586,14 +586,15 @@ static void attention_backward(const Gpu *k, Real *dqkv, float *delta, const Rea
 
 // ---------------------------------------------------------------- one residual block
 
-// What is kept of a block for its backward pass. Q = R rows, in the last block B: only those that are read.
+// What is kept of a block for its backward pass. Q = R rows, in the last block B: only those that are read. The residual stream is fp32: its
+// rounding would double the error of the gradients. Its gradient is Real, which adds nothing to it.
 template <typename Real> struct BlockActivations {
-    Real *x;                      // (R,C) input, the residual stream
+    float *x;                     // (R,C) input, the residual stream
     float *ln_1_mean, *ln_1_rstd; // (R)
     Real *qkv;                    // (R,3C)
     Real *attention;              // (Q,C) heads side by side
     float *lse;                   // (Q,NH) of the scores
-    Real *resid1;                 // (Q,C) residual stream after attention
+    float *resid1;                // (Q,C) residual stream after attention
     float *ln_2_mean, *ln_2_rstd; // (Q)
     Real *mlp_hidden;             // (Q,F) before the activation
 };
@@ -603,13 +604,14 @@ template <typename Real> struct Scratch {
     Real *ln;              // (R,C) output of a LayerNorm
     Real *wide;            // (R,max(3C,F)) output of the activation; gradient of it; gradient of qkv
     Real *read_a, *read_b; // (B,C) rows that are read
+    float *read_x;         // (B,C) those of the residual stream
     Real *dx, *dy, *dz;    // (R,C), (R,C), (B,C) gradients
     float *delta;          // (R,NH)
 };
 
 // out (Q,C) = x + attention(ln_1(x)), + mlp(ln_2(·)) (pre-LN transformer, Radford et al. 2019); NULL: only what the backward pass needs
 template <typename Real>
-static void block_forward(const Gpu *k, Real *out, BlockActivations<Real> *a, const BlockPointers *w, const Sequences *s, Scratch<Real> *t, TowerShape d, bool last) {
+static void block_forward(const Gpu *k, float *out, BlockActivations<Real> *a, const BlockPointers *w, const Sequences *s, Scratch<Real> *t, TowerShape d, bool last) {
     const int C = d.C, Q = last ? s->B : s->R;
     Real *const no_residual = NULL;
     layernorm_forward(k, t->ln, a->ln_1_mean, a->ln_1_rstd, a->x, w->ln_1_weight, w->ln_1_bias, s->R, C, d.eps);
@@ -621,10 +623,10 @@ static void block_forward(const Gpu *k, Real *out, BlockActivations<Real> *a, co
         gather_rows(k, t->read_a, t->ln, s, C);
         linear_forward(k, t->read_b, t->read_a, w->in_proj_weight, w->in_proj_bias, no_residual, s->B, C, C);
         copy_rows(k, a->qkv, (size_t)3 * C, s->read, t->read_b, (size_t)C, (int *)NULL, s->B, C, false);
-        gather_rows(k, t->read_a, a->x, s, C);
+        gather_rows(k, t->read_x, a->x, s, C);
     }
     attention_forward(k, a->attention, a->lse, a->qkv, s, C, d.NH, d.causal, last);
-    linear_forward(k, a->resid1, a->attention, w->out_proj_weight, w->out_proj_bias, last ? t->read_a : a->x, Q, C, C);
+    linear_forward(k, a->resid1, a->attention, w->out_proj_weight, w->out_proj_bias, last ? t->read_x : a->x, Q, C, C);
     layernorm_forward(k, t->ln, a->ln_2_mean, a->ln_2_rstd, a->resid1, w->ln_2_weight, w->ln_2_bias, Q, C, d.eps);
     linear_forward(k, a->mlp_hidden, t->ln, w->c_fc_weight, w->c_fc_bias, no_residual, Q, C, d.F);
     if (!out) return;
@@ -706,12 +708,12 @@ template <typename Real> static void patches_from_images(const Gpu *k, Real *pat
 
 // embedding (R,C) = a row of `rows`, or (below 0, or no rows) of `table`, + position; with a gain also x (R,C), its LayerNorm
 template <typename Real, int V>
-__global__ void embedding_kernel(Real *x, Real *embedding, float *mean, float *rstd, const Real *rows, const float *table, const float *positions, const int *source,
+__global__ void embedding_kernel(float *x, float *embedding, float *mean, float *rstd, const Real *rows, const float *table, const float *positions, const int *source,
                                  const int *position, const float *gain, const float *bias, int R, int C, float eps) {
     const size_t i = (size_t)blockIdx.x * ROW_WARPS + threadIdx.x / 32;
     if (i >= (size_t)R) return;
     const int from = source[i];
-    Real *row = embedding + i * C;
+    float *row = embedding + i * C;
     for (int c = threadIdx.x % 32 * V; c < C; c += 32 * V) {
         float value[V], at[V];
         if (rows && from >= 0) load(value, rows + (size_t)from * C + c);
@@ -720,12 +722,12 @@ __global__ void embedding_kernel(Real *x, Real *embedding, float *mean, float *r
         for (int j = 0; j < V; j++) value[j] += at[j];
         store(row + c, value);
     }
-    if (gain) layernorm_row<Real, V>(x + i * C, mean + i, rstd + i, row, gain, bias, C, eps);
+    if (gain) layernorm_row<V>(x + i * C, mean + i, rstd + i, row, gain, bias, C, eps);
 }
 
 // x (R,C): class token, then the patches, all with their position added; through ln_pre where there is one. embedded (R-B,C): conv1's output
 template <typename Real>
-static void image_embedding_forward(const Gpu *k, Real *x, Real *embedding, float *mean, float *rstd, Real *embedded, Real *patches, const Inputs *in, const Sequences *s,
+static void image_embedding_forward(const Gpu *k, float *x, float *embedding, float *mean, float *rstd, Real *embedded, Real *patches, const Inputs *in, const Sequences *s,
                                     const TowerPointers *w, const ClipConfig *c) {
     const int C = c->image_width;
     const auto grid = [&](int) { return blocks_for(s->R, ROW_WARPS); };
@@ -736,10 +738,10 @@ static void image_embedding_forward(const Gpu *k, Real *x, Real *embedding, floa
 }
 
 // x (R,C) = token embedding + position
-template <typename Real> static void text_embedding_forward(const Gpu *k, Real *x, const Inputs *in, const Sequences *s, const TowerPointers *w, const ClipConfig *c) {
+template <typename Real> static void text_embedding_forward(const Gpu *k, float *x, const Inputs *in, const Sequences *s, const TowerPointers *w, const ClipConfig *c) {
     const int C = c->text_width;
     const auto grid = [&](int) { return blocks_for(s->R, ROW_WARPS); };
-    LAUNCH_PACKED(embedding_kernel, Real, C, grid, 32 * ROW_WARPS, 0, k->stream, (Real *)NULL, x, (float *)NULL, (float *)NULL, (const Real *)NULL, w->token_embedding,
+    LAUNCH_PACKED(embedding_kernel, Real, C, grid, 32 * ROW_WARPS, 0, k->stream, (float *)NULL, x, (float *)NULL, (float *)NULL, (const Real *)NULL, w->token_embedding,
                   w->positional_embedding, in->source, in->position, (const float *)NULL, (const float *)NULL, s->R, C, 0.0f);
 }
 
@@ -823,9 +825,9 @@ template <typename Real> struct Tower {
     Sequences seq, on_gpu;             // the same twice: on the host; start and read on the GPU
     Inputs in;
     BlockActivations<Real> *blocks;    // (L)
-    Real *embedding;                   // (R,C) before ln_pre
+    float *embedding;                  // (R,C) before ln_pre
     float *ln_pre_mean, *ln_pre_rstd;  // (R)
-    Real *last;                        // (B,C) output of the last block
+    float *last;                       // (B,C) output of the last block
     float *ln_final_mean, *ln_final_rstd; // (B)
     Real *pooled;                      // (B,C) after the final LayerNorm
     float *projected;                  // (B,E) before L2 normalisation
@@ -886,7 +888,7 @@ template <typename Real> static size_t tower_layout(Tower<Real> *t, char *base, 
     const TowerShape d = tower_shape(c, tower);
     const size_t C = (size_t)d.C, E = (size_t)d.E, wide = (size_t)(d.F > 3 * d.C ? d.F : 3 * d.C);
     BlockActivations<Real> shared;
-    Real *input[2] = {NULL, NULL};
+    float *input[2] = {NULL, NULL};
     Scratch<Real> *s = &t->scratch;
     memset(&shared, 0, sizeof shared);
     arena_take(&a, &t->embedding, R * C), arena_take(&a, &t->ln_pre_mean, R), arena_take(&a, &t->ln_pre_rstd, R);
@@ -902,7 +904,7 @@ template <typename Real> static size_t tower_layout(Tower<Real> *t, char *base, 
     arena_take(&a, &t->last, B * C), arena_take(&a, &t->ln_final_mean, B), arena_take(&a, &t->ln_final_rstd, B), arena_take(&a, &t->pooled, B * C);
     arena_take(&a, &t->projected, B * E), arena_take(&a, &t->dprojected, B * E), arena_take(&a, &t->norm, B), arena_take(&a, &t->features, B * E);
     if (tower == IMAGE_TOWER && R > B) arena_take(&a, &t->patches, (R - B) * 3 * c->patch_size * c->patch_size), arena_take(&a, &t->embedded, (R - B) * C);
-    arena_take(&a, &s->ln, R * C), arena_take(&a, &s->wide, R * wide), arena_take(&a, &s->read_a, B * C), arena_take(&a, &s->read_b, B * C);
+    arena_take(&a, &s->ln, R * C), arena_take(&a, &s->wide, R * wide), arena_take(&a, &s->read_x, B * C), arena_take(&a, &s->read_a, B * C), arena_take(&a, &s->read_b, B * C);
     if (keep.backward) arena_take(&a, &s->dx, R * C), arena_take(&a, &s->dy, R * C), arena_take(&a, &s->dz, B * C), arena_take(&a, &s->delta, R * d.NH);
     return a.used;
 }
@@ -989,9 +991,9 @@ template <typename Real> static void tower_pool(Clip *clip, int tower) {
     const TowerShape d = tower_shape(c, tower);
     Tower<Real> *t = tower_of<Real>(clip->back, tower);
     const Sequences *s = &t->on_gpu;
-    Real *x = t->blocks[0].x;
+    float *x = t->blocks[0].x;
     if (tower == IMAGE_TOWER) image_embedding_forward(k, x, t->embedding, t->ln_pre_mean, t->ln_pre_rstd, t->embedded, t->patches, &t->in, s, w, c);
-    else text_embedding_forward(k, x, &t->in, s, w, c);
+    else text_embedding_forward<Real>(k, x, &t->in, s, w, c);
     for (int l = 0; l < d.L; l++) block_forward(k, l + 1 < d.L ? t->blocks[l + 1].x : t->last, &t->blocks[l], &w->blocks[l], s, &t->scratch, d, l == d.L - 1);
     layernorm_forward(k, t->pooled, t->ln_final_mean, t->ln_final_rstd, t->last, w->ln_final_weight, w->ln_final_bias, s->B, d.C, d.eps);
 }
@@ -1032,7 +1034,7 @@ template <typename Real> static void tower_backward(Clip *clip, int tower, const
     layernorm_backward(k, s->dx, g->ln_final_weight, g->ln_final_bias, (Real *)NULL, s->dy, t->last, w->ln_final_weight, t->ln_final_mean, t->ln_final_rstd, seq->B, d.C,
                        b->accumulate);
     for (int l = L - 1; l >= 0 && l + 1 >= first; l--) {
-        if (b->grad_checkpointing) block_forward(k, (Real *)NULL, &t->blocks[l], &w->blocks[l], seq, s, d, l == L - 1);
+        if (b->grad_checkpointing) block_forward(k, (float *)NULL, &t->blocks[l], &w->blocks[l], seq, s, d, l == L - 1);
         block_backward(k, &g->blocks[l], &t->blocks[l], &w->blocks[l], seq, s, d, l == L - 1, b->accumulate);
     }
     if (first > 0) return;

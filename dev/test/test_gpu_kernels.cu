@@ -77,7 +77,8 @@ template <typename Real> static void test_bias_backward(int N, int O, bool accum
 
 template <typename Real> static void test_layernorm(int N, int C, bool accumulate, bool skips) {
     const size_t n = (size_t)N * C;
-    Array<Real> x = array_random<Real>(1, n, 2), out = array_create<Real>(n), dout = array_random<Real>(2, n, 1), skip = array_random<Real>(3, n, 1), dx = array_create<Real>(n);
+    Array<float> x = array_random<float>(1, n, 2);
+    Array<Real> out = array_create<Real>(n), dout = array_random<Real>(2, n, 1), skip = array_random<Real>(3, n, 1), dx = array_create<Real>(n);
     Array<float> gain = array_random<float>(4, (size_t)C, 1), bias = array_random<float>(5, (size_t)C, 1), mean = array_create<float>((size_t)N), rstd = array_create<float>((size_t)N);
     Array<float> dgain = array_random<float>(6, (size_t)C, 1), dbias = array_random<float>(7, (size_t)C, 1);
     double *want = doubles(n), *want_dx = doubles(n), *want_dgain = doubles((size_t)C), *want_dbias = doubles((size_t)C);
@@ -190,8 +191,8 @@ template <typename Real> static void test_image_embedding(int C, bool ln_pre, bo
     Array<float> images = array_random<float>(1, PIXELS, 1), conv1 = array_random<float>(2, (size_t)C * K, 0.2), conv1_bias = array_random<float>(3, (size_t)C, 1);
     Array<float> class_embedding = array_random<float>(4, (size_t)C, 1), positions = array_random<float>(5, (size_t)T * C, 1), gain = array_random<float>(6, (size_t)C, 1);
     Array<float> bias = array_random<float>(7, (size_t)C, 1), mean = array_create<float>(R), rstd = array_create<float>(R);
-    Array<Real> patches = array_create<Real>((size_t)B * KEPT * K), embedded = array_random<Real>(8, (size_t)B * KEPT * C, 1), embedding = array_create<Real>((size_t)R * C);
-    Array<Real> x = array_create<Real>((size_t)R * C);
+    Array<Real> patches = array_create<Real>((size_t)B * KEPT * K), embedded = array_random<Real>(8, (size_t)B * KEPT * C, 1);
+    Array<float> embedding = array_create<float>((size_t)R * C), x = array_create<float>((size_t)R * C);
     for (int i = 0; i < PIXELS; i++) pixels[i] = (uint8_t)(i * 37 % 251);
     uint8_t *gpu_pixels;
     CUDA_CHECK(cudaMalloc(&gpu_pixels, sizeof pixels));
