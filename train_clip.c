@@ -147,12 +147,6 @@ static void layernorm_backward(const Kernels *k, float *dx, float *dgain, float 
     free(parts);
 }
 
-// out (n) = GELU or QuickGELU of x (n); the other half of the way, and its gradient, go with the products around them (TileEnd)
-static void gelu_forward(const Kernels *k, Operand out, Operand x, size_t n, bool quick) {
-#pragma omp parallel for schedule(static)
-    for (size_t i = 0; i < n; i += 4096) k->gelu(operand_at(out, i), operand_at(x, i), n - i < 4096 ? (int)(n - i) : 4096, quick);
-}
-
 // x (n) as an operand: rounded to `narrow` (n), which is returned; or in fp32 as it stands
 static Operand round_operand(const Kernels *k, Operand narrow, const float *x, size_t n) {
     if (!narrow.bf16) return fp32(x);
@@ -304,7 +298,8 @@ typedef struct {
 // Room that all blocks share.
 typedef struct {
     Operand ln;             // (R,C) output of a LayerNorm
-    Operand wide;           // (R,max(3C,F)) output of the activation; gradient of it; gradient of qkv
+    Operand wide;           // (R,max(3C,F)) output of the activation; gradient of its input; gradient of qkv
+    Operand activated;      // (R,F) output of the activation once more
     Operand read_a, read_b; // (B,C) rows that are read
     float *read_x;          // (B,C) those of the residual stream
     float *dx, *dy, *dz;    // (R,C) gradients, dz (B,C)
@@ -372,13 +367,12 @@ static void block_backward(const Kernels *k, const BlockPointers *g, const Block
     const size_t C3 = 3 * (size_t)C;
     const BlockPointers *w = weights->w;
     const Weight in_proj = WEIGHT(weights, in_proj_weight);
-    // MLP: t->wide is first the activation's output, then the gradient of its input. LayerNorms are computed again rather than kept.
+    // MLP: t->wide becomes the gradient of the activation's input, t->activated its output. LayerNorms are computed again rather than kept.
     Operand dout = round_operand(k, t->narrow, t->dx, (size_t)Q * C);
-    if (g->c_proj_weight) gelu_forward(k, t->wide, a->mlp_hidden, (size_t)Q * F, d.quick_gelu);
-    linear_backward_weight(k, g->c_proj_weight, g->c_proj_bias, dout, (size_t)C, t->wide, Q, F, C, accumulate);
     TileEnd slope = SET;
-    slope.hidden = a->mlp_hidden.p, slope.quick_gelu = d.quick_gelu;
+    slope.hidden = a->mlp_hidden.p, slope.activated = g->c_proj_weight ? t->activated.p : NULL, slope.quick_gelu = d.quick_gelu;
     linear_backward_input(k, t->wide, dout, (size_t)C, WEIGHT(weights, c_proj_weight), slope, Q, F, C);
+    linear_backward_weight(k, g->c_proj_weight, g->c_proj_bias, dout, (size_t)C, t->activated, Q, F, C, accumulate);
     layernorm_forward(k, t->ln, a->ln_2_mean, a->ln_2_rstd, a->resid1, w->ln_2_weight, w->ln_2_bias, Q, C, d.eps);
     linear_backward_weight(k, g->c_fc_weight, g->c_fc_bias, t->wide, (size_t)F, t->ln, Q, C, F, accumulate);
     linear_backward_input(k, fp32(t->dy), t->wide, (size_t)F, WEIGHT(weights, c_fc_weight), SET, Q, C, F);
@@ -642,6 +636,7 @@ static size_t tower_layout(Tower *t, float *base, const ClipConfig *c, int tower
     s->read_a = arena_take_operand(&a, B * C, keep.bf16), s->read_b = arena_take_operand(&a, B * C, keep.bf16), s->read_x = arena_take(&a, B * C);
     if (keep.backward) {
         s->dx = arena_take(&a, R * C), s->dy = arena_take(&a, R * C), s->dz = arena_take(&a, B * C);
+        s->activated = arena_take_operand(&a, R * (size_t)d.F, keep.bf16);
         s->narrow = keep.bf16 ? arena_take_operand(&a, R * C, true) : operand(NULL, false);
     }
     return a.used;

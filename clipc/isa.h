@@ -26,14 +26,16 @@ static inline size_t operand_bytes(bool bf16) { return bf16 ? 2 : 4; }
 static inline Operand operand_at(Operand x, size_t i) { return operand((char *)x.p + i * operand_bytes(x.bf16), x.bf16); } // x + i
 
 // What becomes of a sum over K before it is written to C (M,N):
-//   C = sum (+ what C holds) (+ bias) (+ residual);   activated = GELU(C);   or C = sum * GELU'(hidden)
+//   C = sum (+ what C holds) (+ bias) (+ residual)
+//   C = sum + bias, activated = GELU(C)                    the activation, forward
+//   C = sum * GELU'(hidden) (, activated = GELU(hidden))   and backward, where its value is needed once more
 // residual, activated and hidden have their rows as far apart as C. NULL: without it.
 typedef struct {
     bool add;
     const float *bias;     // (N)
     const float *residual; // (M,N)
     void *activated;       // (M,N) of C's type
-    const void *hidden;    // (M,N) of C's type: the backward pass of the activation
+    const void *hidden;    // (M,N) of C's type
     bool quick_gelu;
 } TileEnd;
 
@@ -72,7 +74,6 @@ typedef struct {
                                float rstd, int C);
     void (*softmax)(float *p, int n, int room, float scale);
     void (*softmax_backward)(float *dp, const float *p, int n, int room, float scale);
-    void (*gelu)(Operand out, Operand x, int n, bool quick);
     void (*column_sums)(float *out, Operand x, int rows, size_t ld, int n);
     double (*sum_squares)(const float *x, size_t n);
     double (*sum_exp)(const float *x, float shift, int n);
@@ -85,7 +86,7 @@ typedef struct {
 // An entry of this type: the elementwise loops of `isa`, the products of bf16 by another kernel perhaps.
 #define KERNELS(name, isa, columns, native, rows, tile_bf16, rows_bf16, step_bf16, begin, end) \
     {name, columns, native, {{tile_fp32_##isa, #isa, rows, 1}, {tile_bf16, name, rows_bf16, step_bf16}}, begin, end, finish_##isa, transpose_##isa, units_across_##isa, units_along_##isa, \
-     narrow_##isa, widen_##isa, layernorm_##isa, layernorm_backward_##isa, softmax_##isa, softmax_backward_##isa, gelu_##isa, column_sums_##isa, sum_squares_##isa, sum_exp_##isa, \
+     narrow_##isa, widen_##isa, layernorm_##isa, layernorm_backward_##isa, softmax_##isa, softmax_backward_##isa, column_sums_##isa, sum_squares_##isa, sum_exp_##isa, \
      add_exp_##isa, logit_gradient_##isa, adamw_##isa, moving_average_##isa}
 
 // ---------------------------------------------------------------- one text, several instruction sets
@@ -105,11 +106,16 @@ typedef struct {
 #define TILE_ROWS 4
 #define FMA(a, b, c) ((a) * (b) + (c))
 #define SQRT(v) NAME(sqrt)(v)
+#define SELECT(mask, yes, no) ((vec)(((ivec)(yes) & (mask)) | ((ivec)(no) & ~(mask))))
+#define MIN(a, b) SELECT((a) < (b), a, b)
+#define MAX(a, b) SELECT((a) > (b), a, b)
+#define IF_POSITIVE(v, yes, no) SELECT((v) > 0, yes, no)
 INNER float __attribute__((vector_size(16))) sqrt_portable(float __attribute__((vector_size(16))) v) {
     for (int j = 0; j < 4; j++) v[j] = sqrtf(v[j]);
     return v;
 }
 #include "clipc/kernels.h"
+#undef SELECT
 static const Kernels kernels_portable = KERNELS("portable", portable, 8, false, 4, tile_bf16_portable, 4, 1, NULL, NULL);
 
 #if defined(__x86_64__)
@@ -128,6 +134,9 @@ TARGET_BEGIN("avx2,fma")
 #define TILE_ROWS 6
 #define FMA(a, b, c) ((vec)_mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c)))
 #define SQRT(v) ((vec)_mm256_sqrt_ps((__m256)(v)))
+#define MIN(a, b) ((vec)_mm256_min_ps((__m256)(a), (__m256)(b)))
+#define MAX(a, b) ((vec)_mm256_max_ps((__m256)(a), (__m256)(b)))
+#define IF_POSITIVE(v, yes, no) ((vec)_mm256_blendv_ps((__m256)(no), (__m256)(yes), (__m256)((v) > 0)))
 #include "clipc/kernels.h"
 TARGET_END
 static const Kernels kernels_avx2 = KERNELS("avx2", avx2, 16, false, 6, tile_bf16_avx2, 6, 1, NULL, NULL);
@@ -138,6 +147,9 @@ TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
 #define TILE_ROWS 12
 #define FMA(a, b, c) ((vec)_mm512_fmadd_ps((__m512)(a), (__m512)(b), (__m512)(c)))
 #define SQRT(v) ((vec)_mm512_sqrt_ps((__m512)(v)))
+#define MIN(a, b) ((vec)_mm512_min_ps((__m512)(a), (__m512)(b)))
+#define MAX(a, b) ((vec)_mm512_max_ps((__m512)(a), (__m512)(b)))
+#define IF_POSITIVE(v, yes, no) ((vec)_mm512_mask_blend_ps(_mm512_cmp_ps_mask((__m512)(v), _mm512_setzero_ps(), _CMP_GT_OQ), (__m512)(no), (__m512)(yes)))
 #include "clipc/kernels.h"
 TARGET_END
 static const Kernels kernels_avx512 = KERNELS("avx512", avx512, 32, false, 12, tile_bf16_avx512, 12, 1, NULL, NULL);

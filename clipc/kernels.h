@@ -1,8 +1,10 @@
 // The inner loops of a CPU: one tile of a matrix product, one row of a LayerNorm, a softmax, an activation, AdamW on a stretch of
 // numbers. No include guard: clipc/isa.h includes this text once for each instruction set, with
-//   ISA        its name, which NAME(x) puts behind x     FMA(a, b, c), SQRT(v)   a * b + c and square root of vectors
-//   LANES      floats in a vector register               TILE_ROWS               rows of the register tile (its width is 2 * LANES)
-// These four are undefined again at its end.
+//   ISA        its name, which NAME(x) puts behind x
+//   LANES      floats in a vector register
+//   TILE_ROWS  rows of the register tile (its width is 2 * LANES)
+//   FMA(a, b, c), SQRT(v), MIN(a, b), MAX(a, b), IF_POSITIVE(v, yes, no)   by lanes; MIN and MAX give b where one of them is NaN
+// All of these are undefined again at its end.
 // Vectors are GNU C's, so that arithmetic is written with + and *. Sums run in a fixed order given by LANES alone: the same
 // bits for any number of threads. No call into libm.
 
@@ -56,8 +58,6 @@ INNER void NAME(store_bf16)(uint16_t *p, vec v, int n) {
 }
 
 INNER vec NAME(splat)(float x) { return x - (vec){0}; }
-
-INNER vec NAME(select)(ivec mask, vec yes, vec no) { return (vec)(((ivec)yes & mask) | ((ivec)no & ~mask)); }
 
 INNER float NAME(sum)(vec v) {
     float t[LANES];
@@ -122,8 +122,7 @@ static void NAME(layernorm_backward)(float *dx, float *dgain, float *dbias, cons
 // e^x to 1.5 ulp for -87 <= x <= 88, clamped outside: x = n ln 2 + r with |r| <= ln 2 / 2, a polynomial for e^r (Cephes' degree),
 // 2^n by its exponent bits.
 INNER vec NAME(exp)(vec x) {
-    x = NAME(select)(x > 88.0f, NAME(splat)(88.0f), x); // NaN compares false and stays
-    x = NAME(select)(x < -87.0f, NAME(splat)(-87.0f), x);
+    x = MAX(NAME(splat)(-87.0f), MIN(NAME(splat)(88.0f), x)); // NaN stays
     vec magic = NAME(splat)(12582912.0f), t = FMA(x, NAME(splat)(1.44269504f), magic); // 1.5 * 2^23: the integer ends in the low bits
     vec n = t - magic, r = FMA(n, NAME(splat)(-0.693359375f), x);
     r = FMA(n, NAME(splat)(2.12194440e-4f), r);
@@ -175,7 +174,7 @@ INNER vec NAME(normal_cdf)(vec x, vec *density) {
     p = FMA(p, t, NAME(splat)(0.225077641f));
     *density = NAME(exp)(x * x * -0.5f);
     vec tail = *density * t * p * 0.5f;
-    return NAME(select)(x > 0.0f, 1.0f - tail, tail);
+    return IF_POSITIVE(x, 1.0f - tail, tail);
 }
 
 // GELU (Hendrycks and Gimpel 2016) with erf: x * cdf(x); QuickGELU, as OpenAI trained: x * sigmoid(1.702 x)
@@ -184,21 +183,17 @@ INNER vec NAME(gelu_of)(vec x, const bool quick) {
     return quick ? x / (1.0f + NAME(exp)(x * -1.702f)) : x * NAME(normal_cdf)(x, &density);
 }
 
-// Its derivative: cdf + x * pdf, or s + 1.702 x s (1 - s) with s = 1 / (1 + e), where e s is 1 - s without cancellation
-INNER vec NAME(gelu_slope)(vec x, const bool quick) {
+// Its derivative, and the value beside it: cdf + x * pdf; s + 1.702 x s (1 - s) with s = 1 / (1 + e), where e s is 1 - s without cancellation
+INNER vec NAME(gelu_slope)(vec x, const bool quick, vec *value) {
     vec density;
     if (quick) {
         const vec e = NAME(exp)(x * -1.702f), s = 1.0f / (1.0f + e);
+        *value = x * s;
         return FMA(x * 1.702f * s, e * s, s);
     }
     const vec cdf = NAME(normal_cdf)(x, &density);
+    *value = x * cdf;
     return FMA(x * 0.398942280f, density, cdf);
-}
-
-// out (n) = the activation of x (n)
-static void NAME(gelu)(Operand out, Operand x, int n, bool quick) {
-    if (quick) FOR_VECTORS(n, STORE_OPERAND(out, 0, NAME(gelu_of)(LOAD_OPERAND(x, 0), true)););
-    else FOR_VECTORS(n, STORE_OPERAND(out, 0, NAME(gelu_of)(LOAD_OPERAND(x, 0), false)););
 }
 
 // ---------------------------------------------------------------- matrix products
@@ -217,15 +212,17 @@ INNER vec NAME(dot_bf16)(vec c, vec a, vec b) { // both products of a unit
 
 INNER void NAME(finish_as)(int m, int n, const float *partial, Operand c, size_t ldc, size_t row, size_t column, const TileEnd *end, const bool add, const bool bias,
                            const bool residual, const bool activate, const bool slope, const bool quick) {
+    const Operand hidden = {(void *)end->hidden, c.bf16}, activated = {end->activated, c.bf16};
     for (int r = 0; r < m; r++, partial += 2 * LANES) {
         const size_t at = (row + (size_t)r) * ldc + column;
         FOR_VECTORS(n, vec v = LOAD(partial);
                     if (add) v += LOAD_OPERAND(c, at);
                     if (bias) v += LOAD(end->bias + column);
                     if (residual) v += LOAD(end->residual + at);
-                    if (slope) { const Operand hidden = {(void *)end->hidden, c.bf16}; v *= NAME(gelu_slope)(LOAD_OPERAND(hidden, at), quick); }
+                    vec value = v;
+                    if (slope) v *= NAME(gelu_slope)(LOAD_OPERAND(hidden, at), quick, &value);
                     STORE_OPERAND(c, at, v);
-                    if (activate) { const Operand activated = {end->activated, c.bf16}; STORE_OPERAND(activated, at, NAME(gelu_of)(v, quick)); });
+                    if (activate) { if (!slope) value = NAME(gelu_of)(v, quick); STORE_OPERAND(activated, at, value); });
     }
 }
 
@@ -239,10 +236,11 @@ static void NAME(finish)(int m, int n, const float *partial, Operand c, size_t l
         else c.bf16 = false, FINISH(__VA_ARGS__); \
     } while (0)
     const bool add = end->add, bias = end->bias != NULL, residual = end->residual != NULL, quick = end->quick_gelu;
-    if (end->hidden && quick) FINISH_TYPE(false, false, false, false, true, true);
-    else if (end->hidden) FINISH_TYPE(false, false, false, false, true, false);
-    else if (end->activated && quick) FINISH_TYPE(false, true, false, true, false, true);
-    else if (end->activated) FINISH_TYPE(false, true, false, true, false, false);
+    if (end->hidden && end->activated && quick) FINISH_TYPE(false, false, false, true, true, true);
+    else if (end->hidden && end->activated) FINISH_TYPE(false, false, false, true, true, false);
+    else if (end->hidden) FINISH_TYPE(false, false, false, false, true, quick);
+    else if (end->activated && quick) FINISH_TYPE(false, bias, false, true, false, true);
+    else if (end->activated) FINISH_TYPE(false, bias, false, true, false, false);
     else if (add) FINISH(true, bias, residual, false, false, false);
     else if (residual) FINISH(false, bias, true, false, false, false);
     else if (bias) FINISH_TYPE(false, true, false, false, false, false);
@@ -405,3 +403,6 @@ static void NAME(moving_average)(float *average, const float *p, int n, float de
 #undef TILE_ROWS
 #undef FMA
 #undef SQRT
+#undef MIN
+#undef MAX
+#undef IF_POSITIVE
