@@ -815,9 +815,7 @@ static void tower_backward(Clip *clip, int tower, const float *dfeatures, const 
 // An arena for parameters, or (slots) for gradients, m or v; zero, with guards between the tensors.
 static float *arena_create(const TensorTable *t, bool slots) {
     const size_t floats = slots ? t->slots : t->floats;
-    float *arena = aligned_malloc_check(floats * sizeof(float));
-#pragma omp parallel for schedule(static) // each thread touches its pages
-    for (size_t i = 0; i < floats; i += 1 << 18) memset(arena + i, 0, (floats - i < 1 << 18 ? floats - i : 1 << 18) * sizeof(float));
+    float *arena = aligned_calloc_check(floats * sizeof(float));
     for (int i = 0; i < t->count; i++) {
         float *x = tensor_in(&t->list[i], arena, slots);
         if (x) guard_behind(x, t->list[i].count, x + round_up(t->list[i].count, 16) + GUARD_FLOATS);

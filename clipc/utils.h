@@ -16,6 +16,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/types.h>
 #include <time.h>
@@ -90,6 +91,19 @@ static inline void *aligned_malloc_check(size_t bytes) {
     void *p = NULL;
     if (posix_memalign(&p, 64, bytes ? bytes : 64))
         die(EXIT_RUNTIME, "out of memory (%.1f MB asked for); lower --batch-size or close other programs", (double)bytes / 1e6);
+    return p;
+}
+
+// The same, zeros in it. Whole pages are given back to the system, which puts zeros where one is touched: gigabytes are there at once.
+static inline void *aligned_calloc_check(size_t bytes) {
+    char *p = (char *)aligned_malloc_check(bytes);
+    size_t front = bytes, whole = 0;
+#ifdef __linux__ // elsewhere MADV_DONTNEED promises no zeros
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE), lead = page - (size_t)((uintptr_t)p % page);
+    if (bytes > lead + page && madvise(p + lead, (bytes - lead) / page * page, MADV_DONTNEED) == 0) front = lead, whole = (bytes - lead) / page * page;
+#endif
+    memset(p, 0, front);
+    memset(p + front + whole, 0, bytes - front - whole);
     return p;
 }
 
