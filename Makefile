@@ -76,14 +76,16 @@ $(BUILD)/train_clip_emulated: train_clip.cu data/bpe_merges.txt $(BUILD)/command
 	$(BUILD_EMULATED)
 $(BUILD)/lr_find_emulated $(BUILD)/wise_ft_emulated $(BUILD)/test_clip_emulated: $(BUILD)/%_emulated: %.c data/bpe_merges.txt $(BUILD)/command
 	$(BUILD_EMULATED)
-$(BUILD)/lab $(BUILD)/labcu $(BUILD)/test_gpu_kernelscu $(GPU_TESTS): TEST_FLAGS = -Wno-format-zero-length
+$(BUILD)/lab $(BUILD)/labcu $(BUILD)/test_gpu_kernelscu $(BUILD)/test_gpu_stepcu $(GPU_TESTS): TEST_FLAGS = -Wno-format-zero-length
 $(BUILD)/lab: dev/cuda/lab.cu data/bpe_merges.txt $(BUILD)/command
 	$(BUILD_EMULATED)
 $(GPU_TESTS): $(BUILD)/%: dev/test/%.cu data/bpe_merges.txt $(BUILD)/command
 	$(BUILD_EMULATED)
 $(BUILD)/labcu: dev/cuda/lab.cu $(GPU_NEEDS)
 	@$(BUILD_GPU)
-$(BUILD)/test_gpu_kernelscu: dev/test/test_gpu_kernels.cu $(GPU_NEEDS)
+$(BUILD)/test_gpu_kernelscu $(BUILD)/test_gpu_stepcu: $(BUILD)/%cu: dev/test/%.cu $(GPU_NEEDS)
+	@$(BUILD_GPU)
+$(BUILD)/bench_stepcu: dev/bench/step.c $(GPU_NEEDS)
 	@$(BUILD_GPU)
 
 $(BUILD)/bench_%: dev/bench/%.c $(BUILD)/command
@@ -114,6 +116,15 @@ golden: setup
 
 sanitize: setup-test
 	$(RUN) dev/test/run.sh --sanitize
+
+test-gpu: setup
+	$(RUN) NVCC='$(NVCC)' GOLDEN='$(GOLDEN)' dev/test/gpu.sh
+
+bench-gpu: setup
+	$(RUN) NVCC='$(NVCC)' PARTS='$(PARTS)' MODELS='$(MODELS)' BATCHES='$(BATCHES)' PEAK='$(PEAK)' dev/bench/gpu.sh
+
+gpu-resources: # registers, spills and shared memory of every kernel, as the compiler reports them
+	@NVCC='$(NVCC)' '$(PYTHON)' dev/cuda/resources.py
 
 parity: setup
 	$(RUN) dev/test/parity.sh
@@ -149,11 +160,14 @@ help:
 	@echo 'make experiments DATA=DIR   the tables of doc/, measured anew (hours; dev/experiments/*.sh alone for one of them)'
 	@echo 'make sanitize     the tests under AddressSanitizer and UBSan'
 	@echo 'make train_clipcu lr_findcu wise_ftcu   the programs for a GPU (CUDA toolkit 12.0 or later)'
+	@echo 'make test-gpu     their kernels, references, runs and stored results on a GPU, and compute-sanitizer'
+	@echo 'make bench-gpu    kernels, training steps beside open_clip and data feeding, timed on a GPU'
+	@echo 'make gpu-resources   registers, spills and shared memory of each kernel (needs nvcc, no GPU)'
 	@echo 'make clean        remove what make built (not logs/ and weights/)'
 	@echo 'make CC=clang     another compiler; CFLAGS=… other flags; OPENMP= for one thread'
 	@echo 'dev/setup.sh      install what is missing (compiler, libraries, numpy), as demo and test do first'
 
 FORCE:
-.PHONY: all tests setup setup-test test golden sanitize parity bench-peer demo experiments flags clean help FORCE
+.PHONY: all tests setup setup-test test golden sanitize test-gpu bench-gpu gpu-resources parity bench-peer demo experiments flags clean help FORCE
 
 -include $(wildcard $(BUILD)/*.d)

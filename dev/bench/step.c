@@ -7,8 +7,15 @@
 // cached: the features of a locked image tower are there already, as from the second epoch on.
 // Each line of stdin, a number of steps, is answered by the seconds that they took and a number that tells whether two programs
 // compute the same: the loss before the last step, or the first of the features. Between lines the process sleeps.
+// On a GPU (build/bench_stepcu) three more numbers follow: the seconds and FLOPs of the matrix products, if the line says `STEPS profile`,
+// which slows the steps a little, else 0; and the bytes of GPU memory in use.
 #define TESTING // without the main() of
+#if defined(__CUDACC__) || defined(CLIPC_EMULATE)
+#include "dev/bench/gpu_profile.h"
+#include "train_clip.cu"
+#else
 #include "train_clip.c"
+#endif
 #include "clipc/models.h" // model_load
 #include "clipc/rand.h"   // rand_for
 
@@ -29,8 +36,8 @@ static void batch_read(ClipBatch *b, const ClipConfig *c, const char *path) {
     fread_check(head, sizeof head, f, path);
     if (head[0] < 1 || head[1] != c->image_size || head[2] != c->context_length) die(EXIT_USAGE, "%s: is no batch for this model", path);
     const size_t B = (size_t)head[0], pixels = 3 * B * (size_t)head[1] * (size_t)head[1], tokens = B * (size_t)head[2] * sizeof(int32_t);
-    uint8_t *p = malloc_check(pixels);
-    int *t = malloc_check(tokens);
+    uint8_t *p = (uint8_t *)malloc_check(pixels);
+    int *t = (int *)malloc_check(tokens);
     fread_check(p, pixels, f, path), fread_check(t, tokens, f, path);
     fclose(f);
     b->size = head[0], b->pixels = p, b->tokens = t;
@@ -41,8 +48,8 @@ static void batch_draw(ClipBatch *b, const ClipConfig *c, int B, int mean) {
     const size_t pixels = 3 * (size_t)B * (size_t)c->image_size * (size_t)c->image_size;
     const int T = c->context_length, spread = mean == T ? 0 : mean / 2;
     if (B < 1 || mean - spread < 2 || mean + spread > T) die(EXIT_USAGE, "%d:%d is no batch: PAIRS:TOKENS, captions of at most %d tokens", B, mean, T);
-    uint8_t *p = malloc_check(pixels);
-    int *t = calloc_check((size_t)B * (size_t)T, sizeof *t);
+    uint8_t *p = (uint8_t *)malloc_check(pixels);
+    int *t = (int *)calloc_check((size_t)B * (size_t)T, sizeof *t);
     Rand r = rand_for(0, 0, 0);
     for (size_t i = 0; i < pixels; i++) p[i] = (uint8_t)rand_below(&r, 256);
     for (int i = 0; i < B; i++) {
@@ -70,6 +77,24 @@ static double bench_step(Bench *b) {
     b->hyper.step++;
     clip_update(b->clip, &b->hyper);
     return loss;
+}
+
+static void bench_answer(Bench *b, int steps, bool profiled) {
+    double result = 0;
+#if defined(__CUDACC__) || defined(CLIPC_EMULATE)
+    profile_begin(profiled);
+#endif
+    const double start = seconds_now();
+    for (int i = 0; i < steps; i++) result = bench_step(b);
+    printf("%.6f %.6f", seconds_now() - start, result);
+#if defined(__CUDACC__) || defined(CLIPC_EMULATE)
+    profile_end();
+    printf(" %.6f %.6g %.0f", profile.seconds, profile.flops, gpu_memory());
+#else
+    (void)profiled;
+#endif
+    putchar('\n');
+    fflush(stdout);
 }
 
 static Clip *bench_model(const char *name) {
@@ -102,10 +127,10 @@ int main(int argc, char **argv) {
     if (sscanf(argv[3], "%d:%d", &pairs, &tokens) == 2) batch_draw(&b.batch, &b.clip->config, pairs, tokens);
     else batch_read(&b.batch, &b.clip->config, argv[3]);
     bench_configure(&b, argv + 4, &cached);
-    b.features = malloc_check((size_t)b.batch.size * (size_t)b.clip->config.embed_dim * sizeof(float));
+    b.features = (float *)malloc_check((size_t)b.batch.size * (size_t)b.clip->config.embed_dim * sizeof(float));
     b.step = strcmp(argv[1], "image") == 0 ? encode_images : strcmp(argv[1], "text") == 0 ? encode_texts : NULL;
     if (cached) {
-        float *pooled = malloc_check((size_t)b.batch.size * (size_t)b.clip->config.image_width * sizeof(float));
+        float *pooled = (float *)malloc_check((size_t)b.batch.size * (size_t)b.clip->config.image_width * sizeof(float));
         clip_pool(b.clip, IMAGE_TOWER, &b.batch, pooled);
         b.batch.pooled[IMAGE_TOWER] = pooled, b.batch.pixels = NULL;
     }
@@ -113,13 +138,8 @@ int main(int argc, char **argv) {
         const ClipTraining how = {b.batch.size, false, false};
         clip_start_training(b.clip, &how);
     }
-    while (scanf("%d", &steps) == 1) {
-        double result = 0;
-        const double start = seconds_now();
-        for (int i = 0; i < steps; i++) result = bench_step(&b);
-        printf("%.6f %.6f\n", seconds_now() - start, result);
-        fflush(stdout);
-    }
+    char line[64];
+    while (fgets(line, sizeof line, stdin) && sscanf(line, "%d", &steps) == 1) bench_answer(&b, steps, strstr(line, "profile") != NULL);
     clip_free(b.clip);
     return 0;
 }

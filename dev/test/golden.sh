@@ -45,20 +45,20 @@ golden_model() { # DIR
     if [ -z "$found" ]; then part model false; fi
 }
 
-train_run() { # TRAIN DATA KEY OPTION…: one recorded run, repeated
+train_run() { # TRAIN DATA KEY OPTION…: one recorded run, repeated; TRAIN_PROGRAM and TRAIN_PRECISION: by another program, otherwise
     local train=$1 data=$2 key=$3 out=$BUILD/golden/train shards
     shift 3
     shards=$(printf '%s::' "$data"/train-*.tar)
     rm -rf "$out/$key" "$out/$key.weights"
-    limited "./${BIN}train_clip" --pretrained "$out/init.bin" --train-data "${shards%::}" --dataset-type webdataset --no-shuffle --aug-cfg scale=1,1 \
-        --precision fp32 --wd 0.2 --beta1 0.9 --beta2 0.98 --eps 1e-6 --lr-scheduler cosine --log-every-n-steps 1 --logs "$out" --name "$key" "$@" || return
+    limited "${TRAIN_PROGRAM:-./${BIN}train_clip}" --pretrained "$out/init.bin" --train-data "${shards%::}" --dataset-type webdataset --no-shuffle --aug-cfg scale=1,1 \
+        --precision "${TRAIN_PRECISION:-fp32}" --wd 0.2 --beta1 0.9 --beta2 0.98 --eps 1e-6 --lr-scheduler cosine --log-every-n-steps 1 --logs "$out" --name "$key" "$@" || return
     if [ "$key" = loss_float64 ]; then
         "$PYTHON" dev/convert.py "$(ls "$out/$key"/checkpoints/*.bin | tail -n 1)" -o "$out/$key.weights" --format open_clip || return
         set -- "$out/$key.weights/open_clip_model.safetensors"
     else
         set --
     fi
-    "$PYTHON" dev/test/check_losses.py "$train/losses.json" "$key" "$out/$key/metrics.jsonl" "$@"
+    "$PYTHON" dev/test/check_losses.py ${TRAIN_PRECISION:+--$TRAIN_PRECISION} "$train/losses.json" "$key" "$out/$key/metrics.jsonl" "$@"
 }
 
 train_begin() { # TRAIN DATA
