@@ -263,14 +263,15 @@ static inline RangeAdvice range_advise(const RangeReading *mean, const RangeRead
     }
     snprintf(number, sizeof number, "%.1e", a.rate);
     a.rate = strtod(number, NULL);
-    double low = INFINITY, high = 0, noise = mean->noise / sqrt((double)count);
+    double low = INFINITY, high = 0, noise = mean->noise; // of the mean over the passes, where there are several
     for (int k = 0; count == 1 && k < RANGE_SUGGESTION_COUNT; k++)
         if (isfinite(mean->rate[k])) low = fmin(low, mean->rate[k]), high = fmax(high, mean->rate[k]);
     for (int k = 0; count > 1 && k < count; k++)
         if (isfinite(passes[k].rate[a.suggestion])) low = fmin(low, passes[k].rate[a.suggestion]), high = fmax(high, passes[k].rate[a.suggestion]);
     int n = snprintf(a.text, sizeof a.text, "Take --lr %g (%s) for %s; ", a.rate, range_suggestion_name(a.suggestion), strategies[strategy]);
     if (mean->dip < 2 * noise)
-        snprintf(a.text + n, sizeof a.text - (size_t)n, "unsure: the loss falls by %.2g, batches differ by %.2g; give more --num-steps or --repeats 3", mean->dip, noise);
+        snprintf(a.text + n, sizeof a.text - (size_t)n, "unsure: the loss falls by %.2g, batches differ by %.2g; give more --num-steps or %s", mean->dip, noise,
+                 count > 1 ? "more --repeats" : "--repeats 3");
     else
         snprintf(a.text + n, sizeof a.text - (size_t)n, "%s: the %s lie between %.2g and %.2g, the loss falls by %.2g where batches differ by %.2g",
                  high <= 5 * low ? "sure" : high <= 50 * low ? "fairly sure" : "unsure", count > 1 ? "passes" : "suggestions", low, high, mean->dip, noise);

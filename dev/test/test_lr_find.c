@@ -173,6 +173,8 @@ static void test_advice_says_how_sure(void) {
     a = range_advise(&r, &r, 1, RANGE_FULL);
     EXPECT(a.rate == 1.2e-4 && strstr(a.text, "unsure") && strstr(a.text, "--repeats"), "%s", a.text);
     RangeReading passes[2] = {r, r};
+    a = range_advise(&r, passes, 2, RANGE_FULL);
+    EXPECT(strstr(a.text, "batches differ by 0.1;") && strstr(a.text, "more --repeats"), "%s", a.text);
     r.dip = passes[0].dip = passes[1].dip = 2, passes[1].rate[RANGE_STEEPEST] = 9e-4;
     a = range_advise(&r, passes, 2, RANGE_FROM_SCRATCH);
     EXPECT(a.rate == 4e-4 && strstr(a.text, "; sure") && strstr(a.text, "0.0004 and 0.0009"), "%s", a.text);
