@@ -772,15 +772,14 @@ template <typename Real> static void table_backward(const Gpu *k, float *dtable,
     LAUNCH_PACKED(table_backward_kernel, Real, C, grid, dim3(32, TABLE_LANES), TABLE_LANES * 32 * 8 * sizeof(float), k->stream, dtable, dx, g.key, g.start, g.row, C, true);
 }
 
-// From dx (R,C); scratch as in the forward pass.
+// From dx (R,C); patches as the forward pass left them.
 template <typename Real>
-static void image_embedding_backward(const Gpu *k, const TowerPointers *g, const Real *dx, Real *dembedded, Real *patches, const Inputs *in, const Sequences *s,
+static void image_embedding_backward(const Gpu *k, const TowerPointers *g, const Real *dx, Real *dembedded, const Real *patches, const Inputs *in, const Sequences *s,
                                      const ClipConfig *c, bool accumulate) {
     const int C = c->image_width, N = s->R - s->B;
     table_backward(k, g->positional_embedding, dx, in->by_position, config_image_tokens(c), C, accumulate);
     bias_backward(k, g->class_embedding, dx, (size_t)s->R / s->B * C, s->B, C, accumulate); // the first row of each image
     copy_rows(k, dembedded, (size_t)C, (int *)NULL, dx, (size_t)C, in->patch_rows, N, C, false);
-    patches_from_images(k, patches, in, s, c);
     linear_backward(k, (Real *)NULL, g->conv1_weight, g->conv1_bias, dembedded, (size_t)C, patches, NULL, N, 3 * c->patch_size * c->patch_size, C, accumulate);
 }
 
@@ -869,6 +868,7 @@ struct Backend {
     bool grad_checkpointing;
     bool accumulate;       // gradients hold a part of the step already
     bool halves_stale;     // weights were written since
+    float logit_scale;     // its exponential on the host; 0: to be read anew
 };
 
 template <typename Real> static Tower<Real> *tower_of(Backend *b, int tower);
@@ -1156,7 +1156,7 @@ double clip_update(Clip *clip, const AdamW *a) {
            (float)a->ema_decay, clip->tensors.count - 1);
     CUDA_CHECK(cudaMemcpyAsync(&squares, b->squares, sizeof squares, cudaMemcpyDeviceToHost, k->stream));
     CUDA_CHECK(cudaStreamSynchronize(k->stream));
-    b->accumulate = false;
+    b->accumulate = false, b->logit_scale = 0;
     return sqrt(squares);
 }
 
@@ -1165,6 +1165,7 @@ bool clip_has_ema(const Clip *clip) { return clip->back->ema != NULL; }
 void clip_swap_ema(Clip *clip) {
     Backend *b = clip->back;
     if (b->ema) LAUNCH(exchange_kernel, b->trainable_pieces, 256, 0, b->gpu.stream, b->gpu.params, b->gpu.halves, b->ema, b->pieces);
+    b->logit_scale = 0;
 }
 
 // ---------------------------------------------------------------- the model (the functions of clipc/clip.h)
@@ -1192,8 +1193,8 @@ static void gpu_create(Gpu *k, char kernels[16]) {
 #else
     snprintf(kernels, 16, "sm_%d%d", device.major, device.minor);
 #endif
-    CUDA_CHECK(cudaStreamCreateWithFlags(&k->stream, cudaStreamNonBlocking));
-    CUDA_CHECK(cudaStreamCreateWithFlags(&k->copies, cudaStreamNonBlocking));
+    CUDA_CHECK(cudaStreamCreate(&k->stream)); // both keep the order with what is done without a stream, as cudaMemcpy()
+    CUDA_CHECK(cudaStreamCreate(&k->copies));
     matmul_create(&k->matmul);
 }
 
@@ -1396,7 +1397,7 @@ double clip_loss(Clip *clip, int pairs, const uint64_t *keys, Positives positive
     const double loss = contrastive_loss(&b->gpu, gradient ? b->dfeatures[0] : NULL, gradient ? b->dfeatures[1] : NULL, &dlogit_scale, &b->loss, b->features[0], b->features[1],
                                          keys ? b->loss.keys : NULL, positives, pairs, clip->config.embed_dim, clip_logit_scale(clip));
     const float dscale = (float)dlogit_scale; // once a step, whatever the accumulation
-    if (gradient && b->g.logit_scale) CUDA_CHECK(cudaMemcpy(b->g.logit_scale, &dscale, sizeof dscale, cudaMemcpyHostToDevice));
+    if (gradient && b->g.logit_scale) CUDA_CHECK(cudaMemcpyAsync(b->g.logit_scale, &dscale, sizeof dscale, cudaMemcpyHostToDevice, b->gpu.stream));
     return loss;
 }
 
@@ -1409,9 +1410,9 @@ void clip_backward(Clip *clip, const ClipBatch *batch, int first_row) {
 }
 
 float clip_logit_scale(const Clip *clip) {
-    float value;
-    clip_read(clip, ARENA_PARAMETERS, tensor_find(&clip->tensors, LOGIT_SCALE_KEY), &value);
-    return expf(value);
+    float value, *known = &clip->back->logit_scale;
+    if (*known == 0) clip_read(clip, ARENA_PARAMETERS, tensor_find(&clip->tensors, LOGIT_SCALE_KEY), &value), *known = expf(value);
+    return *known;
 }
 
 static float *tensor_place(const Clip *clip, ClipArena arena, const Tensor *x) {
@@ -1427,7 +1428,7 @@ void clip_read(const Clip *clip, ClipArena arena, const Tensor *x, float *values
 void clip_write(Clip *clip, ClipArena arena, const Tensor *x, const float *values) {
     CUDA_CHECK(cudaStreamSynchronize(clip->back->gpu.stream));
     CUDA_CHECK(cudaMemcpy(tensor_place(clip, arena, x), values, x->count * sizeof(float), cudaMemcpyHostToDevice));
-    if (arena == ARENA_PARAMETERS) clip->back->halves_stale = true;
+    if (arena == ARENA_PARAMETERS) clip->back->halves_stale = true, clip->back->logit_scale = 0;
 }
 
 const char *clip_kernels(const Clip *clip) { return clip->back->kernels; }

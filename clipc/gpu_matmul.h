@@ -112,8 +112,12 @@ static inline void matmul_free(Matmul *mm) {
     cudaFree(mm->workspace), cublasLtMatmulPreferenceDestroy(mm->preference), cublasLtDestroy(mm->handle);
 }
 
+static inline void matmul_plan_bias(const MatmulPlan *p, const void *bias) {
+    if (bias) CUBLAS_CHECK(cublasLtMatmulDescSetAttribute(p->product, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias));
+}
+
 // The first algorithm that cuBLASLt's heuristic names for a shape.
-static inline void matmul_plan_create(const Matmul *mm, MatmulPlan *p, const MatmulShape *s) {
+static inline void matmul_plan_create(const Matmul *mm, MatmulPlan *p, const MatmulShape *s, const void *bias) {
     const cudaDataType in = (cudaDataType)s->in, out = (cudaDataType)s->out;
     const cublasOperation_t first = s->transposed_b ? CUBLAS_OP_T : CUBLAS_OP_N, second = s->transposed_a ? CUBLAS_OP_T : CUBLAS_OP_N;
     const cublasLtEpilogue_t epilogue = s->bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
@@ -122,6 +126,8 @@ static inline void matmul_plan_create(const Matmul *mm, MatmulPlan *p, const Mat
     CUBLAS_CHECK(cublasLtMatmulDescSetAttribute(p->product, CUBLASLT_MATMUL_DESC_TRANSA, &first, sizeof first));
     CUBLAS_CHECK(cublasLtMatmulDescSetAttribute(p->product, CUBLASLT_MATMUL_DESC_TRANSB, &second, sizeof second));
     CUBLAS_CHECK(cublasLtMatmulDescSetAttribute(p->product, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue));
+    CUBLAS_CHECK(cublasLtMatmulDescSetAttribute(p->product, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &out, sizeof out));
+    matmul_plan_bias(p, bias);
     CUBLAS_CHECK(cublasLtMatrixLayoutCreate(&p->b, in, s->transposed_b ? s->K : s->N, s->transposed_b ? s->N : s->K, s->ldb));
     CUBLAS_CHECK(cublasLtMatrixLayoutCreate(&p->a, in, s->transposed_a ? s->M : s->K, s->transposed_a ? s->K : s->M, s->lda));
     CUBLAS_CHECK(cublasLtMatrixLayoutCreate(&p->out, out, s->N, s->M, s->ldo));
@@ -137,11 +143,11 @@ static inline void matmul_plan_create(const Matmul *mm, MatmulPlan *p, const Mat
     p->algorithm = found.algo;
 }
 
-static inline MatmulPlan *matmul_plan(const Matmul *mm, const MatmulShape *s) {
+static inline const MatmulPlan *matmul_plan(const Matmul *mm, const MatmulShape *s, const void *bias) {
     MatmulPlan *p = &mm->plans[hash_bytes(HASH_START, s, sizeof *s) % MATMUL_PLANS];
-    if (p->product && memcmp(&p->shape, s, sizeof *s) == 0) return p;
+    if (p->product && memcmp(&p->shape, s, sizeof *s) == 0) return matmul_plan_bias(p, bias), p;
     matmul_plan_free(p);
-    matmul_plan_create(mm, p, s);
+    matmul_plan_create(mm, p, s, bias);
     return p;
 }
 
@@ -153,8 +159,7 @@ static void matmul(const Matmul *mm, cudaStream_t stream, Out *out, int ldo, Gpu
     const MatmulShape shape = {M, N, K, a.ld, b.ld, ldo, matmul_type(a.p), matmul_type(out), a.transposed, b.transposed, end.bias != NULL,
                                mm->tf32 && !exact && matmul_type(a.p) == CUDA_R_32F, (int)(bits & -bits)};
     const float beta = end.residual ? 1.0f : 0.0f;
-    const MatmulPlan *p = matmul_plan(mm, &shape);
-    if (end.bias) CUBLAS_CHECK(cublasLtMatmulDescSetAttribute(p->product, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &end.bias, sizeof end.bias));
+    const MatmulPlan *p = matmul_plan(mm, &shape, end.bias);
     CUBLAS_CHECK(cublasLtMatmul(mm->handle, p->product, &alpha, b.p, p->b, a.p, p->a, &beta, end.residual ? end.residual : out, p->out, out, p->out, &p->algorithm, mm->workspace,
                                 MATMUL_WORKSPACE, stream));
 }
