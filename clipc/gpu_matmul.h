@@ -38,6 +38,7 @@ template <typename T> static inline float gpu_matrix_at(GpuMatrix<T> x, int row,
 
 template <typename Out, typename In>
 static void matmul(const Matmul *mm, cudaStream_t stream, Out *out, int ldo, GpuMatrix<In> a, GpuMatrix<In> b, int M, int N, int K, float alpha, MatmulEnd<Out> end, bool exact = false) {
+    const emulate::DeviceAccess access;
     (void)mm, (void)stream, (void)exact;
     for (int i = 0; i < M; i++)
         for (int j = 0; j < N; j++) {

@@ -7,7 +7,7 @@
 //   - shared memory and cudaMalloc's begin filled with NaN: what is read unwritten, or was to be written and is not, spoils the result
 //   - guard bytes stand around both, checked when a block and a launch ends; under AddressSanitizer they stop the first access
 //   - a barrier or warp function that not all of its threads reach, a mask without the caller, a shuffle from a lane outside the mask
-//   - pointers handed to a kernel, and both ends of a copy, must lie in memory of the right kind
+//   - pointers handed to a kernel, and both ends of a copy, must lie in memory of the right kind; the host cannot touch the GPU's
 //   - blocks, grids and shared memory within the limits of the GPU
 // Each of these ends the program with one line that names the kernel. The numbers are fp32's as C++ computes them: not bit for bit a GPU's.
 // CLIPC_EMULATE_SEED=n in the environment runs threads and blocks in another order.
@@ -50,11 +50,10 @@ struct Guarded {
 // What stands at address p of a guard: NaN as float and as bfloat16, so that reading it spoils the result, too.
 static inline unsigned char guard_byte(const unsigned char *p) { return (uintptr_t)p & 1 ? 0x7f : 0xff; }
 
-static inline Guarded guarded_alloc(size_t size) {
+// `room`: size + 2 * GUARD_BYTES, 256-byte aligned
+static inline Guarded guarded_in(void *room, size_t size) {
     Guarded g;
-    void *p = nullptr;
-    if (posix_memalign(&p, 256, size + 2 * GUARD_BYTES)) return g;
-    g.bytes = (unsigned char *)p + GUARD_BYTES, g.size = size;
+    g.bytes = (unsigned char *)room + GUARD_BYTES, g.size = size;
     for (unsigned char *before = g.bytes - GUARD_BYTES, *behind = g.bytes + size; before < g.bytes; before++, behind++)
         *before = guard_byte(before), *behind = guard_byte(behind);
     memset(g.bytes, POISON, size);
@@ -65,11 +64,21 @@ static inline Guarded guarded_alloc(size_t size) {
     return g;
 }
 
+static inline Guarded guarded_alloc(size_t size) {
+    void *p = nullptr;
+    return posix_memalign(&p, 256, size + 2 * GUARD_BYTES) ? Guarded() : guarded_in(p, size);
+}
+
+static inline void guarded_lift(const Guarded &g) {
+#ifdef CLIPC_GUARDS
+    ASAN_UNPOISON_MEMORY_REGION(g.bytes - GUARD_BYTES, g.size + 2 * GUARD_BYTES);
+#endif
+    (void)g;
+}
+
 static inline void guarded_free(Guarded *g) {
     if (!g->bytes) return;
-#ifdef CLIPC_GUARDS
-    ASAN_UNPOISON_MEMORY_REGION(g->bytes - GUARD_BYTES, g->size + 2 * GUARD_BYTES);
-#endif
+    guarded_lift(*g);
     free(g->bytes - GUARD_BYTES);
     *g = Guarded();
 }
@@ -389,6 +398,13 @@ static inline void run_grid(size_t count) {
     }
 }
 
+// While one of these lives, the memory of the GPU can be read and written: in kernels, and in what stands for them on the host. Else only
+// cudaMemcpy and its kin can, as on a GPU.
+struct DeviceAccess {
+    DeviceAccess();
+    ~DeviceAccess();
+};
+
 size_t shared_limit(const void *kernel);                     // emulate_api.h
 void check_argument(const void *p);                          // a pointer handed to a kernel
 void check_device_guards();
@@ -408,6 +424,7 @@ static inline void launch(const char *name, void (*kernel)(P...), dim3 grid, dim
         m.call = [](const void *f) { (*(const decltype(body) *)f)(); };
         m.arguments = &body, m.threads = (int)(block.x * block.y * block.z), m.shared = guarded_alloc(shared_bytes);
         if (!m.shared.bytes) fail("no memory for %zu bytes of shared memory", shared_bytes);
+        const DeviceAccess access;
         run_grid((size_t)grid.x * grid.y * grid.z);
         check_device_guards();
         guarded_free(&m.shared);

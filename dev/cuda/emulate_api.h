@@ -4,6 +4,7 @@
 #define CLIPC_EMULATE_API_H
 
 #include <mutex>
+#include <signal.h>
 
 typedef enum { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2 } cudaError_t;
 typedef enum { cudaMemcpyHostToHost, cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice, cudaMemcpyDefault } cudaMemcpyKind;
@@ -42,11 +43,55 @@ struct Device {
     Allocation *allocations = nullptr;
     Attribute *attributes = nullptr;
     size_t used = 0, total = (size_t)8 << 30; // CLIPC_EMULATE_MEMORY=bytes in the environment: so much
+    unsigned char *pool = nullptr; // POOL_BYTES of addresses, handed out once and never again; shut while no DeviceAccess lives
+    size_t pool_used = 0;
+    int open = 0;
+    struct sigaction before;
     Device() {
         if (const char *bytes = getenv("CLIPC_EMULATE_MEMORY")) total = strtoull(bytes, NULL, 10);
     }
 };
 inline Device device;
+static const size_t POOL_BYTES = (size_t)1 << 40, PAGE = 4096;
+
+// An access to the pool while it is shut is named; any other fault goes its way.
+static inline void on_fault(int, siginfo_t *info, void *) {
+    const unsigned char *at = (const unsigned char *)info->si_addr;
+    if (at >= device.pool && at < device.pool + device.pool_used) {
+        static const char text[] = "emulated GPU: the host touches memory of the GPU; copy it with cudaMemcpy\n";
+        if (write(STDERR_FILENO, text, sizeof text - 1) < 0) _exit(EXIT_RUNTIME);
+        _exit(EXIT_RUNTIME);
+    }
+    sigaction(SIGSEGV, &device.before, nullptr);
+}
+
+static inline void pool_protect(int protection) {
+    if (device.pool_used && mprotect(device.pool, device.pool_used, protection)) die(EXIT_RUNTIME, "emulated GPU: mprotect: %s", strerror(errno));
+}
+
+inline DeviceAccess::DeviceAccess() {
+    if (!device.open++) pool_protect(PROT_READ | PROT_WRITE);
+}
+inline DeviceAccess::~DeviceAccess() {
+    if (!--device.open) pool_protect(PROT_NONE);
+}
+
+// Room in the pool; NULL: there is none left.
+static inline void *pool_take(size_t bytes) {
+    if (!device.pool) {
+        void *p = mmap(nullptr, POOL_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (p == MAP_FAILED) return nullptr;
+        device.pool = (unsigned char *)p;
+        struct sigaction action;
+        memset(&action, 0, sizeof action);
+        action.sa_sigaction = on_fault, action.sa_flags = SA_SIGINFO;
+        sigaction(SIGSEGV, &action, &device.before);
+    }
+    if (bytes > POOL_BYTES - device.pool_used) return nullptr;
+    void *room = device.pool + device.pool_used;
+    device.pool_used += (bytes + PAGE - 1) / PAGE * PAGE;
+    return room;
+}
 
 static inline const Allocation *allocation_of(const void *p) {
     for (const Allocation *a = device.allocations; a; a = a->next)
@@ -58,7 +103,9 @@ static inline cudaError_t allocate(void **p, size_t bytes, MemoryKind kind) {
     const std::lock_guard<std::mutex> guard(device.lock);
     *p = nullptr;
     if (kind == DEVICE && bytes > device.total - device.used) return cudaErrorMemoryAllocation;
-    Allocation *a = new Allocation{guarded_alloc(bytes), kind, device.allocations};
+    const DeviceAccess access;
+    void *room = kind == DEVICE ? pool_take(bytes + 2 * GUARD_BYTES) : nullptr;
+    Allocation *a = new Allocation{room ? guarded_in(room, bytes) : kind == PINNED ? guarded_alloc(bytes) : Guarded(), kind, device.allocations};
     if (!a->memory.bytes) {
         delete a;
         return cudaErrorMemoryAllocation;
@@ -79,9 +126,11 @@ static inline cudaError_t release(void *p, MemoryKind kind) {
     for (Allocation **at = &device.allocations; *at; at = &(*at)->next) {
         Allocation *a = *at;
         if (a->memory.bytes != p || a->kind != kind) continue;
+        const DeviceAccess access;
         check_allocation(a);
         *at = a->next, device.used -= kind == DEVICE ? a->memory.size : 0;
-        guarded_free(&a->memory);
+        if (kind == PINNED) guarded_free(&a->memory);
+        else guarded_lift(a->memory), madvise(a->memory.bytes - GUARD_BYTES, a->memory.size + 2 * GUARD_BYTES, MADV_DONTNEED);
         delete a;
         return cudaSuccess;
     }
@@ -139,6 +188,7 @@ static inline cudaError_t cudaFreeHost(void *p) { return emulate::release(p, emu
 
 static inline cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, cudaMemcpyKind kind) {
     emulate::check_copy(to, from, bytes, kind);
+    const emulate::DeviceAccess access;
     if (bytes) memcpy(to, from, bytes);
     return cudaSuccess;
 }
@@ -156,6 +206,7 @@ static inline cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const voi
 static inline cudaError_t cudaMemset(void *p, int value, size_t bytes) {
     if (!bytes) return cudaSuccess;
     emulate::check_range(p, bytes, true, "target");
+    const emulate::DeviceAccess access;
     memset(p, value, bytes);
     return cudaSuccess;
 }

@@ -227,6 +227,21 @@ __global__ void next_round_kernel(float *out, bool meet) { // the second barrier
     }
     out[threadIdx.x] = sum;
 }
+// The sum over a block, twice in turn: without the last barrier a warp that runs ahead writes where others still read.
+__global__ void two_sums_kernel(float *out, bool meet) {
+    SHARED_ARRAY(float, part);
+    float sums[2];
+    for (int i = 0; i < 2; i++) {
+        float sum = (float)(i + 1);
+        for (int lanes = 16; lanes; lanes /= 2) sum += __shfl_xor_sync(0xffffffff, sum, lanes);
+        if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = sum;
+        __syncthreads();
+        sums[i] = 0;
+        for (unsigned w = 0; w < blockDim.x / 32; w++) sums[i] += part[w];
+        if (meet) __syncthreads();
+    }
+    out[blockIdx.x * blockDim.x + threadIdx.x] = sums[0] + sums[1];
+}
 __global__ void skip_last_kernel(float *out, int n) {
     if ((int)threadIdx.x < n - 1) out[threadIdx.x] = 1;
 }
@@ -320,6 +335,12 @@ static int second_barrier_missing(bool fault) {
     LAUNCH(next_round_kernel, 1, N, 0, 0, out, !fault);
     return compare(out, N, [](int) { return 28; });
 }
+static int ran_ahead(bool fault) {
+    enum { BLOCKS = 8, THREADS = 256 };
+    float *out = buffer(BLOCKS * THREADS);
+    LAUNCH(two_sums_kernel, BLOCKS, THREADS, 8 * sizeof(float), 0, out, !fault);
+    return compare(out, BLOCKS * THREADS, [](int) { return 3 * THREADS; });
+}
 static int output_unwritten(bool fault) {
     float *out = buffer(N);
     LAUNCH(skip_last_kernel, 1, N, 0, 0, out, fault ? N : N + 1);
@@ -377,6 +398,12 @@ static int copy_wrong_way(bool fault) {
     CUDA_CHECK(cudaFree(p));
     return 0;
 }
+static int host_reads_device(bool fault) {
+    float host = 1, *p = device_array(1, &host);
+    float x = fault ? *p : host;
+    CUDA_CHECK(cudaFree(p));
+    return x == 1 ? 0 : 3;
+}
 static int block_too_large(bool fault) {
     float *p = buffer(1);
     LAUNCH(idle_kernel, 1, fault ? 1025 : 1024, 0, 0, p);
@@ -428,6 +455,7 @@ static const struct {
     {"barrier_missing", barrier_missing, WRONG},
     {"warp_barrier_missing", warp_barrier_missing, WRONG},
     {"second_barrier_missing", second_barrier_missing, WRONG},
+    {"ran_ahead", ran_ahead, WRONG},
     {"output_unwritten", output_unwritten, "1 of 77 " WRONG},
     {"shared_unwritten", shared_unwritten, "1 of 77 " WRONG},
 #ifdef CLIPC_SHARED_SECTION
@@ -443,6 +471,7 @@ static const struct {
     {"host_pointer", host_pointer, "an argument points to memory of the host"},
     {"copy_too_long", copy_too_long, "a copy's target runs 4 bytes over its buffer of 308"},
     {"copy_wrong_way", copy_wrong_way, "a copy's target is in memory of the GPU"},
+    {"host_reads_device", host_reads_device, "the host touches memory of the GPU"},
     {"block_too_large", block_too_large, "a block of 1025 x 1 x 1 threads"},
     {"shared_too_large", shared_too_large, "65536 bytes of shared memory, where cudaFuncSetAttribute() allows this kernel 49152"},
     {"memory_exhausted", memory_exhausted, "out of GPU memory"},
