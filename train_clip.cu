@@ -174,37 +174,51 @@ static void layernorm_forward(const Gpu *k, Real *out, float *mean, float *rstd,
     LAUNCH_PACKED(layernorm_forward_kernel, Real, C, grid, 32 * ROW_WARPS, 0, k->stream, out, mean, rstd, x, gain, bias, N, C, eps);
 }
 
-// A block walks down a chunk of rows, a thread owns V columns: dx of every row, and the chunk's sums of dgain and dbias, parts (chunks,2C).
-// dx = skip + rstd * (g - mean(g) - n * mean(g * n)),  g = dout * gain,  n = (x - mean) * rstd
+// A block walks down a chunk of rows, two at a time, a thread owns V columns: dx of every row, and the chunk's sums of dgain and dbias, parts
+// (chunks,2C).  dx = skip + rstd * (g - mean(g) - n * mean(g * n)),  g = dout * gain,  n = (x - mean) * rstd
 template <typename Real, int V>
 __global__ void layernorm_backward_kernel(Real *dx, float *parts, const Real *skip, const Real *dout, const float *x, const float *gain, const float *mean, const float *rstd,
                                           int N, int C) {
-    SHARED_ARRAY(float, sums); // (2,2,32): two rows in turn, so that one barrier a row will do
+    SHARED_ARRAY(float, sums); // (2,4,32): in turn, so that one barrier a pair of rows will do
     const int c = threadIdx.x * V, warps = blockDim.x / 32, last = (int)((int64_t)N * (blockIdx.x + 1) / gridDim.x);
     const bool mine = c < C;
-    float g[V] = {0}, d[V] = {0}, n[V] = {0}, dgain[V] = {0}, dbias[V] = {0};
+    float g[V] = {0}, d[2][V], n[2][V], past[2][V], dgain[V] = {0}, dbias[V] = {0};
     if (mine) load(g, gain + c);
-    for (int i = (int)((int64_t)N * blockIdx.x / gridDim.x); i < last; i++) {
-        const size_t row = (size_t)i * C + c;
-        const float m = mean[i], r = rstd[i];
-        float sum_g = 0, sum_gn = 0, *s = sums + i % 2 * 64, past[V] = {0};
-        if (mine) {
-            load(d, dout + row), load(n, x + row);
-            if (skip) load(past, skip + row);
-            for (int j = 0; j < V; j++) {
-                n[j] = (n[j] - m) * r;
-                dgain[j] += d[j] * n[j], dbias[j] += d[j];
-                sum_g += d[j] * g[j], sum_gn += d[j] * g[j] * n[j];
-            }
+    for (int i = (int)((int64_t)N * blockIdx.x / gridDim.x), turn = 0; i < last; i += 2, turn ^= 1) {
+        float m[2] = {0}, r[2] = {0}, sum[4] = {0}, *s = sums + turn * 128; // sums of g and of g * n, of both rows
+        UNROLLED
+        for (int k = 0; k < 2; k++) {
+            const size_t row = (size_t)(i + k) * C + c;
+            for (int j = 0; j < V; j++) d[k][j] = n[k][j] = past[k][j] = 0;
+            if (!mine || i + k >= last) continue;
+            m[k] = mean[i + k], r[k] = rstd[i + k];
+            load(d[k], dout + row), load(n[k], x + row);
+            if (skip) load(past[k], skip + row);
         }
-        sum_g = warp_sum(sum_g), sum_gn = warp_sum(sum_gn);
-        if (threadIdx.x % 32 == 0) s[threadIdx.x / 32] = sum_g, s[32 + threadIdx.x / 32] = sum_gn;
+        UNROLLED
+        for (int k = 0; k < 2; k++)
+            for (int j = 0; j < V; j++) {
+                n[k][j] = (n[k][j] - m[k]) * r[k];
+                dgain[j] += d[k][j] * n[k][j], dbias[j] += d[k][j];
+                sum[2 * k] += d[k][j] * g[j], sum[2 * k + 1] += d[k][j] * g[j] * n[k][j];
+            }
+        UNROLLED
+        for (int q = 0; q < 4; q++) {
+            sum[q] = warp_sum(sum[q]);
+            if (threadIdx.x % 32 == 0) s[32 * q + threadIdx.x / 32] = sum[q];
+        }
         __syncthreads();
-        sum_g = sum_gn = 0;
-        for (int w = 0; w < warps; w++) sum_g += s[w], sum_gn += s[32 + w];
-        if (!mine) continue;
-        for (int j = 0; j < V; j++) past[j] += r * (d[j] * g[j] - sum_g / (float)C - n[j] * (sum_gn / (float)C));
-        store(dx + row, past);
+        UNROLLED
+        for (int q = 0; q < 4; q++) {
+            sum[q] = 0;
+            for (int w = 0; w < warps; w++) sum[q] += s[32 * q + w];
+        }
+        UNROLLED
+        for (int k = 0; k < 2; k++) {
+            if (!mine || i + k >= last) continue;
+            for (int j = 0; j < V; j++) past[k][j] += r[k] * (d[k][j] * g[j] - sum[2 * k] / (float)C - n[k][j] * (sum[2 * k + 1] / (float)C));
+            store(dx + (size_t)(i + k) * C + c, past[k]);
+        }
     }
     if (!mine) return;
     store(parts + (size_t)blockIdx.x * 2 * C + c, dgain), store(parts + (size_t)blockIdx.x * 2 * C + C + c, dbias);
@@ -215,7 +229,7 @@ template <typename Real>
 static void layernorm_backward(const Gpu *k, Real *dx, float *dgain, float *dbias, const Real *skip, const Real *dout, const float *x, const float *gain, const float *mean,
                                const float *rstd, int N, int C, bool accumulate) {
     const int chunks = N < PARTS ? N : PARTS;
-    const size_t shared = 2 * 2 * 32 * sizeof(float);
+    const size_t shared = 2 * 4 * 32 * sizeof(float);
     if (C % 4 == 0) LAUNCH((layernorm_backward_kernel<Real, 4>), chunks, 32 * blocks_for(C, 4 * 32), shared, k->stream, dx, k->parts, skip, dout, x, gain, mean, rstd, N, C);
     else LAUNCH((layernorm_backward_kernel<Real, 1>), chunks, 32 * blocks_for(C, 32), shared, k->stream, dx, k->parts, skip, dout, x, gain, mean, rstd, N, C);
     if (dgain) add_parts(k, dgain, k->parts, chunks, (size_t)2 * C, C, accumulate);
@@ -223,8 +237,8 @@ static void layernorm_backward(const Gpu *k, Real *dx, float *dgain, float *dbia
 }
 
 // The cumulative normal distribution, absolute error below 1e-7: the form of clipc/kernels.h, see there. *density = e^(-x^2/2).
-__device__ inline float normal_cdf(float x, float *density) {
-    const float t = 1.0f / (0.282842712f * fabsf(x) + 1.0f);
+template <typename Real> __device__ inline float normal_cdf(float x, float *density) {
+    const float t = reciprocal<Real>(0.282842712f * fabsf(x) + 1.0f);
     float p = 0.0754980984f;
     p = fmaf(p, t, -0.398413772f);
     p = fmaf(p, t, 0.687805392f);
@@ -233,7 +247,7 @@ __device__ inline float normal_cdf(float x, float *density) {
     p = fmaf(p, t, 0.143248878f);
     p = fmaf(p, t, 0.235330311f);
     p = fmaf(p, t, 0.225077641f);
-    *density = expf(-0.5f * x * x);
+    *density = exponential<Real>(-0.5f * x * x);
     const float tail = *density * t * p * 0.5f;
     return x > 0 ? 1.0f - tail : tail;
 }
@@ -244,7 +258,7 @@ template <typename Real, int V> __global__ void gelu_forward_kernel(Real *out, c
     if (i >= n) return;
     float v[V], density;
     load(v, x + i);
-    for (int j = 0; j < V; j++) v[j] = quick ? v[j] / (1.0f + expf(-1.702f * v[j])) : v[j] * normal_cdf(v[j], &density);
+    for (int j = 0; j < V; j++) v[j] *= quick ? reciprocal<Real>(1.0f + exponential<Real>(-1.702f * v[j])) : normal_cdf<Real>(v[j], &density);
     store(out + i, v);
 }
 
@@ -261,8 +275,8 @@ template <typename Real, int V> __global__ void gelu_backward_kernel(Real *dx, c
     float v[V], d[V], density;
     load(v, x + i), load(d, dout + i);
     for (int j = 0; j < V; j++) {
-        const float e = quick ? expf(fminf(-1.702f * v[j], 88.0f)) : 0, s = 1.0f / (1.0f + e); // e * s is 1 - s: e must not overflow
-        const float cdf = quick ? s : normal_cdf(v[j], &density);
+        const float e = quick ? exponential<Real>(fminf(-1.702f * v[j], 85.0f)) : 0, s = reciprocal<Real>(1.0f + e); // e * s is 1 - s: e must not overflow
+        const float cdf = quick ? s : normal_cdf<Real>(v[j], &density);
         d[j] *= quick ? s + 1.702f * v[j] * s * (e * s) : cdf + v[j] * 0.398942280f * density;
     }
     store(dx + i, d);
@@ -289,17 +303,17 @@ template <> struct Tile<bf16> {
     __device__ void clear() { nvcuda::wmma::fill_fragment(sum, 0.0f); }
     __device__ void store(float *to, int ld) const { nvcuda::wmma::store_matrix_sync(to, sum, ld, nvcuda::wmma::mem_row_major); }
 
-    // out (16, n tiles) += a (16, 16 * depth) · b, or (TRANSPOSED) · bᵀ, all in shared memory
-    template <bool TRANSPOSED, int N> static __device__ void multiply(Tile (&out)[N], int n, const bf16 *a, int lda, int depth, const bf16 *b, int ldb) {
+    // out (16, n tiles) += a (16, 16 * depth) · b, all in shared memory, where a and b may lie transposed
+    template <bool A_TRANSPOSED, bool B_TRANSPOSED, int N> static __device__ void multiply(Tile (&out)[N], int n, const bf16 *a, int lda, int depth, const bf16 *b, int ldb) {
         using namespace nvcuda::wmma;
         for (int d = 0; d < depth; d++) {
-            fragment<matrix_a, 16, 16, 16, bf16, row_major> x;
-            load_matrix_sync(x, a + 16 * d, lda);
-UNROLLED
+            fragment<matrix_a, 16, 16, 16, bf16, typename std::conditional<A_TRANSPOSED, col_major, row_major>::type> x;
+            load_matrix_sync(x, A_TRANSPOSED ? a + 16 * d * lda : a + 16 * d, lda);
+            UNROLLED
             for (int j = 0; j < N; j++) {
                 if (j >= n) continue;
-                fragment<matrix_b, 16, 16, 16, bf16, typename std::conditional<TRANSPOSED, col_major, row_major>::type> y;
-                load_matrix_sync(y, TRANSPOSED ? b + 16 * j * ldb + 16 * d : b + 16 * d * ldb + 16 * j, ldb);
+                fragment<matrix_b, 16, 16, 16, bf16, typename std::conditional<B_TRANSPOSED, col_major, row_major>::type> y;
+                load_matrix_sync(y, B_TRANSPOSED ? b + 16 * j * ldb + 16 * d : b + 16 * d * ldb + 16 * j, ldb);
                 mma_sync(out[j].sum, x, y, out[j].sum);
             }
         }
@@ -316,15 +330,15 @@ template <> struct Tile<float> {
         for (int i = 0; i < 8; i++) to[threadIdx.x % 32 / 2 * ld + threadIdx.x % 2 * 8 + i] = sum[i];
     }
 
-    template <bool TRANSPOSED, int N> static __device__ void multiply(Tile (&out)[N], int n, const float *a, int lda, int depth, const float *b, int ldb) {
+    template <bool A_TRANSPOSED, bool B_TRANSPOSED, int N> static __device__ void multiply(Tile (&out)[N], int n, const float *a, int lda, int depth, const float *b, int ldb) {
         const int row = threadIdx.x % 32 / 2, column = threadIdx.x % 2 * 8;
         for (int d = 0; d < 16 * depth; d++) {
-            const float x = a[row * lda + d];
-UNROLLED
+            const float x = A_TRANSPOSED ? a[d * lda + row] : a[row * lda + d];
+            UNROLLED
             for (int j = 0; j < N; j++) {
                 if (j >= n) continue;
-UNROLLED
-                for (int i = 0; i < 8; i++) out[j].sum[i] = fmaf(x, TRANSPOSED ? b[(16 * j + column + i) * ldb + d] : b[d * ldb + 16 * j + column + i], out[j].sum[i]);
+                UNROLLED
+                for (int i = 0; i < 8; i++) out[j].sum[i] = fmaf(x, B_TRANSPOSED ? b[(16 * j + column + i) * ldb + d] : b[d * ldb + 16 * j + column + i], out[j].sum[i]);
             }
         }
     }
@@ -364,10 +378,10 @@ template <typename Real> __device__ void load_tile(Real *tile, int ld, const Rea
 // Rows 0 … n-1 of a warp's 16, HS columns, by way of its scratch (16, ROWS) in shared memory.
 template <typename Real, int TILES> __device__ void write_tiles(Real *to, size_t stride, const Tile<Real> (&tiles)[TILES], float *scratch, int ld, int n, int HS) {
     constexpr int ROWS = ATTENTION_ROWS<Real>, GROUP = ROWS / 16;
-UNROLLED
+    UNROLLED
     for (int j0 = 0; j0 < TILES; j0 += GROUP) {
         __syncwarp();
-UNROLLED
+        UNROLLED
         for (int j = j0; j < j0 + GROUP; j++)
             if (16 * j < HS) tiles[j].store(scratch + 16 * (j - j0), ld);
         __syncwarp();
@@ -381,10 +395,10 @@ UNROLLED
 // a (16, 16 * depth) · bᵀ into a warp's scratch: the scores of 16 rows against n tiles of others
 template <typename Real> __device__ void score_tiles(float *scores, int ld, const Real *a, const Real *b, int ldb, int depth, int n) {
     Tile<Real> tiles[ATTENTION_ROWS<Real> / 16];
-UNROLLED
+    UNROLLED
     for (int j = 0; j < ATTENTION_ROWS<Real> / 16; j++) tiles[j].clear();
-    Tile<Real>::template multiply<true>(tiles, n, a, ldb, depth, b, ldb);
-UNROLLED
+    Tile<Real>::template multiply<false, true>(tiles, n, a, ldb, depth, b, ldb);
+    UNROLLED
     for (int j = 0; j < ATTENTION_ROWS<Real> / 16; j++)
         if (j < n) tiles[j].store(scores + 16 * j, ld);
     __syncwarp();
@@ -416,7 +430,7 @@ __global__ void __launch_bounds__(2 * ATTENTION_ROWS<Real>)
     float *scores = all_scores + first * SLD, *mine = all_scores + row * SLD, max = -INFINITY, sum = 0, l = 0;
     Real *probabilities = (Real *)mine;
     Tile<Real> o[TILES];
-UNROLLED
+    UNROLLED
     for (int j = 0; j < TILES; j++) o[j].clear();
     load_tile(q, LD, rows + (size_t)(h.first + q0) * 3 * C, (size_t)3 * C, n_q, h.HS);
     for (int pass = 0; pass < 2; pass++) {
@@ -434,25 +448,25 @@ UNROLLED
             if (pass == 0) {
                 float most = max;
                 for (int c = half; c < visible; c += 2) most = fmaxf(most, mine[c] * scale);
-                if (half < visible) sum *= expf(max - most);
-                for (int c = half; c < visible; c += 2) sum += expf(mine[c] * scale - most);
+                if (half < visible) sum *= exponential<Real>(max - most);
+                for (int c = half; c < visible; c += 2) sum += exponential<Real>(mine[c] * scale - most);
                 max = most;
                 continue;
             }
             for (int c0 = half; c0 < 16 * tiles; c0 += 16) { // narrower numbers written over what was read before
                 float p[8];
-UNROLLED
-                for (int j = 0; j < 8; j++) p[j] = c0 + 2 * j < visible ? expf(mine[c0 + 2 * j] * scale - l) : 0;
+                UNROLLED
+                for (int j = 0; j < 8; j++) p[j] = c0 + 2 * j < visible ? exponential<Real>(mine[c0 + 2 * j] * scale - l) : 0;
                 __syncwarp();
-UNROLLED
+                UNROLLED
                 for (int j = 0; j < 8; j++) probabilities[c0 + 2 * j] = rounded<Real>(p[j]);
             }
             __syncwarp();
-            Tile<Real>::template multiply<false>(o, depth, (Real *)scores, Layout::REAL_LD, tiles, v, LD);
+            Tile<Real>::template multiply<false, false>(o, depth, (Real *)scores, Layout::REAL_LD, tiles, v, LD);
         }
         if (pass == 1 || first >= n_q) continue;
         const float most = fmaxf(max, __shfl_xor_sync(0xffffffff, max, 1));
-        sum *= expf(max - most);
+        sum *= exponential<Real>(max - most);
         sum += __shfl_xor_sync(0xffffffff, sum, 1);
         l = most + logf(sum);
         __syncwarp();
@@ -499,6 +513,7 @@ template <typename Real> __global__ void attention_delta_kernel(float *delta, co
 // The gradient of ROWS keys and their values (KEYS), or of ROWS queries. `mine` are those rows, `other` what they meet:
 //   mine:  k and v, or q and dO;  other: q and dO, or k and v;  scores = mine_0 · other_0ᵀ, dP = mine_1 · other_1ᵀ
 //   dK or dQ = dS · other_0,  dV = P · other_1  (P and dS with keys as rows, or with queries)
+// The block that takes all keys of a sequence also has the whole dS of its queries, and does them, too.
 template <typename Real, int TILES, bool KEYS>
 __device__ void attention_backward_rows(float *shared, Real *dqkv, const Real *dout, const Real *qkv, const float *lse, const float *delta, const Head &h, int C, int NH,
                                         bool causal, int m0) {
@@ -517,9 +532,9 @@ __device__ void attention_backward_rows(float *shared, Real *dqkv, const Real *d
     // causal: the queries from the first key on; the keys up to the last query
     const int from = KEYS && causal ? max(0, m0 - h.first) / ROWS * ROWS : 0, to = !KEYS && causal ? min(h.T, h.first + m0 + n_m) : others;
     Tile<Real> grad_0[TILES], grad_1[KEYS ? TILES : 1];
-UNROLLED
+    UNROLLED
     for (int j = 0; j < TILES; j++) grad_0[j].clear();
-UNROLLED
+    UNROLLED
     for (int j = 0; j < (KEYS ? TILES : 1); j++) grad_1[j].clear();
     load_tile(mine_0, LD, (KEYS ? k : q) + m0 * C3, C3, n_m, h.HS);
     load_tile(mine_1, LD, KEYS ? v + m0 * C3 : dO + (size_t)m0 * C, KEYS ? C3 : (size_t)C, n_m, h.HS);
@@ -536,31 +551,37 @@ UNROLLED
         score_tiles(dscores, SLD, mine_1 + first * LD, other_1, LD, depth, tiles);
         for (int c0 = half; c0 < 16 * tiles; c0 += 16) { // narrower numbers written over what was read before
             float p[8], ds[8];
-UNROLLED
+            UNROLLED
             for (int j = 0; j < 8; j++) {
                 const int c = c0 + 2 * j, key = KEYS ? m0 + row : o0 + c, query = KEYS ? o0 + c : m0 + row;
                 const bool visible = c < n && row < n_m && (!causal || key <= h.first + query);
-                p[j] = visible ? expf(s[c] * scale - (KEYS ? other_lse[c] : my_lse)) : 0;
+                p[j] = visible ? exponential<Real>(s[c] * scale - (KEYS ? other_lse[c] : my_lse)) : 0;
                 ds[j] = visible ? p[j] * (d[c] - (KEYS ? other_delta[c] : my_delta)) * scale : 0;
             }
             __syncwarp();
-UNROLLED
+            UNROLLED
             for (int j = 0; j < 8; j++) {
                 ((Real *)d)[c0 + 2 * j] = rounded<Real>(ds[j]);
                 if (KEYS) ((Real *)s)[c0 + 2 * j] = rounded<Real>(p[j]);
             }
         }
         __syncwarp();
-        Tile<Real>::template multiply<false>(grad_0, depth, (Real *)dscores, RLD, tiles, other_0, LD);
-        if (KEYS) Tile<Real>::template multiply<false>(grad_1, depth, (Real *)scores, RLD, tiles, other_1, LD);
+        Tile<Real>::template multiply<false, false>(grad_0, depth, (Real *)dscores, RLD, tiles, other_0, LD);
+        if (KEYS) Tile<Real>::template multiply<false, false>(grad_1, depth, (Real *)scores, RLD, tiles, other_1, LD);
     }
-    if (first >= n_m) return;
-    Real *grad = dqkv + (h.row + (KEYS ? 0 : h.first) + m0 + first) * C3 + h.at + (KEYS ? C : 0);
-    write_tiles(grad, C3, grad_0, scores, SLD, n_m - first, h.HS);
-    if (KEYS) write_tiles(grad + C, C3, grad_1, scores, SLD, n_m - first, h.HS);
+    Real *grad = dqkv + (h.row + first) * C3 + h.at, *dq = grad + h.first * C3;
+    if (first < n_m) write_tiles(KEYS ? grad + m0 * C3 + C : dq + m0 * C3, C3, grad_0, scores, SLD, n_m - first, h.HS);
+    if (KEYS && first < n_m) write_tiles(grad + m0 * C3 + 2 * C, C3, grad_1, scores, SLD, n_m - first, h.HS);
+    if (!KEYS || h.T > ROWS) return;
+    __syncthreads();
+    if (first >= h.queries) return;
+    UNROLLED
+    for (int j = 0; j < TILES; j++) grad_0[j].clear();
+    Tile<Real>::template multiply<true, false>(grad_0, depth, (Real *)(shared + ROWS * SLD) + first, RLD, (h.T + 15) / 16, mine_0, LD);
+    write_tiles(dq, C3, grad_0, scores, SLD, h.queries - first, h.HS);
 }
 
-// Even blocks take keys, odd ones queries: neighbours, so that they find the head in the L2 cache.
+// Even blocks take keys, odd ones queries of sequences that are longer than ROWS: neighbours, so that they find the head in the L2 cache.
 template <typename Real, int TILES>
 __global__ void __launch_bounds__(2 * ATTENTION_ROWS<Real>)
     attention_backward_kernel(Real *dqkv, const Real *dout, const Real *qkv, const float *lse, const float *delta, const int *start, const int *read, int C, int NH, bool causal,
@@ -569,7 +590,7 @@ __global__ void __launch_bounds__(2 * ATTENTION_ROWS<Real>)
     const Head h = attention_head(start, read, C, NH, only_read);
     const int m0 = blockIdx.y / 2 * ATTENTION_ROWS<Real>;
     if (blockIdx.y % 2 == 0 && m0 < h.T) attention_backward_rows<Real, TILES, true>(shared, dqkv, dout, qkv, lse, delta, h, C, NH, causal, m0);
-    if (blockIdx.y % 2 == 1 && m0 < h.queries) attention_backward_rows<Real, TILES, false>(shared, dqkv, dout, qkv, lse, delta, h, C, NH, causal, m0);
+    if (blockIdx.y % 2 == 1 && m0 < h.queries && h.T > ATTENTION_ROWS<Real>) attention_backward_rows<Real, TILES, false>(shared, dqkv, dout, qkv, lse, delta, h, C, NH, causal, m0);
 }
 
 // dqkv (R,3C) = the gradient by queries, keys and values; with only_read the query part of the other rows is not written.
@@ -579,7 +600,8 @@ template <typename Real>
 static void attention_backward(const Gpu *k, Real *dqkv, float *delta, const Real *dout, const Real *out, const float *lse, const Real *qkv, const Sequences *s, int C, int NH,
                                bool causal, bool only_read) {
     const int Q = only_read ? s->B : s->R;
-    const dim3 grid(s->B * NH, 2 * blocks_for(s->longest, ATTENTION_ROWS<Real>));
+    const unsigned blocks = blocks_for(s->longest, ATTENTION_ROWS<Real>);
+    const dim3 grid(s->B * NH, blocks == 1 ? 1 : 2 * blocks);
     LAUNCH((attention_delta_kernel<Real>), blocks_for((size_t)Q * NH, ROW_WARPS), 32 * ROW_WARPS, 0, k->stream, delta, dout, out, Q, C, NH);
     LAUNCH_ATTENTION(attention_backward_kernel, Real, C / NH, BACKWARD_BYTES, grid, k->stream, dqkv, dout, qkv, lse, delta, s->start, s->read, C, NH, causal, only_read);
 }
@@ -687,23 +709,30 @@ typedef struct {
 
 // patches (N, 3*P*P): the pixels under each patch in the order of conv1's weights; a convolution whose stride is its size is a
 // matrix product over them. Bytes are normalised as torchvision does: (x / 255 - mean) / std in fp32.
-template <typename Real>
-__global__ void patches_kernel(Real *patches, const uint8_t *pixels, const float *images, const int *patch_rows, const int *position, int patches_an_image, int S, int P,
-                               float3 mean, float3 std) {
+template <typename Real, int V, typename Pixel>
+__global__ void patches_kernel(Real *patches, const Pixel *pixels, const int *patch_rows, const int *position, int patches_an_image, int S, int P, float3 mean, float3 std) {
     const int i = blockIdx.x, patch = position[patch_rows[i]] - 1, G = S / P, b = i / patches_an_image;
-    const size_t image = (size_t)b * 3 * S * S;
-    for (int j = threadIdx.x; j < 3 * P * P; j += blockDim.x) {
+    for (int j = threadIdx.x * V; j < 3 * P * P; j += blockDim.x * V) {
         const int channel = j / (P * P), y = j / P % P, x = j % P;
-        const size_t from = image + ((size_t)channel * S + patch / G * P + y) * S + patch % G * P + x;
         const float m = channel == 0 ? mean.x : channel == 1 ? mean.y : mean.z, s = channel == 0 ? std.x : channel == 1 ? std.y : std.z;
-        patches[(size_t)i * 3 * P * P + j] = rounded<Real>(images ? images[from] : ((float)pixels[from] / 255.0f - m) / s);
+        float value[V];
+        load(value, pixels + (((size_t)b * 3 + channel) * S + patch / G * P + y) * S + patch % G * P + x);
+        for (int k = 0; k < V && sizeof(Pixel) == 1; k++) value[k] = (value[k] / 255.0f - m) / s;
+        store(patches + (size_t)i * 3 * P * P + j, value);
     }
 }
 
-template <typename Real> static void patches_from_images(const Gpu *k, Real *patches, const Inputs *in, const Sequences *s, const ClipConfig *c) {
+template <typename Real, typename Pixel> static void patches_cut(const Gpu *k, Real *patches, const Pixel *pixels, const Inputs *in, const Sequences *s, const ClipConfig *c) {
     const float3 mean = {c->mean_r, c->mean_g, c->mean_b}, std = {c->std_r, c->std_g, c->std_b};
-    const int N = s->R - s->B;
-    LAUNCH((patches_kernel<Real>), N, 256, 0, k->stream, patches, in->pixels, in->images, in->patch_rows, in->position, N / s->B, c->image_size, c->patch_size, mean, std);
+    const int N = s->R - s->B, S = c->image_size, P = c->patch_size;
+    if ((S | P) % 4 == 0) LAUNCH((patches_kernel<Real, 4, Pixel>), N, 256, 0, k->stream, patches, pixels, in->patch_rows, in->position, N / s->B, S, P, mean, std);
+    else if ((S | P) % 2 == 0) LAUNCH((patches_kernel<Real, 2, Pixel>), N, 256, 0, k->stream, patches, pixels, in->patch_rows, in->position, N / s->B, S, P, mean, std);
+    else LAUNCH((patches_kernel<Real, 1, Pixel>), N, 256, 0, k->stream, patches, pixels, in->patch_rows, in->position, N / s->B, S, P, mean, std);
+}
+
+template <typename Real> static void patches_from_images(const Gpu *k, Real *patches, const Inputs *in, const Sequences *s, const ClipConfig *c) {
+    if (in->images) patches_cut(k, patches, in->images, in, s, c);
+    else patches_cut(k, patches, in->pixels, in, s, c);
 }
 
 // embedding (R,C) = a row of `rows`, or (below 0, or no rows) of `table`, + position; with a gain also x (R,C), its LayerNorm

@@ -26,6 +26,11 @@ template <> __device__ inline float rounded<float>(float x) { return x; }
 template <> __device__ inline bf16 rounded<bf16>(float x) { return __float2bfloat16(x); }
 __device__ inline float widened(float x) { return x; }
 __device__ inline float widened(bf16 x) { return __bfloat162float(x); }
+__device__ inline float widened(uint8_t x) { return (float)x; }
+
+// e^x and 1 / x for results of type Real: for bf16 by the fast instructions, whose error is far below its rounding
+template <typename Real> __device__ inline float exponential(float x) { return sizeof(Real) == 2 ? __expf(x) : expf(x); }
+template <typename Real> __device__ inline float reciprocal(float x) { return sizeof(Real) == 2 ? __fdividef(1.0f, x) : 1.0f / x; }
 
 // V neighbours that are loaded and stored at once: 16 bytes where the rows' length allows it, else one number.
 template <typename Real, int V> struct alignas(V * sizeof(Real)) Pack {
@@ -35,20 +40,20 @@ template <typename Real> constexpr int PACK = 16 / (int)sizeof(Real);
 
 template <int V, typename Real> __device__ inline void load(float (&out)[V], const Real *p) {
     constexpr int W = V * sizeof(Real) > 16 ? PACK<Real> : V;
-UNROLLED
+    UNROLLED
     for (int i = 0; i < V; i += W) {
         const Pack<Real, W> pack = *reinterpret_cast<const Pack<Real, W> *>(p + i);
-UNROLLED
+        UNROLLED
         for (int j = 0; j < W; j++) out[i + j] = widened(pack.x[j]);
     }
 }
 
 template <int V, typename Real> __device__ inline void store(Real *p, const float (&x)[V]) {
     constexpr int W = V * sizeof(Real) > 16 ? PACK<Real> : V;
-UNROLLED
+    UNROLLED
     for (int i = 0; i < V; i += W) {
         Pack<Real, W> pack;
-UNROLLED
+        UNROLLED
         for (int j = 0; j < W; j++) pack.x[j] = rounded<Real>(x[i + j]);
         *reinterpret_cast<Pack<Real, W> *>(p + i) = pack;
     }
