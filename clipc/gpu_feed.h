@@ -4,7 +4,7 @@
 
 #include "clipc/gpu_kernel.h" // Gpu, CUDA_CHECK
 
-static void *gpu_malloc(size_t bytes, const char *what) {
+static inline void *gpu_malloc(size_t bytes, const char *what) {
     void *p;
     size_t free, total;
     const cudaError_t error = cudaMalloc(&p, bytes ? bytes : 1);
@@ -35,12 +35,12 @@ typedef struct {
     cudaEvent_t copied, read;    // the last copy is done; kernels have read it
 } Feed;
 
-static void feed_send(const Gpu *k, Feed *f) {
+static inline void feed_send(const Gpu *k, Feed *f) {
     if (f->used > f->sent) CUDA_CHECK(cudaMemcpyAsync(f->device + f->sent, f->pinned + f->sent, f->used - f->sent, cudaMemcpyHostToDevice, k->copies));
     f->sent = f->used;
 }
 
-static void feed_begin(const Gpu *k, Feed *f, size_t bytes) {
+static inline void feed_begin(const Gpu *k, Feed *f, size_t bytes) {
     CUDA_CHECK(cudaEventSynchronize(f->copied));
     if (bytes > f->capacity) {
         CUDA_CHECK(cudaStreamSynchronize(k->stream));
@@ -53,7 +53,7 @@ static void feed_begin(const Gpu *k, Feed *f, size_t bytes) {
     f->used = f->sent = 0;
 }
 
-static void feed_end(const Gpu *k, Feed *f) {
+static inline void feed_end(const Gpu *k, Feed *f) {
     feed_send(k, f);
     CUDA_CHECK(cudaEventRecord(f->copied, k->copies));
     CUDA_CHECK(cudaStreamWaitEvent(k->stream, f->copied, 0));
@@ -90,7 +90,7 @@ typedef struct {
 } RowGroups;
 
 // The rows by their key, below `bound`: a counting sort.
-static RowGroups feed_groups(Feed *f, const int *keys, int R, int bound) {
+static inline RowGroups feed_groups(Feed *f, const int *keys, int R, int bound) {
     RowGroups g = {0, NULL, NULL, NULL};
     int *key = feed_room(f, R, &g.key), *start = feed_room(f, (size_t)R + 1, &g.start), *row = feed_room(f, R, &g.row), *next = (int *)calloc_check(bound, sizeof(int)), at = 0;
     for (int i = 0; i < R; i++) next[keys[i]]++;

@@ -102,7 +102,7 @@ __global__ void loss_gradient_kernel(float *logits, double *row_dot, const float
 }
 
 // The loss of contrastive_loss() in clipc/loss.h: features, keys and gradients on the GPU, keys NULL only with POSITIVES_DIAGONAL. Waits for the result.
-static double contrastive_loss(const Gpu *k, float *dimage, float *dtext, double *dlogit_scale, const LossScratch *t, const float *image, const float *text, const uint64_t *keys,
+static inline double contrastive_loss(const Gpu *k, float *dimage, float *dtext, double *dlogit_scale, const LossScratch *t, const float *image, const float *text, const uint64_t *keys,
                                Positives positives, int n, int E, float scale) {
     const int tile = n < t->tile ? n : t->tile;
     const size_t shared = 32 * sizeof(double);
