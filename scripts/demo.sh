@@ -77,7 +77,7 @@ best = max(csv.DictReader(open(sys.argv[1])), key=lambda row: float(row["mean"])
 print(f"  {'weights averaged, alpha ' + best['alpha']:<48} {100 * float(best['paper']):6.1f}% {100 * float(best['card']):10.1f}%")
 PYTHON
 cat <<SCREEN
-  Fine-tuning teaches the new domain and costs the old one: forgetting. Averaging the weights keeps most of both.
+  Fine-tuning teaches the new domain and costs the old one: forgetting. Averaging the weights is a dial between the two.
 
 Made in $out, in $SECONDS seconds:
   report.html                                                               all pictures on one page, for a browser
