@@ -38,17 +38,19 @@ template <typename T> static inline float gpu_matrix_at(GpuMatrix<T> x, int row,
 
 template <typename Out, typename In>
 static void matmul(const Matmul *mm, cudaStream_t stream, Out *out, int ldo, GpuMatrix<In> a, GpuMatrix<In> b, int M, int N, int K, float alpha, MatmulEnd<Out> end, bool exact = false) {
-    const emulate::DeviceAccess access;
-    (void)mm, (void)stream, (void)exact;
-    for (int i = 0; i < M; i++)
-        for (int j = 0; j < N; j++) {
-            double sum = 0;
-            for (int k = 0; k < K; k++) sum += (double)gpu_matrix_at(a, i, k) * gpu_matrix_at(b, k, j);
-            float value = alpha * (float)sum;
-            if (end.residual) value += (float)end.residual[(size_t)i * ldo + j];
-            if (end.bias) value += (float)end.bias[j];
-            out[(size_t)i * ldo + j] = Out(value);
-        }
+    (void)mm, (void)exact;
+    emulate::enqueue(stream, [=] {
+        const emulate::DeviceAccess access;
+        for (int i = 0; i < M; i++)
+            for (int j = 0; j < N; j++) {
+                double sum = 0;
+                for (int k = 0; k < K; k++) sum += (double)gpu_matrix_at(a, i, k) * gpu_matrix_at(b, k, j);
+                float value = alpha * (float)sum;
+                if (end.residual) value += (float)end.residual[(size_t)i * ldo + j];
+                if (end.bias) value += (float)end.bias[j];
+                out[(size_t)i * ldo + j] = Out(value);
+            }
+    });
 }
 
 #else

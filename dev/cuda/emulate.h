@@ -8,6 +8,7 @@
 //   - guard bytes stand around both, checked when a block and a launch ends; under AddressSanitizer they stop the first access
 //   - a barrier or warp function that not all of its threads reach, a mask without the caller, a shuffle from a lane outside the mask
 //   - pointers handed to a kernel, and both ends of a copy, must lie in memory of the right kind; the host cannot touch the GPU's
+//   - work on streams runs late, and streams past each other, where no event forbids it (emulate_streams.h)
 //   - blocks, grids and shared memory within the limits of the GPU
 // Each of these ends the program with one line that names the kernel. The numbers are fp32's as C++ computes them: not bit for bit a GPU's.
 // CLIPC_EMULATE_SEED=n in the environment runs threads and blocks in another order.
@@ -17,7 +18,9 @@
 #include "clipc/utils.h" // die
 #include "dev/cuda/emulate_types.h"
 
+#include <functional>
 #include <sys/mman.h>
+#include <tuple>
 #if !defined(__x86_64__)
 #include <ucontext.h>
 #endif
@@ -411,26 +414,35 @@ void check_device_guards();
 template <typename T> static inline void check_any(const T &) {}
 template <typename T> static inline void check_any(T *const &p) { check_argument((const void *)p); }
 
+void enqueue(emulate_stream *stream, std::function<void()> piece); // emulate_streams.h
+
+// A launch whose turn has come.
+static inline void run_launch(const char *name, dim3 grid, dim3 block, size_t shared_bytes, void (*call)(const void *), const void *arguments) {
+    Machine &m = machine;
+    m.kernel = name, gridDim = grid, blockDim = block, blockIdx = threadIdx = {0, 0, 0};
+    m.call = call, m.arguments = arguments, m.threads = (int)(block.x * block.y * block.z), m.shared = guarded_alloc(shared_bytes);
+    if (!m.shared.bytes) fail("no memory for %zu bytes of shared memory", shared_bytes);
+    const DeviceAccess access;
+    run_grid((size_t)grid.x * grid.y * grid.z);
+    check_device_guards();
+    guarded_free(&m.shared);
+    m.kernel = nullptr;
+}
+
 // The arguments are converted to the kernel's parameters and copied, as a real launch does.
 template <typename... P, typename... A>
-static inline void launch(const char *name, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t, A &&...arguments) {
+static inline void launch(const char *name, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream, A &&...arguments) {
     Machine &m = machine;
     if (m.kernel) fail("a kernel launches the kernel %s", name);
     m.kernel = name, gridDim = grid, blockDim = block, blockIdx = threadIdx = {0, 0, 0};
     check_launch(grid, block, shared_bytes, shared_limit((const void *)kernel));
-    auto call = [&](P... p) {
-        (check_any(p), ...);
-        auto body = [&] { kernel(p...); };
-        m.call = [](const void *f) { (*(const decltype(body) *)f)(); };
-        m.arguments = &body, m.threads = (int)(block.x * block.y * block.z), m.shared = guarded_alloc(shared_bytes);
-        if (!m.shared.bytes) fail("no memory for %zu bytes of shared memory", shared_bytes);
-        const DeviceAccess access;
-        run_grid((size_t)grid.x * grid.y * grid.z);
-        check_device_guards();
-        guarded_free(&m.shared);
-    };
-    call(std::forward<A>(arguments)...);
+    const std::tuple<P...> parameters(std::forward<A>(arguments)...);
+    std::apply([](const P &...p) { (check_any(p), ...); }, parameters);
     m.kernel = nullptr;
+    enqueue(stream, [=] {
+        const auto body = [&] { std::apply(kernel, parameters); };
+        run_launch(name, grid, block, shared_bytes, [](const void *f) { (*(decltype(body) *)f)(); }, &body);
+    });
 }
 
 } // namespace emulate

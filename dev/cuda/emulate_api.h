@@ -1,19 +1,17 @@
-// CUDA's functions of the host: memory, copies, streams, events, properties. Part of dev/cuda/emulate.h. Everything is done at once, so
-// streams and events only have to exist.
+// CUDA's functions of the host: memory, copies, properties. Part of dev/cuda/emulate.h.
 #ifndef CLIPC_EMULATE_API_H
 #define CLIPC_EMULATE_API_H
 
 #include <mutex>
 #include <signal.h>
 
-typedef enum { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2 } cudaError_t;
+typedef enum { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2, cudaErrorNotReady = 600 } cudaError_t;
 typedef enum { cudaMemcpyHostToHost, cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice, cudaMemcpyDefault } cudaMemcpyKind;
 typedef enum { cudaFuncAttributeMaxDynamicSharedMemorySize = 8, cudaFuncAttributePreferredSharedMemoryCarveout = 9 } cudaFuncAttribute;
 enum { cudaStreamDefault = 0, cudaStreamNonBlocking = 1, cudaEventDefault = 0, cudaEventDisableTiming = 2, cudaHostAllocDefault = 0 };
 
-struct emulate_stream { int unused; };
-struct emulate_event { double seconds; };
-typedef emulate_event *cudaEvent_t;
+typedef struct emulate_event *cudaEvent_t;
+#include "dev/cuda/emulate_streams.h" // cudaStream…, cudaEvent…
 
 struct cudaDeviceProp {
     char name[256];
@@ -121,6 +119,7 @@ static inline void check_allocation(const Allocation *a) {
 }
 
 static inline cudaError_t release(void *p, MemoryKind kind) {
+    run_all(false);
     const std::lock_guard<std::mutex> guard(device.lock);
     if (!p) return cudaSuccess;
     for (Allocation **at = &device.allocations; *at; at = &(*at)->next) {
@@ -161,6 +160,12 @@ static inline cudaError_t allow_shared(const void *kernel, size_t bytes) {
     return cudaSuccess;
 }
 
+static inline bool is_pinned(const void *p) {
+    const std::lock_guard<std::mutex> guard(device.lock);
+    const Allocation *a = allocation_of(p);
+    return a && a->kind == PINNED;
+}
+
 // Are the `bytes` behind p where the copy expects them, and inside one buffer?
 static inline void check_range(const void *p, size_t bytes, bool on_device, const char *end) {
     const std::lock_guard<std::mutex> guard(device.lock);
@@ -188,56 +193,45 @@ static inline cudaError_t cudaFreeHost(void *p) { return emulate::release(p, emu
 
 static inline cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, cudaMemcpyKind kind) {
     emulate::check_copy(to, from, bytes, kind);
+    emulate::run_all(true);
     const emulate::DeviceAccess access;
     if (bytes) memcpy(to, from, bytes);
     return cudaSuccess;
 }
-static inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind, cudaStream_t = nullptr) { return cudaMemcpy(to, from, bytes, kind); }
+
+// Memory of the host that is not pinned is read before the call returns, or written.
+static inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream = nullptr) {
+    emulate::check_copy(to, from, bytes, kind);
+    std::shared_ptr<std::vector<char>> staged;
+    if (kind == cudaMemcpyHostToDevice && !emulate::is_pinned(from)) staged = std::make_shared<std::vector<char>>((const char *)from, (const char *)from + bytes);
+    emulate::enqueue(stream, [=] {
+        const emulate::DeviceAccess access;
+        if (bytes) memcpy(to, staged ? staged->data() : from, bytes);
+    });
+    if (kind == cudaMemcpyDeviceToHost && !emulate::is_pinned(to)) cudaStreamSynchronize(stream);
+    return cudaSuccess;
+}
 
 static inline cudaError_t cudaMemcpy2D(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width, size_t height, cudaMemcpyKind kind) {
     if (width > to_pitch || width > from_pitch) return cudaErrorInvalidValue;
     for (size_t y = 0; y < height; y++) cudaMemcpy((char *)to + y * to_pitch, (const char *)from + y * from_pitch, width, kind);
     return cudaSuccess;
 }
-static inline cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width, size_t height, cudaMemcpyKind kind, cudaStream_t = nullptr) {
-    return cudaMemcpy2D(to, to_pitch, from, from_pitch, width, height, kind);
-}
-
-static inline cudaError_t cudaMemset(void *p, int value, size_t bytes) {
+static inline cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t stream = nullptr) {
     if (!bytes) return cudaSuccess;
     emulate::check_range(p, bytes, true, "target");
-    const emulate::DeviceAccess access;
-    memset(p, value, bytes);
+    emulate::enqueue(stream, [=] {
+        const emulate::DeviceAccess access;
+        memset(p, value, bytes);
+    });
     return cudaSuccess;
 }
-static inline cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t = nullptr) { return cudaMemset(p, value, bytes); }
+static inline cudaError_t cudaMemset(void *p, int value, size_t bytes) { return cudaMemsetAsync(p, value, bytes, nullptr); }
 
 static inline cudaError_t cudaMemGetInfo(size_t *free, size_t *total) {
     *total = emulate::device.total, *free = emulate::device.total - emulate::device.used;
     return cudaSuccess;
 }
-
-// ---------------------------------------------------------------- streams, events
-
-static inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned) { return *s = new emulate_stream(), cudaSuccess; }
-static inline cudaError_t cudaStreamCreate(cudaStream_t *s) { return cudaStreamCreateWithFlags(s, 0); }
-static inline cudaError_t cudaStreamDestroy(cudaStream_t s) { return delete s, cudaSuccess; }
-static inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
-static inline cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned = 0) { return cudaSuccess; }
-static inline cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
-
-static inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned) { return *e = new emulate_event(), cudaSuccess; }
-static inline cudaError_t cudaEventCreate(cudaEvent_t *e) { return cudaEventCreateWithFlags(e, 0); }
-static inline cudaError_t cudaEventDestroy(cudaEvent_t e) { return delete e, cudaSuccess; }
-static inline cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
-static inline cudaError_t cudaEventQuery(cudaEvent_t) { return cudaSuccess; }
-static inline cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t = nullptr) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    e->seconds = (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-    return cudaSuccess;
-}
-static inline cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t begin, cudaEvent_t end) { return *ms = (float)(1e3 * (end->seconds - begin->seconds)), cudaSuccess; }
 
 // ---------------------------------------------------------------- the device
 

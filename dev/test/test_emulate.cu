@@ -404,6 +404,43 @@ static int host_reads_device(bool fault) {
     CUDA_CHECK(cudaFree(p));
     return x == 1 ? 0 : 3;
 }
+#ifndef CLIPC_GUARDS // streams run on by themselves
+__global__ void copy_kernel(float *out, const float *x, int n) {
+    for (int i = (int)threadIdx.x; i < n; i += (int)blockDim.x) out[i] = x[i];
+}
+
+// What a loader does: batches are gathered in pinned memory, copied on one stream, read by kernels on another. One of three waits is left out:
+// that of the kernel for its copy, of the host before it gathers the next batch, of the copy for the kernel that reads the last one.
+static int stream_case(int without) {
+    enum { STEPS = 40, PER_STEP = 7 };
+    cudaStream_t copies, kernels;
+    cudaEvent_t copied, read;
+    float *pinned, *x = buffer(PER_STEP), *out = buffer(STEPS * PER_STEP);
+    CUDA_CHECK(cudaStreamCreate(&copies));
+    CUDA_CHECK(cudaStreamCreate(&kernels));
+    CUDA_CHECK(cudaEventCreate(&copied));
+    CUDA_CHECK(cudaEventCreate(&read));
+    CUDA_CHECK(cudaMallocHost(&pinned, PER_STEP * sizeof(float)));
+    for (int step = 0; step < STEPS; step++) {
+        if (without != 1) CUDA_CHECK(cudaEventSynchronize(copied));
+        for (int i = 0; i < PER_STEP; i++) pinned[i] = (float)(step * PER_STEP + i);
+        if (without != 2) CUDA_CHECK(cudaStreamWaitEvent(copies, read));
+        CUDA_CHECK(cudaMemcpyAsync(x, pinned, PER_STEP * sizeof(float), cudaMemcpyHostToDevice, copies));
+        CUDA_CHECK(cudaEventRecord(copied, copies));
+        if (without != 3) CUDA_CHECK(cudaStreamWaitEvent(kernels, copied));
+        LAUNCH(copy_kernel, 1, 32, 0, kernels, out + step * PER_STEP, x, PER_STEP);
+        CUDA_CHECK(cudaEventRecord(read, kernels));
+    }
+    CUDA_CHECK(cudaStreamDestroy(copies));
+    CUDA_CHECK(cudaStreamDestroy(kernels));
+    CUDA_CHECK(cudaFreeHost(pinned));
+    CUDA_CHECK(cudaFree(x));
+    return compare(out, STEPS * PER_STEP, [](int i) { return i; });
+}
+static int host_gathers_early(bool fault) { return stream_case(fault ? 1 : 0); }
+static int copy_comes_early(bool fault) { return stream_case(fault ? 2 : 0); }
+static int kernel_comes_early(bool fault) { return stream_case(fault ? 3 : 0); }
+#endif
 static int block_too_large(bool fault) {
     float *p = buffer(1);
     LAUNCH(idle_kernel, 1, fault ? 1025 : 1024, 0, 0, p);
@@ -472,6 +509,11 @@ static const struct {
     {"copy_too_long", copy_too_long, "a copy's target runs 4 bytes over its buffer of 308"},
     {"copy_wrong_way", copy_wrong_way, "a copy's target is in memory of the GPU"},
     {"host_reads_device", host_reads_device, "the host touches memory of the GPU"},
+#ifndef CLIPC_GUARDS
+    {"host_gathers_early", host_gathers_early, WRONG},
+    {"copy_comes_early", copy_comes_early, WRONG},
+    {"kernel_comes_early", kernel_comes_early, WRONG},
+#endif
     {"block_too_large", block_too_large, "a block of 1025 x 1 x 1 threads"},
     {"shared_too_large", shared_too_large, "65536 bytes of shared memory, where cudaFuncSetAttribute() allows this kernel 49152"},
     {"memory_exhausted", memory_exhausted, "out of GPU memory"},
