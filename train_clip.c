@@ -157,42 +157,97 @@ static Operand round_operand(const Kernels *k, Operand narrow, const float *x, s
 
 // ---------------------------------------------------------------- attention
 
-enum { QUERY_BLOCK = 64 }; // queries whose scores are held at a time: they stay in L1/L2 for any number of tokens
+enum { SCORES = 1 << 16, QUERIES_MOST = 256 }; // of a head that are held at a time: they stay in L2 for any number of tokens
 
-// One head of one sequence in fp32, and a thread's room to work on it.
+// One head of one sequence, and a thread's room to work on it. Scores and sums are fp32; what products read is an operand.
 typedef struct {
-    float *q, *k, *v, *dq, *dk, *dv; // (T,HS)
-    float *out;                      // (QUERY_BLOCK,HS) of the head's output, or its gradient
-    float *p, *dp;                   // (QUERY_BLOCK,ld) probabilities, gradients of the scores
+    Operand q, k, v;                 // (T,HS), rows C3 apart, in qkv
+    float *p, *dp;                   // (block,ld) probabilities, gradients of the scores; zero behind T
+    Operand p_operand, dp_operand;   // the same as operands
+    float *dk, *dv;                  // (T,HS)
     float *products;                 // of gemm_serial()
     int T, HS, queries, first;       // queries: T, or 1 where only the row that is read matters; position of the first one
-    size_t ld, in, C3, rows;         // where q of the first token stands in qkv, channels of qkv; the first row of the head's output
+    int block;                       // queries at a time
+    size_t ld, in, C3, rows;         // entries of qkv before q of the first token, a row of it; the first row of the head's output
 } Head;
 
 static int larger(int a, int b) { return a > b ? a : b; }
+static int smaller(int a, int b) { return a < b ? a : b; }
+static size_t head_ld(int T) { return round_up((size_t)T, 2 * UNIT_BLOCK); }
+static int head_block(int T) { return smaller(QUERIES_MOST, larger(16, SCORES / (int)head_ld(T))); }
+
+static size_t head_scores(int T) { return larger(SCORES, 16 * (int)head_ld(T)); } // (block,ld) for up to T tokens
 
 // Floats of a thread's room for sequences of up to T tokens.
 static size_t head_room(const Kernels *k, int T, int HS) {
-    const size_t ld = round_up((size_t)T, 16);
-    return 6 * round_up((size_t)T * HS, 16) + QUERY_BLOCK * ((size_t)HS + 2 * ld) + gemm_serial_scratch(k, larger(T, QUERY_BLOCK), larger(larger(T, HS), QUERY_BLOCK));
+    const int block = smaller(T, QUERIES_MOST);
+    return 4 * head_scores(T) + 2 * round_up((size_t)T * HS, 16) + gemm_serial_scratch(k, larger(T, block), larger((int)head_ld(T), larger(HS, block)));
 }
 
-static Head head_create(float *room, int T, int HS) {
-    const size_t tokens = round_up((size_t)T * HS, 16), block = QUERY_BLOCK * round_up((size_t)T, 16);
-    float *out = room + 6 * tokens, *p = out + QUERY_BLOCK * HS;
-    const Head h = {room, room + tokens, room + 2 * tokens, room + 3 * tokens, room + 4 * tokens, room + 5 * tokens, out, p, p + block, p + 2 * block, 0, HS, 0, 0, 0, 0, 0, 0};
+// Head `index` of sequence b.
+static Head head_open(float *room, Operand qkv, const Sequences *s, int b, int index, int C, int NH, bool only_read) {
+    const int start = s->start[b];
+    const size_t scores = head_scores(s->longest);
+    Head h;
+    h.T = s->start[b + 1] - start, h.HS = C / NH, h.queries = only_read ? 1 : h.T, h.first = only_read ? s->read[b] - start : 0, h.block = head_block(h.T);
+    h.ld = head_ld(h.T), h.C3 = 3 * (size_t)C, h.in = (size_t)start * h.C3 + (size_t)index * h.HS, h.rows = only_read ? (size_t)b : (size_t)start;
+    h.q = operand_at(qkv, h.in + (size_t)h.first * h.C3), h.k = operand_at(qkv, h.in + (size_t)C), h.v = operand_at(qkv, h.in + 2 * (size_t)C);
+    h.p = room, h.dp = room + scores;
+    h.p_operand = qkv.bf16 ? operand(room + 2 * scores, true) : fp32(h.p), h.dp_operand = qkv.bf16 ? operand(room + 3 * scores, true) : fp32(h.dp);
+    h.dk = room + 4 * scores, h.dv = h.dk + round_up((size_t)s->longest * h.HS, 16), h.products = h.dv + round_up((size_t)s->longest * h.HS, 16);
     return h;
 }
 
-// to (n,HS) = rows of x, ld apart, in fp32
-static void head_load(const Kernels *k, float *to, Operand x, size_t ld, int n, int HS) {
-    for (int i = 0; i < n; i++, to += HS) {
-        const Operand row = operand_at(x, (size_t)i * ld);
-        if (x.bf16) k->widen(to, (const uint16_t *)row.p, HS);
-        else memcpy(to, row.p, (size_t)HS * sizeof(float));
+// (n,ld) numbers as an operand: rounded, or in fp32 where they are
+static void head_round(const Kernels *k, Operand to, const float *from, size_t n) {
+    if (to.bf16) k->narrow((uint16_t *)to.p, from, (int)n);
+}
+
+// c (M,N), rows ldc apart, (+)= A · B
+static void head_product(const Kernels *k, const Head *h, Operand c, size_t ldc, Matrix A, Matrix B, int M, int N, int K, bool add) {
+    TileEnd end = SET;
+    end.add = add;
+    gemm_serial(k, h->products, c, ldc, A, B, M, N, K, end);
+}
+
+// (n,ld) probabilities or gradients of scores as a left side
+static Matrix head_left(Operand x, size_t ld) {
+    Matrix m = operand_matrix(x, ld, 1);
+    m.padded = true;
+    return m;
+}
+
+// p (n,ld) = softmax(q · kᵀ / sqrt(HS)) for queries q0 … q0+n-1; causal: a query sees the keys up to itself
+static void head_probabilities(const Kernels *k, const Head *h, int q0, int n, bool causal) {
+    head_product(k, h, fp32(h->p), h->ld, operand_matrix(operand_at(h->q, (size_t)q0 * h->C3), h->C3, 1), operand_matrix(h->k, 1, h->C3), n, h->T, h->HS, false);
+    for (int i = 0; i < n; i++) k->softmax(h->p + (size_t)i * h->ld, causal ? h->first + q0 + i + 1 : h->T, (int)h->ld, 1.0f / sqrtf((float)h->HS));
+    head_round(k, h->p_operand, h->p, (size_t)n * h->ld);
+}
+
+// Scaled dot-product attention (Vaswani et al. 2017, eq. 1), heads side by side in the channels.
+//   out (R,C), or (B,C) with only_read: then only the queries of the rows that are read are computed
+//   qkv (R,3C): queries, keys, values of all heads
+static void attention_forward(const Kernels *k, Operand out, Operand qkv, const Sequences *s, int C, int NH, bool causal, bool only_read) {
+#pragma omp parallel
+    {
+        float *room = aligned_malloc_check(head_room(k, s->longest, C / NH) * sizeof(float));
+        products_begin(k, qkv.bf16);
+#pragma omp for schedule(dynamic)
+        for (int item = 0; item < s->B * NH; item++) {
+            const Head h = head_open(room, qkv, s, item / NH, item % NH, C, NH, only_read);
+            for (int q0 = 0; q0 < h.queries; q0 += h.block) {
+                const int n = smaller(h.queries - q0, h.block);
+                head_probabilities(k, &h, q0, n, causal);
+                head_product(k, &h, operand_at(out, (h.rows + (size_t)q0) * C + (size_t)(item % NH) * h.HS), (size_t)C, head_left(h.p_operand, h.ld),
+                    operand_matrix(h.v, h.C3, 1), n, h.HS, h.T, false);
+            }
+        }
+        products_end(k, qkv.bf16);
+        free(room);
     }
 }
 
+// x (n,HS), rows ld apart, = from
 static void head_store(const Kernels *k, Operand x, size_t ld, const float *from, int n, int HS) {
     for (int i = 0; i < n; i++, from += HS) {
         const Operand row = operand_at(x, (size_t)i * ld);
@@ -201,82 +256,34 @@ static void head_store(const Kernels *k, Operand x, size_t ld, const float *from
     }
 }
 
-// Queries, keys and values of head `index` of sequence b.
-static void head_open(const Kernels *k, Head *h, Operand qkv, const Sequences *s, int b, int index, int C, bool only_read) {
-    const int start = s->start[b];
-    h->T = s->start[b + 1] - start, h->queries = only_read ? 1 : h->T, h->first = only_read ? s->read[b] - start : 0;
-    h->ld = round_up((size_t)h->T, 16), h->C3 = 3 * (size_t)C, h->in = (size_t)start * h->C3 + (size_t)index * h->HS, h->rows = only_read ? (size_t)b : (size_t)start;
-    head_load(k, h->q, operand_at(qkv, h->in + (size_t)h->first * h->C3), h->C3, h->queries, h->HS);
-    head_load(k, h->k, operand_at(qkv, h->in + (size_t)C), h->C3, h->T, h->HS);
-    head_load(k, h->v, operand_at(qkv, h->in + 2 * (size_t)C), h->C3, h->T, h->HS);
-}
-
-// c (M,N), rows ldc apart, (+)= A · B
-static void head_product(const Kernels *k, const Head *h, float *c, size_t ldc, Matrix A, Matrix B, int M, int N, int K, bool add) {
-    TileEnd end = SET;
-    end.add = add;
-    gemm_serial(k, h->products, c, ldc, A, B, M, N, K, end);
-}
-
-// p (n,ld) = softmax(q · kᵀ / sqrt(HS)) for queries q0 … q0+n-1; causal: a query sees the keys up to itself
-static void head_probabilities(const Kernels *k, const Head *h, int q0, int n, bool causal) {
-    const size_t HS = (size_t)h->HS;
-    head_product(k, h, h->p, h->ld, matrix(h->q + (size_t)q0 * HS, HS, 1), matrix(h->k, 1, HS), n, h->T, h->HS, false);
-    for (int i = 0; i < n; i++) k->softmax(h->p + (size_t)i * h->ld, causal ? h->first + q0 + i + 1 : h->T, (int)h->ld, 1.0f / sqrtf((float)h->HS));
-}
-
-// Scaled dot-product attention (Vaswani et al. 2017, eq. 1), heads side by side in the channels.
-//   out (R,C), or (B,C) with only_read: then only the queries of the rows that are read are computed
-//   qkv (R,3C): queries, keys, values of all heads
-static void attention_forward(const Kernels *k, Operand out, Operand qkv, const Sequences *s, int C, int NH, bool causal, bool only_read) {
-    const int HS = C / NH;
-#pragma omp parallel
-    {
-        float *room = aligned_malloc_check(head_room(k, s->longest, HS) * sizeof(float));
-        Head h = head_create(room, s->longest, HS);
-#pragma omp for schedule(dynamic)
-        for (int item = 0; item < s->B * NH; item++) {
-            head_open(k, &h, qkv, s, item / NH, item % NH, C, only_read);
-            for (int q0 = 0; q0 < h.queries; q0 += QUERY_BLOCK) {
-                const int n = h.queries - q0 < QUERY_BLOCK ? h.queries - q0 : QUERY_BLOCK;
-                head_probabilities(k, &h, q0, n, causal);
-                head_product(k, &h, h.out, (size_t)HS, matrix(h.p, h.ld, 1), matrix(h.v, (size_t)HS, 1), n, HS, h.T, false);
-                head_store(k, operand_at(out, (h.rows + (size_t)q0) * C + (size_t)(item % NH) * HS), (size_t)C, h.out, n, HS);
-            }
-        }
-        free(room);
-    }
-}
-
 // dqkv (R,3C) = the gradient by queries, keys and values; with only_read the query part of the other rows is not written.
 // Probabilities are computed again rather than kept. With P the probabilities and dO = dout:
 //   dV = Pᵀ dO,  dP = dO Vᵀ,  dS = P ∘ (dP - rowsum(P ∘ dP)) / sqrt(HS),  dQ = dS K,  dK = dSᵀ Q
 static void attention_backward(const Kernels *k, Operand dqkv, Operand dout, Operand qkv, const Sequences *s, int C, int NH, bool causal, bool only_read) {
-    const int HS = C / NH;
-    const size_t W = (size_t)HS;
 #pragma omp parallel
     {
-        float *room = aligned_malloc_check(head_room(k, s->longest, HS) * sizeof(float));
-        Head h = head_create(room, s->longest, HS);
+        float *room = aligned_malloc_check(head_room(k, s->longest, C / NH) * sizeof(float));
+        products_begin(k, qkv.bf16);
 #pragma omp for schedule(dynamic)
         for (int item = 0; item < s->B * NH; item++) {
-            head_open(k, &h, qkv, s, item / NH, item % NH, C, only_read);
-            for (int q0 = 0; q0 < h.queries; q0 += QUERY_BLOCK) {
-                const int n = h.queries - q0 < QUERY_BLOCK ? h.queries - q0 : QUERY_BLOCK;
-                const float *q = h.q + (size_t)q0 * W;
-                head_load(k, h.out, operand_at(dout, (h.rows + (size_t)q0) * C + (size_t)(item % NH) * W), (size_t)C, n, HS);
+            const Head h = head_open(room, qkv, s, item / NH, item % NH, C, NH, only_read);
+            const size_t HS = (size_t)h.HS;
+            for (int q0 = 0; q0 < h.queries; q0 += h.block) {
+                const int n = smaller(h.queries - q0, h.block);
+                const Operand d = operand_at(dout, (h.rows + (size_t)q0) * C + (size_t)(item % NH) * HS), q = operand_at(h.q, (size_t)q0 * h.C3);
                 head_probabilities(k, &h, q0, n, causal);
-                head_product(k, &h, h.dv, W, matrix(h.p, 1, h.ld), matrix(h.out, W, 1), h.T, HS, n, q0 > 0);
-                head_product(k, &h, h.dp, h.ld, matrix(h.out, W, 1), matrix(h.v, 1, W), n, h.T, HS, false);
+                head_product(k, &h, fp32(h.dv), HS, operand_matrix(h.p_operand, 1, h.ld), operand_matrix(d, (size_t)C, 1), h.T, h.HS, n, q0 > 0);
+                head_product(k, &h, fp32(h.dp), h.ld, operand_matrix(d, (size_t)C, 1), operand_matrix(h.v, 1, h.C3), n, h.T, h.HS, false);
                 for (int i = 0; i < n; i++)
-                    k->softmax_backward(h.dp + (size_t)i * h.ld, h.p + (size_t)i * h.ld, causal ? h.first + q0 + i + 1 : h.T, (int)h.ld, 1.0f / sqrtf((float)HS));
-                head_product(k, &h, h.dq + (size_t)q0 * W, W, matrix(h.dp, h.ld, 1), matrix(h.k, W, 1), n, HS, h.T, false);
-                head_product(k, &h, h.dk, W, matrix(h.dp, 1, h.ld), matrix(q, W, 1), h.T, HS, n, q0 > 0);
+                    k->softmax_backward(h.dp + (size_t)i * h.ld, h.p + (size_t)i * h.ld, causal ? h.first + q0 + i + 1 : h.T, (int)h.ld, 1.0f / sqrtf((float)h.HS));
+                head_round(k, h.dp_operand, h.dp, (size_t)n * h.ld);
+                head_product(k, &h, operand_at(dqkv, h.in + (size_t)(h.first + q0) * h.C3), h.C3, head_left(h.dp_operand, h.ld), operand_matrix(h.k, h.C3, 1), n, h.HS, h.T, false);
+                head_product(k, &h, fp32(h.dk), HS, operand_matrix(h.dp_operand, 1, h.ld), operand_matrix(q, h.C3, 1), h.T, h.HS, n, q0 > 0);
             }
-            head_store(k, operand_at(dqkv, h.in + (size_t)h.first * h.C3), h.C3, h.dq, h.queries, HS);
-            head_store(k, operand_at(dqkv, h.in + (size_t)C), h.C3, h.dk, h.T, HS);
-            head_store(k, operand_at(dqkv, h.in + 2 * (size_t)C), h.C3, h.dv, h.T, HS);
+            head_store(k, operand_at(dqkv, h.in + (size_t)C), h.C3, h.dk, h.T, h.HS);
+            head_store(k, operand_at(dqkv, h.in + 2 * (size_t)C), h.C3, h.dv, h.T, h.HS);
         }
+        products_end(k, qkv.bf16);
         free(room);
     }
 }

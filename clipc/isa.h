@@ -65,8 +65,8 @@ typedef struct {
     void (*begin)(void), (*end)(void); // around the products of one thread; NULL: nothing to do
     void (*finish)(int m, int n, const float *partial, Operand c, size_t ldc, size_t row, size_t column, const TileEnd *end);
     void (*transpose)(uint32_t *to, size_t pitch, const uint32_t *from);
-    void (*units_across)(uint32_t *to, size_t pitch, Operand x, size_t along, int n, bool bf16);
-    void (*units_along)(uint32_t *to, size_t pitch, Operand x, size_t across, int n, bool bf16);
+    void (*units_across)(uint32_t *to, size_t pitch, Operand x, size_t along, int units, int n, bool bf16);
+    void (*units_along)(uint32_t *to, size_t pitch, Operand x, size_t across, int units, int n, bool bf16);
     void (*narrow)(uint16_t *to, const float *x, int n);
     void (*widen)(float *to, const uint16_t *x, int n);
     void (*layernorm)(Operand out, float *mean, float *rstd, const float *x, const float *gain, const float *bias, int C, float eps);

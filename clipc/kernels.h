@@ -273,8 +273,8 @@ static void NAME(transpose)(uint32_t *to, size_t pitch, const uint32_t *from) {
 #endif
 }
 
-INNER void NAME(across_part)(uint32_t *to, size_t pitch, Operand x, size_t along, const int part, const bool from_bf16, const bool bf16) {
-    for (int u = 0; u < 16; u++, to += pitch) {
+INNER void NAME(across_part)(uint32_t *to, size_t pitch, Operand x, size_t along, int units, const int part, const bool from_bf16, const bool bf16) {
+    for (int u = 0; u < units; u++, to += pitch) {
         const uint16_t *half = (const uint16_t *)x.p + 2 * (size_t)u * along;
         const float *whole = (const float *)x.p + (size_t)u * (bf16 ? 2 : 1) * along;
         ivec unit;
@@ -289,13 +289,13 @@ INNER void NAME(across_part)(uint32_t *to, size_t pitch, Operand x, size_t along
     }
 }
 
-// to (16,n), rows pitch apart: 16 units of n columns of x, whose rows are `along` entries apart and contiguous. bf16: the units' type
-static void NAME(units_across)(uint32_t *to, size_t pitch, Operand x, size_t along, int n, bool bf16) {
+// to (units,n), rows pitch apart: units of n columns of x, whose rows are `along` entries apart and contiguous. bf16: the units' type
+static void NAME(units_across)(uint32_t *to, size_t pitch, Operand x, size_t along, int units, int n, bool bf16) {
 #define ACROSS(part) \
     do { \
-        if (!bf16) NAME(across_part)(to + c, pitch, from, along, part, false, false); \
-        else if (x.bf16) NAME(across_part)(to + c, pitch, from, along, part, true, true); \
-        else NAME(across_part)(to + c, pitch, from, along, part, false, true); \
+        if (!bf16) NAME(across_part)(to + c, pitch, from, along, units, part, false, false); \
+        else if (x.bf16) NAME(across_part)(to + c, pitch, from, along, units, part, true, true); \
+        else NAME(across_part)(to + c, pitch, from, along, units, part, false, true); \
     } while (0)
     for (int c = 0; c < n; c += LANES) {
         const Operand from = operand_at(x, (size_t)c);
@@ -306,13 +306,13 @@ static void NAME(units_across)(uint32_t *to, size_t pitch, Operand x, size_t alo
 #undef ACROSS
 }
 
-// to (n,16), rows pitch apart: 16 units of n columns of x, which are contiguous and `across` entries apart
-static void NAME(units_along)(uint32_t *to, size_t pitch, Operand x, size_t across, int n, bool bf16) {
+// to (n,units), rows pitch apart: units of n columns of x, which are contiguous and `across` entries apart
+static void NAME(units_along)(uint32_t *to, size_t pitch, Operand x, size_t across, int units, int n, bool bf16) {
     for (int c = 0; c < n; c++, to += pitch) {
         const Operand from = operand_at(x, (size_t)c * across);
-        if (x.bf16 || !bf16) memcpy(to, from.p, 64);
-        else
-            UNROLL for (int i = 0; i < 32; i += LANES) NAME(store_bf16)((uint16_t *)to + i, NAME(load)((const float *)from.p + i), LANES);
+        if (bf16 && !x.bf16) FOR_VECTORS(2 * units, NAME(store_bf16)((uint16_t *)to + i, LOAD((const float *)from.p), part););
+        else if (units == 16) memcpy(to, from.p, 64); // a constant: no call
+        else memcpy(to, from.p, (size_t)units * 4);
     }
 }
 

@@ -35,10 +35,11 @@ typedef struct {
     size_t row, col;        // entries from one row, one column to the next
     const uint32_t *panels; // from pack_panels(), in the type that the left side has; NULL: not packed
     size_t pitch;           // units from one panel to the next
+    bool padded;            // rows end in zeros up to a multiple of 32 entries: they can be read in whole steps where they are
 } Matrix;
 
 static inline Matrix operand_matrix(Operand x, size_t row, size_t col) {
-    Matrix m = {x, row, col, NULL, 0};
+    Matrix m = {x, row, col, NULL, 0, false};
     return m;
 }
 static inline Matrix matrix(const float *p, size_t row, size_t col) { return operand_matrix(fp32(p), row, col); }
@@ -63,38 +64,39 @@ typedef struct {
     bool columns;
 } Destination;
 
-// The same by single entries, with zeros behind the matrix' edges.
-static inline void pack_edge(uint32_t *to, size_t pitch, const Source *s, int k, int c, int n, bool bf16) {
+// Units first … last-1 of columns 0 … n-1 by single entries, in whichever order; entries behind K are zero. For what the kernels cannot take:
+// no entries that are neighbours, half a unit.
+static inline void pack_entries(Destination to, const Source *s, int k, int c, int n, int first, int last, bool bf16) {
     const int e = unit_entries(bf16);
-    for (int u = 0; u < UNIT_BLOCK; u++)
+    for (int u = first; u < last; u++)
         for (int j = 0; j < n; j++) {
             uint16_t halves[2] = {0, 0};
             float x = 0;
-            for (int i = 0; i < e && k + e * u + i < s->K && c + j < s->N; i++) {
+            for (int i = 0; i < e && k + e * u + i < s->K; i++) {
                 const size_t at = (size_t)(k + e * u + i) * s->along + (size_t)(c + j) * s->across;
                 if (s->x.bf16) halves[i] = ((const uint16_t *)s->x.p)[at];
                 else x = ((const float *)s->x.p)[at], halves[i] = float_to_bf16(x);
             }
-            if (bf16) memcpy(to + (size_t)u * pitch + j, halves, 4);
-            else memcpy(to + (size_t)u * pitch + j, &x, 4);
+            memcpy(to.p + (to.columns ? (size_t)j * to.pitch + (size_t)u : (size_t)u * to.pitch + (size_t)j), bf16 ? (const void *)halves : (const void *)&x, 4);
         }
 }
 
-// Packs 16 units from entry k on of n <= 16 columns from c on.
+// Packs 16 units from entry k on of n <= 16 columns from c on, zeros behind the matrix' edges.
 static inline void pack_block(const Kernels *kernels, Destination to, const Source *s, int k, int c, int n, bool bf16) {
-    const bool edge = k + UNIT_BLOCK * unit_entries(bf16) > s->K || c + n > s->N || (s->along != 1 && s->across != 1);
-    const bool columns = !edge && s->along == 1, turn = columns != to.columns; // the order that comes by itself, whether it is the wrong one
+    const int e = unit_entries(bf16), columns = gemm_least(n, s->N - c), whole = s->along == 1 || s->across == 1 ? gemm_least(UNIT_BLOCK, (s->K - k) / e) : 0;
+    const bool turn = (s->along == 1) != to.columns; // is the order that comes by itself the wrong one?
     uint32_t natural[UNIT_BLOCK * UNIT_BLOCK], turned[UNIT_BLOCK * UNIT_BLOCK];
-    uint32_t *p = turn ? natural : to.p;
-    const size_t pitch = turn ? (size_t)UNIT_BLOCK : to.pitch;
-    const Operand from = operand_at(s->x, (size_t)k * s->along + (size_t)c * s->across);
-    if (turn && n < UNIT_BLOCK) memset(natural, 0, sizeof natural);
-    if (edge) pack_edge(p, pitch, s, k, c, n, bf16);
-    else if (columns) kernels->units_along(p, pitch, from, s->across, n, bf16);
-    else kernels->units_across(p, pitch, from, s->along, n, bf16);
-    if (!turn) return;
-    if (n == UNIT_BLOCK) kernels->transpose(to.p, to.pitch, natural);
-    else {
+    const Destination here = {turn ? natural : to.p, turn ? (size_t)UNIT_BLOCK : to.pitch, s->along == 1};
+    if (turn ? columns < UNIT_BLOCK || whole < UNIT_BLOCK : columns < n || whole < UNIT_BLOCK)
+        for (int i = 0; i < (turn ? UNIT_BLOCK : to.columns ? n : UNIT_BLOCK); i++) memset(here.p + (size_t)i * here.pitch, 0, (size_t)(turn || to.columns ? UNIT_BLOCK : n) * 4);
+    if (columns > 0) {
+        const Operand from = operand_at(s->x, (size_t)k * s->along + (size_t)c * s->across);
+        if (here.columns) kernels->units_along(here.p, here.pitch, from, s->across, whole, columns, bf16);
+        else kernels->units_across(here.p, here.pitch, from, s->along, whole, columns, bf16);
+        if (whole < UNIT_BLOCK) pack_entries(here, s, k, c, columns, whole, gemm_least(UNIT_BLOCK, units_of(s->K - k, bf16)), bf16);
+    }
+    if (turn && n == UNIT_BLOCK) kernels->transpose(to.p, to.pitch, natural);
+    else if (turn) {
         kernels->transpose(turned, UNIT_BLOCK, natural);
         for (int i = 0; i < (to.columns ? n : UNIT_BLOCK); i++) memcpy(to.p + (size_t)i * to.pitch, turned + i * UNIT_BLOCK, (size_t)(to.columns ? UNIT_BLOCK : n) * 4);
     }
@@ -151,7 +153,7 @@ static inline Gemm gemm_plan(const Kernels *kernels, Operand C, size_t ldc, Matr
     const bool bf16 = A.x.bf16;
     const TileKernel *t = &kernels->products[bf16];
     const int units = units_of(K, bf16);
-    const Gemm g = {kernels, t, C, ldc, A, M, N, K, bf16, A.col == 1 && K % (unit_entries(bf16) * t->step) == 0, units, round_up((size_t)units, UNIT_BLOCK) * (size_t)t->rows, end};
+    const Gemm g = {kernels, t, C, ldc, A, M, N, K, bf16, A.col == 1 && (A.padded || K % (unit_entries(bf16) * t->step) == 0), units, round_up((size_t)units, UNIT_BLOCK) * (size_t)t->rows, end};
     return g;
 }
 
@@ -195,11 +197,12 @@ static inline void gemm_block(const Gemm *g, int row, int rows, const uint32_t *
 static inline size_t gemm_partial(const Gemm *g) { return (size_t)(gemm_rows(g) + g->t->rows) * g->kernels->tile_columns; }
 static inline size_t gemm_strips(const Gemm *g) { return (size_t)(gemm_rows(g) / g->t->rows + 1) * g->strip; }
 
-static inline void gemm_begin(const Gemm *g) {
-    if (g->bf16 && g->kernels->begin) g->kernels->begin();
+// Around a thread's products.
+static inline void products_begin(const Kernels *kernels, bool bf16) {
+    if (bf16 && kernels->begin) kernels->begin();
 }
-static inline void gemm_end(const Gemm *g) {
-    if (g->bf16 && g->kernels->end) g->kernels->end();
+static inline void products_end(const Kernels *kernels, bool bf16) {
+    if (bf16 && kernels->end) kernels->end();
 }
 
 // How many parts the panels are cut into, so that there is work for all threads.
@@ -232,7 +235,7 @@ static inline void gemm(const Kernels *kernels, Operand C, size_t ldc, Matrix A,
     {
         float *partial = (float *)aligned_malloc_check(gemm_partial(&g) * sizeof(float));
         uint32_t *strips = (uint32_t *)aligned_malloc_check(gemm_strips(&g) * 4);
-        gemm_begin(&g);
+        products_begin(kernels, g.bf16);
         if (packed) {
 #pragma omp for schedule(dynamic, 4)
             for (int p = 0; p < panels; p++) pack_panels(kernels, packed, B, K, N, 0, K, p, p + 1, g.bf16);
@@ -244,30 +247,32 @@ static inline void gemm(const Kernels *kernels, Operand C, size_t ldc, Matrix A,
             if (row != row_of_strips) gemm_pack_strips(&g, strips, row_of_strips = row, rows);
             for (int j = panels * part / parts; j < panels * (part + 1) / parts; j++) gemm_block(&g, row, rows, strips, j, (packed ? packed : B.panels) + (size_t)j * pitch, partial);
         }
-        gemm_end(&g);
+        products_end(kernels, g.bf16);
         free(partial), free(strips);
     }
     free(packed);
 }
 
-// The same in fp32 by the calling thread alone, for products within a parallel region (one head of attention). `scratch`: room for
-// gemm_serial_scratch() floats for the largest M and K that come.
+// The same by the calling thread alone, for products within a parallel region (one head of attention); K <= GEMM_K_MOST units. Between
+// products_begin() and products_end() of the operands' type. `scratch`: room for gemm_serial_scratch() floats for the largest M and K that come.
 static inline size_t gemm_serial_scratch(const Kernels *kernels, int M, int K) {
-    const size_t rows = (size_t)gemm_least(M, GEMM_ROWS) + (size_t)kernels->products[0].rows, depth = round_up((size_t)K, UNIT_BLOCK);
+    const size_t tallest = (size_t)(kernels->products[0].rows > kernels->products[1].rows ? kernels->products[0].rows : kernels->products[1].rows);
+    const size_t rows = (size_t)gemm_least(M, GEMM_ROWS) + tallest, depth = round_up((size_t)K, UNIT_BLOCK);
     return rows * (size_t)kernels->tile_columns + rows * depth + depth * (size_t)kernels->tile_columns;
 }
 
-static inline void gemm_serial(const Kernels *kernels, float *scratch, float *C, size_t ldc, Matrix A, Matrix B, int M, int N, int K, TileEnd end) {
-    const Gemm g = gemm_plan(kernels, fp32(C), ldc, A, M, N, K, &end);
-    const int most = gemm_rows(&g);
-    const size_t rows_at_most = (size_t)gemm_least(M, most) + (size_t)g.t->rows;
-    uint32_t *panel = (uint32_t *)scratch, *strips = panel + panel_pitch(kernels, K, false);
-    float *partial = scratch + panel_pitch(kernels, K, false) + rows_at_most * round_up((size_t)K, UNIT_BLOCK);
+static inline void gemm_serial(const Kernels *kernels, float *scratch, Operand C, size_t ldc, Matrix A, Matrix B, int M, int N, int K, TileEnd end) {
+    const Gemm g = gemm_plan(kernels, C, ldc, A, M, N, K, &end);
+    const int most = gemm_rows(&g), width = kernels->tile_columns;
+    const size_t rows_at_most = (size_t)gemm_least(M, most) + (size_t)g.t->rows, pitch = panel_pitch(kernels, K, g.bf16);
+    uint32_t *panel = (uint32_t *)scratch, *strips = panel + pitch;
+    float *partial = scratch + pitch + rows_at_most / (size_t)g.t->rows * g.strip;
     for (int row = 0; row < M; row += most) {
         const int rows = gemm_least(M - row, most);
         gemm_pack_strips(&g, strips, row, rows);
         for (int j = 0; j < panel_count(kernels, N); j++) {
-            pack_panels(kernels, panel, operand_matrix(operand_at(B.x, (size_t)j * kernels->tile_columns * B.col), B.row, B.col), K, N - j * kernels->tile_columns, 0, K, 0, 1, false);
+            const Matrix columns = operand_matrix(operand_at(B.x, (size_t)j * width * B.col), B.row, B.col);
+            pack_panels(kernels, panel, columns, K, N - j * width, 0, K, 0, 1, g.bf16);
             gemm_block(&g, row, rows, strips, j, panel, partial);
         }
     }

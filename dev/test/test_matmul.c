@@ -87,11 +87,14 @@ static void check_gemm(const Kernels *k, int M, int N, int K, GemmCase c) {
     EXPECT(worst <= 1e-6 && worst_activated <= 1e-6, "%s M=%d N=%d K=%d bf16 %d C %d B fp32 %d packed %d transposed %d %d end %d: error %g, activated %g", k->name, M, N, K, c.bf16,
         c.c_bf16, c.b_fp32, c.packed, c.a_transposed, c.b_transposed, c.end, worst, worst_activated);
     EXPECT(untouched == 3 * M, "%s M=%d N=%d K=%d: wrote beside its columns", k->name, M, N, K);
-    if (!c.bf16 && !c.c_bf16 && c.end == ADD && K <= GEMM_K_MOST) { // one head's products are the same ones
-        float *serial = random_floats(3, room), *scratch = aligned_malloc_check(gemm_serial_scratch(k, M, K) * sizeof(float));
+    if ((c.end == ADD || c.end == PLAIN) && K <= GEMM_K_MOST) { // one head's products are the same ones
+        const Operand serial = random_operand(3, room, c.c_bf16);
+        float *scratch = aligned_malloc_check(gemm_serial_scratch(k, M, K) * sizeof(float));
+        products_begin(k, c.bf16);
         gemm_serial(k, scratch, serial, ldc, A, B, M, N, K, end);
-        EXPECT(memcmp(out.p, serial, room * sizeof(float)) == 0, "%s M=%d N=%d K=%d: serial differs", k->name, M, N, K);
-        free(serial), free(scratch);
+        products_end(k, c.bf16);
+        EXPECT(memcmp(out.p, serial.p, room * operand_bytes(c.c_bf16)) == 0, "%s M=%d N=%d K=%d: serial differs", k->name, M, N, K);
+        free(serial.p), free(scratch);
     }
     free(a.p), free(b.p), free(out.p), free(hidden.p), free(activated.p), free(before.p), free(bias), free(residual), free(panels);
 }
