@@ -3,8 +3,8 @@
 #
 #   dev/experiments/wise_ft.sh CIFAR10 [OUT]      CIFAR10 holds train-*.tar, test-00000.tar, classnames.txt; OUT: build/experiments/wise_ft
 #
-# SEEDS="0 1 2" chooses the seeds, PROGRAMS the folder of train_clip and wise_ft. Near shifts were in no training (but gray); far ones are
-# styles of the pretraining, so what they lose is forgetting.
+# SEEDS="0 1 2" chooses the seeds, TARGET=50000 how many clean pictures there are to fine-tune on, PROGRAMS the folder of train_clip and
+# wise_ft. Near shifts were in no training (but gray); far ones are styles of the pretraining, so what they lose is forgetting.
 # Choosing (--select) is done on the first 3,000 test pictures, the curve is measured on the next 3,000.
 set -eu
 here=$(cd "$(dirname "$0")/../.." && pwd)
@@ -12,6 +12,7 @@ data=$(cd "${1:?which folder holds the pictures? see the head of this script}" &
 mkdir -p "${2:-$here/build/experiments/wise_ft}"
 out=$(cd "${2:-$here/build/experiments/wise_ft}" && pwd)
 bin=${PROGRAMS:-$here}
+target=${TARGET:-50000}
 
 cat > "$out/model.json" <<'JSON'
 {"embed_dim": 64, "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 128, "head_width": 32, "layers": 4},
@@ -25,7 +26,7 @@ shifts=${SHIFTS:-$out/make_shifts}
 [ -x "$shifts" ] || (cd "$here" && $(make -s flags | sed -n 1p) -o "$shifts" dev/data/make_shifts.c $(make -s flags | sed -n 2p))
 picture_set() { [ -s "$out/$1" ] || "$shifts" "$2" "$data/classnames.txt" "$out/$1" "${@:3}"; }
 picture_set pretrain.tar "${shards%::}" 0 50000 3 clean gray blur:1 contrast:0.3 noise:30 invert
-picture_set clean.tar "${shards%::}" 0 50000 1 clean
+picture_set "clean-$target.tar" "${shards%::}" 0 "$target" 1 clean
 sets=()
 for style in clean $near $far; do
     picture_set "val-$style.tar" "$data/test-00000.tar" 0 3000 0 "$style"
@@ -41,31 +42,35 @@ evaluate() { # val|test, styles: the options that name the sets
 
 for seed in ${SEEDS:-0 1 2}; do
     run=$out/seed$seed
+    tuned=$run/target$target
     common=(--classnames "$data/classnames.txt" --precision fp32)
-    if [ ! -e "$run/finetuned.bin" ]; then
+    if [ ! -e "$run/zeroshot.bin" ]; then
         rm -rf "$run"
         "$bin/train_clip" --model "$out/model.json" --train-data "$out/pretrain.tar" --steps 1400 --batch-size 128 --lr 1e-3 --warmup 60 --wd 0.2 \
             --seed "$seed" --aug-cfg none --precision fp32 --logs "$run" --name pretrain --save-frequency 0 --log-every-n-steps 100
         cp "$run"/pretrain/checkpoints/step_1400.bin "$run/zeroshot.bin"
-        "$bin/train_clip" --pretrained "$run/zeroshot.bin" --train-data "$out/clean.tar" --steps 300 --batch-size 128 --lr 5e-4 --warmup 20 --wd 0.1 \
-            --seed "$seed" --aug-cfg none --precision fp32 --logs "$run" --name finetune --save-frequency 0 --log-every-n-steps 100
-        cp "$run"/finetune/checkpoints/step_300.bin "$run/finetuned.bin"
     fi
-    models=(--zeroshot "$run/zeroshot.bin" --finetuned "$run/finetuned.bin")
+    if [ ! -e "$tuned/finetuned.bin" ]; then
+        rm -rf "$tuned"
+        "$bin/train_clip" --pretrained "$run/zeroshot.bin" --train-data "$out/clean-$target.tar" --steps 300 --batch-size 128 --lr 5e-4 --warmup 20 --wd 0.1 \
+            --seed "$seed" --aug-cfg none --precision fp32 --logs "$tuned" --name finetune --save-frequency 0 --log-every-n-steps 100
+        cp "$tuned"/finetune/checkpoints/step_300.bin "$tuned/finetuned.bin"
+    fi
+    models=(--zeroshot "$run/zeroshot.bin" --finetuned "$tuned/finetuned.bin")
     for shift in near far; do
         evaluate test clean ${!shift}
-        mkdir -p "$run/$shift"
-        (cd "$run/$shift" && "$bin/wise_ft" "${models[@]}" --alpha 0:1:0.1 "${sets[@]}" "${common[@]}")
+        mkdir -p "$tuned/$shift"
+        (cd "$tuned/$shift" && "$bin/wise_ft" "${models[@]}" --alpha 0:1:0.1 "${sets[@]}" "${common[@]}")
     done
     evaluate val clean $near
-    "$bin/wise_ft" "${models[@]}" --select mean "${sets[@]}" "${common[@]}" --save "$run/select"
+    "$bin/wise_ft" "${models[@]}" --select mean "${sets[@]}" "${common[@]}" --save "$tuned/select"
 done
 
 # one line an α: mean over the seeds, and the standard error of that mean
-"${PYTHON:-python3}" - "$out" ${SEEDS:-0 1 2} <<'PYTHON'
+"${PYTHON:-python3}" - "$out" "$target" ${SEEDS:-0 1 2} <<'PYTHON'
 import csv, statistics, sys
-out, seeds = sys.argv[1], sys.argv[2:]
-rows = {shift: [list(csv.DictReader(open(f"{out}/seed{seed}/{shift}/wise_ft.csv"))) for seed in seeds] for shift in ("near", "far")}
+out, target, seeds = sys.argv[1], sys.argv[2], sys.argv[3:]
+rows = {shift: [list(csv.DictReader(open(f"{out}/seed{seed}/target{target}/{shift}/wise_ft.csv"))) for seed in seeds] for shift in ("near", "far")}
 def cell(values):
     error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
     return f"{100 * statistics.mean(values):5.1f} ± {100 * error:.1f}"
