@@ -48,7 +48,7 @@ BUILD_GPU = test -n '$(NVCC)' || { echo 'make $@: nvcc is missing; install the C
 # The same as C++ for the CPU (dev/cuda/emulate.h): what `make test` tests of it, without a GPU or nvcc.
 CXX := $(firstword $(foreach c,$(if $(findstring clang,$(CC)),clang++) g++ c++,$(if $(shell command -v $(c) 2>/dev/null),$(c))))
 EMULATED_WARNINGS = -Wno-unknown-pragmas -Wno-missing-field-initializers $(if $(findstring clang,$(CXX)),,-Wno-uninitialized -Wno-maybe-uninitialized)# gcc's: of its own AVX-512 header
-COMPILE_EMULATED = $(CXX) -std=c++17 -DCLIPC_EMULATE -ffp-contract=off $(CFLAGS) $(EMULATED_WARNINGS) $(OPENMP) -pthread $(INCLUDES)
+COMPILE_EMULATED = $(CXX) -std=c++17 -DCLIPC_EMULATE -ffp-contract=off $(CFLAGS:-O3=-O2) $(EMULATED_WARNINGS) $(OPENMP) -pthread $(INCLUDES)
 BUILD_EMULATED = $(COMPILE_EMULATED) $(TEST_FLAGS) -MMD -MP -MF $(BUILD)/$(notdir $@).d -o $@ -x c++ $< -x none $(LINK_LIBS)
 GPU_TESTS = $(patsubst dev/test/%.cu,$(BUILD)/%,$(wildcard dev/test/test_*.cu))
 EMULATED = $(BUILD)/train_clip_emulated $(BUILD)/test_clip_emulated $(BUILD)/lab $(GPU_TESTS)
