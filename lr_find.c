@@ -139,6 +139,7 @@ int main(int argc, char **argv) {
     train_open_tokenizer(&t);
     train_set_loading(&t);
     train_open_data(&t);
+    train_keep_images(&t);
     train_start_model(&t);
     train_print_model(&t);
     train_catch_signals();

@@ -6,7 +6,7 @@
 #ifndef CLIPC_DATALOADER_H
 #define CLIPC_DATALOADER_H
 
-#include "clipc/image.h"     // image_decode
+#include "clipc/image_cache.h" // ImageCache, sample_decode
 #include "clipc/order.h"     // dataset_order
 #include "clipc/rand.h"      // rand_for
 #include "clipc/sample.h"    // dataset_read, sample_key
@@ -31,6 +31,7 @@ typedef struct {
     const AugmentConfig *augment; // NULL: the evaluation transform
     int64_t max_image_pixels;     // larger pictures are skipped
     bool exif_rotate;             // turn pictures upright as EXIF says
+    const ImageCache *cache;      // the pictures of this data set, decoded before; or NULL
     uint64_t seed;
     bool shuffle;               // else 0 … N-1
     bool one_pass;              // evaluation: one pass without wrapping, the last batch is smaller
@@ -105,22 +106,31 @@ static inline void synthetic_tokens(int *tokens, int context, int vocab_size, in
     tokens[context - 1] = vocab_size - 1;
 }
 
-// Decodes and transforms the image in `bytes`. draw: another number for each place in the epoch, what is random is drawn by it.
-static inline SampleStatus loader_fill_pixels(const Loader *l, const SampleBytes *bytes, uint64_t draw, LoaderSlot *s) {
+// Transforms a picture into the slot. draw: another number for each place in the epoch, what is random is drawn by it.
+static inline SampleStatus loader_transform(const Loader *l, const Image *image, uint64_t draw, LoaderSlot *s) {
     const LoaderConfig *c = &l->config;
-    Image image;
-    ImageStatus status = image_decode(&image, bytes->image.data, bytes->image.bytes, c->max_image_pixels);
-    if (status != IMAGE_OK) return SAMPLE_IMAGE + (SampleStatus)status;
-    s->rotated = image.orientation != 1;
-    if (c->exif_rotate) image_apply_orientation(&image);
     if (c->augment && !c->augment->evaluation_transform) {
         Rand r = rand_for(c->seed ^ AUGMENT_STREAM, (uint64_t)l->epoch, draw);
-        image_train_transform(s->pixels, &image, c->image_size, INTERPOLATION_BICUBIC, c->augment, &r); // whatever the weights say: open_clip's rule
-    } else {
-        status = image_eval_transform(s->pixels, &image, c->image_size, c->interpolation, c->resize_mode);
+        image_train_transform(s->pixels, image, c->image_size, INTERPOLATION_BICUBIC, c->augment, &r); // whatever the weights say: open_clip's rule
+        return SAMPLE_OK;
     }
-    image_free(&image);
+    const ImageStatus status = image_eval_transform(s->pixels, image, c->image_size, c->interpolation, c->resize_mode);
     return status == IMAGE_OK ? SAMPLE_OK : SAMPLE_IMAGE + (SampleStatus)status;
+}
+
+// The picture of the slot's sample: decoded from `bytes`, or kept.
+static inline SampleStatus loader_fill_pixels(const Loader *l, const SampleBytes *bytes, uint64_t draw, LoaderSlot *s) {
+    const LoaderConfig *c = &l->config;
+    const ImageEntry *kept = c->cache ? &c->cache->entries[s->index] : NULL;
+    int orientation = kept ? kept->orientation : 1;
+    Image image = {kept ? kept->width : 0, kept ? kept->height : 0, kept ? (uint8_t *)(uintptr_t)(c->cache->map + kept->offset) : NULL, 1};
+    SampleStatus status = kept ? kept->status : sample_decode(&image, &bytes->image, c->max_image_pixels, c->exif_rotate, &orientation);
+    s->rotated = orientation != 1;
+    if (status != SAMPLE_OK) return status;
+    if (kept && c->cache->squares) memcpy(s->pixels, image.rgb, 3 * (size_t)c->image_size * (size_t)c->image_size);
+    else status = loader_transform(l, &image, draw, s);
+    if (!kept) image_free(&image);
+    return status;
 }
 
 // A template with the name of the sample's class, in the place of the caption (FLYP). False for a class without a name.
@@ -141,7 +151,7 @@ static inline void loader_fill(const Loader *l, int64_t position, LoaderSlot *s,
     const uint64_t draw = (uint64_t)entry + (uint64_t)(position / l->count) * order_limit(l->data); // also when the order has begun again
     s->index = order_sample(l->data, entry);
     s->rotated = false;
-    s->status = dataset_read(l->data, s->index, bytes);
+    s->status = c->cache ? dataset_read_words(l->data, s->index, bytes) : dataset_read(l->data, s->index, bytes);
     s->label = bytes->label;
     s->length = c->context;
     if (s->status != SAMPLE_OK) return;

@@ -25,7 +25,7 @@ typedef struct {
 // How training's loader reads, but once, in the order of the data set, and without augmentation.
 static inline LoaderConfig evaluation_loader(const LoaderConfig *training) {
     LoaderConfig c = *training;
-    c.augment = NULL, c.shuffle = false, c.one_pass = true, c.skipped_path = NULL;
+    c.augment = NULL, c.cache = NULL, c.shuffle = false, c.one_pass = true, c.skipped_path = NULL;
     return c;
 }
 

@@ -85,6 +85,8 @@ typedef struct {
     X(DATA, INT, max_image_pixels, "max-image-pixels", "25e6", "[0,1e12]", "skip pictures with more pixels; 0: no limit") \
     X(DATA, FLAG, exif_rotate, "exif-rotate", "", "", "turn pictures upright as their EXIF tag says (open_clip does not)") \
     X(DATA, INT, workers, "workers", "(cores)", "[1,256]", "threads that decode pictures ahead of the step") \
+    X(DATA, TEXT, cache_images, "cache-images", "(none)", "FILE", \
+        "keep the decoded pictures in this file, made at first; with --aug-cfg none the squares that the model takes, else the whole pictures") \
     X(DATA, FLAG, no_shuffle, "no-shuffle", "", "", "take the samples in the order of the data") \
     X(DATA, WORDS, aug_cfg, "aug-cfg", "(scale=0.9,1.0)", "KEY=VALUE...", \
         "scale=LOW,HIGH ratio=LOW,HIGH color_jitter=... gray_scale_prob=P; none: as in evaluation") \

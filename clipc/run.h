@@ -20,6 +20,7 @@ typedef struct {
     size_t val_count;
     AugmentConfig augment;
     LoaderConfig loading;
+    ImageCache images; // of --cache-images
     Evaluation evaluation;
     ZeroshotSet *zeroshot; // (o->zeroshot_data.count)
     Logger log;
@@ -212,7 +213,22 @@ static inline void train_open_data(Training *t) {
     t->schedule = schedule_from_options(o, options_was_set(o, steps) ? o->steps : o->epochs * t->steps_per_epoch, t->steps_per_epoch);
 }
 
+// --cache-images: the pictures of the training data are in the file from now on. Ends the program where Ctrl-C came before they were.
+static inline void train_keep_images(Training *t) {
+    const char *path = t->o->cache_images;
+    LoaderConfig *l = &t->loading;
+    const ImageCacheConfig c = {l->augment ? 0 : l->image_size, l->interpolation, l->resize_mode, l->exif_rotate, l->max_image_pixels};
+    if (!path) return;
+    if (!file_exists(path) && !image_cache_make(path, &t->train, &c, l->interrupted)) {
+        warn("interrupted; no pictures are kept");
+        exit(EXIT_INTERRUPTED);
+    }
+    t->images = image_cache_open(path, &t->train, &c);
+    l->cache = &t->images;
+}
+
 static inline void train_free_data(Training *t) {
+    image_cache_close(&t->images);
     for (size_t i = 0; i < t->val_count; i++) dataset_free(&t->val[i].data);
     free(t->val);
     dataset_free(&t->train);
@@ -350,6 +366,7 @@ static inline void train_print_run(Training *t) {
     logger_print(&t->log, "data         %lld pairs, %lld steps an epoch of %lld x %lld", (long long)dataset_epoch_length(&t->train), (long long)t->steps_per_epoch,
         (long long)o->accum_freq, (long long)o->batch_size);
     train_print_sources(t);
+    if (t->images.map) logger_print(&t->log, "pictures     decoded, in %s: %.2f GB", t->o->cache_images, (double)t->images.bytes / 1e9);
     char schedule[256];
     schedule_describe(&t->schedule, schedule);
     logger_print(&t->log, "schedule     %s", schedule);

@@ -212,20 +212,22 @@ static inline SampleStatus sample_read_image(const Dataset *d, const DataSample 
     }
 }
 
-// Reads sample `index` (0 … count-1): the bytes of its image file, its caption (when captions are needed and no prompt takes its place), its
-// label. What `out` shows is valid until its next use. `out` starts as zeros and is freed with sample_bytes_free.
-static inline SampleStatus dataset_read(const Dataset *d, int64_t index, SampleBytes *out) {
+// Reads sample `index` (0 … count-1) but for its picture: its caption (when captions are needed and no prompt takes its place), its label.
+// What `out` shows is valid until its next use. `out` starts as zeros and is freed with sample_bytes_free.
+static inline SampleStatus dataset_read_words(const Dataset *d, int64_t index, SampleBytes *out) {
     const DataSample *s = &d->samples[index];
     out->caption = "";
     out->image.bytes = out->caption_bytes = 0;
     out->label = s->label;
     if (s->image_bytes < 0 && sample_type(d, s) != DATASET_SYNTHETIC) return SAMPLE_NO_IMAGE;
     if (d->config.need_label && s->label < 0) return SAMPLE_NO_LABEL;
-    if (d->config.need_caption && !sample_is_prompted(d, s)) {
-        SampleStatus status = sample_read_caption(d, s, out);
-        if (status != SAMPLE_OK) return status;
-    }
-    return sample_read_image(d, s, out);
+    return d->config.need_caption && !sample_is_prompted(d, s) ? sample_read_caption(d, s, out) : SAMPLE_OK;
+}
+
+// The same with the bytes of its image file.
+static inline SampleStatus dataset_read(const Dataset *d, int64_t index, SampleBytes *out) {
+    const SampleStatus status = dataset_read_words(d, index, out);
+    return status == SAMPLE_OK ? sample_read_image(d, &d->samples[index], out) : status;
 }
 
 // Where a sample comes from, for messages: "shard.tar:000123.jpg", a path, or "table.csv:PATH".

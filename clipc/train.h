@@ -365,11 +365,12 @@ static inline int train_main(Training *t) {
     t->settings = train_settings(&given, dataset_count(&t->train)); // as given: a batch that is too large shrinks in train_open_data(), in a resumed run as well
     train_open_evaluation(t);
     if (!o->resume && file_exists(t->folder)) die(EXIT_USAGE, "%s: exists already; choose another --name, or go on with --resume latest", t->folder);
+    train_catch_signals();
+    train_keep_images(t);
     logger_open(&t->log, t->folder, o->resume != NULL);
     char checkpoints[PATH_SIZE];
     path_format(checkpoints, "%s/checkpoints", t->folder);
     make_directories(checkpoints);
-    train_catch_signals();
     train_start_model(t);
     if (o->lr == RATE_AUTO) {
         if (!train_find_rate(t)) return train_abandon(t);
