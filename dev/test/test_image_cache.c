@@ -137,17 +137,9 @@ static void make_on_full_disk(const void *argument) {
     image_cache_make(at("kept"), o->d, &o->k, NULL);
 }
 
-// Before anything else has started the threads of OpenMP: a child would wait for them forever.
-static void test_unfinished(void) {
-    DatasetConfig dc = dataset_config_default();
-    Dataset d = dataset_open(at("set/t.csv"), &dc, 2);
-    LoaderConfig c = loading(NULL, false);
-    const OpenFile o = {&d, keeping(&c)};
-    const int code = run_child(make_on_full_disk, &o);
-    EXPECT(code == EXIT_RUNTIME && strstr(child_output, "kept: cannot write (") && !file_exists(at("kept")) && !file_exists(at("kept.part")), "%d: %s", code, child_output);
-    const volatile sig_atomic_t interrupted = 1;
-    EXPECT(!image_cache_make(at("kept"), &d, &o.k, &interrupted) && !file_exists(at("kept")) && !file_exists(at("kept.part")));
-    dataset_free(&d);
+static void make_file(const void *argument) {
+    const OpenFile *o = (const OpenFile *)argument;
+    image_cache_make(at("kept"), o->d, &o->k, NULL);
 }
 
 static void overwrite(size_t offset, const void *bytes, size_t n) {
@@ -157,12 +149,15 @@ static void overwrite(size_t offset, const void *bytes, size_t n) {
     fclose(f);
 }
 
+// The file is made by children: what they inherit of OpenMP's threads does not run, so this comes before anything else has started them.
 static void test_refusals(void) {
     DatasetConfig dc = dataset_config_default();
     Dataset d = dataset_open(at("set/t.csv"), &dc, 2), other = dataset_open(at("set/s0.tar"), &dc, 2);
     LoaderConfig c = loading(NULL, false);
     const OpenFile good = {&d, keeping(&c)};
-    EXPECT(image_cache_make(at("kept"), &d, &good.k, NULL) && run_child(open_file, &good) == 0);
+    const int code = run_child(make_on_full_disk, &good);
+    EXPECT(code == EXIT_RUNTIME && strstr(child_output, "kept: cannot write (") && !file_exists(at("kept")) && !file_exists(at("kept.part")), "%d: %s", code, child_output);
+    EXPECT(run_child(make_file, &good) == 0 && run_child(open_file, &good) == 0);
     for (int i = 0; i < 7; i++) {
         OpenFile o = good;
         if (i == 0) o.k.image_size = 32;
@@ -203,16 +198,26 @@ static void test_refusals(void) {
     dataset_free(&d), dataset_free(&other);
 }
 
+static void test_interrupted(void) {
+    DatasetConfig dc = dataset_config_default();
+    Dataset d = dataset_open(at("set/t.csv"), &dc, 2);
+    LoaderConfig c = loading(NULL, false);
+    const ImageCacheConfig k = keeping(&c);
+    const volatile sig_atomic_t interrupted = 1;
+    EXPECT(!image_cache_make(at("never"), &d, &k, &interrupted) && !file_exists(at("never")) && !file_exists(at("never.part")));
+    dataset_free(&d);
+}
+
 int main(void) {
     AugmentConfig crops;
     char error[256];
     augment_parse(&crops, "scale=0.5,1.0 color_jitter=0.4,0.4,0.4,0.1", error);
     make_test_folder("test_image_cache");
     make_data();
-    test_unfinished();
+    test_refusals();
+    test_interrupted();
     for (int i = 0; i < 8; i++) test_same_bits(i & 1 ? at("set/t.csv") : at("set/s0.tar"), i & 2 ? &crops : NULL, i & 4);
     test_no_reading();
-    test_refusals();
     remove_test_folder();
     return test_report();
 }
