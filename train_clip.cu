@@ -64,23 +64,31 @@ template <typename Real> static void gather_rows(const Gpu *k, Real *out, const 
 
 enum { PARTS = 1024 }; // at most so many chunks of rows are summed, and their sums added in order
 
-// parts (chunks,O) = the column sums of each chunk of rows of x (N,O). Eight rows of threads share a chunk.
-template <typename Real, int V> __global__ void column_sums_kernel(float *parts, const Real *x, size_t ld, int N, int O) {
-    SHARED_ARRAY(float, sums); // (8,32*V)
-    const int at = threadIdx.x * V, c = blockIdx.x * 32 * V + at, last = (int)((int64_t)N * (blockIdx.y + 1) / gridDim.y);
-    float sum[V] = {0}, row[V];
-    if (c < O)
-        for (int r = (int)((int64_t)N * blockIdx.y / gridDim.y) + threadIdx.y; r < last; r += 8) {
-            load(row, x + (size_t)r * ld + c);
-            for (int j = 0; j < V; j++) sum[j] += row[j];
-        }
-    for (int j = 0; j < V; j++) sums[threadIdx.y * 32 * V + at + j] = sum[j];
+// Column sums by blocks of (32,8) threads: a thread has V columns of its own and every eighth row of the block's chunk. Writes what the eight
+// have summed into parts (chunks,O); `sums`: room for (8,32*V).
+enum { COLUMN_CHUNKS = 128, COLUMN_SHARED = 8 * 32 * 8 * sizeof(float) };
+static inline int column_chunks(int N) { return N < 8 * COLUMN_CHUNKS ? (N + 7) / 8 : COLUMN_CHUNKS; }
+
+template <int V> __device__ inline void write_column_sums(float *parts, float *sums, const float (&sum)[V], int O) {
+    for (int j = 0; j < V; j++) sums[(threadIdx.y * 32 + threadIdx.x) * V + j] = sum[j];
     __syncthreads();
     for (int i = threadIdx.y * 32 + threadIdx.x; i < 32 * V && (int)blockIdx.x * 32 * V + i < O; i += 256) {
         float total = 0;
         for (int y = 0; y < 8; y++) total += sums[y * 32 * V + i];
         parts[(size_t)blockIdx.y * O + blockIdx.x * 32 * V + i] = total;
     }
+}
+
+// parts (chunks,O) = the column sums of each chunk of rows of x (N,O)
+template <typename Real, int V> __global__ void column_sums_kernel(float *parts, const Real *x, size_t ld, int N, int O) {
+    SHARED_ARRAY(float, sums); // (8,32*V)
+    const int c = (blockIdx.x * 32 + threadIdx.x) * V, last = (int)((int64_t)N * (blockIdx.y + 1) / gridDim.y);
+    float sum[V] = {0}, row[V];
+    for (int r = (int)((int64_t)N * blockIdx.y / gridDim.y) + threadIdx.y; c < O && r < last; r += 8) {
+        load(row, x + (size_t)r * ld + c);
+        for (int j = 0; j < V; j++) sum[j] += row[j];
+    }
+    write_column_sums(parts, sums, sum, O);
 }
 
 // out (n) (+)= the sum of parts (chunks,n), rows ld apart
@@ -116,11 +124,9 @@ static void linear_forward(const Gpu *k, Out *out, const Real *inp, const float 
 
 // dbias (O) (+)= the column sums of dout (N,O), rows ld apart
 template <typename Real> static void bias_backward(const Gpu *k, float *dbias, const Real *dout, size_t ld, int N, int O, bool accumulate) {
-    enum { MOST = 128, SHARED = 8 * 32 * 8 * sizeof(float) };
-    const int chunks = N < 8 * MOST ? (N + 7) / 8 : MOST;
-    const auto grid = [&](int V) { return dim3(blocks_for(O, 32 * V), chunks); };
-    LAUNCH_PACKED(column_sums_kernel, Real, O | (int)ld, grid, dim3(32, 8), SHARED, k->stream, k->parts, dout, ld, N, O);
-    add_parts(k, dbias, k->parts, chunks, O, O, accumulate);
+    const auto grid = [&](int V) { return dim3(blocks_for(O, 32 * V), column_chunks(N)); };
+    LAUNCH_PACKED(column_sums_kernel, Real, O | (int)ld, grid, dim3(32, 8), COLUMN_SHARED, k->stream, k->parts, dout, ld, N, O);
+    add_parts(k, dbias, k->parts, column_chunks(N), O, O, accumulate);
 }
 
 // dinp (N,C) = dout · weight;  dweight (O,C) (+)= doutᵀ · inp;  dbias (O) (+)= column sums of dout. Any output may be NULL.
@@ -270,22 +276,32 @@ template <typename Real> static void gelu_forward(const Gpu *k, Real *out, const
 }
 
 // dx = dout * activation'(x): cdf + x * pdf, or s + 1.702 x s (1 - s) with s = 1 / (1 + e), where e s is 1 - s without cancellation
-template <typename Real, int V> __global__ void gelu_backward_kernel(Real *dx, const Real *x, const Real *dout, size_t n, bool quick) {
-    const size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * V;
-    if (i >= n) return;
-    float v[V], d[V], density;
-    load(v, x + i), load(d, dout + i);
-    for (int j = 0; j < V; j++) {
-        const float e = quick ? exponential<Real>(fminf(-1.702f * v[j], 85.0f)) : 0, s = reciprocal<Real>(1.0f + e); // e * s is 1 - s: e must not overflow
-        const float cdf = quick ? s : normal_cdf<Real>(v[j], &density);
-        d[j] *= quick ? s + 1.702f * v[j] * s * (e * s) : cdf + v[j] * 0.398942280f * density;
-    }
-    store(dx + i, d);
+template <typename Real> __device__ inline float gelu_slope(float x, bool quick) {
+    float density;
+    const float e = quick ? exponential<Real>(fminf(-1.702f * x, 85.0f)) : 0, s = reciprocal<Real>(1.0f + e); // e must not overflow
+    if (quick) return s + 1.702f * x * s * (e * s);
+    const float cdf = normal_cdf<Real>(x, &density);
+    return cdf + x * 0.398942280f * density;
 }
 
-template <typename Real> static void gelu_backward(const Gpu *k, Real *dx, const Real *x, const Real *dout, size_t n, bool quick) {
-    const auto grid = [&](int V) { return blocks_for(n, 256 * V); };
-    LAUNCH_PACKED(gelu_backward_kernel, Real, n, grid, 256, 0, k->stream, dx, x, dout, n, quick);
+// In one pass the column sums, which are the gradient of the bias before the activation; see column_sums_kernel().
+template <typename Real, int V> __global__ void gelu_backward_kernel(Real *dx, float *parts, const Real *x, const Real *dout, int N, int F, bool quick) {
+    SHARED_ARRAY(float, sums); // (8,32*V)
+    const int c = (blockIdx.x * 32 + threadIdx.x) * V, last = (int)((int64_t)N * (blockIdx.y + 1) / gridDim.y);
+    float sum[V] = {0}, v[V], d[V];
+    for (int r = (int)((int64_t)N * blockIdx.y / gridDim.y) + threadIdx.y; c < F && r < last; r += 8) {
+        load(v, x + (size_t)r * F + c), load(d, dout + (size_t)r * F + c);
+        for (int j = 0; j < V; j++) sum[j] += d[j] *= gelu_slope<Real>(v[j], quick);
+        store(dx + (size_t)r * F + c, d);
+    }
+    write_column_sums(parts, sums, sum, F);
+}
+
+// dx (N,F) = dout * activation'(x), in place of dout too; dbias (F) (+)= its column sums, NULL when frozen
+template <typename Real> static void gelu_backward(const Gpu *k, Real *dx, float *dbias, const Real *x, const Real *dout, int N, int F, bool quick, bool accumulate) {
+    const auto grid = [&](int V) { return dim3(blocks_for(F, 32 * V), column_chunks(N)); };
+    LAUNCH_PACKED(gelu_backward_kernel, Real, F, grid, dim3(32, 8), COLUMN_SHARED, k->stream, dx, k->parts, x, dout, N, F, quick);
+    if (dbias) add_parts(k, dbias, k->parts, column_chunks(N), F, F, accumulate);
 }
 
 // ---------------------------------------------------------------- attention
@@ -664,13 +680,13 @@ static void block_backward(const Gpu *k, const BlockPointers *g, const BlockActi
     const int C = d.C, F = d.F, Q = last ? s->B : s->R;
     const size_t C1 = (size_t)C, C3 = 3 * C1;
     Real *const none = NULL;
-    // MLP: t->wide is first the activation's output, then its gradient. LayerNorms are computed again rather than kept.
+    // MLP: t->wide is first the activation's output, then its gradient. Both it and the LayerNorms are computed again rather than kept.
     gelu_forward(k, t->wide, a->mlp_hidden, (size_t)Q * F, d.quick_gelu);
     linear_backward(k, none, g->c_proj_weight, g->c_proj_bias, t->dx, C1, t->wide, NULL, Q, F, C, accumulate);
     linear_backward(k, t->wide, NULL, NULL, t->dx, C1, none, w->c_proj_weight, Q, F, C, false);
-    gelu_backward(k, t->wide, a->mlp_hidden, t->wide, (size_t)Q * F, d.quick_gelu);
+    gelu_backward(k, t->wide, g->c_fc_bias, a->mlp_hidden, t->wide, Q, F, d.quick_gelu, accumulate);
     layernorm_forward(k, t->ln, a->ln_2_mean, a->ln_2_rstd, a->resid1, w->ln_2_weight, w->ln_2_bias, Q, C, d.eps);
-    linear_backward(k, t->dy, g->c_fc_weight, g->c_fc_bias, t->wide, (size_t)F, t->ln, w->c_fc_weight, Q, C, F, accumulate);
+    linear_backward(k, t->dy, g->c_fc_weight, NULL, t->wide, (size_t)F, t->ln, w->c_fc_weight, Q, C, F, accumulate);
     layernorm_backward(k, t->dx, g->ln_2_weight, g->ln_2_bias, t->dx, t->dy, a->resid1, w->ln_2_weight, a->ln_2_mean, a->ln_2_rstd, Q, C, accumulate);
 
     // attention: t->dx is now the gradient of resid1, t->wide becomes that of qkv

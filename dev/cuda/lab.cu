@@ -15,7 +15,7 @@
 static void check_all(Lab *lab) {
     const int sizes[] = {1, 39, 10007, 512, 77};
     lab_layernorm(lab, 37, 39), lab_layernorm(lab, 19, 104);
-    lab_activation(lab, 777, true), lab_activation(lab, 1000, false);
+    lab_activation(lab, 37, 21, true), lab_activation(lab, 125, 8, false);
     lab_attention(lab, "captions", 5, 19, 2, 3, 13, true), lab_attention(lab, "images", 2, 50, 50, 2, 24, false);
     lab_adamw(lab, sizes, 5);
     lab_loss(lab, 61, 13, 17), lab_loss(lab, 61, 13, 61);
@@ -31,7 +31,7 @@ static void time_all(Lab *lab) {
             for (int i = 0; i < A_BLOCK; i++) sizes[n++] = block[i];
         }
     lab_layernorm(lab, B * PATCHES, CI);
-    lab_activation(lab, (size_t)B * PATCHES * 4 * CI, true), lab_activation(lab, (size_t)B * PATCHES * 4 * CI, false);
+    lab_activation(lab, B * PATCHES, 4 * CI, true), lab_activation(lab, B * PATCHES, 4 * CI, false);
     lab_attention(lab, "images of 50 tokens", B, PATCHES, PATCHES, CI / 64, 64, false);
     lab_attention(lab, "images of 257 tokens", B / 8, 257, 257, 16, 64, false);
     lab_attention(lab, "captions of 8 to 24 tokens", B, 24, 8, CT / 64, 64, true);

@@ -99,16 +99,20 @@ template <typename Real> static void test_layernorm(int N, int C, bool accumulat
     arrays_free(&x, &out, &dout, &skip, &dx, &gain, &bias, &mean, &rstd, &dgain, &dbias);
 }
 
-template <typename Real> static void test_gelu(size_t n, bool quick) {
+template <typename Real> static void test_gelu(int N, int F, bool quick, bool accumulate) {
+    const size_t n = (size_t)N * F;
+    Array<float> dbias = array_random<float>(3, (size_t)F, 1);
     Array<Real> x = array_random<Real>(1, n, 4), out = array_create<Real>(n), dout = array_random<Real>(2, n, 1), dx = array_create<Real>(n);
     const float edges[] = {0, -0.0f, 1e-8f, 100, -100, 3e4f, -3e4f};
     for (size_t i = 0; i < sizeof edges / sizeof *edges; i++) x.host[i] = edges[i];
     upload(&x);
-    double *want = doubles(n), *want_dx = doubles(n);
+    double *want = doubles(n), *want_dx = doubles(n), *want_dbias = doubles((size_t)F);
+    for (int f = 0; f < F && accumulate; f++) want_dbias[f] = dbias.host[f];
     for (size_t i = 0; i < n; i++) {
         double derivative;
         want[i] = reference_gelu(x.host[i], quick, &derivative);
         want_dx[i] = dout.host[i] * derivative;
+        want_dbias[i % (size_t)F] += want_dx[i];
     }
     want[5] = want[6] = 0; // of 3e4: compared by itself
     const auto forward = [&] { gelu_forward(&gpu, out.gpu, x.gpu, n, quick); };
@@ -116,10 +120,13 @@ template <typename Real> static void test_gelu(size_t n, bool quick) {
     EXPECT(download(&out)[5] == x.host[5] && out.host[6] == 0, "%g and %g of a large argument", (double)out.host[5], (double)out.host[6]);
     want[5] = x.host[5];
     check_output("gelu_forward", &out, want, tolerance<Real>(1e-6), forward);
-    const auto backward = [&] { gelu_backward(&gpu, dx.gpu, x.gpu, dout.gpu, n, quick); };
+    const auto backward = [&] { upload(&dbias), gelu_backward(&gpu, dx.gpu, dbias.gpu, x.gpu, dout.gpu, N, F, quick, accumulate); };
     backward();
+    const double error = error_of(download(&dbias), want_dbias, (size_t)F);
+    EXPECT(error <= 2e-6, "gelu_backward, %d rows of %d: error of dbias %g", N, F, error);
+    free(want_dbias);
     check_output("gelu_backward", &dx, want_dx, tolerance<Real>(2e-6), backward);
-    arrays_free(&x, &out, &dout, &dx);
+    arrays_free(&x, &out, &dout, &dx, &dbias);
 }
 
 // ---------------------------------------------------------------- attention
@@ -330,7 +337,7 @@ template <typename Real> static void test_type(void) {
     for (int add = 0; add < 2; add++) test_copy_rows<Real>(39, add), test_copy_rows<Real>(40, add);
     test_bias_backward<Real>(1, 5, false), test_bias_backward<Real>(77, 264, true), test_bias_backward<Real>(1301, 39, false);
     test_layernorm<Real>(37, 5, false, true), test_layernorm<Real>(1, 39, true, false), test_layernorm<Real>(1031, 104, true, true), test_layernorm<Real>(3, 1288, false, true);
-    for (int quick = 0; quick < 2; quick++) test_gelu<Real>(777, quick), test_gelu<Real>(1000, quick);
+    for (int quick = 0; quick < 2; quick++) test_gelu<Real>(37, 21, quick, false), test_gelu<Real>(1050, 8, quick, true);
     test_attentions<Real>();
     for (int bytes = 0; bytes < 2; bytes++) test_image_embedding<Real>(39, bytes, bytes), test_image_embedding<Real>(72, true, bytes);
     for (int accumulate = 0; accumulate < 2; accumulate++) test_table_backward<Real>(39, accumulate), test_table_backward<Real>(264, accumulate);
