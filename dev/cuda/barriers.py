@@ -3,6 +3,7 @@
 
   dev/cuda/barriers.py [LINE...]     all of them (minutes), or those whose FILE:LINE holds a word; CXX= names the compiler
 """
+import glob
 import os
 import re
 import shutil
@@ -11,7 +12,7 @@ import sys
 import tempfile
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-FILES = ("train_clip.cu", "clipc/gpu_kernel.h", "clipc/gpu_loss.h")
+FILES = ("train_clip.cu", *sorted(os.path.relpath(path, ROOT) for path in glob.glob(os.path.join(ROOT, "clipc/gpu_*.h"))))
 BARRIER = re.compile(r"__sync(threads|warp)\(\);")
 REDUNDANT = "l = most + logf(sum);"  # the barrier behind it: the shuffles before it make the warp meet, too
 
