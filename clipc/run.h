@@ -135,7 +135,12 @@ static inline void train_open_evaluation(Training *t) {
             if (strcmp(t->val[k].name, set->name) == 0) die(EXIT_USAGE, "--val-data %s: another set has the same name; write NAME=PATH", o->val_data.items[i]);
     }
     t->zeroshot = (ZeroshotSet *)calloc_check(o->zeroshot_data.count, sizeof *t->zeroshot);
-    for (size_t i = 0; i < o->zeroshot_data.count; i++) t->zeroshot[i] = zeroshot_open("zeroshot-data", o->zeroshot_data.items[i], o->classnames, o->templates, &keys);
+    for (size_t i = 0; i < o->zeroshot_data.count; i++) {
+        t->zeroshot[i] = zeroshot_open("zeroshot-data", o->zeroshot_data.items[i], o->classnames, o->templates, &keys);
+        for (size_t k = 0; k < i; k++)
+            if (strcmp(t->zeroshot[k].name, t->zeroshot[i].name) == 0)
+                die(EXIT_USAGE, "--zeroshot-data %s: another set has the same name; write NAME=PATH", o->zeroshot_data.items[i]);
+    }
 }
 
 // What training data has and other data has not.

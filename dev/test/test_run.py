@@ -635,6 +635,7 @@ def test_bad_evaluation():
     refused("nothing to evaluate on", *model)
     refused("give --classnames", *model, "--zeroshot-data", "shapes/val.csv")
     refused("missing.txt", *model, "--zeroshot-data", "shapes/val.csv", "--classnames", "missing.txt")
+    refused("another set has the same name; write NAME=PATH", *model, *LABELLED, "--zeroshot-data", "shapes/train.csv")
     write("blank.txt", "\n\n")
     refused("blank.txt: no class names", *model, "--zeroshot-data", "shapes/val.csv", "--classnames", "blank.txt")
     write("no_slot.txt", "a photo\n")
