@@ -60,7 +60,7 @@ def block_work(rows, batch, width, mlp, layers, pairs):
         work["attention FLOPs"] += 14 * width * (rows if last else pairs)
         work["LayerNorm"] += (rows + read) * width * (6 + 6 + 10)  # forward, again in the backward pass, backward; the residual stream is fp32
         work["activation"] += read * mlp * (4 + 4 + 6)
-        work["bias gradients"] += 2 * (3 * width * rows + (2 * width + mlp) * read)
+        work["bias gradients"] += 2 * (3 * width * rows + 2 * width * read)  # the activation's backward pass sums that of the first MLP layer
         work["attention"] += rows * width * (8 + 16)  # qkv and out; qkv, out, dout and dqkv
     return work
 
