@@ -105,7 +105,10 @@ class Steps:
         return [float(x) for x in answer]
 
     def close(self):
-        self.process.stdin.close()
+        try:
+            self.process.stdin.close()
+        except BrokenPipeError:  # it has ended already
+            pass
         self.process.wait()
 
 
@@ -175,7 +178,7 @@ def steps(models, batches, peak):
     print(f"\n## Training steps, amp_bf16, captions of {TOKENS} tokens, synthetic input; peak taken as {peak / 1e12:.0f} TFLOP/s\n")
     if not peer:
         print("open_clip and PyTorch are not there: not compared.\n")
-    print("| model | batch | program | pairs/s | MFU, work done | MFU, padded work | products' share of the step | memory |\n|---|---|---|---|---|---|---|---|", flush=True)
+    print("| model | batch | program | pairs/s | MFU, work done | MFU, padded work | products' share of the step | memory in use on the card |\n|---|---|---|---|---|---|---|---|", flush=True)
     for model in models:
         steps_of(model, batches, peak, peer)
 

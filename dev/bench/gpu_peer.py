@@ -2,7 +2,7 @@
 """open_clip on a GPU, as dev/bench/gpu.py asks for it.
 
   gpu_peer.py train MODEL BATCH [--compile]   BATCH: a file of peer.py. Each line of stdin, a number of steps, is answered by their seconds, the
-                                              loss before the last, and the peak of GPU memory in bytes. amp_bf16, as open_clip's main.py trains.
+                                              loss before the last, and the bytes of GPU memory in use. amp_bf16, as open_clip's main.py trains.
   gpu_peer.py attention                       prints, for each of lab.cu's shapes, the ms of scaled_dot_product_attention forward and backward
 """
 import sys
@@ -46,7 +46,8 @@ def train(name, batch, compiled):
         begin = time.perf_counter()
         for _ in range(int(line)):
             loss = float(step())  # as its log does: waits for the GPU
-        print(f"{time.perf_counter() - begin:.6f} {loss:.6f} {torch.cuda.max_memory_allocated()}", flush=True)
+        seconds, (free, total) = time.perf_counter() - begin, torch.cuda.mem_get_info()
+        print(f"{seconds:.6f} {loss:.6f} {total - free}", flush=True)
 
 
 def milliseconds(run):
