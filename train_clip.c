@@ -12,8 +12,8 @@
 // V vocabulary, E embedding, P patch size, S image size, G patches along a side. Outputs first, gradients begin with d, sizes last.
 
 #include "clipc/utils.h"    // die, malloc_check
-#include "clipc/rand.h"     // rand_for, rand_normal
 #include "clipc/clip.h"     // Clip, ClipBatch, AdamW, the functions implemented here
+#include "clipc/backend.h"  // Sequences, TowerShape, Keep: what it shares with train_clip.cu
 #include "clipc/matmul.h"   // Kernels, gemm
 #include "clipc/loss.h"     // contrastive_loss
 
@@ -22,26 +22,7 @@
 #include <omp.h>
 #endif
 
-// ---------------------------------------------------------------- sequences of a batch
-
-// The rows of sequence b are start[b] … start[b+1]-1; row read[b] is the one that the head reads.
-typedef struct {
-    int B, R, longest;
-    int *start; // (B+1)
-    int *read;  // (B)
-} Sequences;
-
-static void sequences_reserve(Sequences *s, int B) {
-    s->start = realloc_check(s->start, ((size_t)B + 1) * sizeof(int));
-    s->read = realloc_check(s->read, (size_t)B * sizeof(int));
-    s->B = B, s->R = s->longest = s->start[0] = 0;
-}
-
-static void sequences_add(Sequences *s, int b, int T, int read) {
-    s->start[b] = s->R, s->read[b] = s->R + read;
-    s->R += T, s->start[b + 1] = s->R;
-    if (T > s->longest) s->longest = T;
-}
+// ---------------------------------------------------------------- layers
 
 // out (B,C) = the rows of x (R,C) that are read; x may be columns of a matrix whose rows are ld apart
 static void gather_rows(Operand out, Operand x, size_t ld, const Sequences *s, int C) {
@@ -52,8 +33,6 @@ static void gather_rows(Operand out, Operand x, size_t ld, const Sequences *s, i
 static void scatter_rows(Operand out, size_t ld, Operand x, const Sequences *s, int C) {
     for (int b = 0; b < s->B; b++) memcpy(operand_at(out, (size_t)s->read[b] * ld).p, operand_at(x, (size_t)b * C).p, (size_t)C * operand_bytes(x.bf16));
 }
-
-// ---------------------------------------------------------------- layers
 
 static const TileEnd SET = {false, NULL, NULL, NULL, NULL, false};
 
@@ -313,18 +292,6 @@ typedef struct {
     Operand narrow;         // (R,C) one of them as an operand
 } Scratch;
 
-typedef struct {
-    int C, NH, F, L, E;
-    float eps;
-    bool quick_gelu, causal;
-} TowerShape;
-
-static TowerShape tower_shape(const ClipConfig *c, int tower) {
-    const TowerShape image = {c->image_width, c->image_heads, c->image_mlp, c->image_layers, c->embed_dim, c->image_ln_eps, c->quick_gelu, false};
-    const TowerShape text = {c->text_width, c->text_heads, c->text_mlp, c->text_layers, c->embed_dim, c->text_ln_eps, c->quick_gelu, true};
-    return tower == IMAGE_TOWER ? image : text;
-}
-
 // The weights of a block, and their copies packed for products; see Weight.
 typedef struct {
     const BlockPointers *w, *forward, *backward;
@@ -415,10 +382,6 @@ static void block_backward(const Kernels *k, const BlockPointers *g, const Block
 }
 
 // ---------------------------------------------------------------- embeddings
-
-// How many patches of an image are computed, and which is the j-th.
-static int batch_patches(const ClipBatch *batch, const ClipConfig *c) { return batch->kept ? batch->kept_count : config_image_tokens(c) - 1; }
-static int batch_patch(const ClipBatch *batch, int b, int j) { return batch->kept ? batch->kept[b * batch->kept_count + j] : j; }
 
 // patches (B*N, 3*P*P): the pixels under each of N patches in the order of conv1's weights; a convolution whose stride is its size is a
 // matrix product over them. Bytes are normalised as torchvision does: (x / 255 - mean) / std in fp32.
@@ -571,16 +534,6 @@ struct Backend {
     bool accumulate;         // gradients hold a part of the step already
 };
 
-// The lowest group of a tower that trains; L + 2 when none does.
-static int first_trainable_group(const Clip *clip, int tower) {
-    int first = clip_tower_layers(&clip->config, tower) + 2;
-    for (int i = 0; i < clip->tensors.count; i++) {
-        const Tensor *x = &clip->tensors.list[i];
-        if (x->tower == tower && x->trainable && x->group < first) first = x->group;
-    }
-    return first;
-}
-
 typedef struct {
     float *base; // NULL: only count
     size_t used;
@@ -603,48 +556,36 @@ static void block_layout(Arena *a, BlockActivations *k, size_t R, size_t Q, cons
     k->mlp_hidden = arena_take_operand(a, Q * d->F, bf16);
 }
 
-// What is kept of a forward pass: from which block on (L: of none), for a backward pass at all, and of each block its input alone.
-typedef struct {
-    int first;
-    bool backward, inputs_only, bf16;
-} Keep;
-
-static Keep tower_keep(const Clip *clip, int tower, bool backward) {
-    const int group = first_trainable_group(clip, tower), L = clip_tower_layers(&clip->config, tower);
-    const Keep keep = {!backward || group > L ? L : group > 0 ? group - 1 : 0, backward, clip->back->grad_checkpointing, clip->back->bf16};
-    return keep;
-}
-
 // Lays a tower's activations out for the sequences at hand. Blocks that are not kept share one set, but for their inputs, of which there are
 // two in turn. Returns the floats needed; base NULL: only counts.
-static size_t tower_layout(Tower *t, float *base, const ClipConfig *c, int tower, Keep keep) {
+static size_t tower_layout(Tower *t, float *base, const ClipConfig *c, int tower, Keep keep, bool bf16) {
     Arena a = {base, 0};
     const TowerShape d = tower_shape(c, tower);
     const size_t B = (size_t)t->seq.B, R = (size_t)t->seq.R, C = (size_t)d.C;
     t->embedding = arena_take(&a, R * C), t->ln_pre_mean = arena_take(&a, R), t->ln_pre_rstd = arena_take(&a, R);
     BlockActivations shared = {0};
     float *input[2] = {NULL, NULL};
-    if (keep.first > 0 || keep.inputs_only) block_layout(&a, &shared, R, R, &d, keep.bf16);
+    if (keep.first > 0 || keep.inputs_only) block_layout(&a, &shared, R, R, &d, bf16);
     if (keep.first > 0) input[0] = arena_take(&a, R * C), input[1] = arena_take(&a, R * C);
     for (int l = 0; l < d.L; l++) {
         BlockActivations *block = &t->blocks[l];
         *block = shared;
-        if (l >= keep.first && !keep.inputs_only) block_layout(&a, block, R, l == d.L - 1 ? B : R, &d, keep.bf16);
+        if (l >= keep.first && !keep.inputs_only) block_layout(&a, block, R, l == d.L - 1 ? B : R, &d, bf16);
         block->x = l >= keep.first ? arena_take(&a, R * C) : input[l % 2];
     }
     t->last = arena_take(&a, B * C), t->ln_final_mean = arena_take(&a, B), t->ln_final_rstd = arena_take(&a, B);
     t->pooled = arena_take(&a, B * C), t->projected = arena_take(&a, B * d.E), t->norm = arena_take(&a, B);
     if (tower == IMAGE_TOWER && R > B) {
         const size_t N = R - B, P = (size_t)c->patch_size;
-        t->patches = arena_take_operand(&a, N * 3 * P * P, keep.bf16), t->embedded = arena_take(&a, N * C);
+        t->patches = arena_take_operand(&a, N * 3 * P * P, bf16), t->embedded = arena_take(&a, N * C);
     }
     Scratch *s = &t->scratch;
-    s->ln = arena_take_operand(&a, R * C, keep.bf16), s->wide = arena_take_operand(&a, R * (size_t)larger(d.F, 3 * d.C), keep.bf16);
-    s->read_a = arena_take_operand(&a, B * C, keep.bf16), s->read_b = arena_take_operand(&a, B * C, keep.bf16), s->read_x = arena_take(&a, B * C);
+    s->ln = arena_take_operand(&a, R * C, bf16), s->wide = arena_take_operand(&a, R * (size_t)larger(d.F, 3 * d.C), bf16);
+    s->read_a = arena_take_operand(&a, B * C, bf16), s->read_b = arena_take_operand(&a, B * C, bf16), s->read_x = arena_take(&a, B * C);
     if (keep.backward) {
         s->dx = arena_take(&a, R * C), s->dy = arena_take(&a, R * C), s->dz = arena_take(&a, B * C);
-        s->activated = arena_take_operand(&a, R * (size_t)d.F, keep.bf16);
-        s->narrow = keep.bf16 ? arena_take_operand(&a, R * C, true) : operand(NULL, false);
+        s->activated = arena_take_operand(&a, R * (size_t)d.F, bf16);
+        s->narrow = bf16 ? arena_take_operand(&a, R * C, true) : operand(NULL, false);
     }
     return a.used;
 }
@@ -731,22 +672,17 @@ static BlockWeights block_weights(const Backend *b, int tower, int l) {
 static void tower_prepare(Clip *clip, int tower, const ClipBatch *batch, bool backward) {
     const ClipConfig *c = &clip->config;
     Tower *t = &clip->back->tower[tower];
-    sequences_reserve(&t->seq, batch->size);
-    for (int b = 0; b < batch->size; b++) {
-        const int T = batch->pooled[tower] ? 1 // a row to project, nothing before it
-                      : tower == IMAGE_TOWER ? batch_patches(batch, c) + 1
-                                             : caption_length(batch->tokens + (size_t)b * c->context_length, c->context_length, c->eot_id);
-        sequences_add(&t->seq, b, T, tower == IMAGE_TOWER ? 0 : T - 1);
-    }
-    const Keep keep = tower_keep(clip, tower, backward);
-    const size_t need = tower_layout(t, NULL, c, tower, keep);
+    const bool bf16 = clip->back->bf16;
+    const Keep keep = tower_keep(clip, tower, backward, clip->back->grad_checkpointing);
+    sequences_of_batch(&t->seq, batch, tower, c);
+    const size_t need = tower_layout(t, NULL, c, tower, keep, bf16);
     if (need > t->capacity) {
         free(t->arena);
         t->arena = aligned_malloc_check(need * sizeof(float));
         t->capacity = need;
     }
     guard_lift(t->arena, t->capacity);
-    tower_layout(t, t->arena, c, tower, keep);
+    tower_layout(t, t->arena, c, tower, keep, bf16);
     panels_refresh(clip);
 }
 
@@ -852,35 +788,9 @@ Clip *clip_load(const char *path) {
     return clip;
 }
 
-// How open_clip draws a tensor (VisionTransformer.__init__, TextTransformer.init_parameters): normal with a standard deviation, or
-// uniform within a bound; LayerNorm is the identity, attention biases are 0.
-static void tensor_init(float *x, const Tensor *t, const ClipConfig *c, Rand *r) {
-    const bool image = t->tower == IMAGE_TOWER;
-    const double C = image ? c->image_width : c->text_width, L = c->text_layers, F = image ? c->image_mlp : c->text_mlp;
-    double normal = 0, bound = 0, constant = 0;
-    if (t->tower == NO_TOWER) constant = LOGIT_SCALE_INIT;
-    else if (strstr(t->name, "ln_")) constant = ends_with(t->name, "weight");
-    else if (ends_with(t->name, "in_proj_weight")) image ? (bound = sqrt(6 / (4 * C))) : (normal = 1 / sqrt(C)); // Xavier over (3C,C)
-    else if (ends_with(t->name, "c_fc.bias")) bound = 1 / sqrt(C);
-    else if (ends_with(t->name, "c_proj.bias")) bound = 1 / sqrt(F);
-    else if (ends_with(t->name, "bias")) constant = 0;
-    else if (ends_with(t->name, "conv1.weight")) bound = 1 / sqrt(3.0 * c->patch_size * c->patch_size);
-    else if (ends_with(t->name, "out_proj.weight")) image ? (bound = 1 / sqrt(C)) : (normal = 1 / sqrt(C * 2 * L));
-    else if (ends_with(t->name, "c_proj.weight")) image ? (bound = 1 / sqrt(F)) : (normal = 1 / sqrt(C * 2 * L));
-    else if (ends_with(t->name, "c_fc.weight")) image ? (bound = 1 / sqrt(C)) : (normal = 1 / sqrt(2 * C));
-    else if (ends_with(t->name, "token_embedding.weight")) normal = 0.02;
-    else if (!image && ends_with(t->name, "positional_embedding")) normal = 0.01;
-    else normal = 1 / sqrt(C); // class and positional embedding of the image tower, both projections
-    for (size_t i = 0; i < t->count; i++) x[i] = (float)(normal > 0 ? normal * rand_normal(r) : bound > 0 ? rand_range(r, -bound, bound) : constant);
-}
-
 Clip *clip_create(const ClipConfig *config, const char *merges, size_t merges_bytes, uint64_t seed) {
     Clip *clip = clip_create_empty(config, merges, merges_bytes);
-#pragma omp parallel for schedule(dynamic)
-    for (int i = 0; i < clip->tensors.count; i++) {
-        Rand r = rand_for(seed, (uint64_t)i, 0x696e6974 /* "init" */);
-        tensor_init(clip->back->params + clip->tensors.list[i].offset, &clip->tensors.list[i], config, &r);
-    }
+    tensors_init(clip->back->params, &clip->tensors, config, seed);
     return clip;
 }
 
@@ -892,7 +802,7 @@ void clip_free(Clip *clip) {
     Backend *b = clip->back;
     for (int tower = 0; tower < 2; tower++) {
         Tower *t = &b->tower[tower];
-        free(t->seq.start), free(t->seq.read), free(t->blocks), free(t->arena), free(b->features[tower]), free(b->dfeatures[tower]);
+        sequences_free(&t->seq), free(t->blocks), free(t->arena), free(b->features[tower]), free(b->dfeatures[tower]);
     }
     tensor_pointers_free(&b->w), tensor_pointers_free(&b->g), tensor_table_free(&clip->tensors);
     panels_free(&b->forward), panels_free(&b->backward);
@@ -943,7 +853,7 @@ void clip_memory(const Clip *clip, int batch_size, size_t *parameters, size_t *t
     for (int tower = 0; tower < 2; tower++) {
         Tower counted = {.seq = {batch_size, batch_size * (tower == IMAGE_TOWER ? config_image_tokens(c) : c->context_length), 0, NULL, NULL}};
         counted.blocks = calloc_check((size_t)clip_tower_layers(c, tower), sizeof *counted.blocks);
-        *activations += tower_layout(&counted, NULL, c, tower, tower_keep(clip, tower, true)) * sizeof(float);
+        *activations += tower_layout(&counted, NULL, c, tower, tower_keep(clip, tower, true, clip->back->grad_checkpointing), clip->back->bf16) * sizeof(float);
         free(counted.blocks);
     }
 }
