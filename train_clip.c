@@ -459,9 +459,14 @@ static void text_embedding_forward(float *x, const ClipBatch *batch, const Seque
         }
 }
 
-static void text_embedding_backward(const TowerPointers *g, const float *dx, const ClipBatch *batch, const Sequences *s, const ClipConfig *c, bool accumulate) {
+// used (V): the tokens whose gradient is not zero. A batch touches few of many: only those rows are cleared for the next one.
+static void text_embedding_backward(const TowerPointers *g, bool *used, const float *dx, const ClipBatch *batch, const Sequences *s, const ClipConfig *c, bool accumulate) {
     const int C = c->text_width;
-    if (!accumulate) memset(g->token_embedding, 0, (size_t)c->vocab_size * C * sizeof(float)), memset(g->positional_embedding, 0, (size_t)c->context_length * C * sizeof(float));
+    for (int v = 0; v < c->vocab_size && !accumulate; v++)
+        if (used[v]) used[v] = false, memset(g->token_embedding + (size_t)v * C, 0, (size_t)C * sizeof(float));
+    if (!accumulate) memset(g->positional_embedding, 0, (size_t)c->context_length * C * sizeof(float));
+    for (int b = 0; b < s->B; b++)
+        for (int t = 0; t < s->start[b + 1] - s->start[b]; t++) used[batch->tokens[(size_t)b * c->context_length + t]] = true;
 #pragma omp parallel for schedule(static)
     for (int i0 = 0; i0 < C; i0 += EMBEDDING_STRIP)
         for (int b = 0; b < s->B; b++)
@@ -529,6 +534,7 @@ struct Backend {
     int pairs;               // rows of features
     float *features[2];      // (pairs,E), L2-normalised
     float *dfeatures[2];     // (pairs,E)
+    bool *used_tokens;       // (V) with a gradient that is not zero
     float *ema;              // moving average of the trainable tensors, laid out as the gradients; or NULL
     bool grad_checkpointing;
     bool accumulate;         // gradients hold a part of the step already
@@ -750,7 +756,7 @@ static void tower_backward(Clip *clip, int tower, const float *dfeatures, const 
         dembedding = s->dy;
     }
     if (tower == IMAGE_TOWER) image_embedding_backward(k, g, dembedding, t->embedded, t->patches, batch, c, accumulate);
-    else text_embedding_backward(g, dembedding, batch, &t->seq, c, accumulate);
+    else text_embedding_backward(g, clip->back->used_tokens, dembedding, batch, &t->seq, c, accumulate);
 }
 
 // ---------------------------------------------------------------- the model (the functions of clipc/clip.h)
@@ -806,7 +812,7 @@ void clip_free(Clip *clip) {
     }
     tensor_pointers_free(&b->w), tensor_pointers_free(&b->g), tensor_table_free(&clip->tensors);
     panels_free(&b->forward), panels_free(&b->backward);
-    free(b->params), free(b->grads), free(b->m), free(b->v), free(b->ema), free(b), free(clip->merges), free(clip);
+    free(b->used_tokens), free(b->params), free(b->grads), free(b->m), free(b->v), free(b->ema), free(b), free(clip->merges), free(clip);
 }
 
 PrecisionSupport clip_precision_support(Precision precision) {
@@ -823,7 +829,8 @@ void clip_set_precision(Clip *clip, Precision precision) {
 
 void clip_start_training(Clip *clip, const ClipTraining *how) {
     Backend *b = clip->back;
-    free(b->grads), free(b->m), free(b->v), free(b->ema);
+    free(b->grads), free(b->m), free(b->v), free(b->ema), free(b->used_tokens);
+    b->used_tokens = calloc_check((size_t)clip->config.vocab_size, sizeof(bool));
     b->grads = arena_create(&clip->tensors, true), b->m = arena_create(&clip->tensors, true), b->v = arena_create(&clip->tensors, true);
     b->ema = how->ema ? arena_create(&clip->tensors, true) : NULL;
     for (int i = 0; how->ema && i < clip->tensors.count; i++) {

@@ -286,7 +286,11 @@ static void test_text_embedding(void) {
     for (int accumulate = 0; accumulate < 2; accumulate++) {
         float *din = random_floats(4, (size_t)n), *before = random_floats(4, (size_t)n);
         const TowerPointers g = {.token_embedding = din, .positional_embedding = din + f.vocab_size * C};
-        text_embedding_backward(&g, dout, &batch, &seq, &f, accumulate);
+        bool used[23] = {false};
+        for (int v = 0; v < 23; v++) used[v] = v != 7; // not this one: its row is zero
+        for (int i = 0; i < C && !accumulate; i++) din[7 * C + i] = 0;
+        text_embedding_backward(&g, used, dout, &batch, &seq, &f, accumulate);
+        EXPECT(used[5] && used[21] && used[7] == false && used[9] == accumulate, "tokens that are used");
         for (int i = 0; accumulate && i < n; i++) din[i] -= before[i];
         check("text embedding", &c, in, out, dout, din, stretch);
         free(din), free(before);
