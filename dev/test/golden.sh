@@ -73,6 +73,7 @@ golden_train() { # TRAIN DATA
     part "train, weights and options" train_begin "$1" "$2" || return
     while read -r key options; do
         part "train/$key" train_run "$1" "$2" "$key" $options
+        TRAIN_PRECISION=amp_bf16 part "train/$key, amp_bf16" train_run "$1" "$2" "$key" $options
     done < "$BUILD/golden/train/variants"
 }
 
