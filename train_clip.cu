@@ -26,16 +26,6 @@
 
 // ---------------------------------------------------------------- rows
 
-// out (n) = x, rounded or widened
-template <typename To, typename From> __global__ void convert_kernel(To *out, const From *x, size_t n) {
-    const size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i < n) out[i] = rounded<To>(widened(x[i]));
-}
-
-template <typename To, typename From> static void convert(const Gpu *k, To *out, const From *x, size_t n) {
-    LAUNCH((convert_kernel<To, From>), blocks_for(n, 256), 256, 0, k->stream, out, x, n);
-}
-
 // Row to[i] of out = row from[i] of x, or is increased by it; NULL stands for i. Rows are ld apart.
 template <typename Real, int V>
 __global__ void copy_rows_kernel(Real *out, size_t out_ld, const int *to, const Real *x, size_t x_ld, const int *from, int n, int C, bool add) {
@@ -183,8 +173,8 @@ static void layernorm_forward(const Gpu *k, Real *out, float *mean, float *rstd,
 
 // A block walks down a chunk of rows, two at a time, a thread owns V columns: dx of every row, and the chunk's sums of dgain and dbias, parts
 // (chunks,2C).  dx = skip + rstd * (g - mean(g) - n * mean(g * n)),  g = dout * gain,  n = (x - mean) * rstd
-template <typename Real, int V>
-__global__ void layernorm_backward_kernel(Real *dx, float *parts, const Real *skip, const Real *dout, const float *x, const float *gain, const float *mean, const float *rstd,
+template <int V, typename Real, typename DOut>
+__global__ void layernorm_backward_kernel(Real *dx, float *parts, const Real *skip, const DOut *dout, const float *x, const float *gain, const float *mean, const float *rstd,
                                           int N, int C) {
     SHARED_ARRAY(float, sums); // (2,4,32): in turn, so that one barrier a pair of rows will do
     const int c = threadIdx.x * V, warps = blockDim.x / 32, last = (int)((int64_t)N * (blockIdx.x + 1) / gridDim.x);
@@ -232,13 +222,13 @@ __global__ void layernorm_backward_kernel(Real *dx, float *parts, const Real *sk
 }
 
 // dx (N,C) = skip (N,C; NULL, or dx itself) + what comes through the LayerNorm; dgain, dbias (C) (+)=, NULL when frozen. dout stays.
-template <typename Real>
-static void layernorm_backward(const Gpu *k, Real *dx, float *dgain, float *dbias, const Real *skip, const Real *dout, const float *x, const float *gain, const float *mean,
+template <typename Real, typename DOut>
+static void layernorm_backward(const Gpu *k, Real *dx, float *dgain, float *dbias, const Real *skip, const DOut *dout, const float *x, const float *gain, const float *mean,
                                const float *rstd, int N, int C, bool accumulate) {
     const int chunks = N < PARTS ? N : PARTS;
     const size_t shared = 2 * 4 * 32 * sizeof(float);
-    if (C % 4 == 0) LAUNCH((layernorm_backward_kernel<Real, 4>), chunks, 32 * blocks_for(C, 4 * 32), shared, k->stream, dx, k->parts, skip, dout, x, gain, mean, rstd, N, C);
-    else LAUNCH((layernorm_backward_kernel<Real, 1>), chunks, 32 * blocks_for(C, 32), shared, k->stream, dx, k->parts, skip, dout, x, gain, mean, rstd, N, C);
+    if (C % 4 == 0) LAUNCH((layernorm_backward_kernel<4, Real, DOut>), chunks, 32 * blocks_for(C, 4 * 32), shared, k->stream, dx, k->parts, skip, dout, x, gain, mean, rstd, N, C);
+    else LAUNCH((layernorm_backward_kernel<1, Real, DOut>), chunks, 32 * blocks_for(C, 32), shared, k->stream, dx, k->parts, skip, dout, x, gain, mean, rstd, N, C);
     if (dgain) add_parts(k, dgain, k->parts, chunks, (size_t)2 * C, C, accumulate);
     if (dbias) add_parts(k, dbias, k->parts + C, chunks, (size_t)2 * C, C, accumulate);
 }
@@ -850,18 +840,18 @@ static void normalize_forward(const Gpu *k, float *out, float *norm, const float
 }
 
 // dx = (dout - out (out · dout)) / |x|
-template <typename Real> __global__ void normalize_backward_kernel(Real *dx, const float *dout, const float *out, const float *norm, int B, int E) {
+__global__ void normalize_backward_kernel(float *dx, const float *dout, const float *out, const float *norm, int B, int E) {
     const int b = blockIdx.x * ROW_WARPS + threadIdx.x / 32, lane = threadIdx.x % 32;
     if (b >= B) return;
     const size_t row = (size_t)b * E;
     double dot = 0;
     for (int i = lane; i < E; i += 32) dot += (double)out[row + i] * dout[row + i];
     const float d = (float)warp_sum(dot);
-    for (int i = lane; i < E; i += 32) dx[row + i] = rounded<Real>((dout[row + i] - out[row + i] * d) / norm[b]);
+    for (int i = lane; i < E; i += 32) dx[row + i] = (dout[row + i] - out[row + i] * d) / norm[b];
 }
 
-template <typename Real> static void normalize_backward(const Gpu *k, Real *dx, const float *dout, const float *out, const float *norm, int B, int E) {
-    LAUNCH((normalize_backward_kernel<Real>), blocks_for(B, ROW_WARPS), 32 * ROW_WARPS, 0, k->stream, dx, dout, out, norm, B, E);
+static void normalize_backward(const Gpu *k, float *dx, const float *dout, const float *out, const float *norm, int B, int E) {
+    LAUNCH(normalize_backward_kernel, blocks_for(B, ROW_WARPS), 32 * ROW_WARPS, 0, k->stream, dx, dout, out, norm, B, E);
 }
 
 // ---------------------------------------------------------------- a tower
@@ -874,9 +864,8 @@ template <typename Real> struct Tower {
     float *ln_pre_mean, *ln_pre_rstd;  // (R)
     float *last;                       // (B,C) output of the last block
     float *ln_final_mean, *ln_final_rstd; // (B)
-    Real *pooled;                      // (B,C) after the final LayerNorm
-    float *projected;                  // (B,E) before L2 normalisation
-    Real *dprojected;                  // (B,E)
+    float *pooled, *dpooled;           // (B,C) after the final LayerNorm: from here on all is fp32, since contrasts are small beside what features share
+    float *projected;                  // (B,E) before L2 normalisation; its gradient
     float *norm, *features;            // (B), (B,E) of clip_encode_…
     Real *patches, *embedded;          // image tower: (B*G*G,3*P*P), (B*G*G,C)
     Scratch<Real> scratch;
@@ -940,8 +929,8 @@ template <typename Real> static size_t tower_layout(Tower<Real> *t, char *base, 
         block->x = input[l % 2];
         if (l >= keep.first) arena_take(&a, &block->x, R * C);
     }
-    arena_take(&a, &t->last, B * C), arena_take(&a, &t->ln_final_mean, B), arena_take(&a, &t->ln_final_rstd, B), arena_take(&a, &t->pooled, B * C);
-    arena_take(&a, &t->projected, B * E), arena_take(&a, &t->dprojected, B * E), arena_take(&a, &t->norm, B), arena_take(&a, &t->features, B * E);
+    arena_take(&a, &t->last, B * C), arena_take(&a, &t->ln_final_mean, B), arena_take(&a, &t->ln_final_rstd, B), arena_take(&a, &t->pooled, B * C), arena_take(&a, &t->dpooled, B * C);
+    arena_take(&a, &t->projected, B * E), arena_take(&a, &t->norm, B), arena_take(&a, &t->features, B * E);
     if (tower == IMAGE_TOWER && R > B) arena_take(&a, &t->patches, (R - B) * 3 * c->patch_size * c->patch_size), arena_take(&a, &t->embedded, (R - B) * C);
     arena_take(&a, &s->ln, R * C), arena_take(&a, &s->wide, R * wide), arena_take(&a, &s->read_x, B * C), arena_take(&a, &s->read_a, B * C), arena_take(&a, &s->read_b, B * C);
     if (keep.backward) arena_take(&a, &s->dx, R * C), arena_take(&a, &s->dy, R * C), arena_take(&a, &s->dz, B * C), arena_take(&a, &s->delta, R * d.NH);
@@ -1044,10 +1033,10 @@ template <typename Real> static void tower_forward(Clip *clip, int tower, float 
     const TowerShape d = tower_shape(&clip->config, tower);
     tower_prepare<Real>(clip, tower, batch, keep);
     Tower<Real> *t = tower_of<Real>(b, tower);
-    if (t->in.pooled) convert(k, t->pooled, t->in.pooled, (size_t)t->seq.B * d.C);
+    if (t->in.pooled) copy_rows(k, t->pooled, (size_t)d.C, (int *)NULL, t->in.pooled, (size_t)d.C, (int *)NULL, t->seq.B, d.C, false);
     else tower_pool<Real>(clip, tower);
     const MatmulEnd<float> set = {NULL, NULL};
-    matmul(&k->matmul, k->stream, t->projected, d.E, plain(t->pooled, d.C), plain(operand<Real>(k, b->w.tower[tower].proj), d.E), t->seq.B, d.E, d.C, 1, set);
+    matmul(&k->matmul, k->stream, t->projected, d.E, plain(t->pooled, d.C), plain((const float *)b->w.tower[tower].proj, d.E), t->seq.B, d.E, d.C, 1, set);
     normalize_forward(k, out ? out : t->features, t->norm, t->projected, t->seq.B, d.E);
     CUDA_CHECK(cudaEventRecord(b->feed[tower][b->turn[tower]].read, k->stream));
 }
@@ -1064,13 +1053,13 @@ template <typename Real> static void tower_backward(Clip *clip, int tower, const
     Tower<Real> *t = tower_of<Real>(b, tower);
     Scratch<Real> *s = &t->scratch;
     const Sequences *seq = &t->on_gpu;
-    const MatmulEnd<Real> set = {NULL, NULL};
-    const MatmulEnd<float> add = {NULL, b->accumulate ? g->proj : NULL};
-    normalize_backward(k, t->dprojected, dfeatures, features, t->norm, seq->B, d.E);
-    matmul(&k->matmul, k->stream, g->proj, d.E, transposed(t->pooled, d.C), plain(t->dprojected, d.E), d.C, d.E, seq->B, 1, add);
+    const MatmulEnd<float> set = {NULL, NULL}, add = {NULL, b->accumulate ? g->proj : NULL};
+    float *dprojected = t->projected; // its place is free now
+    normalize_backward(k, dprojected, dfeatures, features, t->norm, seq->B, d.E);
+    matmul(&k->matmul, k->stream, g->proj, d.E, transposed(t->pooled, d.C), plain(dprojected, d.E), d.C, d.E, seq->B, 1, add);
     if (first > L) return;
-    matmul(&k->matmul, k->stream, s->dy, d.C, plain(t->dprojected, d.E), transposed(operand<Real>(k, w->proj), d.E), seq->B, d.C, d.E, 1, set);
-    layernorm_backward(k, s->dx, g->ln_final_weight, g->ln_final_bias, (Real *)NULL, s->dy, t->last, w->ln_final_weight, t->ln_final_mean, t->ln_final_rstd, seq->B, d.C,
+    matmul(&k->matmul, k->stream, t->dpooled, d.C, plain(dprojected, d.E), transposed(w->proj, d.E), seq->B, d.C, d.E, 1, set);
+    layernorm_backward(k, s->dx, g->ln_final_weight, g->ln_final_bias, (Real *)NULL, t->dpooled, t->last, w->ln_final_weight, t->ln_final_mean, t->ln_final_rstd, seq->B, d.C,
                        b->accumulate);
     for (int l = L - 1; l >= 0 && l + 1 >= first; l--) {
         if (b->grad_checkpointing) block_forward(k, (float *)NULL, &t->blocks[l], &w->blocks[l], seq, s, d, l == L - 1);
@@ -1342,11 +1331,8 @@ template <typename Real> static void pool(Clip *clip, int tower, const ClipBatch
     weights_refresh(clip->back);
     tower_prepare<Real>(clip, tower, batch, false);
     tower_pool<Real>(clip, tower);
-    Real *values = (Real *)malloc_check(n * sizeof(Real));
-    CUDA_CHECK(cudaMemcpyAsync(values, tower_of<Real>(clip->back, tower)->pooled, n * sizeof(Real), cudaMemcpyDeviceToHost, k->stream));
+    CUDA_CHECK(cudaMemcpyAsync(pooled, tower_of<Real>(clip->back, tower)->pooled, n * sizeof(float), cudaMemcpyDeviceToHost, k->stream));
     CUDA_CHECK(cudaStreamSynchronize(k->stream));
-    for (size_t i = 0; i < n; i++) pooled[i] = (float)values[i];
-    free(values);
 }
 
 void clip_pool(Clip *clip, int tower, const ClipBatch *batch, float *pooled) { BY_PRECISION(clip, pool)(clip, tower, batch, pooled); }
