@@ -22,7 +22,7 @@ for seed in 0 1 2; do
         name=$precision-$seed
         grep -q zeroshot_top1 "$out/$name/metrics.jsonl" 2>/dev/null && continue
         rm -rf "${out:?}/$name"
-        "$bin/train_clip" --model "$out/model.json" --train-data "${shards%::}" --dataset-type webdataset --precision "$precision" --seed "$seed" --steps 600 --batch-size 64 \
+        "$bin/train_clip" --model "$out/model.json" --train-data "${shards%::}" --dataset-type webdataset --precision "$precision" --seed "$seed" --steps 600 --batch-size 64 --lr 5e-4 --warmup 50 \
             --save-frequency 0 --zeroshot-data "$data/test-00000.tar" --classnames "$data/classnames.txt" --zeroshot-frequency 1000000 --logs "$out" --name "$name" > /dev/null
     done
 done
