@@ -197,7 +197,7 @@ static void steps(const Kernels *k, bool avx512) {
     Layer l = layer_open(k, false);
     printf("| step | GFLOP/s |\n|---|---|\n");
     l.rows = FEW;
-    printf("| three loops | %.1f |\n", checked("three loops", three_loops, &l));
+    printf("| three loops | %.2f |\n", checked("three loops", three_loops, &l));
     printf("| loops reordered | %.1f |\n", checked("loops reordered", loops_reordered, &l));
 #if defined(__x86_64__)
     if (avx512) {
