@@ -129,8 +129,11 @@ gpu-resources: # registers, spills and shared memory of every kernel, as the com
 parity: setup
 	$(RUN) dev/test/parity.sh
 
+bench: setup
+	$(RUN) dev/bench/bench.sh
+
 bench-peer: setup
-	$(RUN) ROWS='$(ROWS)' dev/bench/peer.sh
+	$(RUN) dev/bench/peer.sh
 
 demo: setup
 	$(RUN) scripts/demo.sh
@@ -156,6 +159,7 @@ help:
 	@echo 'make test         set up, build, make references, run every test'
 	@echo 'make golden GOLDEN=DIR   compare with stored results of open_clip'
 	@echo 'make parity       install open_clip, transformers, … in build/parity and compare with them (optional, gigabytes)'
+	@echo 'make bench        what this processor reaches: products, stages, steps, start-up, loading (PARTS=start for some)'
 	@echo 'make bench-peer   train_clip beside open_clip on the same batches (gigabytes, an hour; ROWS='\''train-b32* start'\'' for some, ROUNDS=5)'
 	@echo 'make experiments DATA=DIR   the tables of doc/, measured anew (hours; dev/experiments/*.sh alone for one of them)'
 	@echo 'make sanitize     the tests under AddressSanitizer and UBSan'
@@ -168,6 +172,6 @@ help:
 	@echo 'dev/setup.sh      install what is missing (compiler, libraries, numpy), as demo and test do first'
 
 FORCE:
-.PHONY: all tests setup setup-test test golden sanitize test-gpu bench-gpu gpu-resources parity bench-peer demo experiments flags clean help FORCE
+.PHONY: all tests setup setup-test test golden sanitize test-gpu bench-gpu gpu-resources parity bench bench-peer demo experiments flags clean help FORCE
 
 -include $(wildcard $(BUILD)/*.d)
