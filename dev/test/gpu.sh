@@ -43,7 +43,7 @@ if [ -d "$GOLDEN" ]; then
         part "model/$name, GPU" golden_values "$(dirname "$folder")" "$name"
     done
     mkdir -p "$BUILD/golden/train"
-    if part "train, weights and options" train_begin "$GOLDEN/train" "$GOLDEN/../data/cifar10"; then
+    if [ -d "$GOLDEN/train" ] && part "train, weights and options" train_begin "$GOLDEN/train" "$GOLDEN/../data/cifar10"; then
         while read -r key options; do
             for precision in fp32 amp_bf16; do part "train/$key, GPU, $precision" golden_steps "$GOLDEN" $precision "$key" $options; done
         done < "$BUILD/golden/train/variants"
