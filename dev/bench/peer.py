@@ -33,6 +33,9 @@ BIN = os.path.join(ROOT, os.environ.get("BIN", ""))
 Row = namedtuple("Row", "name, task, model, pairs, tokens, precision, image, text, cached, steps")
 
 
+PRODUCTS = {"forward": "forward", "input": "input gradient", "weight": "weight gradient"}
+
+
 def rows():
     b32, b16 = "ViT-B-32", "ViT-B-16"
     for precision, short in (("fp32", "fp32"), ("amp_bf16", "bf16")):
@@ -47,12 +50,18 @@ def rows():
         yield Row(f"image-32-{short}", "image", b32, 32, 16, precision, -1, -1, False, 3)
         yield Row(f"image-1-{short}", "image", b32, 1, 16, precision, -1, -1, False, 30)
         yield Row(f"text-32-{short}", "text", b32, 32, 16, precision, -1, -1, False, 3)
+        for part, pairs, width, hidden in ("image", 1600, 768, 3072), ("text", 512, 512, 2048):
+            for layer, C, O in ("in_proj", width, 3 * width), ("out_proj", width, width), ("c_fc", width, hidden), ("c_proj", hidden, width):
+                for task in "forward", "input", "weight":  # of ViT-B/32 at 32 pairs; `model` is the layer, R x C x O
+                    yield Row(f"product-{part}-{layer}-{task}-{short}", task, f"{pairs}x{C}x{O}", 1, 0, precision, -1, -1, False, 20)
     yield Row("start", "start", b32, 32, 16, "fp32", -1, -1, False, 1)
 
 
 def describe(row):
     if row.task == "start":
         return f"{row.model}, from the command to the first step"
+    if row.task in PRODUCTS:
+        return f"matrix product {row.model}, {PRODUCTS[row.task]}"
     if row.task != "train":
         return f"{row.model}, {row.pairs} {'picture' if row.task == 'image' else 'caption'}{'s' * (row.pairs > 1)} to features"
     names = {-1: "trained", 0: "locked"}
@@ -98,6 +107,27 @@ def read_batch(path):
 
 
 # ---------------------------------------------------------------- the peer, in a process of its own
+
+class PeerProduct:
+    """A layer's product as torch.nn.Linear and its backward pass have it: MKL in fp32, oneDNN in bf16."""
+
+    def __init__(self, row, threads):
+        import torch
+        torch.set_num_threads(threads)
+        R, C, O = map(int, row.model.split("x"))
+        self.torch, self.task = torch, row.task
+        self.inp, self.out, self.weight = (self.draw(*shape, row.precision) for shape in ((R, C), (R, O), (O, C)))
+
+    def draw(self, rows, columns, precision):
+        x = (np.arange(rows * columns, dtype=np.uint64) * np.uint64(2654435761) % np.uint64(1009)).astype(np.float32)
+        return self.torch.tensor((x - 504) / np.float32(5e4)).view(rows, columns).to(self.torch.bfloat16 if precision == "amp_bf16" else self.torch.float32)
+
+    def step(self):
+        with self.torch.inference_mode():
+            if self.task == "forward":
+                return 1000 * self.torch.nn.functional.linear(self.inp, self.weight)[0, 0]
+            return 1000 * (self.out @ self.weight if self.task == "input" else self.out.t() @ self.inp)[0, 0]
+
 
 class Peer:
     """open_clip as its main.py sets it up."""
@@ -146,13 +176,16 @@ class Peer:
             encode, given = (self.model.encode_image, self.images) if self.row.task == "image" else (self.model.encode_text, self.texts)
             return encode(given, normalize=True)[0, 0]
 
-    def serve(self):
-        step = self.train if self.row.task == "train" else self.encode
-        for line in sys.stdin:
-            begin = time.perf_counter()
-            for _ in range(int(line)):
-                result = step()
-            print(f"{time.perf_counter() - begin:.6f} {float(result):.6f}", flush=True)
+    def step(self):
+        return self.train() if self.row.task == "train" else self.encode()
+
+
+def serve(peer):
+    for line in sys.stdin:
+        begin = time.perf_counter()
+        for _ in range(int(line)):
+            result = peer.step()
+        print(f"{time.perf_counter() - begin:.6f} {float(result):.6f}", flush=True)
 
 
 # ---------------------------------------------------------------- turns
@@ -186,10 +219,12 @@ class Program:
 
 def measure(row, rounds, threads, folder):
     """-> seconds a step of each round (ours, theirs), peak memory (ours, theirs)"""
-    packed, weights = prepare_model(folder, row.model)
-    batch = prepare_batch(folder, row.pairs, row.tokens)
+    product = row.task in PRODUCTS
+    packed, weights = ("", "") if product else prepare_model(folder, row.model)
+    batch = "" if product else prepare_batch(folder, row.pairs, row.tokens)
     locks = [f"{tower}={n}" for tower, n in (("image", row.image), ("text", row.text)) if n >= 0] + ["cached"] * row.cached
-    ours = Program([os.path.join(BUILD, "bench_step"), row.task, packed, batch, row.precision, *locks], threads)
+    step = ["bench_stages", row.task, row.model, row.precision] if product else ["bench_step", row.task, packed, batch, row.precision, *locks]
+    ours = Program([os.path.join(BUILD, step[0]), *step[1:]], threads)
     theirs = None
     try:
         ours_first = ours.steps(1)[1]
@@ -242,8 +277,9 @@ def measure_start(row, rounds, threads, folder):
 def table_line(row, times, memory):
     ours, theirs = (statistics.median(t[i] for t in times) for i in (0, 1))
     ratios = [t[1] / t[0] for t in times]
-    rate = [f"{x:.2f} s" if row.task == "start" else f"{1000 * x:.1f} ms" if row.pairs == 1 else f"{row.pairs / x:.1f}/s" for x in (ours, theirs)]
-    peaks = [f"{x:.2f} GB" for x in memory] + [f"{memory[0] / memory[1]:.2f}"] if memory else ["", "", ""]
+    flops = 2e-9 * np.prod([float(n) for n in row.model.split("x")]) if row.task in PRODUCTS else 0
+    rate = [f"{x:.2f} s" if row.task == "start" else f"{flops / x:.0f} GFLOP/s" if flops else f"{1000 * x:.1f} ms" if row.pairs == 1 else f"{row.pairs / x:.1f}/s" for x in (ours, theirs)]
+    peaks = [f"{x:.2f} GB" for x in memory] + [f"{memory[0] / memory[1]:.2f}"] if memory and not flops else ["", "", ""]
     spread = f"{statistics.median(ratios):.2f}x ({min(ratios):.2f}-{max(ratios):.2f})"
     return f"| {row.name} | {describe(row)} | {row.precision} | {rate[0]} | {rate[1]} | {spread} | {peaks[0]} | {peaks[1]} | {peaks[2]} |"
 
@@ -287,7 +323,8 @@ def main():
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--child"]:
         name, weights, batch, threads = sys.argv[2:]
-        peer = Peer(next(r for r in rows() if r.name == name), weights, batch, int(threads))
-        print("ready", flush=True) if peer.row.task == "start" else peer.serve()
+        row = next(r for r in rows() if r.name == name)
+        peer = PeerProduct(row, int(threads)) if row.task in PRODUCTS else Peer(row, weights, batch, int(threads))
+        print("ready", flush=True) if row.task == "start" else serve(peer)
     else:
         main()

@@ -11,6 +11,6 @@ if ! "$parity/bin/python" -c 'import open_clip, torch' 2>/dev/null; then
     "$PYTHON" -m venv "$parity" && "$parity/bin/pip" install -q --no-cache-dir open_clip_torch torch > "$BUILD/log/parity-install.log" 2>&1 ||
         { echo "make bench-peer: open_clip cannot be installed; see $BUILD/log/parity-install.log" >&2; exit 1; }
 fi
-build train_clip "$BUILD/bench_step" || exit 1
+build train_clip "$BUILD/bench_step" "$BUILD/bench_stages" || exit 1
 set -f # the rows are patterns for peer.py
 exec "$parity/bin/python" dev/bench/peer.py ${ROWS:-} --rounds "${ROUNDS:-5}"

@@ -2,6 +2,7 @@
 // copy. Tables in Markdown, for doc/performance.md; `make bench` runs it together with bench.sh's whole steps.
 //
 //     build/bench_stages        under 2 minutes; OMP_NUM_THREADS= as ever, OpenBLAS by one thread beside ours by one
+//     build/bench_stages forward|input|weight RxCxO fp32|amp_bf16        one product, for peer.py: as bench_step, so often as each line of stdin says
 //
 // Times are those of the best of several runs: what else the machine does only makes them longer. One thread alone is measured by the time it
 // has run, which others hardly disturb: OMP_NUM_THREADS=1 gives figures on a busy machine, too.
@@ -186,6 +187,26 @@ static Product product_create(const Kernels *k, Shape s, bool bf16, Sgemm sgemm)
 
 static void product_free(Product *p) { free(p->inp.p), free(p->out.p), free(p->w), free(p->dw), free((void *)(uintptr_t)p->weight.forward), free((void *)(uintptr_t)p->weight.backward); }
 
+// Answers each line with the seconds of so many products, and 1000 times the first entry of the result.
+static int serve_product(const Kernels *k, char **words) {
+    const char *const names[PASSES] = {"forward", "input", "weight"};
+    Shape s = {"", 0, 0, 0};
+    int pass = 0, count;
+    while (pass < PASSES && strcmp(words[0], names[pass]) != 0) pass++;
+    if (pass == PASSES || sscanf(words[1], "%dx%dx%d", &s.R, &s.C, &s.O) != 3 || s.R < 1 || s.C < 1 || s.O < 1) die(EXIT_USAGE, "usage: bench_stages forward|input|weight RxCxO PRECISION");
+    Product p = product_create(k, s, strcmp(words[2], "amp_bf16") == 0, NULL);
+    const Operand results[PASSES] = {p.out, p.inp, fp32(p.dw)}, result = results[pass];
+    while (scanf("%d", &count) == 1) {
+        const double start = seconds_now();
+        for (int i = 0; i < count; i++) product_ours(&p, pass);
+        printf("%.6f ", seconds_now() - start);
+        printf("%.6f\n", 1000 * (result.bf16 ? bf16_to_float(*(const uint16_t *)result.p) : *(const float *)result.p));
+        fflush(stdout);
+    }
+    product_free(&p);
+    return 0;
+}
+
 static void print_products(const Kernels *k, const Shape *shapes, int count, const double peak[2], Sgemm sgemm) {
     void (*const ours[2])(const Product *, int) = {product_ours, NULL}, (*const both[2])(const Product *, int) = {product_ours, product_blas};
     const int threads = threads_now();
@@ -286,12 +307,13 @@ static void print_rest(const Kernels *k) {
     free(r.a), free(r.b), free(r.c), free(r.d), free(mean), free(rstd);
 }
 
-int main(void) {
+int main(int argc, char **argv) {
     static const Shape shapes[] = {{"B/32 image in_proj", 1600, 768, 2304}, {"out_proj", 1600, 768, 768}, {"c_fc", 1600, 768, 3072}, {"c_proj", 1600, 3072, 768},
                                    {"patches", 1568, 3072, 768}, {"text in_proj", 512, 512, 1536}, {"out_proj", 512, 512, 512}, {"c_fc", 512, 512, 2048},
                                    {"c_proj", 512, 2048, 512}, {"B/16 image in_proj", 3152, 768, 2304}, {"out_proj", 3152, 768, 768}, {"c_fc", 3152, 768, 3072},
                                    {"c_proj", 3152, 3072, 768}};
     const Kernels *k = kernels_select();
+    if (argc == 4) return serve_product(k, argv + 1);
     const double peak[2] = {peak_gflops(k, false), peak_gflops(k, true)};
     void *blas = dlopen("libopenblas.so.0", RTLD_NOW);
     void (*one_thread)(int) = blas ? (void (*)(int))(uintptr_t)dlsym(blas, "openblas_set_num_threads") : NULL;
