@@ -25,10 +25,9 @@ def compile_report(nvcc, archs):
 
 
 def short_names(mangled):
-    """name<arguments> without types, return type and parameters."""
-    demangled = subprocess.run([shutil.which("cu++filt") or "c++filt"], input="\n".join(mangled), stdout=subprocess.PIPE, text=True).stdout.splitlines()
-    return [re.sub(r"\((int|bool)\)|__nv_|^void ", "", name.rsplit("(", 1)[0] if name.count("(") == 1 else re.split(r"\((?!int\)|bool\))", name)[0]).replace("bfloat16", "bf16")
-            for name in demangled]
+    """void f<__nv_bfloat16, 4>(…) → f<bf16, 4>"""
+    lines = subprocess.run(["c++filt"], input="\n".join(mangled), stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
+    return [line.split("(")[0].replace("void ", "").replace("__nv_bfloat16", "bf16") for line in lines]
 
 
 def main():
