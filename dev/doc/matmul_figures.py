@@ -355,8 +355,10 @@ def rounding():
 
 
 def steps(page):
-    table = re.search(r"\| step \| GFLOP/s \|\n\|[-|]+\|\n((?:\|.*\|\n)+)", page).group(1)
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    table = re.search(r"\| step \| GFLOP/s \|\n\|[-|]+\|\n((?:\|.*\|\n)+)", page)
+    if not table:
+        sys.exit("matmul_figures.py: no table of steps (doc/matmul.md); put the output of build/bench_matmul_steps there")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.group(1).splitlines()]
     amx_row = re.search(r"\| amx, bf16 \| *\d+ \| *(\d+) \|", page)
     if amx_row:
         rows.append(["the same in bf16, AMX", amx_row.group(1)])
