@@ -919,7 +919,7 @@ template <typename Real> static size_t tower_layout(Tower<Real> *t, char *base, 
     float *input[2] = {NULL, NULL};
     Scratch<Real> *s = &t->scratch;
     memset(&shared, 0, sizeof shared);
-    arena_take(&a, &t->embedding, R * C), arena_take(&a, &t->ln_pre_mean, R), arena_take(&a, &t->ln_pre_rstd, R);
+    if (tower == IMAGE_TOWER && c->ln_pre) arena_take(&a, &t->embedding, R * C), arena_take(&a, &t->ln_pre_mean, R), arena_take(&a, &t->ln_pre_rstd, R);
     if (keep.first > 0 || keep.inputs_only) block_layout(&a, &shared, R, R, &d);
     if (keep.first > 0) arena_take(&a, &input[0], R * C), arena_take(&a, &input[1], R * C);
     for (int l = 0; l < d.L; l++) {
