@@ -12,7 +12,7 @@ typedef struct {
     const Kernels *k;
     Operand a, w, c, hidden; // (M,K); B (K,N); (M,N); (M,N)
     uint32_t *panels;        // of w
-    float *bias;             // (N)
+    float *bias, *gradient;  // (N); of w (N,K)
     int rows;                // of the M that are computed
 } Layer;
 
@@ -95,7 +95,7 @@ static void gemm_packed(const Layer *l) { product(l, packed(l), SET); }
 
 // dweight (N,K) = doutᵀ (N,M) · a (M,K): as much work as the layer
 static void weight_gradient(const Layer *l) {
-    gemm(l->k, fp32((const float *)l->c.p), K, operand_matrix(l->hidden, 1, N), operand_matrix(l->a, K, 1), N, K, l->rows, SET);
+    gemm(l->k, fp32(l->gradient), K, operand_matrix(l->hidden, 1, N), operand_matrix(l->a, K, 1), N, K, l->rows, SET);
 }
 
 // The tile alone as often as the layer needs it, on numbers that fit into L1: with AMX 16 KB each of 32 rows and of a panel
@@ -185,13 +185,14 @@ static Operand draw(uint64_t key, size_t n, double deviation, bool bf16) {
 
 static Layer layer_open(const Kernels *k, bool bf16) {
     const size_t wide = (size_t)M * N;
-    Layer l = {k, draw(1, (size_t)M * K, 1, bf16), draw(2, (size_t)K * N, 1 / sqrt(K), bf16), draw(3, wide, 1, bf16), draw(4, wide, 1, bf16), NULL, (float *)draw(5, N, 1, false).p, M};
+    Layer l = {k, draw(1, (size_t)M * K, 1, bf16), draw(2, (size_t)K * N, 1 / sqrt(K), bf16), draw(3, wide, 1, bf16), draw(4, wide, 1, bf16), NULL,
+               (float *)draw(5, N, 1, false).p, (float *)draw(6, (size_t)N * K, 1, false).p, M};
     l.panels = (uint32_t *)aligned_malloc_check(panel_pitch(k, K, bf16) * (size_t)panel_count(k, N) * 4);
     pack_panels(k, l.panels, operand_matrix(l.w, N, 1), K, N, 0, K, 0, panel_count(k, N), bf16);
     return l;
 }
 
-static void layer_close(Layer *l) { free(l->a.p), free(l->w.p), free(l->c.p), free(l->hidden.p), free(l->bias), free(l->panels); }
+static void layer_close(Layer *l) { free(l->a.p), free(l->w.p), free(l->c.p), free(l->hidden.p), free(l->bias), free(l->gradient), free(l->panels); }
 
 static void steps(const Kernels *k, bool avx512) {
     Layer l = layer_open(k, false);
@@ -233,8 +234,8 @@ int main(void) {
     omp_set_num_threads(1);
 #endif
     steps(list[count - 1], list[count - 1]->tile_columns == 32);
-    printf("\n| kernel, operands | tile alone, in L1 | weight packed before | weight packed in the call | weight gradient | bias and GELU at the end | as a pass of their own |\n"
-           "|---|---|---|---|---|---|---|\n");
+    printf("\n| kernel, operands | tile alone, in L1 | weight packed before | weight packed in the call | weight gradient | bias and GELU at the end "
+           "| as a pass of their own |\n|---|---|---|---|---|---|---|\n");
     for (int bf16 = 0; bf16 < 2; bf16++)
         for (int i = 0; i < count; i++)
             if (i == 0 || list[i]->products[bf16].tile != list[i - 1]->products[bf16].tile) kernel_row(list[i], bf16);
