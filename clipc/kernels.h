@@ -172,7 +172,7 @@ INNER vec NAME(normal_cdf)(vec x, vec *density) {
     p = FMA(p, t, NAME(splat)(0.143248878f));
     p = FMA(p, t, NAME(splat)(0.235330311f));
     p = FMA(p, t, NAME(splat)(0.225077641f));
-    *density = NAME(exp)(x * x * -0.5f);
+    *density = NAME(exp)(MAX(NAME(splat)(-80.0f), x * x * -0.5f)); // above the subnormal numbers, which are slow, with all that is made of it
     vec tail = *density * t * p * 0.5f;
     return IF_POSITIVE(x, 1.0f - tail, tail);
 }
@@ -180,14 +180,14 @@ INNER vec NAME(normal_cdf)(vec x, vec *density) {
 // GELU (Hendrycks and Gimpel 2016) with erf: x * cdf(x); QuickGELU, as OpenAI trained: x * sigmoid(1.702 x)
 INNER vec NAME(gelu_of)(vec x, const bool quick) {
     vec density;
-    return quick ? x / (1.0f + NAME(exp)(x * -1.702f)) : x * NAME(normal_cdf)(x, &density);
+    return quick ? x / (1.0f + NAME(exp)(MIN(NAME(splat)(80.0f), x * -1.702f))) : x * NAME(normal_cdf)(x, &density);
 }
 
 // Its derivative, and the value beside it: cdf + x * pdf; s + 1.702 x s (1 - s) with s = 1 / (1 + e), where e s is 1 - s without cancellation
 INNER vec NAME(gelu_slope)(vec x, const bool quick, vec *value) {
     vec density;
     if (quick) {
-        const vec e = NAME(exp)(x * -1.702f), s = 1.0f / (1.0f + e);
+        const vec e = NAME(exp)(MIN(NAME(splat)(80.0f), x * -1.702f)), s = 1.0f / (1.0f + e);
         *value = x * s;
         return FMA(x * 1.702f * s, e * s, s);
     }
