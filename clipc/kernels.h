@@ -180,14 +180,14 @@ INNER vec NAME(normal_cdf)(vec x, vec *density) {
 // GELU (Hendrycks and Gimpel 2016) with erf: x * cdf(x); QuickGELU, as OpenAI trained: x * sigmoid(1.702 x)
 INNER vec NAME(gelu_of)(vec x, const bool quick) {
     vec density;
-    return quick ? x / (1.0f + NAME(exp)(MIN(NAME(splat)(80.0f), x * -1.702f))) : x * NAME(normal_cdf)(x, &density);
+    return quick ? x / (1.0f + NAME(exp)(MIN(NAME(splat)(84.0f), x * -1.702f))) : x * NAME(normal_cdf)(x, &density);
 }
 
 // Its derivative, and the value beside it: cdf + x * pdf; s + 1.702 x s (1 - s) with s = 1 / (1 + e), where e s is 1 - s without cancellation
 INNER vec NAME(gelu_slope)(vec x, const bool quick, vec *value) {
     vec density;
     if (quick) {
-        const vec e = NAME(exp)(MIN(NAME(splat)(80.0f), x * -1.702f)), s = 1.0f / (1.0f + e);
+        const vec e = NAME(exp)(MIN(NAME(splat)(84.0f), x * -1.702f)), s = 1.0f / (1.0f + e);
         *value = x * s;
         return FMA(x * 1.702f * s, e * s, s);
     }
