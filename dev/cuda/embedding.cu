@@ -20,7 +20,8 @@ static void lab_embedding(Lab *lab, int B, int T, int V, int C) {
     const int R = B * T;
     Array<bf16> dx = array_random<bf16>(1, (size_t)R * C, 1);
     Array<float> dtable = array_create<float>((size_t)V * C);
-    int *token = (int *)malloc_check((size_t)R * sizeof(int)), *key = (int *)malloc_check((size_t)R * sizeof(int)), *start = (int *)malloc_check(((size_t)R + 1) * sizeof(int));
+    int *token = (int *)malloc_check((size_t)R * sizeof(int)), *key = (int *)malloc_check((size_t)R * sizeof(int)),
+            *start = (int *)malloc_check(((size_t)R + 1) * sizeof(int));
     int *row = (int *)malloc_check((size_t)R * sizeof(int)), *next = (int *)calloc_check((size_t)V, sizeof(int)), keys = 0, at = 0;
     Rand r = rand_for(3, 3, 3);
     for (int i = 0; i < R; i++) token[i] = i % T == 0 ? V - 2 : i % T == T - 1 ? V - 1 : (int)rand_below(&r, (uint64_t)V - 2), next[token[i]]++;
@@ -31,7 +32,8 @@ static void lab_embedding(Lab *lab, int B, int T, int V, int C) {
     }
     start[keys] = R;
     for (int i = 0; i < R; i++) row[next[token[i]]++] = i;
-    int *gpu_token = ints_upload(token, (size_t)R), *gpu_key = ints_upload(key, (size_t)keys), *gpu_start = ints_upload(start, (size_t)keys + 1), *gpu_row = ints_upload(row, (size_t)R);
+    int *gpu_token = ints_upload(token, (size_t)R), *gpu_key = ints_upload(key, (size_t)keys), *gpu_start = ints_upload(start, (size_t)keys + 1),
+            *gpu_row = ints_upload(row, (size_t)R);
     double *want = doubles(dtable.n);
     for (int i = 0; i < R && !lab->timed; i++)
         for (int c = 0; c < C; c++) want[(size_t)token[i] * C + c] += dx.host[(size_t)i * C + c];

@@ -162,8 +162,12 @@ template <typename F, typename T> static inline void load_elements(F &f, const T
     for (int e = 0; e < ELEMENTS; e++) f.x[e] = memory[element_offset(e, ldm, columns)];
 }
 
-template <typename Use, typename T> static inline void load_matrix_sync(fragment<Use, SIDE, SIDE, SIDE, T, row_major> &f, const T *memory, unsigned ldm) { load_elements(f, memory, ldm, false); }
-template <typename Use, typename T> static inline void load_matrix_sync(fragment<Use, SIDE, SIDE, SIDE, T, col_major> &f, const T *memory, unsigned ldm) { load_elements(f, memory, ldm, true); }
+template <typename Use, typename T> static inline void load_matrix_sync(fragment<Use, SIDE, SIDE, SIDE, T, row_major> &f, const T *memory, unsigned ldm) {
+    load_elements(f, memory, ldm, false);
+}
+template <typename Use, typename T> static inline void load_matrix_sync(fragment<Use, SIDE, SIDE, SIDE, T, col_major> &f, const T *memory, unsigned ldm) {
+    load_elements(f, memory, ldm, true);
+}
 template <typename T> static inline void load_matrix_sync(fragment<accumulator, SIDE, SIDE, SIDE, T> &f, const T *memory, unsigned ldm, layout_t layout) {
     load_elements(f, memory, ldm, layout == mem_col_major);
 }

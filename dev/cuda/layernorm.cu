@@ -62,7 +62,8 @@ static void lab_layernorm(Lab *lab, int N, int C) {
     const float eps = 1e-5f;
     Array<float> x = array_random<float>(1, n, 2);
     Array<bf16> out = array_create<bf16>(n), dout = array_random<bf16>(2, n, 1), skip = array_random<bf16>(3, n, 1), dx = array_create<bf16>(n);
-    Array<float> gain = array_random<float>(4, (size_t)C, 1), bias = array_random<float>(5, (size_t)C, 1), mean = array_create<float>((size_t)N), rstd = array_create<float>((size_t)N);
+    Array<float> gain = array_random<float>(4, (size_t)C, 1), bias = array_random<float>(5, (size_t)C, 1), mean = array_create<float>((size_t)N),
+            rstd = array_create<float>((size_t)N);
     Array<float> dgain = array_create<float>((size_t)C), dbias = array_create<float>((size_t)C);
     double *want = doubles(n), *want_dx = doubles(n), *want_dgain = doubles((size_t)C), *want_dbias = doubles((size_t)C);
     if (!lab->timed) reference_layernorm(want, want_dx, want_dgain, want_dbias, skip.host, dout.host, x.host, gain.host, bias.host, N, C);

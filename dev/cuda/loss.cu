@@ -29,8 +29,10 @@ static void lab_loss(Lab *lab, int n, int E, int tile) {
     const size_t size = (size_t)n * E;
     const float scale = 2.5f;
     const MatmulEnd<float> set = {NULL, NULL};
-    Array<float> image = array_random<float>(1, size, 0.2), text = array_random<float>(2, size, 0.2), dimage = array_create<float>(size), dtext = array_create<float>(size);
-    Array<float> logits = array_create<float>((size_t)n * n), row_lse = array_create<float>((size_t)n), column_lse = array_create<float>((size_t)n), share = array_create<float>((size_t)n);
+    Array<float> image = array_random<float>(1, size, 0.2), text = array_random<float>(2, size, 0.2), dimage = array_create<float>(size),
+            dtext = array_create<float>(size);
+    Array<float> logits = array_create<float>((size_t)n * n), row_lse = array_create<float>((size_t)n), column_lse = array_create<float>((size_t)n),
+            share = array_create<float>((size_t)n);
     double *sums[5], *want_dimage = doubles(size), *want_dtext = doubles(size), dscale;
     for (auto &p : sums) CUDA_CHECK(cudaMalloc(&p, (size_t)n * sizeof(double) + 16));
     LossScratch t = {};

@@ -16,8 +16,8 @@ static inline double normalized_row(double *n, const float *x, int C) {
 }
 
 // LayerNorm and its gradients, x and dout (N,C); skip (N,C) is added to dx, or NULL; dgain and dbias (C) are increased.
-static inline void reference_layernorm(double *out, double *dx, double *dgain, double *dbias, const float *skip, const float *dout, const float *x, const float *gain,
-                                       const float *bias, int N, int C) {
+static inline void reference_layernorm(double *out, double *dx, double *dgain, double *dbias, const float *skip, const float *dout, const float *x,
+                                       const float *gain, const float *bias, int N, int C) {
     double *row = doubles((size_t)C);
     for (int i = 0; i < N; i++) {
         const size_t at = (size_t)i * C;
@@ -42,8 +42,8 @@ static inline double reference_gelu(double v, bool quick, double *derivative) {
 }
 
 // out and the gradient by qkv, both (rows,·) as the kernels lay them out; lse.
-static inline void reference_attention(double *out, double *lse, double *dqkv, const float *qkv, const float *dout, const int *start, const int *read, int B, int C, int NH, bool causal,
-                                bool only_read) {
+static inline void reference_attention(double *out, double *lse, double *dqkv, const float *qkv, const float *dout, const int *start,
+                                       const int *read, int B, int C, int NH, bool causal, bool only_read) {
     const int HS = C / NH, C3 = 3 * C;
     const double scale = 1 / sqrt(HS);
     for (int b = 0; b < B; b++)
@@ -75,7 +75,8 @@ static inline void reference_attention(double *out, double *lse, double *dqkv, c
 }
 
 // The loss and its gradients with the whole matrix at hand. T: which pairs are right answers, rows adding up to 1; -1: left out.
-static inline double reference_loss(double *dimage, double *dtext, double *dscale, const float *image, const float *text, const uint64_t *keys, Positives positives, int n, int E, double scale) {
+static inline double reference_loss(double *dimage, double *dtext, double *dscale, const float *image, const float *text, const uint64_t *keys,
+                                    Positives positives, int n, int E, double scale) {
     double *x = doubles((size_t)n * n), *target = doubles((size_t)n * n), loss = 0;
     *dscale = 0;
     for (int i = 0; i < n; i++) {

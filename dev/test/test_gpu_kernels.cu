@@ -68,7 +68,8 @@ template <typename Real, typename DOut> static void test_layernorm(int N, int C,
     Array<float> x = array_random<float>(1, n, 2);
     Array<DOut> dout = array_random<DOut>(2, n, 1);
     Array<Real> out = array_create<Real>(n), skip = array_random<Real>(3, n, 1), dx = array_create<Real>(n);
-    Array<float> gain = array_random<float>(4, (size_t)C, 1), bias = array_random<float>(5, (size_t)C, 1), mean = array_create<float>((size_t)N), rstd = array_create<float>((size_t)N);
+    Array<float> gain = array_random<float>(4, (size_t)C, 1), bias = array_random<float>(5, (size_t)C, 1), mean = array_create<float>((size_t)N),
+            rstd = array_create<float>((size_t)N);
     Array<float> dgain = array_random<float>(6, (size_t)C, 1), dbias = array_random<float>(7, (size_t)C, 1);
     double *want = doubles(n), *want_dx = doubles(n), *want_dgain = doubles((size_t)C), *want_dbias = doubles((size_t)C);
     for (int c = 0; c < C && accumulate; c++) want_dgain[c] = dgain.host[c], want_dbias[c] = dbias.host[c];
@@ -130,7 +131,8 @@ template <typename Real> static void test_attention(const int *lengths, int B, i
     on_gpu.start = ints_upload(s.start, (size_t)B + 1), on_gpu.read = ints_upload(s.read, (size_t)B);
     const int C = NH * HS, Q = only_read ? B : s.R;
     const size_t R = (size_t)s.R;
-    Array<Real> qkv = array_random<Real>(1, R * 3 * C, 1.5), out = array_create<Real>((size_t)Q * C), dout = array_random<Real>(2, (size_t)Q * C, 1), dqkv = array_create<Real>(R * 3 * C);
+    Array<Real> qkv = array_random<Real>(1, R * 3 * C, 1.5), out = array_create<Real>((size_t)Q * C), dout = array_random<Real>(2, (size_t)Q * C, 1),
+            dqkv = array_create<Real>(R * 3 * C);
     Array<float> lse = array_create<float>((size_t)Q * NH), delta = array_create<float>((size_t)Q * NH);
     double *want = doubles((size_t)Q * C), *want_lse = doubles((size_t)Q * NH), *want_dqkv = doubles(R * 3 * C);
     reference_attention(want, want_lse, want_dqkv, qkv.host, dout.host, s.start, s.read, B, C, NH, causal, only_read);
@@ -185,7 +187,8 @@ template <typename Real> static void test_image_embedding(int C, bool ln_pre, bo
         }
     uint8_t pixels[PIXELS];
     Array<float> images = array_random<float>(1, PIXELS, 1), conv1 = array_random<float>(2, (size_t)C * K, 0.2), conv1_bias = array_random<float>(3, (size_t)C, 1);
-    Array<float> class_embedding = array_random<float>(4, (size_t)C, 1), positions = array_random<float>(5, (size_t)T * C, 1), gain = array_random<float>(6, (size_t)C, 1);
+    Array<float> class_embedding = array_random<float>(4, (size_t)C, 1), positions = array_random<float>(5, (size_t)T * C, 1),
+            gain = array_random<float>(6, (size_t)C, 1);
     Array<float> bias = array_random<float>(7, (size_t)C, 1), mean = array_create<float>(R), rstd = array_create<float>(R);
     Array<Real> patches = array_create<Real>((size_t)B * KEPT * K), embedded = array_random<Real>(8, (size_t)B * KEPT * C, 1);
     Array<float> embedding = array_create<float>((size_t)R * C), x = array_create<float>((size_t)R * C);
@@ -293,8 +296,10 @@ static void test_normalize(int B, int E) {
 static void test_loss(int n, int tile, Positives positives, bool with_keys) {
     enum { E = 13 };
     const size_t size = (size_t)n * E;
-    Array<float> image = array_random<float>(1, size, 1), text = array_random<float>(2, size, 1), dimage = array_create<float>(size), dtext = array_create<float>(size);
-    Array<float> logits = array_create<float>((size_t)tile * n), row_lse = array_create<float>((size_t)n), column_lse = array_create<float>((size_t)n), share = array_create<float>((size_t)n);
+    Array<float> image = array_random<float>(1, size, 1), text = array_random<float>(2, size, 1), dimage = array_create<float>(size),
+            dtext = array_create<float>(size);
+    Array<float> logits = array_create<float>((size_t)tile * n), row_lse = array_create<float>((size_t)n),
+            column_lse = array_create<float>((size_t)n), share = array_create<float>((size_t)n);
     double *sums[5], *totals;
     uint64_t *keys = (uint64_t *)malloc_check((size_t)n * sizeof *keys), *gpu_keys;
     for (int i = 0; i < n; i++) keys[i] = (uint64_t)(i % 7 == 3 ? 3 : i) * 0x100000001ull;
@@ -334,11 +339,14 @@ static void test_update(double clip_norm, bool halves) {
     size_t slots = 0;
     int count = 0;
     for (int t = 0; t < TENSORS; slots += round_up((size_t)sizes[t], 16), t++) {
-        terms[t] = {1, (float)beta1, (float)(1 - beta1), (float)beta2, (float)(1 - beta2), (float)(lr / (1 - pow(beta1, step))), (float)(1 / (1 - pow(beta2, step))), (float)eps, (float)(1 - lr * decay)};
+        terms[t] = {1, (float)beta1, (float)(1 - beta1), (float)beta2, (float)(1 - beta2), (float)(lr / (1 - pow(beta1, step))),
+                (float)(1 / (1 - pow(beta2, step))), (float)eps, (float)(1 - lr * decay)};
         for (int i = 0; i < sizes[t]; i += PIECE_NUMBERS)
-            pieces[count].slot = slots + (size_t)i, pieces[count].offset = 48 + slots + (size_t)i, pieces[count].tensor = t, pieces[count++].count = sizes[t] - i < PIECE_NUMBERS ? sizes[t] - i : PIECE_NUMBERS;
+            pieces[count].slot = slots + (size_t)i, pieces[count].offset = 48 + slots + (size_t)i, pieces[count].tensor = t,
+                    pieces[count++].count = sizes[t] - i < PIECE_NUMBERS ? sizes[t] - i : PIECE_NUMBERS;
     }
-    Array<float> p = array_random<float>(1, 48 + slots, 1), g = array_random<float>(2, slots, 1), m = array_random<float>(3, slots, 1), v = array_random<float>(4, slots, 1);
+    Array<float> p = array_random<float>(1, 48 + slots, 1), g = array_random<float>(2, slots, 1), m = array_random<float>(3, slots, 1),
+            v = array_random<float>(4, slots, 1);
     Array<float> ema = array_random<float>(5, slots, 1);
     Array<bf16> half = array_create<bf16>(48 + slots);
     for (size_t i = 0; i < slots; i++) v.host[i] *= v.host[i];
@@ -372,8 +380,10 @@ static void test_update(double clip_norm, bool halves) {
             want_ema[slot] = ema_decay * want_ema[slot] + (1 - ema_decay) * want[at];
         }
     EXPECT(want[48 + pieces[count - 1].slot] == LOGIT_SCALE_MAX, "the case reaches the bound");
-    LAUNCH(adamw_kernel, count, 256, 0, gpu.stream, p.gpu, halves ? half.gpu : NULL, g.gpu, m.gpu, v.gpu, ema.gpu, gpu_pieces, gpu_terms, squares, clip_norm, (float)ema_decay, TENSORS - 1);
-    const double errors[] = {error_of(download(&p), want, p.n), error_of(download(&m), want_m, slots), error_of(download(&v), want_v, slots), error_of(download(&ema), want_ema, slots)};
+    LAUNCH(adamw_kernel, count, 256, 0, gpu.stream, p.gpu, halves ? half.gpu : NULL, g.gpu, m.gpu, v.gpu, ema.gpu, gpu_pieces, gpu_terms, squares,
+            clip_norm, (float)ema_decay, TENSORS - 1);
+    const double errors[] = {error_of(download(&p), want, p.n), error_of(download(&m), want_m, slots), error_of(download(&v), want_v, slots),
+            error_of(download(&ema), want_ema, slots)};
     for (double error : errors) EXPECT(error <= 5e-7, "adamw_kernel: error %g", error);
 
     LAUNCH(exchange_kernel, count, 256, 0, gpu.stream, p.gpu, halves ? half.gpu : NULL, ema.gpu, gpu_pieces);
