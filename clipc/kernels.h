@@ -136,14 +136,22 @@ INNER vec NAME(exp)(vec x) {
     return p * (vec)(((ivec)t - 0x4b400000 + 127) << 23);
 }
 
+// the largest of n numbers; any where one of them is NaN
+INNER float NAME(largest)(const float *p, int n) {
+    float t[LANES], max = p[0];
+    vec m = NAME(splat)(max);
+    int i = 0;
+    for (; i + LANES <= n; i += LANES) m = MAX(m, NAME(load)(p + i));
+    for (; i < n; i++) max = p[i] > max ? p[i] : max;
+    NAME(store)(t, m);
+    for (int j = 0; j < LANES; j++) max = t[j] > max ? t[j] : max;
+    return max;
+}
+
 // p (n) = softmax(scale * p) in place; entries n … room-1 become 0
 static void NAME(softmax)(float *p, int n, int room, float scale) {
-    float max = p[0];
-    for (int i = 1; i < n; i++) max = p[i] > max ? p[i] : max;
-    vec m = NAME(splat)(max), s = NAME(splat)(scale);
-    FOR_VECTORS(n, STORE(p, NAME(exp)((LOAD(p) - m) * s)););
-    vec sum = {0};
-    FOR_VECTORS(n, sum += LOAD(p););
+    vec m = NAME(splat)(NAME(largest)(p, n)), s = NAME(splat)(scale), sum = {0};
+    FOR_VECTORS(n, vec e = NAME(exp)((LOAD(p) - m) * s); STORE(p, e); sum += CLEAR(e););
     vec inverse = NAME(splat)(1.0f / NAME(sum)(sum));
     FOR_VECTORS(n, STORE(p, LOAD(p) * inverse););
     memset(p + n, 0, (size_t)(room - n) * sizeof *p);
