@@ -26,7 +26,7 @@ enum {
     GEMM_K_BLOCK = 256,       // units: a panel of 32 columns is 32 KB, L1
     GEMM_A_BYTES = 512 << 10, // of A that stay in L2
     GEMM_ROWS = 256,          // of A in such a block, at most
-    GEMM_K_MOST = 2048        // units of K at a time where a matrix has to be packed
+    GEMM_K_MOST = 512         // units of K at a time where a matrix has to be packed: the more rows of A stay in L2
 };
 
 // A matrix with any strides. As right side of a product it may be packed already.
@@ -218,7 +218,8 @@ static inline int gemm_parts(int row_blocks, int panels) {
 // from outside of parallel regions.
 static inline void gemm(const Kernels *kernels, Operand C, size_t ldc, Matrix A, Matrix B, int M, int N, int K, TileEnd end) {
     const int most = GEMM_K_MOST * unit_entries(A.x.bf16);
-    if (K > most && !C.bf16 && (!B.panels || A.col != 1)) { // in pieces, so that what is packed stays small; the first one brings bias and residual
+    const bool sum_only = !C.bf16 && !end.activated && !end.hidden; // bias and residual come with the first piece, an activation needs the whole sum
+    if (K > most && sum_only && (!B.panels || A.col != 1)) { // in pieces, so that what is packed stays small
         for (int k = 0; k < K; k += most) {
             Matrix a = A, b = B;
             a.x = operand_at(A.x, (size_t)k * A.col), b.x = operand_at(B.x, (size_t)k * B.row), b.panels = NULL;
@@ -253,7 +254,7 @@ static inline void gemm(const Kernels *kernels, Operand C, size_t ldc, Matrix A,
     free(packed);
 }
 
-// The same by the calling thread alone, for products within a parallel region (one head of attention); K <= GEMM_K_MOST units. Between
+// The same by the calling thread alone, for products within a parallel region (one head of attention). Between
 // products_begin() and products_end() of the operands' type. `scratch`: room for gemm_serial_scratch() floats for the largest M and K that come.
 static inline size_t gemm_serial_scratch(const Kernels *kernels, int M, int K) {
     const size_t tallest = (size_t)(kernels->products[0].rows > kernels->products[1].rows ? kernels->products[0].rows : kernels->products[1].rows);
