@@ -76,7 +76,7 @@ def make_data():
 
 def our_features(weights, name):
     """By train_clip: -> image features, text features (normalised), exp(logit_scale)."""
-    works(PROGRAM, "--pretrained", weights, "--eval-only", "--val-data", "pairs.csv", "--save-features", f"{name}.safetensors", "--logs", "logs",
+    works(PROGRAM, "--precision", "fp32", "--pretrained", weights, "--eval-only", "--val-data", "pairs.csv", "--save-features", f"{name}.safetensors", "--logs", "logs",
           "--name", name)
     entries = convert.open_checkpoint(f"{name}.safetensors").entries
     scale = float(np.exp(convert.open_packed(weights).entries["logit_scale"].read()[0]))
@@ -150,7 +150,7 @@ def check_clip(pictures):
 
 def check_tower(what, bin_file, model_json, features, pictures):
     """LiT: a step beside the locked tower; the tower's features, projected as ours, are what train_clip computes. features(pictures) -> (B,C)."""
-    works(PROGRAM, "--pretrained-image", bin_file, "--model", model_json, "--lock-image", "--aug-cfg", "none", "--train-data", "pairs.csv",
+    works(PROGRAM, "--precision", "fp32", "--pretrained-image", bin_file, "--model", model_json, "--lock-image", "--aug-cfg", "none", "--train-data", "pairs.csv",
           "--batch-size", 4, "--steps", 1, "--warmup", 0, "--logs", "logs", "--name", f"lit-{what}")
     trained = max(glob.glob(f"logs/lit-{what}/checkpoints/*.bin"), key=os.path.getmtime)
     ours = our_features(trained, f"features-{what}")

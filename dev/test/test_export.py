@@ -370,7 +370,7 @@ def png(pixels):
 
 
 def trained(*arguments):
-    p = subprocess.run([PROGRAM, *map(str, arguments)], capture_output=True, text=True, timeout=300)
+    p = subprocess.run([PROGRAM, "--precision", "fp32", *map(str, arguments)], capture_output=True, text=True, timeout=300)
     check(p.returncode == 0, f"train_clip {' '.join(map(str, arguments))}: exit {p.returncode}: {p.stderr[-500:]}")
     return p.stdout + p.stderr
 
