@@ -151,16 +151,14 @@ typedef struct {
 } Head;
 
 static int larger(int a, int b) { return a > b ? a : b; }
-static int smaller(int a, int b) { return a < b ? a : b; }
 static size_t head_ld(int T) { return round_up((size_t)T, 2 * UNIT_BLOCK); }
-static int head_block(int T) { return smaller(QUERIES_MOST, larger(16, SCORES / (int)head_ld(T))); }
+static int head_block(int T) { return gemm_least(QUERIES_MOST, larger(16, SCORES / (int)head_ld(T))); }
 
 static size_t head_scores(int T) { return larger(SCORES, 16 * (int)head_ld(T)); } // (block,ld) for up to T tokens
 
 // Floats of a thread's room for sequences of up to T tokens.
 static size_t head_room(const Kernels *k, int T, int HS) {
-    const int block = smaller(T, QUERIES_MOST);
-    return 4 * head_scores(T) + 2 * round_up((size_t)T * HS, 16) + gemm_serial_scratch(k, larger(T, block), larger((int)head_ld(T), larger(HS, block)));
+    return 4 * head_scores(T) + 2 * round_up((size_t)T * HS, 16) + gemm_serial_scratch(k, T, larger((int)head_ld(T), HS));
 }
 
 // Head `index` of sequence b.
@@ -215,7 +213,7 @@ static void attention_forward(const Kernels *k, Operand out, Operand qkv, const 
         for (int item = 0; item < s->B * NH; item++) {
             const Head h = head_open(room, qkv, s, item / NH, item % NH, C, NH, only_read);
             for (int q0 = 0; q0 < h.queries; q0 += h.block) {
-                const int n = smaller(h.queries - q0, h.block);
+                const int n = gemm_least(h.queries - q0, h.block);
                 head_probabilities(k, &h, q0, n, causal);
                 head_product(k, &h, operand_at(out, (h.rows + (size_t)q0) * C + (size_t)(item % NH) * h.HS), (size_t)C, head_left(h.p_operand, h.ld),
                     operand_matrix(h.v, h.C3, 1), n, h.HS, h.T, false);
@@ -248,7 +246,7 @@ static void attention_backward(const Kernels *k, Operand dqkv, Operand dout, Ope
             const Head h = head_open(room, qkv, s, item / NH, item % NH, C, NH, only_read);
             const size_t HS = (size_t)h.HS;
             for (int q0 = 0; q0 < h.queries; q0 += h.block) {
-                const int n = smaller(h.queries - q0, h.block);
+                const int n = gemm_least(h.queries - q0, h.block);
                 const Operand d = operand_at(dout, (h.rows + (size_t)q0) * C + (size_t)(item % NH) * HS), q = operand_at(h.q, (size_t)q0 * h.C3);
                 head_probabilities(k, &h, q0, n, causal);
                 head_product(k, &h, fp32(h.dv), HS, operand_matrix(h.p_operand, 1, h.ld), operand_matrix(d, (size_t)C, 1), h.T, h.HS, n, q0 > 0);
