@@ -48,12 +48,21 @@ typedef struct {
     float keep; // 1 - lr * weight_decay
 } AdamWTerms;
 
+// What a tile fetches into the caches while it computes.
+typedef struct {
+    const char *panel; // that comes next, from where on
+    const char *c;     // where the sums of its first row will go
+    size_t c_row;      // bytes from there to those of the second
+} Ahead;
+
 // Products sum over units of 32 bits, one fp32 or two bf16 that are neighbours along K; `steps` of so many units.
 typedef struct {
-    void (*tile)(int m, int steps, const void *a, size_t a_row, size_t a_step, const void *b, float *partial, bool add);
+    void (*tile)(int m, int steps, const void *a, size_t a_row, size_t a_step, const void *b, float *partial, bool add, Ahead ahead);
     const char *isa; // the first instruction set that computes just so, as CLIPC_ISA takes it
-    int rows; // of the register tile
-    int step; // units
+    int rows;    // of the register tile
+    int step;    // units
+    int k_block; // units of a panel that stay in L1 while rows of A pass by
+    int fetched; // bytes of the panel ahead by one tile
 } TileKernel;
 
 // The inner loops of one instruction set; each is documented in kernels.h.
@@ -84,8 +93,8 @@ typedef struct {
 } Kernels;
 
 // An entry of this type: the elementwise loops of `isa`, the products of bf16 by another kernel perhaps.
-#define KERNELS(name, isa, columns, native, rows, tile_bf16, rows_bf16, step_bf16, begin, end) \
-    {name, columns, native, {{tile_fp32_##isa, #isa, rows, 1}, {tile_bf16, name, rows_bf16, step_bf16}}, begin, end, finish_##isa, transpose_##isa, units_across_##isa, units_along_##isa, \
+#define KERNELS(name, isa, columns, native, rows, tile_bf16, rows_bf16, step_bf16, k_block_bf16, fetched_bf16, begin, end) \
+    {name, columns, native, {{tile_fp32_##isa, #isa, rows, 1, K_BLOCK, 128 * rows}, {tile_bf16, name, rows_bf16, step_bf16, k_block_bf16, fetched_bf16}}, begin, end, finish_##isa, transpose_##isa, units_across_##isa, units_along_##isa, \
      narrow_##isa, widen_##isa, layernorm_##isa, layernorm_backward_##isa, softmax_##isa, softmax_backward_##isa, column_sums_##isa, sum_squares_##isa, sum_exp_##isa, \
      add_exp_##isa, logit_gradient_##isa, adamw_##isa, moving_average_##isa}
 
@@ -95,6 +104,7 @@ typedef struct {
 #define PASTE_(a, b) a##_##b
 #define PASTE(a, b) PASTE_(a, b)
 #define NAME(x) PASTE(x, ISA)
+enum { K_BLOCK = 256 }; // units: of a panel of 32 columns 32 KB
 #if defined(__clang__)
 #define UNROLL _Pragma("clang loop unroll(full)")
 #else
@@ -116,7 +126,7 @@ INNER float __attribute__((vector_size(16))) sqrt_portable(float __attribute__((
 }
 #include "clipc/kernels.h"
 #undef SELECT
-static const Kernels kernels_portable = KERNELS("portable", portable, 8, false, 4, tile_bf16_portable, 4, 1, NULL, NULL);
+static const Kernels kernels_portable = KERNELS("portable", portable, 8, false, 4, tile_bf16_portable, 4, 1, K_BLOCK, 512, NULL, NULL);
 
 #if defined(__x86_64__)
 #define PRAGMA(text) _Pragma(#text)
@@ -139,7 +149,7 @@ TARGET_BEGIN("avx2,fma")
 #define IF_POSITIVE(v, yes, no) ((vec)_mm256_blendv_ps((__m256)(no), (__m256)(yes), (__m256)((v) > 0)))
 #include "clipc/kernels.h"
 TARGET_END
-static const Kernels kernels_avx2 = KERNELS("avx2", avx2, 16, false, 6, tile_bf16_avx2, 6, 1, NULL, NULL);
+static const Kernels kernels_avx2 = KERNELS("avx2", avx2, 16, false, 6, tile_bf16_avx2, 6, 1, K_BLOCK, 768, NULL, NULL);
 
 TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
 #define ISA avx512
@@ -152,7 +162,7 @@ TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
 #define IF_POSITIVE(v, yes, no) ((vec)_mm512_mask_blend_ps(_mm512_cmp_ps_mask((__m512)(v), _mm512_setzero_ps(), _CMP_GT_OQ), (__m512)(no), (__m512)(yes)))
 #include "clipc/kernels.h"
 TARGET_END
-static const Kernels kernels_avx512 = KERNELS("avx512", avx512, 32, false, 12, tile_bf16_avx512, 12, 1, NULL, NULL);
+static const Kernels kernels_avx512 = KERNELS("avx512", avx512, 32, false, 12, tile_bf16_avx512, 12, 1, K_BLOCK, 1536, NULL, NULL);
 
 // AVX512-BF16: a unit's two products in one instruction.
 TARGET_BEGIN("avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
@@ -168,14 +178,19 @@ TARGET_BEGIN("avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
 #undef LANES
 #undef TILE_ROWS
 TARGET_END
-static const Kernels kernels_avx512_bf16 = KERNELS("avx512_bf16", avx512, 32, true, 12, tile_bf16_avx512_bf16, 12, 1, NULL, NULL);
+static const Kernels kernels_avx512_bf16 = KERNELS("avx512_bf16", avx512, 32, true, 12, tile_bf16_avx512_bf16, 12, 1, K_BLOCK, 1536, NULL, NULL);
 
 // AMX: eight tiles of 16 rows of 64 bytes; TDPBF16PS adds the product of a (16,32) and a (32,16) tile of bf16 to a (16,16) tile of fp32.
 // Four of them hold a 32 x 32 block of C, two each 32 rows of A and 32 columns of B.
-enum { AMX_STEP = 16 }; // units in a row of a tile
+enum {
+    AMX_STEP = 16,     // units in a row of a tile
+    AMX_K_BLOCK = 128, // units: 16 KB of a panel and as much of A pass through L1
+    AMX_AHEAD = 256,   // bytes fetched in a step
+    AMX_FETCHED = AMX_K_BLOCK / AMX_STEP * AMX_AHEAD
+};
 
 TARGET_BEGIN("amx-tile,amx-bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
-static void tile_bf16_amx(int m, int steps, const void *a, size_t a_row, size_t a_step, const void *b, float *partial, bool add) {
+static void tile_bf16_amx(int m, int steps, const void *a, size_t a_row, size_t a_step, const void *b, float *partial, bool add, Ahead ahead) {
     const char *rows = (const char *)a, *panel = (const char *)b;
     const size_t down = 16 * 32; // floats from the upper to the lower half of `partial`
     (void)m; // rows behind the last one are zero, and computed with the others
@@ -190,7 +205,9 @@ static void tile_bf16_amx(int m, int steps, const void *a, size_t a_row, size_t 
         _tile_loadd(2, partial + down, 128);
         _tile_loadd(3, partial + down + 16, 128);
     }
-    for (int k = 0; k < steps; k++, rows += a_step, panel += AMX_STEP * 128) {
+    for (int k = 0; k < steps; k++, rows += a_step, panel += AMX_STEP * 128, ahead.panel += AMX_AHEAD) {
+        UNROLL for (int i = 0; i < AMX_AHEAD; i += 64) __builtin_prefetch(ahead.panel + i, 0, 2);
+        UNROLL for (int i = 0; i < 32 * AMX_STEP / AMX_K_BLOCK; i++, ahead.c += ahead.c_row) __builtin_prefetch(ahead.c, 1, 2), __builtin_prefetch(ahead.c + 64, 1, 2);
         _tile_loadd(6, panel, 128);
         _tile_loadd(4, rows, a_row);
         _tile_dpbf16ps(0, 4, 6);
@@ -215,7 +232,7 @@ static void begin_amx(void) {
 }
 static void end_amx(void) { _tile_release(); }
 TARGET_END
-static const Kernels kernels_amx = KERNELS("amx", avx512, 32, true, 12, tile_bf16_amx, 32, AMX_STEP, begin_amx, end_amx);
+static const Kernels kernels_amx = KERNELS("amx", avx512, 32, true, 12, tile_bf16_amx, 32, AMX_STEP, AMX_K_BLOCK, AMX_FETCHED, begin_amx, end_amx);
 
 // Bits of CPUID leaf 7: whether there are AMX-BF16 and AMX-TILE, and whether the kernel lends their registers to this process.
 static inline bool amx_available(void) {

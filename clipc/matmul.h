@@ -8,8 +8,9 @@
 // Operands are fp32 or bf16, sums always fp32. Both are counted in units of 32 bits: one fp32, or two bf16 that are neighbours along K, so
 // that one text serves both. B is packed into panels as wide as a register tile, units one behind the other; what is multiplied often, the
 // weights, is packed once a step. A is read straight from memory, or packed into strips as high as a tile where its rows are not
-// contiguous (Goto and van de Geijn 2008). A block of a panel stays in L1, the block of A that meets it in L2. Every tile of C has one
-// owner and K is cut at fixed places: the same bits for any number of threads. What happens to a sum before it is written (bias,
+// contiguous (Goto and van de Geijn 2008). A block of a panel stays in L1, the block of A that meets it in L2; the block of a panel that comes
+// next, and the rows of C, are on their way while a tile computes. Every tile of C has one owner and K is cut at fixed places: the same bits
+// for any number of threads. What happens to a sum before it is written (bias,
 // residual, activation) happens while its tile is in L1.
 #ifndef CLIPC_MATMUL_H
 #define CLIPC_MATMUL_H
@@ -22,11 +23,11 @@
 #endif
 
 enum {
-    UNIT_BLOCK = 16,          // packing goes by blocks of 16 x 16 units
-    GEMM_K_BLOCK = 256,       // units: a panel of 32 columns is 32 KB, L1
-    GEMM_A_BYTES = 512 << 10, // of A that stay in L2
-    GEMM_ROWS = 256,          // of A in such a block, at most
-    GEMM_K_MOST = 512         // units of K at a time where a matrix has to be packed: the more rows of A stay in L2
+    UNIT_BLOCK = 16,        // packing goes by blocks of 16 x 16 units
+    GEMM_A_BYTES = 1 << 20, // of A that stay in L2
+    GEMM_ROWS = 256,        // of A in such a block, at most
+    GEMM_PANELS = 8,        // packed at a time
+    GEMM_K_MOST = 768       // units of K at a time where the end allows it: the more rows of A stay in L2
 };
 
 // A matrix with any strides. As right side of a product it may be packed already.
@@ -111,8 +112,8 @@ static inline void pack_panels(const Kernels *kernels, uint32_t *panels, Matrix 
     const Source source = {B.x, B.row, B.col, K, N};
     const int e = unit_entries(bf16), width = kernels->tile_columns, n = gemm_least(width, UNIT_BLOCK);
     const size_t pitch = panel_pitch(kernels, K, bf16);
-    for (int p = first; p < last; p++)
-        for (int k = k0; k < k1; k += UNIT_BLOCK * e)
+    for (int k = k0; k < k1; k += UNIT_BLOCK * e) // all of a stretch of rows before the next ones
+        for (int p = first; p < last; p++)
             for (int c = 0; c < width; c += n) {
                 const Destination to = {panels + (size_t)p * pitch + (size_t)(k / e) * width + c, (size_t)width, false};
                 pack_block(kernels, to, &source, k, p * width + c, n, bf16);
@@ -124,10 +125,11 @@ static inline void pack_strips(const Kernels *kernels, uint32_t *strips, Matrix 
     const TileKernel *t = &kernels->products[bf16];
     const Source source = {A.x, A.col, A.row, K, M};
     const int e = unit_entries(bf16), n = gemm_least(t->rows, UNIT_BLOCK);
-    for (int i = 0; i < rows; i += t->rows, strips += round_up((size_t)units_of(K, bf16), UNIT_BLOCK) * t->rows)
-        for (int k = 0; k < K; k += UNIT_BLOCK * e)
+    const size_t strip = round_up((size_t)units_of(K, bf16), UNIT_BLOCK) * (size_t)t->rows;
+    for (int k = 0; k < K; k += UNIT_BLOCK * e)
+        for (int i = 0; i < rows; i += t->rows)
             for (int c = 0; c < t->rows; c += n) {
-                uint32_t *at = strips + (size_t)(k / e) * t->rows;
+                uint32_t *at = strips + (size_t)(i / t->rows) * strip + (size_t)(k / e) * t->rows;
                 const Destination by_unit = {at + c, (size_t)t->rows, false}, by_row = {at + (size_t)c * UNIT_BLOCK, UNIT_BLOCK, true};
                 pack_block(kernels, t->step == 1 ? by_unit : by_row, &source, k, row + i + c, n, bf16);
             }
@@ -177,16 +179,19 @@ static inline void gemm_block(const Gemm *g, int row, int rows, const uint32_t *
     const TileKernel *t = g->t;
     const int width = g->kernels->tile_columns, n = gemm_least(g->N - j * width, width);
     const size_t unit = 4, A_row = g->A.row * operand_bytes(g->bf16);
-    for (int u = 0; u < g->units; u += GEMM_K_BLOCK) {
-        const int depth = gemm_least(g->units - u, GEMM_K_BLOCK), steps = (depth + t->step - 1) / t->step;
+    for (int u = 0; u < g->units; u += t->k_block) {
+        const int depth = gemm_least(g->units - u, t->k_block), steps = (depth + t->step - 1) / t->step;
+        const uint32_t *b = panel + (size_t)u * width, *next = b + (size_t)depth * width; // blocks of panels lie one behind the other
         for (int i = 0; i < rows; i += t->rows) {
             const int m = gemm_least(rows - i, t->rows);
+            const Operand c = operand_at(g->C, (size_t)(row + i) * g->ldc + (size_t)j * width);
+            const Ahead ahead = {(const char *)next + (size_t)(i / t->rows) * t->fetched, (const char *)c.p, g->ldc * operand_bytes(c.bf16)};
             float *sums = partial + (size_t)i * width;
             if (gemm_reads_strip(g, m)) {
                 const uint32_t *a = strips + (size_t)(i / t->rows) * g->strip + (size_t)u * t->rows;
-                t->tile(m, steps, a, unit * t->step, unit * t->step * t->rows, panel + (size_t)u * width, sums, u > 0);
+                t->tile(m, steps, a, unit * t->step, unit * t->step * t->rows, b, sums, u > 0, ahead);
             } else {
-                t->tile(m, steps, (const char *)g->A.x.p + (size_t)(row + i) * A_row + (size_t)u * unit, A_row, unit * t->step, panel + (size_t)u * width, sums, u > 0);
+                t->tile(m, steps, (const char *)g->A.x.p + (size_t)(row + i) * A_row + (size_t)u * unit, A_row, unit * t->step, b, sums, u > 0, ahead);
             }
             if (u + depth == g->units) g->kernels->finish(m, n, sums, g->C, g->ldc, (size_t)(row + i), (size_t)j * width, g->end);
         }
@@ -217,14 +222,16 @@ static inline int gemm_parts(int row_blocks, int panels) {
 // C (M,N), rows ldc apart, = A (M,K) · B (K,N), and what `end` says. In A's type; B may be fp32 beside an A of bf16. By all threads; call it
 // from outside of parallel regions.
 static inline void gemm(const Kernels *kernels, Operand C, size_t ldc, Matrix A, Matrix B, int M, int N, int K, TileEnd end) {
-    const int most = GEMM_K_MOST * unit_entries(A.x.bf16);
+    const int entries = unit_entries(A.x.bf16), pieces = (units_of(K, A.x.bf16) + GEMM_K_MOST - 1) / GEMM_K_MOST;
     const bool sum_only = !C.bf16 && !end.activated && !end.hidden; // bias and residual come with the first piece, an activation needs the whole sum
-    if (K > most && sum_only && (!B.panels || A.col != 1)) { // in pieces, so that what is packed stays small
-        for (int k = 0; k < K; k += most) {
+    if (pieces > 1 && sum_only) {
+        const int piece = (int)round_up((size_t)((K + pieces - 1) / pieces), (size_t)UNIT_BLOCK * 2);
+        for (int k = 0; k < K; k += piece) {
             Matrix a = A, b = B;
-            a.x = operand_at(A.x, (size_t)k * A.col), b.x = operand_at(B.x, (size_t)k * B.row), b.panels = NULL;
+            a.x = operand_at(A.x, (size_t)k * A.col), b.x = operand_at(B.x, (size_t)k * B.row);
+            if (B.panels) b.panels = B.panels + (size_t)(k / entries) * (size_t)kernels->tile_columns;
             const TileEnd more = {true, NULL, NULL, NULL, NULL, false};
-            gemm(kernels, C, ldc, a, b, M, N, gemm_least(K - k, most), k ? more : end);
+            gemm(kernels, C, ldc, a, b, M, N, gemm_least(K - k, piece), k ? more : end);
         }
         return;
     }
@@ -238,8 +245,8 @@ static inline void gemm(const Kernels *kernels, Operand C, size_t ldc, Matrix A,
         uint32_t *strips = (uint32_t *)aligned_malloc_check(gemm_strips(&g) * 4);
         products_begin(kernels, g.bf16);
         if (packed) {
-#pragma omp for schedule(dynamic, 4)
-            for (int p = 0; p < panels; p++) pack_panels(kernels, packed, B, K, N, 0, K, p, p + 1, g.bf16);
+#pragma omp for schedule(dynamic)
+            for (int p = 0; p < panels; p += GEMM_PANELS) pack_panels(kernels, packed, B, K, N, 0, K, p, gemm_least(p + GEMM_PANELS, panels), g.bf16);
         }
         int row_of_strips = -1;
 #pragma omp for schedule(dynamic)
