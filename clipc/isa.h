@@ -50,9 +50,9 @@ typedef struct {
 
 // What a tile fetches into the caches while it computes.
 typedef struct {
-    const char *panel; // that comes next, from where on
-    const char *c;     // where the sums of its first row will go
-    size_t c_row;      // bytes from there to those of the second
+    const char *panel;                 // that comes next, from where on
+    const char *c, *read, *written;    // its first row of C, and of what else the end reads and writes; C where there is nothing
+    size_t row;                        // bytes from there to the next row
 } Ahead;
 
 // Products sum over units of 32 bits, one fp32 or two bf16 that are neighbours along K; `steps` of so many units.
@@ -110,6 +110,14 @@ enum { K_BLOCK = 256 }; // units: of a panel of 32 columns 32 KB
 #else
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
+
+// Two lines of a row of what the end of a product reads and writes, into L2.
+INNER void fetch_row(Ahead *ahead) {
+    __builtin_prefetch(ahead->c, 1, 2), __builtin_prefetch(ahead->c + 64, 1, 2);
+    __builtin_prefetch(ahead->read, 0, 2), __builtin_prefetch(ahead->read + 64, 0, 2);
+    __builtin_prefetch(ahead->written, 1, 2), __builtin_prefetch(ahead->written + 64, 1, 2);
+    ahead->c += ahead->row, ahead->read += ahead->row, ahead->written += ahead->row;
+}
 
 #define ISA portable // 4 floats: SSE2, NEON or whatever the compiler makes of it
 #define LANES 4
@@ -207,7 +215,7 @@ static void tile_bf16_amx(int m, int steps, const void *a, size_t a_row, size_t 
     }
     for (int k = 0; k < steps; k++, rows += a_step, panel += AMX_STEP * 128, ahead.panel += AMX_AHEAD) {
         UNROLL for (int i = 0; i < AMX_AHEAD; i += 64) __builtin_prefetch(ahead.panel + i, 0, 2);
-        UNROLL for (int i = 0; i < 32 * AMX_STEP / AMX_K_BLOCK; i++, ahead.c += ahead.c_row) __builtin_prefetch(ahead.c, 1, 2), __builtin_prefetch(ahead.c + 64, 1, 2);
+        UNROLL for (int i = 0; i < 32 * AMX_STEP / AMX_K_BLOCK; i++) fetch_row(&ahead);
         _tile_loadd(6, panel, 128);
         _tile_loadd(4, rows, a_row);
         _tile_dpbf16ps(0, 4, 6);

@@ -174,6 +174,15 @@ static inline void gemm_pack_strips(const Gemm *g, uint32_t *strips, int row, in
         pack_strips(g->kernels, strips + (size_t)(whole / g->t->rows) * g->strip, g->A, g->M, g->K, row + whole, rows - whole, g->bf16);
 }
 
+// What a tile whose sums go to entry `at` of C fetches.
+static inline Ahead gemm_ahead(const Gemm *g, const char *panel, size_t at) {
+    const TileEnd *end = g->end;
+    const size_t entry = operand_bytes(g->C.bf16);
+    const char *c = (const char *)g->C.p + at * entry, *read = (const char *)(end->hidden ? end->hidden : end->residual), *written = (const char *)end->activated;
+    const Ahead ahead = {panel, c, read ? read + at * entry : c, written ? written + at * entry : c, g->ldc * entry};
+    return ahead;
+}
+
 // Rows row … row+rows-1 of C by the columns of panel j. partial: room for rows + tile rows of a panel.
 static inline void gemm_block(const Gemm *g, int row, int rows, const uint32_t *strips, int j, const uint32_t *panel, float *partial) {
     const TileKernel *t = g->t;
@@ -184,8 +193,7 @@ static inline void gemm_block(const Gemm *g, int row, int rows, const uint32_t *
         const uint32_t *b = panel + (size_t)u * width, *next = b + (size_t)depth * width; // blocks of panels lie one behind the other
         for (int i = 0; i < rows; i += t->rows) {
             const int m = gemm_least(rows - i, t->rows);
-            const Operand c = operand_at(g->C, (size_t)(row + i) * g->ldc + (size_t)j * width);
-            const Ahead ahead = {(const char *)next + (size_t)(i / t->rows) * t->fetched, (const char *)c.p, g->ldc * operand_bytes(c.bf16)};
+            const Ahead ahead = gemm_ahead(g, (const char *)next + (size_t)(i / t->rows) * t->fetched, (size_t)(row + i) * g->ldc + (size_t)j * width);
             float *sums = partial + (size_t)i * width;
             if (gemm_reads_strip(g, m)) {
                 const uint32_t *a = strips + (size_t)(i / t->rows) * g->strip + (size_t)u * t->rows;

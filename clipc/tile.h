@@ -11,9 +11,9 @@ INNER void PASTE(TILE, rows)(const int m, int steps, const char *a, size_t a_row
     vec acc[TILE_ROWS][2];
     UNROLL for (int i = 0; i < m; i++)
         UNROLL for (int h = 0; h < 2; h++) acc[i][h] = add ? NAME(load)(partial + (2 * i + h) * LANES) : (vec){0};
-    for (int r = 0, k = 0; r < m; r++, ahead.panel += 128, ahead.c += ahead.c_row) { // so many steps for each row of C: what is fetched ahead comes little by little
+    for (int r = 0, k = 0; r < m; r++, ahead.panel += 128) { // so many steps for each row of C: what is fetched ahead comes little by little
         __builtin_prefetch(ahead.panel, 0, 2), __builtin_prefetch(ahead.panel + 64, 0, 2);
-        __builtin_prefetch(ahead.c, 1), __builtin_prefetch(ahead.c + 64, 1);
+        fetch_row(&ahead);
         for (const int end = steps * (r + 1) / m; k < end; k++, a += a_step, b += 2 * LANES) {
             const vec b0 = NAME(load)(b), b1 = NAME(load)(b + LANES);
             UNROLL for (int i = 0; i < m; i++) {
