@@ -48,21 +48,14 @@ typedef struct {
     float keep; // 1 - lr * weight_decay
 } AdamWTerms;
 
-// What a tile fetches into the caches while it computes.
-typedef struct {
-    const char *panel;                 // that comes next, from where on
-    const char *c, *read, *written;    // its first row of C, and of what else the end reads and writes; C where there is nothing
-    size_t row;                        // bytes from there to the next row
-} Ahead;
-
 // Products sum over units of 32 bits, one fp32 or two bf16 that are neighbours along K; `steps` of so many units.
 typedef struct {
-    void (*tile)(int m, int steps, const void *a, size_t a_row, size_t a_step, const void *b, float *partial, bool add, Ahead ahead);
+    void (*tile)(int m, int steps, const void *a, size_t a_row, size_t a_step, const void *b, float *partial, bool add, const char *next);
     const char *isa; // the first instruction set that computes just so, as CLIPC_ISA takes it
     int rows;    // of the register tile
     int step;    // units
     int k_block; // units of a panel that stay in L1 while rows of A pass by
-    int fetched; // bytes of the panel ahead by one tile
+    int fetched; // bytes from `next` on, of the panel's next block, that a tile brings into L2
 } TileKernel;
 
 // The inner loops of one instruction set; each is documented in kernels.h.
@@ -72,7 +65,7 @@ typedef struct {
     bool native_bf16; // has instructions for products of bf16
     TileKernel products[2]; // of fp32, of bf16
     void (*begin)(void), (*end)(void); // around the products of one thread; NULL: nothing to do
-    void (*finish)(int m, int n, const float *partial, Operand c, size_t ldc, size_t row, size_t column, const TileEnd *end);
+    void (*finish)(int m, int n, const float *partial, size_t next, Operand c, size_t ldc, size_t row, size_t column, const TileEnd *end);
     void (*transpose)(uint32_t *to, size_t pitch, const uint32_t *from);
     void (*units_across)(uint32_t *to, size_t pitch, Operand x, size_t along, int units, int n, bool bf16);
     void (*units_along)(uint32_t *to, size_t pitch, Operand x, size_t across, int units, int n, bool bf16);
@@ -104,20 +97,15 @@ typedef struct {
 #define PASTE_(a, b) a##_##b
 #define PASTE(a, b) PASTE_(a, b)
 #define NAME(x) PASTE(x, ISA)
-enum { K_BLOCK = 256 }; // units: of a panel of 32 columns 32 KB
+enum {
+    K_BLOCK = 256,   // units: of a panel of 32 columns 32 KB
+    FINISH_AHEAD = 8 // rows of C and what is read beside it, fetched before they are written
+};
 #if defined(__clang__)
 #define UNROLL _Pragma("clang loop unroll(full)")
 #else
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
-
-// Two lines of a row of what the end of a product reads and writes, into L2.
-INNER void fetch_row(Ahead *ahead) {
-    __builtin_prefetch(ahead->c, 1, 2), __builtin_prefetch(ahead->c + 64, 1, 2);
-    __builtin_prefetch(ahead->read, 0, 2), __builtin_prefetch(ahead->read + 64, 0, 2);
-    __builtin_prefetch(ahead->written, 1, 2), __builtin_prefetch(ahead->written + 64, 1, 2);
-    ahead->c += ahead->row, ahead->read += ahead->row, ahead->written += ahead->row;
-}
 
 #define ISA portable // 4 floats: SSE2, NEON or whatever the compiler makes of it
 #define LANES 4
@@ -198,7 +186,7 @@ enum {
 };
 
 TARGET_BEGIN("amx-tile,amx-bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
-static void tile_bf16_amx(int m, int steps, const void *a, size_t a_row, size_t a_step, const void *b, float *partial, bool add, Ahead ahead) {
+static void tile_bf16_amx(int m, int steps, const void *a, size_t a_row, size_t a_step, const void *b, float *partial, bool add, const char *next) {
     const char *rows = (const char *)a, *panel = (const char *)b;
     const size_t down = 16 * 32; // floats from the upper to the lower half of `partial`
     (void)m; // rows behind the last one are zero, and computed with the others
@@ -213,9 +201,8 @@ static void tile_bf16_amx(int m, int steps, const void *a, size_t a_row, size_t 
         _tile_loadd(2, partial + down, 128);
         _tile_loadd(3, partial + down + 16, 128);
     }
-    for (int k = 0; k < steps; k++, rows += a_step, panel += AMX_STEP * 128, ahead.panel += AMX_AHEAD) {
-        UNROLL for (int i = 0; i < AMX_AHEAD; i += 64) __builtin_prefetch(ahead.panel + i, 0, 2);
-        UNROLL for (int i = 0; i < 32 * AMX_STEP / AMX_K_BLOCK; i++) fetch_row(&ahead);
+    for (int k = 0; k < steps; k++, rows += a_step, panel += AMX_STEP * 128, next += AMX_AHEAD) {
+        UNROLL for (int i = 0; i < AMX_AHEAD; i += 64) __builtin_prefetch(next + i, 0, 2);
         _tile_loadd(6, panel, 128);
         _tile_loadd(4, rows, a_row);
         _tile_dpbf16ps(0, 4, 6);

@@ -218,12 +218,22 @@ INNER vec NAME(dot_bf16)(vec c, vec a, vec b) { // both products of a unit
 #define DOT(c, a, b) NAME(dot_bf16)(c, a, b)
 #include "clipc/tile.h"
 
-INNER void NAME(finish_as)(int m, int n, const float *partial, Operand c, size_t ldc, size_t row, size_t column, const TileEnd *end, const bool add, const bool bias,
+INNER void NAME(finish_as)(int m, int n, const float *partial, size_t next, Operand c, size_t ldc, size_t row, size_t column, const TileEnd *end, const bool add, const bool bias,
                            const bool residual, const bool activate, const bool slope, const bool quick) {
     const Operand hidden = {(void *)end->hidden, c.bf16}, activated = {end->activated, c.bf16};
     for (int r = 0; r < m; r++, partial += 2 * LANES) {
         const size_t at = (row + (size_t)r) * ldc + column;
-        FOR_VECTORS(n, vec v = LOAD(partial);
+        if (r + FINISH_AHEAD < m) { // rows lie pages apart: no prefetcher of the processor follows them
+            const size_t ahead = at + FINISH_AHEAD * ldc;
+            for (int i = 0; i < n; i += c.bf16 ? 32 : 16) {
+                __builtin_prefetch(operand_at(c, ahead + (size_t)i).p, 1);
+                if (residual) __builtin_prefetch(end->residual + ahead + i);
+                if (slope) __builtin_prefetch(operand_at(hidden, ahead + (size_t)i).p);
+                if (activate) __builtin_prefetch(operand_at(activated, ahead + (size_t)i).p, 1);
+            }
+        }
+        FOR_VECTORS(n, const float *sums = partial + (size_t)(i / (2 * LANES)) * (next - 2 * LANES); // of vector i, less i
+                    vec v = LOAD(sums);
                     if (add) v += LOAD_OPERAND(c, at);
                     if (bias) v += LOAD(end->bias + column);
                     if (residual) v += LOAD(end->residual + at);
@@ -234,10 +244,10 @@ INNER void NAME(finish_as)(int m, int n, const float *partial, Operand c, size_t
     }
 }
 
-// Writes m rows and n columns of sums, as `end` says, to C from (row, column) on; see TileEnd. partial (m, 2 * LANES). The usual ends are
-// loops of their own, without a question in them.
-static void NAME(finish)(int m, int n, const float *partial, Operand c, size_t ldc, size_t row, size_t column, const TileEnd *end) {
-#define FINISH(...) NAME(finish_as)(m, n, partial, c, ldc, row, column, end, __VA_ARGS__)
+// Writes m rows and n columns of sums, as `end` says, to C from (row, column) on; see TileEnd. partial (m, 2 * LANES), the next 2 * LANES columns
+// `next` floats behind it. The usual ends are loops of their own, without a question in them.
+static void NAME(finish)(int m, int n, const float *partial, size_t next, Operand c, size_t ldc, size_t row, size_t column, const TileEnd *end) {
+#define FINISH(...) NAME(finish_as)(m, n, partial, next, c, ldc, row, column, end, __VA_ARGS__)
 #define FINISH_TYPE(...) \
     do { \
         if (c.bf16) c.bf16 = true, FINISH(__VA_ARGS__); \

@@ -8,10 +8,9 @@
 // Operands are fp32 or bf16, sums always fp32. Both are counted in units of 32 bits: one fp32, or two bf16 that are neighbours along K, so
 // that one text serves both. B is packed into panels as wide as a register tile, units one behind the other; what is multiplied often, the
 // weights, is packed once a step. A is read straight from memory, or packed into strips as high as a tile where its rows are not
-// contiguous (Goto and van de Geijn 2008). A block of a panel stays in L1, the block of A that meets it in L2; the block of a panel that comes
-// next, and the rows of C, are on their way while a tile computes. Every tile of C has one owner and K is cut at fixed places: the same bits
-// for any number of threads. What happens to a sum before it is written (bias,
-// residual, activation) happens while its tile is in L1.
+// contiguous (Goto and van de Geijn 2008). A block of a panel stays in L1, the block of A that meets it in L2; the next block of the panel
+// is on its way while tiles compute. Every tile of C has one owner and K is cut at fixed places: the same bits for any number of threads.
+// What happens to a sum before it is written (bias, residual, activation) happens while it is in L2.
 #ifndef CLIPC_MATMUL_H
 #define CLIPC_MATMUL_H
 
@@ -23,11 +22,12 @@
 #endif
 
 enum {
-    UNIT_BLOCK = 16,        // packing goes by blocks of 16 x 16 units
-    GEMM_A_BYTES = 1 << 20, // of A that stay in L2
-    GEMM_ROWS = 256,        // of A in such a block, at most
-    GEMM_PANELS = 8,        // packed at a time
-    GEMM_K_MOST = 768       // units of K at a time where the end allows it: the more rows of A stay in L2
+    UNIT_BLOCK = 16,          // packing goes by blocks of 16 x 16 units
+    GEMM_A_BYTES = 512 << 10, // of A that stay in L2
+    GEMM_ROWS = 256,          // of A in such a block, at most
+    GEMM_PANELS = 8,          // packed at a time
+    GEMM_GROUP = 4,           // panels whose sums are written together
+    GEMM_K_MOST = 768         // units of K at a time where the end allows it: the more rows of A stay in L2
 };
 
 // A matrix with any strides. As right side of a product it may be packed already.
@@ -174,41 +174,34 @@ static inline void gemm_pack_strips(const Gemm *g, uint32_t *strips, int row, in
         pack_strips(g->kernels, strips + (size_t)(whole / g->t->rows) * g->strip, g->A, g->M, g->K, row + whole, rows - whole, g->bf16);
 }
 
-// What a tile whose sums go to entry `at` of C fetches.
-static inline Ahead gemm_ahead(const Gemm *g, const char *panel, size_t at) {
-    const TileEnd *end = g->end;
-    const size_t entry = operand_bytes(g->C.bf16);
-    const char *c = (const char *)g->C.p + at * entry, *read = (const char *)(end->hidden ? end->hidden : end->residual), *written = (const char *)end->activated;
-    const Ahead ahead = {panel, c, read ? read + at * entry : c, written ? written + at * entry : c, g->ldc * entry};
-    return ahead;
-}
-
-// Rows row … row+rows-1 of C by the columns of panel j. partial: room for rows + tile rows of a panel.
-static inline void gemm_block(const Gemm *g, int row, int rows, const uint32_t *strips, int j, const uint32_t *panel, float *partial) {
-    const TileKernel *t = g->t;
-    const int width = g->kernels->tile_columns, n = gemm_least(g->N - j * width, width);
-    const size_t unit = 4, A_row = g->A.row * operand_bytes(g->bf16);
-    for (int u = 0; u < g->units; u += t->k_block) {
-        const int depth = gemm_least(g->units - u, t->k_block), steps = (depth + t->step - 1) / t->step;
-        const uint32_t *b = panel + (size_t)u * width, *next = b + (size_t)depth * width; // blocks of panels lie one behind the other
-        for (int i = 0; i < rows; i += t->rows) {
-            const int m = gemm_least(rows - i, t->rows);
-            const Ahead ahead = gemm_ahead(g, (const char *)next + (size_t)(i / t->rows) * t->fetched, (size_t)(row + i) * g->ldc + (size_t)j * width);
-            float *sums = partial + (size_t)i * width;
-            if (gemm_reads_strip(g, m)) {
-                const uint32_t *a = strips + (size_t)(i / t->rows) * g->strip + (size_t)u * t->rows;
-                t->tile(m, steps, a, unit * t->step, unit * t->step * t->rows, b, sums, u > 0, ahead);
-            } else {
-                t->tile(m, steps, (const char *)g->A.x.p + (size_t)(row + i) * A_row + (size_t)u * unit, A_row, unit * t->step, b, sums, u > 0, ahead);
-            }
-            if (u + depth == g->units) g->kernels->finish(m, n, sums, g->C, g->ldc, (size_t)(row + i), (size_t)j * width, g->end);
-        }
-    }
-}
-
-// Floats of `partial` and units of strips that gemm_block() needs.
-static inline size_t gemm_partial(const Gemm *g) { return (size_t)(gemm_rows(g) + g->t->rows) * g->kernels->tile_columns; }
+// Floats of sums that a panel needs in gemm_block(), units of its strips.
+static inline size_t gemm_sums(const Gemm *g) { return (size_t)(gemm_rows(g) + g->t->rows) * g->kernels->tile_columns; }
 static inline size_t gemm_strips(const Gemm *g) { return (size_t)(gemm_rows(g) / g->t->rows + 1) * g->strip; }
+
+// Rows row … row+rows-1 of C by the columns of panels first … last-1, the first at `panels`. The sums of all of them are complete before the
+// first is written: rows of C lie pages apart, and pieces of a line or two would cost as much as the product.
+static inline void gemm_block(const Gemm *g, int row, int rows, const uint32_t *strips, int first, int last, const uint32_t *panels, size_t pitch, float *sums) {
+    const TileKernel *t = g->t;
+    const int width = g->kernels->tile_columns;
+    const size_t unit = 4, A_row = g->A.row * operand_bytes(g->bf16), room = gemm_sums(g);
+    for (int p = 0; p < last - first; p++)
+        for (int u = 0; u < g->units; u += t->k_block) {
+            const int depth = gemm_least(g->units - u, t->k_block), steps = (depth + t->step - 1) / t->step;
+            const uint32_t *b = panels + (size_t)p * pitch + (size_t)u * width;
+            for (int i = 0; i < rows; i += t->rows) {
+                const int m = gemm_least(rows - i, t->rows);
+                const char *next = (const char *)(b + (size_t)depth * width) + (size_t)(i / t->rows) * t->fetched;
+                float *sum = sums + (size_t)p * room + (size_t)i * width;
+                if (gemm_reads_strip(g, m)) {
+                    const uint32_t *a = strips + (size_t)(i / t->rows) * g->strip + (size_t)u * t->rows;
+                    t->tile(m, steps, a, unit * t->step, unit * t->step * t->rows, b, sum, u > 0, next);
+                } else {
+                    t->tile(m, steps, (const char *)g->A.x.p + (size_t)(row + i) * A_row + (size_t)u * unit, A_row, unit * t->step, b, sum, u > 0, next);
+                }
+            }
+        }
+    g->kernels->finish(rows, gemm_least(g->N, last * width) - first * width, sums, room, g->C, g->ldc, (size_t)row, (size_t)first * width, g->end);
+}
 
 // Around a thread's products.
 static inline void products_begin(const Kernels *kernels, bool bf16) {
@@ -249,7 +242,7 @@ static inline void gemm(const Kernels *kernels, Operand C, size_t ldc, Matrix A,
     uint32_t *packed = B.panels ? NULL : (uint32_t *)aligned_malloc_check((size_t)panels * pitch * 4);
 #pragma omp parallel
     {
-        float *partial = (float *)aligned_malloc_check(gemm_partial(&g) * sizeof(float));
+        float *sums = (float *)aligned_malloc_check(GEMM_GROUP * gemm_sums(&g) * sizeof(float));
         uint32_t *strips = (uint32_t *)aligned_malloc_check(gemm_strips(&g) * 4);
         products_begin(kernels, g.bf16);
         if (packed) {
@@ -261,10 +254,11 @@ static inline void gemm(const Kernels *kernels, Operand C, size_t ldc, Matrix A,
         for (int item = 0; item < row_blocks * parts; item++) { // neighbours share the rows of A
             const int row = item / parts * rows_most, part = item % parts, rows = gemm_least(M - row, rows_most);
             if (row != row_of_strips) gemm_pack_strips(&g, strips, row_of_strips = row, rows);
-            for (int j = panels * part / parts; j < panels * (part + 1) / parts; j++) gemm_block(&g, row, rows, strips, j, (packed ? packed : B.panels) + (size_t)j * pitch, partial);
+            const int end_of_part = panels * (part + 1) / parts;
+            for (int j = panels * part / parts; j < end_of_part; j += GEMM_GROUP) gemm_block(&g, row, rows, strips, j, gemm_least(j + GEMM_GROUP, end_of_part), (packed ? packed : B.panels) + (size_t)j * pitch, pitch, sums);
         }
         products_end(kernels, g.bf16);
-        free(partial), free(strips);
+        free(sums), free(strips);
     }
     free(packed);
 }
@@ -282,14 +276,14 @@ static inline void gemm_serial(const Kernels *kernels, float *scratch, Operand C
     const int most = gemm_rows(&g), width = kernels->tile_columns;
     const size_t rows_at_most = (size_t)gemm_least(M, most) + (size_t)g.t->rows, pitch = panel_pitch(kernels, K, g.bf16);
     uint32_t *panel = (uint32_t *)scratch, *strips = panel + pitch;
-    float *partial = scratch + pitch + rows_at_most / (size_t)g.t->rows * g.strip;
+    float *sums = scratch + pitch + rows_at_most / (size_t)g.t->rows * g.strip;
     for (int row = 0; row < M; row += most) {
         const int rows = gemm_least(M - row, most);
         gemm_pack_strips(&g, strips, row, rows);
         for (int j = 0; j < panel_count(kernels, N); j++) {
             const Matrix columns = operand_matrix(operand_at(B.x, (size_t)j * width * B.col), B.row, B.col);
             pack_panels(kernels, panel, columns, K, N - j * width, 0, K, 0, 1, g.bf16);
-            gemm_block(&g, row, rows, strips, j, panel, partial);
+            gemm_block(&g, row, rows, strips, j, j + 1, panel, pitch, sums);
         }
     }
 }

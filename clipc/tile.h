@@ -5,15 +5,15 @@
 // and what clipc/kernels.h is given. Both macros are undefined again at its end.
 //
 // partial (m, 2 * LANES) (+)= sum over `steps` units of a[i][k] * b[k][j]: a is broadcast straight from memory, its rows a_row bytes and its
-// units a_step bytes apart; b is a packed panel (steps, 2 * LANES). The accumulators of the whole tile live in registers.
+// units a_step bytes apart; b is a packed panel (steps, 2 * LANES). The accumulators of the whole tile live in registers. On the way it brings
+// 128 bytes a row, from `next` on, into L2.
 
-INNER void PASTE(TILE, rows)(const int m, int steps, const char *a, size_t a_row, size_t a_step, const float *b, float *partial, bool add, Ahead ahead) {
+INNER void PASTE(TILE, rows)(const int m, int steps, const char *a, size_t a_row, size_t a_step, const float *b, float *partial, bool add, const char *next) {
     vec acc[TILE_ROWS][2];
     UNROLL for (int i = 0; i < m; i++)
         UNROLL for (int h = 0; h < 2; h++) acc[i][h] = add ? NAME(load)(partial + (2 * i + h) * LANES) : (vec){0};
-    for (int r = 0, k = 0; r < m; r++, ahead.panel += 128) { // so many steps for each row of C: what is fetched ahead comes little by little
-        __builtin_prefetch(ahead.panel, 0, 2), __builtin_prefetch(ahead.panel + 64, 0, 2);
-        fetch_row(&ahead);
+    for (int r = 0, k = 0; r < m; r++, next += 128) { // little by little: few lines can be on their way at a time
+        __builtin_prefetch(next, 0, 2), __builtin_prefetch(next + 64, 0, 2);
         for (const int end = steps * (r + 1) / m; k < end; k++, a += a_step, b += 2 * LANES) {
             const vec b0 = NAME(load)(b), b1 = NAME(load)(b + LANES);
             UNROLL for (int i = 0; i < m; i++) {
@@ -29,9 +29,9 @@ INNER void PASTE(TILE, rows)(const int m, int steps, const char *a, size_t a_row
         UNROLL for (int h = 0; h < 2; h++) NAME(store)(partial + (2 * i + h) * LANES, acc[i][h]);
 }
 
-static void TILE(int m, int steps, const void *a, size_t a_row, size_t a_step, const void *b, float *partial, bool add, Ahead ahead) {
+static void TILE(int m, int steps, const void *a, size_t a_row, size_t a_step, const void *b, float *partial, bool add, const char *next) {
     switch (m) { // a constant number of rows each, so that the tile stays in registers
-#define ROWS(M) case M: PASTE(TILE, rows)(M <= TILE_ROWS ? M : TILE_ROWS, steps, (const char *)a, a_row, a_step, (const float *)b, partial, add, ahead); break;
+#define ROWS(M) case M: PASTE(TILE, rows)(M <= TILE_ROWS ? M : TILE_ROWS, steps, (const char *)a, a_row, a_step, (const float *)b, partial, add, next); break;
         ROWS(1) ROWS(2) ROWS(3) ROWS(4)
 #if TILE_ROWS > 4
         ROWS(5) ROWS(6)

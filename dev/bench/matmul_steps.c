@@ -76,8 +76,9 @@ static void tile_and_panels(const Layer *l) {
     for (int i = 0; i < l->rows; i += t->rows)
         for (int j = 0; j < panel_count(l->k, N); j++) {
             const int m = gemm_least(l->rows - i, t->rows);
-            t->tile(m, K, (const float *)l->a.p + i * K, K * sizeof(float), sizeof(float), l->panels + (size_t)j * panel_pitch(l->k, K, false), sums, false);
-            l->k->finish(m, gemm_least(N - j * width, width), sums, l->c, N, (size_t)i, (size_t)j * width, &SET);
+            const uint32_t *panel = l->panels + (size_t)j * panel_pitch(l->k, K, false);
+            t->tile(m, K, (const float *)l->a.p + i * K, K * sizeof(float), sizeof(float), panel, sums, false, (const char *)panel);
+            l->k->finish(m, gemm_least(N - j * width, width), sums, 0, l->c, N, (size_t)i, (size_t)j * width, &SET);
         }
 }
 
@@ -105,7 +106,7 @@ static void tile_in_l1(const Layer *l) {
     const double tiles = (double)l->rows * N * K / ((double)t->rows * l->k->tile_columns * DEPTH * unit_entries(l->a.bf16));
     float sums[32 * 32] = {0};
     products_begin(l->k, l->a.bf16);
-    for (int i = 0; i < tiles; i++) t->tile(t->rows, DEPTH / t->step, l->a.p, K * operand_bytes(l->a.bf16), 4 * (size_t)t->step, l->panels, sums, true);
+    for (int i = 0; i < tiles; i++) t->tile(t->rows, DEPTH / t->step, l->a.p, K * operand_bytes(l->a.bf16), 4 * (size_t)t->step, l->panels, sums, true, (const char *)l->panels);
     products_end(l->k, l->a.bf16);
 }
 
@@ -127,7 +128,7 @@ static void gemm_and_pass(const Layer *l) {
             const Operand at = operand_at(l->c, (size_t)i * N + (size_t)j);
             if (at.bf16) l->k->widen(row, (const uint16_t *)at.p, width);
             else memcpy(row, at.p, (size_t)width * sizeof(float));
-            l->k->finish(1, width, row, l->c, N, (size_t)i, (size_t)j, &end);
+            l->k->finish(1, width, row, 0, l->c, N, (size_t)i, (size_t)j, &end);
         }
 }
 

@@ -263,11 +263,13 @@ static void softmax(const Room *r) {
 }
 // the end of a product: bias, and GELU into a matrix of its own
 static void gelu(const Room *r) {
-    const int rows = r->k->products[0].rows, width = r->k->tile_columns;
+    enum { STRETCH = 50 }; // rows
+    const int width = GEMM_GROUP * r->k->tile_columns;
     const TileEnd end = {false, r->c, NULL, r->a, NULL, false};
 #pragma omp parallel for schedule(static)
-    for (int row = 0; row < ROWS / rows; row++)
-        for (int column = 0; column < HIDDEN; column += width) r->k->finish(rows, width, r->d, fp32(r->b), HIDDEN, (size_t)row * rows, (size_t)column, &end);
+    for (int row = 0; row < ROWS; row += STRETCH)
+        for (int column = 0; column < HIDDEN; column += width)
+            r->k->finish(STRETCH, width, r->d, (size_t)STRETCH * (size_t)r->k->tile_columns, fp32(r->b), HIDDEN, (size_t)row, (size_t)column, &end);
 }
 static void adamw(const Room *r) {
     const AdamWTerms w = {1, 0.9f, 0.1f, 0.98f, 0.02f, 1e-5f, 1, 1e-6f, 0.999f};
