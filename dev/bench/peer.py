@@ -53,7 +53,8 @@ def rows():
         for part, pairs, width, hidden in ("image", 1600, 768, 3072), ("text", 512, 512, 2048):
             for layer, C, O in ("in_proj", width, 3 * width), ("out_proj", width, width), ("c_fc", width, hidden), ("c_proj", hidden, width):
                 for task in "forward", "input", "weight":  # of ViT-B/32 at 32 pairs; `model` is the layer, R x C x O
-                    yield Row(f"product-{part}-{layer}-{task}-{short}", task, f"{pairs}x{C}x{O}", 1, 0, precision, -1, -1, False, 20)
+                    turn = round((4e10 if precision == "fp32" else 2e11) / (2 * pairs * C * O))  # a tenth of a second or so: threads take a while to wake
+                    yield Row(f"product-{part}-{layer}-{task}-{short}", task, f"{pairs}x{C}x{O}", 1, 0, precision, -1, -1, False, turn)
     yield Row("start", "start", b32, 32, 16, "fp32", -1, -1, False, 1)
 
 
