@@ -120,12 +120,11 @@ static inline void pack_panels(const Kernels *kernels, uint32_t *panels, Matrix 
             }
 }
 
-// Packs `rows` rows of A (M,K) from `row` on into strips, tile behind tile: units in the order that the tile reads them.
-static inline void pack_strips(const Kernels *kernels, uint32_t *strips, Matrix A, int M, int K, int row, int rows, bool bf16) {
+// Packs `rows` rows of A (M,K) from `row` on into strips of `strip` units, tile behind tile: units in the order that the tile reads them.
+static inline void pack_strips(const Kernels *kernels, uint32_t *strips, size_t strip, Matrix A, int M, int K, int row, int rows, bool bf16) {
     const TileKernel *t = &kernels->products[bf16];
     const Source source = {A.x, A.col, A.row, K, M};
     const int e = unit_entries(bf16), n = gemm_least(t->rows, UNIT_BLOCK);
-    const size_t strip = round_up((size_t)units_of(K, bf16), UNIT_BLOCK) * (size_t)t->rows;
     for (int k = 0; k < K; k += UNIT_BLOCK * e)
         for (int i = 0; i < rows; i += t->rows)
             for (int c = 0; c < t->rows; c += n) {
@@ -133,6 +132,16 @@ static inline void pack_strips(const Kernels *kernels, uint32_t *strips, Matrix 
                 const Destination by_unit = {at + c, (size_t)t->rows, false}, by_row = {at + (size_t)c * UNIT_BLOCK, UNIT_BLOCK, true};
                 pack_block(kernels, t->step == 1 ? by_unit : by_row, &source, k, row + i + c, n, bf16);
             }
+}
+
+// Copies `rows` rows of K numbers side by side into rows `pitch` units apart, zeros behind their ends and up to `all` rows.
+static inline void copy_rows(uint32_t *to, size_t pitch, Operand x, size_t distance, int K, int rows, int all) {
+    const size_t bytes = (size_t)K * operand_bytes(x.bf16), row = 4 * pitch;
+    for (int i = 0; i < all; i++, to += pitch) {
+        const size_t copied = i < rows ? bytes : 0;
+        if (copied) memcpy(to, operand_at(x, (size_t)i * distance).p, copied);
+        memset((char *)to + copied, 0, row - copied);
+    }
 }
 
 // ---------------------------------------------------------------- products
@@ -147,15 +156,22 @@ typedef struct {
     int M, N, K;
     bool bf16, direct; // direct: whole tiles of A are read where they are
     int units;
-    size_t strip; // units of a packed strip of A
+    size_t pitch; // units from row to row of A where its rows are copied, an odd number of cache lines
     const TileEnd *end;
 } Gemm;
+
+// Whether the rows of a tile, `bytes` apart, fall into the same few sets of L1 (64 sets of 64 bytes, 8 or 12 ways) and drive each other out.
+static inline bool rows_collide(size_t bytes, int rows) {
+    const size_t lines = bytes / 64, step = lines & (~lines + 1); // the largest power of two in it
+    return (size_t)rows * (step == 0 || step > 64 ? 64 : step) > 8 * 64;
+}
 
 static inline Gemm gemm_plan(const Kernels *kernels, Operand C, size_t ldc, Matrix A, int M, int N, int K, const TileEnd *end) {
     const bool bf16 = A.x.bf16;
     const TileKernel *t = &kernels->products[bf16];
     const int units = units_of(K, bf16);
-    const Gemm g = {kernels, t, C, ldc, A, M, N, K, bf16, A.col == 1 && (A.padded || K % (unit_entries(bf16) * t->step) == 0), units, round_up((size_t)units, UNIT_BLOCK) * (size_t)t->rows, end};
+    const bool whole = A.padded || K % (unit_entries(bf16) * t->step) == 0, collide = units >= t->k_block && rows_collide(A.row * operand_bytes(bf16), t->rows);
+    const Gemm g = {kernels, t, C, ldc, A, M, N, K, bf16, A.col == 1 && whole && !collide, units, (size_t)((units + UNIT_BLOCK - 1) / UNIT_BLOCK | 1) * UNIT_BLOCK, end};
     return g;
 }
 
@@ -165,25 +181,44 @@ static inline int gemm_rows(const Gemm *g) {
     return most / g->t->rows * g->t->rows;
 }
 
-// Where tile i of a block of rows is read from, packed where it has to be: with step > 1 also the last one, which has fewer rows.
+// Where tiles of A are read: the first, bytes from there down a row and along a unit, and those that a tile goes from row to row and step to step.
+typedef struct {
+    const char *p;
+    size_t down, along, row, step;
+} Left;
+
+static inline Left gemm_where_it_is(const Gemm *g, int first) {
+    const size_t row = g->A.row * operand_bytes(g->bf16);
+    const Left left = {(const char *)g->A.x.p + (size_t)first * row, row, 4, row, 4 * (size_t)g->t->step};
+    return left;
+}
+static inline Left gemm_in_strips(const Gemm *g, const uint32_t *strips) { // rows copied, or units packed in the order that the tile reads them
+    const size_t step = 4 * (size_t)g->t->step, rows = (size_t)g->t->rows, row = 4 * g->pitch;
+    const Left copied = {(const char *)strips, row, 4, row, step}, packed = {(const char *)strips, row, 4 * rows, step, step * rows};
+    return g->A.col == 1 ? copied : packed;
+}
+
+// Whether a tile of m rows is in the strips: with step > 1 also the last one of a block, which has fewer rows.
 static inline bool gemm_reads_strip(const Gemm *g, int m) { return !g->direct || (g->t->step > 1 && m < g->t->rows); }
 
 static inline void gemm_pack_strips(const Gemm *g, uint32_t *strips, int row, int rows) {
-    const int whole = g->direct ? rows / g->t->rows * g->t->rows : 0;
-    if (whole < rows && gemm_reads_strip(g, rows - whole))
-        pack_strips(g->kernels, strips + (size_t)(whole / g->t->rows) * g->strip, g->A, g->M, g->K, row + whole, rows - whole, g->bf16);
+    const int tile = g->t->rows, whole = g->direct ? rows / tile * tile : 0, left = rows - whole;
+    if (left == 0 || !gemm_reads_strip(g, left)) return;
+    if (g->A.col != 1) pack_strips(g->kernels, strips, g->pitch * (size_t)tile, g->A, g->M, g->K, row, rows, g->bf16);
+    else copy_rows(strips + (size_t)whole * g->pitch, g->pitch, operand_at(g->A.x, (size_t)(row + whole) * g->A.row), g->A.row, g->K, left, (left + tile - 1) / tile * tile);
 }
 
 // Floats of sums that a panel needs in gemm_block(), units of its strips.
 static inline size_t gemm_sums(const Gemm *g) { return (size_t)(gemm_rows(g) + g->t->rows) * g->kernels->tile_columns; }
-static inline size_t gemm_strips(const Gemm *g) { return (size_t)(gemm_rows(g) / g->t->rows + 1) * g->strip; }
+static inline size_t gemm_strips(const Gemm *g) { return (size_t)(gemm_rows(g) + g->t->rows) * g->pitch; }
 
 // Rows row … row+rows-1 of C by the columns of panels first … last-1, the first at `panels`. The sums of all of them are complete before the
 // first is written: rows of C lie pages apart, and pieces of a line or two would cost as much as the product.
 static inline void gemm_block(const Gemm *g, int row, int rows, const uint32_t *strips, int first, int last, const uint32_t *panels, size_t pitch, float *sums) {
     const TileKernel *t = g->t;
     const int width = g->kernels->tile_columns;
-    const size_t unit = 4, A_row = g->A.row * operand_bytes(g->bf16), room = gemm_sums(g);
+    const size_t room = gemm_sums(g);
+    const Left there = gemm_where_it_is(g, row), strip = gemm_in_strips(g, strips);
     for (int p = 0; p < last - first; p++)
         for (int u = 0; u < g->units; u += t->k_block) {
             const int depth = gemm_least(g->units - u, t->k_block), steps = (depth + t->step - 1) / t->step;
@@ -191,13 +226,8 @@ static inline void gemm_block(const Gemm *g, int row, int rows, const uint32_t *
             for (int i = 0; i < rows; i += t->rows) {
                 const int m = gemm_least(rows - i, t->rows);
                 const char *next = (const char *)(b + (size_t)depth * width) + (size_t)(i / t->rows) * t->fetched;
-                float *sum = sums + (size_t)p * room + (size_t)i * width;
-                if (gemm_reads_strip(g, m)) {
-                    const uint32_t *a = strips + (size_t)(i / t->rows) * g->strip + (size_t)u * t->rows;
-                    t->tile(m, steps, a, unit * t->step, unit * t->step * t->rows, b, sum, u > 0, next);
-                } else {
-                    t->tile(m, steps, (const char *)g->A.x.p + (size_t)(row + i) * A_row + (size_t)u * unit, A_row, unit * t->step, b, sum, u > 0, next);
-                }
+                const Left *a = gemm_reads_strip(g, m) ? &strip : &there;
+                t->tile(m, steps, a->p + (size_t)i * a->down + (size_t)u * a->along, a->row, a->step, b, sums + (size_t)p * room + (size_t)i * width, u > 0, next);
             }
         }
     g->kernels->finish(rows, gemm_least(g->N, last * width) - first * width, sums, room, g->C, g->ldc, (size_t)row, (size_t)first * width, g->end);
@@ -267,7 +297,7 @@ static inline void gemm(const Kernels *kernels, Operand C, size_t ldc, Matrix A,
 // products_begin() and products_end() of the operands' type. `scratch`: room for gemm_serial_scratch() floats for the largest M and K that come.
 static inline size_t gemm_serial_scratch(const Kernels *kernels, int M, int K) {
     const size_t tallest = (size_t)(kernels->products[0].rows > kernels->products[1].rows ? kernels->products[0].rows : kernels->products[1].rows);
-    const size_t rows = (size_t)gemm_least(M, GEMM_ROWS) + tallest, depth = round_up((size_t)K, UNIT_BLOCK);
+    const size_t rows = (size_t)gemm_least(M, GEMM_ROWS) + tallest, depth = round_up((size_t)K, UNIT_BLOCK) + UNIT_BLOCK;
     return rows * (size_t)kernels->tile_columns + rows * depth + depth * (size_t)kernels->tile_columns;
 }
 
@@ -276,7 +306,7 @@ static inline void gemm_serial(const Kernels *kernels, float *scratch, Operand C
     const int most = gemm_rows(&g), width = kernels->tile_columns;
     const size_t rows_at_most = (size_t)gemm_least(M, most) + (size_t)g.t->rows, pitch = panel_pitch(kernels, K, g.bf16);
     uint32_t *panel = (uint32_t *)scratch, *strips = panel + pitch;
-    float *sums = scratch + pitch + rows_at_most / (size_t)g.t->rows * g.strip;
+    float *sums = scratch + pitch + rows_at_most * g.pitch;
     for (int row = 0; row < M; row += most) {
         const int rows = gemm_least(M - row, most);
         gemm_pack_strips(&g, strips, row, rows);
