@@ -55,7 +55,6 @@ typedef struct {
     int rows;    // of the register tile
     int step;    // units
     int k_block; // units of a panel that stay in L1 while rows of A pass by
-    int fetched; // bytes from `next` on, of the panel's next block, that a tile brings into L2
 } TileKernel;
 
 // The inner loops of one instruction set; each is documented in kernels.h.
@@ -86,8 +85,8 @@ typedef struct {
 } Kernels;
 
 // An entry of this type: the elementwise loops of `isa`, the products of bf16 by another kernel perhaps.
-#define KERNELS(name, isa, columns, native, rows, tile_bf16, rows_bf16, step_bf16, k_block_bf16, fetched_bf16, begin, end) \
-    {name, columns, native, {{tile_fp32_##isa, #isa, rows, 1, K_BLOCK, 128 * rows}, {tile_bf16, name, rows_bf16, step_bf16, k_block_bf16, fetched_bf16}}, begin, end, finish_##isa, transpose_##isa, units_across_##isa, units_along_##isa, \
+#define KERNELS(name, isa, columns, native, rows, tile_bf16, rows_bf16, step_bf16, k_block_bf16, begin, end) \
+    {name, columns, native, {{tile_fp32_##isa, #isa, rows, 1, K_BLOCK}, {tile_bf16, name, rows_bf16, step_bf16, k_block_bf16}}, begin, end, finish_##isa, transpose_##isa, units_across_##isa, units_along_##isa, \
      narrow_##isa, widen_##isa, layernorm_##isa, layernorm_backward_##isa, softmax_##isa, softmax_backward_##isa, column_sums_##isa, sum_squares_##isa, sum_exp_##isa, \
      add_exp_##isa, logit_gradient_##isa, adamw_##isa, moving_average_##isa}
 
@@ -99,6 +98,7 @@ typedef struct {
 #define NAME(x) PASTE(x, ISA)
 enum {
     K_BLOCK = 256,   // units: of a panel of 32 columns 32 KB
+    FETCHED = 2048,  // bytes from `next` on, of the panel's next block, that a tile of that depth brings into L2
     FINISH_AHEAD = 8 // rows of C and what is read beside it, fetched before they are written
 };
 #if defined(__clang__)
@@ -122,7 +122,7 @@ INNER float __attribute__((vector_size(16))) sqrt_portable(float __attribute__((
 }
 #include "clipc/kernels.h"
 #undef SELECT
-static const Kernels kernels_portable = KERNELS("portable", portable, 8, false, 4, tile_bf16_portable, 4, 1, K_BLOCK, 512, NULL, NULL);
+static const Kernels kernels_portable = KERNELS("portable", portable, 8, false, 4, tile_bf16_portable, 4, 1, K_BLOCK, NULL, NULL);
 
 #if defined(__x86_64__)
 #define PRAGMA(text) _Pragma(#text)
@@ -145,7 +145,7 @@ TARGET_BEGIN("avx2,fma")
 #define IF_POSITIVE(v, yes, no) ((vec)_mm256_blendv_ps((__m256)(no), (__m256)(yes), (__m256)((v) > 0)))
 #include "clipc/kernels.h"
 TARGET_END
-static const Kernels kernels_avx2 = KERNELS("avx2", avx2, 16, false, 6, tile_bf16_avx2, 6, 1, K_BLOCK, 768, NULL, NULL);
+static const Kernels kernels_avx2 = KERNELS("avx2", avx2, 16, false, 6, tile_bf16_avx2, 6, 1, K_BLOCK, NULL, NULL);
 
 TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
 #define ISA avx512
@@ -158,7 +158,7 @@ TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
 #define IF_POSITIVE(v, yes, no) ((vec)_mm512_mask_blend_ps(_mm512_cmp_ps_mask((__m512)(v), _mm512_setzero_ps(), _CMP_GT_OQ), (__m512)(no), (__m512)(yes)))
 #include "clipc/kernels.h"
 TARGET_END
-static const Kernels kernels_avx512 = KERNELS("avx512", avx512, 32, false, 12, tile_bf16_avx512, 12, 1, K_BLOCK, 1536, NULL, NULL);
+static const Kernels kernels_avx512 = KERNELS("avx512", avx512, 32, false, 12, tile_bf16_avx512, 12, 1, K_BLOCK, NULL, NULL);
 
 // AVX512-BF16: a unit's two products in one instruction.
 TARGET_BEGIN("avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
@@ -174,15 +174,14 @@ TARGET_BEGIN("avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
 #undef LANES
 #undef TILE_ROWS
 TARGET_END
-static const Kernels kernels_avx512_bf16 = KERNELS("avx512_bf16", avx512, 32, true, 12, tile_bf16_avx512_bf16, 12, 1, K_BLOCK, 1536, NULL, NULL);
+static const Kernels kernels_avx512_bf16 = KERNELS("avx512_bf16", avx512, 32, true, 12, tile_bf16_avx512_bf16, 12, 1, K_BLOCK, NULL, NULL);
 
 // AMX: eight tiles of 16 rows of 64 bytes; TDPBF16PS adds the product of a (16,32) and a (32,16) tile of bf16 to a (16,16) tile of fp32.
 // Four of them hold a 32 x 32 block of C, two each 32 rows of A and 32 columns of B.
 enum {
     AMX_STEP = 16,     // units in a row of a tile
     AMX_K_BLOCK = 128, // units: 16 KB of a panel and as much of A pass through L1
-    AMX_AHEAD = 256,   // bytes fetched in a step
-    AMX_FETCHED = AMX_K_BLOCK / AMX_STEP * AMX_AHEAD
+    AMX_FETCHED = FETCHED * AMX_STEP / AMX_K_BLOCK // bytes a step
 };
 
 TARGET_BEGIN("amx-tile,amx-bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
@@ -201,8 +200,8 @@ static void tile_bf16_amx(int m, int steps, const void *a, size_t a_row, size_t 
         _tile_loadd(2, partial + down, 128);
         _tile_loadd(3, partial + down + 16, 128);
     }
-    for (int k = 0; k < steps; k++, rows += a_step, panel += AMX_STEP * 128, next += AMX_AHEAD) {
-        UNROLL for (int i = 0; i < AMX_AHEAD; i += 64) __builtin_prefetch(next + i, 0, 2);
+    for (int k = 0; k < steps; k++, rows += a_step, panel += AMX_STEP * 128, next += AMX_FETCHED) {
+        UNROLL for (int i = 0; i < AMX_FETCHED; i += 64) __builtin_prefetch(next + i, 0, 2);
         _tile_loadd(6, panel, 128);
         _tile_loadd(4, rows, a_row);
         _tile_dpbf16ps(0, 4, 6);
@@ -227,7 +226,7 @@ static void begin_amx(void) {
 }
 static void end_amx(void) { _tile_release(); }
 TARGET_END
-static const Kernels kernels_amx = KERNELS("amx", avx512, 32, true, 12, tile_bf16_amx, 32, AMX_STEP, AMX_K_BLOCK, AMX_FETCHED, begin_amx, end_amx);
+static const Kernels kernels_amx = KERNELS("amx", avx512, 32, true, 12, tile_bf16_amx, 32, AMX_STEP, AMX_K_BLOCK, begin_amx, end_amx);
 
 // Bits of CPUID leaf 7: whether there are AMX-BF16 and AMX-TILE, and whether the kernel lends their registers to this process.
 static inline bool amx_available(void) {

@@ -225,7 +225,7 @@ static inline void gemm_block(const Gemm *g, int row, int rows, const uint32_t *
             const uint32_t *b = panels + (size_t)p * pitch + (size_t)u * width;
             for (int i = 0; i < rows; i += t->rows) {
                 const int m = gemm_least(rows - i, t->rows);
-                const char *next = (const char *)(b + (size_t)depth * width) + (size_t)(i / t->rows) * t->fetched;
+                const char *next = (const char *)(b + (size_t)depth * width) + (size_t)(i / t->rows) * FETCHED;
                 const Left *a = gemm_reads_strip(g, m) ? &strip : &there;
                 t->tile(m, steps, a->p + (size_t)i * a->down + (size_t)u * a->along, a->row, a->step, b, sums + (size_t)p * room + (size_t)i * width, u > 0, next);
             }

@@ -5,24 +5,22 @@
 // and what clipc/kernels.h is given. Both macros are undefined again at its end.
 //
 // partial (m, 2 * LANES) (+)= sum over `steps` units of a[i][k] * b[k][j]: a is broadcast straight from memory, its rows a_row bytes and its
-// units a_step bytes apart; b is a packed panel (steps, 2 * LANES). The accumulators of the whole tile live in registers. On the way it brings
-// 128 bytes a row, from `next` on, into L2.
+// units a_step bytes apart; b is a packed panel (steps, 2 * LANES). The accumulators of the whole tile live in registers. What is behind `next`
+// comes into L2 meanwhile.
 
 INNER void PASTE(TILE, rows)(const int m, int steps, const char *a, size_t a_row, size_t a_step, const float *b, float *partial, bool add, const char *next) {
     vec acc[TILE_ROWS][2];
     UNROLL for (int i = 0; i < m; i++)
         UNROLL for (int h = 0; h < 2; h++) acc[i][h] = add ? NAME(load)(partial + (2 * i + h) * LANES) : (vec){0};
-    for (int r = 0, k = 0; r < m; r++, next += 128) { // little by little: few lines can be on their way at a time
-        __builtin_prefetch(next, 0, 2), __builtin_prefetch(next + 64, 0, 2);
-        for (const int end = steps * (r + 1) / m; k < end; k++, a += a_step, b += 2 * LANES) {
-            const vec b0 = NAME(load)(b), b1 = NAME(load)(b + LANES);
-            UNROLL for (int i = 0; i < m; i++) {
-                float unit;
-                memcpy(&unit, a + (size_t)i * a_row, sizeof unit);
-                const vec x = NAME(splat)(unit);
-                acc[i][0] = DOT(acc[i][0], x, b0);
-                acc[i][1] = DOT(acc[i][1], x, b1);
-            }
+    for (int k = 0; k < steps; k++, a += a_step, b += 2 * LANES, next += FETCHED / K_BLOCK) {
+        const vec b0 = NAME(load)(b), b1 = NAME(load)(b + LANES);
+        __builtin_prefetch(next, 0, 2); // the same line for some steps: few can be on their way at a time
+        UNROLL for (int i = 0; i < m; i++) {
+            float unit;
+            memcpy(&unit, a + (size_t)i * a_row, sizeof unit);
+            const vec x = NAME(splat)(unit);
+            acc[i][0] = DOT(acc[i][0], x, b0);
+            acc[i][1] = DOT(acc[i][1], x, b1);
         }
     }
     UNROLL for (int i = 0; i < m; i++)
