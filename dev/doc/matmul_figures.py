@@ -168,13 +168,13 @@ def blocks():
     f.text(x, y + m + 18, "256 units by 32 columns")
     f.text(x, y + m + 33, "= 32 KB; then the next 256")
     x += 150 + 70
-    f.text(x, y - 34, "C: sums of %d x 32" % BLOCK_ROWS, "h")
-    f.text(x, y - 18, "partial, 21 KB, until K is done")
+    f.text(x, y - 34, "C: sums of %d x 128" % BLOCK_ROWS, "h")
+    f.text(x, y - 18, "of four panels, %d KB, until K is done" % (BLOCK_ROWS * 128 * 4 // 1024))
     f.box(x, y, 230, m)
-    f.box(x + 60, y, 22, block, 3)
+    f.box(x + 60, y, 88, block, 3)
     f.box(x + 60, y + 12, 22, 7, 4)
     f.text(x, y + m + 18, "12 x 32 of them are in registers;")
-    f.text(x, y + m + 33, "behind the last block of K they go to C")
+    f.text(x, y + m + 33, "behind the last block of K all go to C")
     return f
 
 
@@ -278,13 +278,13 @@ def bars(f, rows, x, y, scale, height=24, gap=12):
 
 def end():
     c = M * N * 4 / 1e6
-    f = Figure("end", 200, "At the end of a tile bias and GELU move %.0f MB; as passes of their own, %.0f MB" % (2 * c, 5 * c))
+    f = Figure("end", 200, "At the end of a product bias and GELU move %.0f MB; as passes of their own, %.0f MB" % (2 * c, 5 * c))
     write, read = (c, 1, "C out"), (c, 0, "C in")
     rows = [("bias, GELU: two passes", [write, read, write, read, (c, 2, "GELU out")], "%.0f MB" % (5 * c)),
             ("one pass", [write, read, write, (c, 2, "GELU out")], "%.0f MB" % (4 * c)),
-            ("end of the tile", [write, (c, 2, "GELU out")], "%.0f MB" % (2 * c))]
+            ("end of the product", [write, (c, 2, "GELU out")], "%.0f MB" % (2 * c))]
     bars(f, rows, 190, 58, 4.9)
-    f.text(190, 182, "c_fc of ViT-B/32, batch 32, fp32: C is %.1f MB. What is read was in a register before" % c)
+    f.text(190, 182, "c_fc of ViT-B/32, batch 32, fp32: C is %.1f MB. What is read was in L2 before" % c)
     return f
 
 
