@@ -25,7 +25,8 @@ enum {
     UNIT_BLOCK = 16,          // packing goes by blocks of 16 x 16 units
     GEMM_A_BYTES = 512 << 10, // of A that stay in L2
     GEMM_ROWS = 256,          // of A in such a block, at most
-    GEMM_PANELS = 8,          // packed at a time
+    GEMM_PANELS = 8,          // packed at a time,
+    GEMM_STRETCH = 128,       // and rows of B
     GEMM_GROUP = 4,           // panels whose sums are written together
     GEMM_K_MOST = 768         // units of K at a time where the end allows it: the more rows of A stay in L2
 };
@@ -276,8 +277,12 @@ static inline void gemm(const Kernels *kernels, Operand C, size_t ldc, Matrix A,
         uint32_t *strips = (uint32_t *)aligned_malloc_check(gemm_strips(&g) * 4);
         products_begin(kernels, g.bf16);
         if (packed) {
+            const int groups = (panels + GEMM_PANELS - 1) / GEMM_PANELS, stretches = (K + GEMM_STRETCH - 1) / GEMM_STRETCH;
 #pragma omp for schedule(dynamic)
-            for (int p = 0; p < panels; p += GEMM_PANELS) pack_panels(kernels, packed, B, K, N, 0, K, p, gemm_least(p + GEMM_PANELS, panels), g.bf16);
+            for (int item = 0; item < groups * stretches; item++) {
+                const int p = item % groups * GEMM_PANELS, k = item / groups * GEMM_STRETCH;
+                pack_panels(kernels, packed, B, K, N, k, gemm_least(k + GEMM_STRETCH, K), p, gemm_least(p + GEMM_PANELS, panels), g.bf16);
+            }
         }
         int row_of_strips = -1;
 #pragma omp for schedule(dynamic)
