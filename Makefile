@@ -117,6 +117,13 @@ golden: setup
 sanitize: setup-test
 	$(RUN) dev/test/run.sh --sanitize
 
+# The matrix products of ARM processors, on any machine that has a cross compiler and an emulator for them.
+test-arm:
+	@command -v aarch64-linux-gnu-gcc > /dev/null && command -v qemu-aarch64-static > /dev/null || { echo 'make test-arm: needs aarch64-linux-gnu-gcc and qemu-aarch64-static (Debian: gcc-aarch64-linux-gnu qemu-user-static)' >&2; exit 1; }
+	@mkdir -p $(BUILD)
+	aarch64-linux-gnu-gcc -std=c11 -ffp-contract=off $(CFLAGS) -Wno-unknown-pragmas -pthread -I. -static -o $(BUILD)/test_matmul_arm dev/test/test_matmul.c -lm
+	qemu-aarch64-static -cpu max $(BUILD)/test_matmul_arm
+
 test-gpu: setup
 	$(RUN) NVCC='$(NVCC)' GOLDEN='$(GOLDEN)' dev/test/gpu.sh
 
@@ -163,6 +170,7 @@ help:
 	@echo 'make bench-peer   train_clip beside open_clip on the same batches (gigabytes, an hour; ROWS='\''train-b32* start'\'' for some, ROUNDS=5)'
 	@echo 'make experiments DATA=DIR   the tables of doc/, measured anew (hours; dev/experiments/*.sh alone for one of them)'
 	@echo 'make sanitize     the tests under AddressSanitizer and UBSan'
+	@echo 'make test-arm     the matrix products of ARM processors, by an emulator (NEON, BFDOT)'
 	@echo 'make train_clipcu lr_findcu wise_ftcu   the programs for a GPU (CUDA toolkit 12.0 or later)'
 	@echo 'make test-gpu     their kernels, references, runs and stored results on a GPU, and compute-sanitizer'
 	@echo 'make bench-gpu    kernels, training steps beside open_clip and data feeding, timed on a GPU'
@@ -172,6 +180,6 @@ help:
 	@echo 'dev/setup.sh      install what is missing (compiler, libraries, numpy), as demo and test do first'
 
 FORCE:
-.PHONY: all tests setup setup-test test golden sanitize test-gpu bench-gpu gpu-resources parity bench bench-peer demo experiments flags clean help FORCE
+.PHONY: all tests setup setup-test test golden sanitize test-arm test-gpu bench-gpu gpu-resources parity bench bench-peer demo experiments flags clean help FORCE
 
 -include $(wildcard $(BUILD)/*.d)

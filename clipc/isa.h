@@ -9,6 +9,11 @@
 #include <immintrin.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#if defined(__linux__)
+#include <sys/auxv.h>
+#endif
 #endif
 
 // What matrix products read and may write: fp32, or bf16 (the upper half of an fp32) where --precision says so.
@@ -107,7 +112,16 @@ enum {
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
 
-#define ISA portable // 4 floats: SSE2, NEON or whatever the compiler makes of it
+#define PRAGMA(text) _Pragma(#text)
+#if defined(__clang__)
+#define TARGET_BEGIN(isa) PRAGMA(clang attribute push(__attribute__((target(isa))), apply_to = function))
+#define TARGET_END _Pragma("clang attribute pop")
+#else
+#define TARGET_BEGIN(isa) _Pragma("GCC push_options") PRAGMA(GCC target(isa))
+#define TARGET_END _Pragma("GCC pop_options")
+#endif
+
+#define ISA portable // 4 floats: SSE2 or whatever the compiler makes of it
 #define LANES 4
 #define TILE_ROWS 4
 #define FMA(a, b, c) ((a) * (b) + (c))
@@ -124,16 +138,48 @@ INNER float __attribute__((vector_size(16))) sqrt_portable(float __attribute__((
 #undef SELECT
 static const Kernels kernels_portable = KERNELS("portable", portable, 8, false, 4, tile_bf16_portable, 4, 1, K_BLOCK, NULL, NULL);
 
-#if defined(__x86_64__)
-#define PRAGMA(text) _Pragma(#text)
-#if defined(__clang__)
-#define TARGET_BEGIN(isa) PRAGMA(clang attribute push(__attribute__((target(isa))), apply_to = function))
-#define TARGET_END _Pragma("clang attribute pop")
+#if defined(__aarch64__)
+#define ISA neon
+#define LANES 4
+#define TILE_ROWS 12
+#define FMA(a, b, c) ((vec)vfmaq_f32((float32x4_t)(c), (float32x4_t)(a), (float32x4_t)(b)))
+#define SQRT(v) ((vec)vsqrtq_f32((float32x4_t)(v)))
+#define SELECT(mask, yes, no) ((vec)vbslq_f32((uint32x4_t)(mask), (float32x4_t)(yes), (float32x4_t)(no)))
+#define MIN(a, b) SELECT((a) < (b), a, b)
+#define MAX(a, b) SELECT((a) > (b), a, b)
+#define IF_POSITIVE(v, yes, no) SELECT((v) > 0, yes, no)
+#include "clipc/kernels.h"
+#undef SELECT
+static const Kernels kernels_neon = KERNELS("neon", neon, 8, false, 12, tile_bf16_neon, 12, 1, K_BLOCK, NULL, NULL);
+
+// BFDOT (Armv8.6): a unit's two products in one instruction. Versions of clang disagree on how to ask for it: they have NEON's shift and mask.
+#if !defined(__clang__)
+TARGET_BEGIN("arch=armv8.2-a+bf16")
+#define ISA neon
+#define LANES 4
+#define TILE_ROWS 12
+#define vec vec_neon
+#define TILE tile_bf16_neon_bf16
+#define DOT(c, a, b) ((vec)vbfdotq_f32((float32x4_t)(c), vreinterpretq_bf16_f32((float32x4_t)(a)), vreinterpretq_bf16_f32((float32x4_t)(b))))
+#include "clipc/tile.h"
+#undef vec
+#undef ISA
+#undef LANES
+#undef TILE_ROWS
+TARGET_END
+static const Kernels kernels_neon_bf16 = KERNELS("neon_bf16", neon, 8, true, 12, tile_bf16_neon_bf16, 12, 1, K_BLOCK, NULL, NULL);
+
+static inline bool neon_bf16_available(void) {
+#if defined(__linux__)
+    return getauxval(AT_HWCAP2) >> 14 & 1; // HWCAP2_BF16
 #else
-#define TARGET_BEGIN(isa) _Pragma("GCC push_options") PRAGMA(GCC target(isa))
-#define TARGET_END _Pragma("GCC pop_options")
+    return false;
+#endif
+}
+#endif
 #endif
 
+#if defined(__x86_64__)
 TARGET_BEGIN("avx2,fma")
 #define ISA avx2
 #define LANES 8
@@ -261,6 +307,11 @@ static inline int kernels_list(const Kernels *list[KERNELS_MOST]) {
     list[count++] = &kernels_avx512;
     if (avx512_bf16_available()) list[count++] = &kernels_avx512_bf16;
     if (amx_available()) list[count++] = &kernels_amx;
+#elif defined(__aarch64__)
+    list[count++] = &kernels_neon;
+#if !defined(__clang__)
+    if (neon_bf16_available()) list[count++] = &kernels_neon_bf16;
+#endif
 #endif
     return count;
 }
