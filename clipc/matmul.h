@@ -15,7 +15,7 @@
 #define CLIPC_MATMUL_H
 
 #include "clipc/isa.h"   // Kernels, Operand, TileEnd
-#include "clipc/utils.h" // aligned_malloc_check, round_up
+#include "clipc/utils.h" // aligned_malloc_check, round_up; sysconf
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -23,8 +23,7 @@
 
 enum {
     UNIT_BLOCK = 16,          // packing goes by blocks of 16 x 16 units
-    GEMM_A_BYTES = 512 << 10, // of A that stay in L2
-    GEMM_ROWS = 256,          // of A in such a block, at most
+    GEMM_ROWS = 256,          // of A that are taken at a time, at most
     GEMM_PANELS = 8,          // packed at a time,
     GEMM_STRETCH = 128,       // and rows of B
     GEMM_GROUP = 4,           // panels whose sums are written together
@@ -156,7 +155,7 @@ typedef struct {
     Matrix A;
     int M, N, K;
     bool bf16, direct; // direct: whole tiles of A are read where they are
-    int units;
+    int rows, units;   // rows of A that are taken at a time; units of K
     size_t pitch; // units from row to row of A where its rows are copied, an odd number of cache lines
     const TileEnd *end;
 } Gemm;
@@ -167,19 +166,29 @@ static inline bool rows_collide(size_t bytes, int rows) {
     return (size_t)rows * (step == 0 || step > 64 ? 64 : step) > 8 * 64;
 }
 
-static inline Gemm gemm_plan(const Kernels *kernels, Operand C, size_t ldc, Matrix A, int M, int N, int K, const TileEnd *end) {
+// Bytes of a core's L2.
+static inline long l2_bytes(void) {
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+    const long bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
+    if (bytes > 0) return bytes;
+#endif
+    return 2 << 20; // the system does not say
+}
+
+// Rows of A (of so many units) that fit into a quarter of L2, whole tiles, three at least.
+static inline int gemm_fitting_rows(const TileKernel *t, int units) {
+    const long fit = l2_bytes() / 4 / (4 * units), least = 3 * t->rows;
+    return gemm_least(GEMM_ROWS, (int)(fit > least ? fit : least)) / t->rows * t->rows;
+}
+
+// rows: of A that are taken at a time, whole tiles
+static inline Gemm gemm_plan(const Kernels *kernels, Operand C, size_t ldc, Matrix A, int M, int N, int K, int rows, const TileEnd *end) {
     const bool bf16 = A.x.bf16;
     const TileKernel *t = &kernels->products[bf16];
     const int units = units_of(K, bf16);
     const bool whole = A.padded || K % (unit_entries(bf16) * t->step) == 0, collide = units >= t->k_block && rows_collide(A.row * operand_bytes(bf16), t->rows);
-    const Gemm g = {kernels, t, C, ldc, A, M, N, K, bf16, A.col == 1 && whole && !collide, units, (size_t)((units + UNIT_BLOCK - 1) / UNIT_BLOCK | 1) * UNIT_BLOCK, end};
+    const Gemm g = {kernels, t, C, ldc, A, M, N, K, bf16, A.col == 1 && whole && !collide, rows, units, (size_t)((units + UNIT_BLOCK - 1) / UNIT_BLOCK | 1) * UNIT_BLOCK, end};
     return g;
-}
-
-// Rows of A that are taken at a time.
-static inline int gemm_rows(const Gemm *g) {
-    const int fit = GEMM_A_BYTES / (4 * g->units), most = gemm_least(GEMM_ROWS, fit > 3 * g->t->rows ? fit : 3 * g->t->rows);
-    return most / g->t->rows * g->t->rows;
 }
 
 // Where tiles of A are read: the first, bytes from there down a row and along a unit, and those that a tile goes from row to row and step to step.
@@ -210,8 +219,8 @@ static inline void gemm_pack_strips(const Gemm *g, uint32_t *strips, int row, in
 }
 
 // Floats of sums that a panel needs in gemm_block(), units of its strips.
-static inline size_t gemm_sums(const Gemm *g) { return (size_t)(gemm_rows(g) + g->t->rows) * g->kernels->tile_columns; }
-static inline size_t gemm_strips(const Gemm *g) { return (size_t)(gemm_rows(g) + g->t->rows) * g->pitch; }
+static inline size_t gemm_sums(const Gemm *g) { return (size_t)(g->rows + g->t->rows) * g->kernels->tile_columns; }
+static inline size_t gemm_strips(const Gemm *g) { return (size_t)(g->rows + g->t->rows) * g->pitch; }
 
 // Rows row … row+rows-1 of C by the columns of panels first … last-1, the first at `panels`. The sums of all of them are complete before the
 // first is written: rows of C lie pages apart, and pieces of a line or two would cost as much as the product.
@@ -267,8 +276,8 @@ static inline void gemm(const Kernels *kernels, Operand C, size_t ldc, Matrix A,
         }
         return;
     }
-    const Gemm g = gemm_plan(kernels, C, ldc, A, M, N, K, &end);
-    const int panels = panel_count(kernels, N), rows_most = gemm_rows(&g), row_blocks = (M + rows_most - 1) / rows_most, parts = gemm_parts(row_blocks, panels);
+    const Gemm g = gemm_plan(kernels, C, ldc, A, M, N, K, gemm_fitting_rows(&kernels->products[A.x.bf16], units_of(K, A.x.bf16)), &end);
+    const int panels = panel_count(kernels, N), row_blocks = (M + g.rows - 1) / g.rows, parts = gemm_parts(row_blocks, panels);
     const size_t pitch = B.panels ? B.pitch : panel_pitch(kernels, K, g.bf16);
     uint32_t *packed = B.panels ? NULL : (uint32_t *)aligned_malloc_check((size_t)panels * pitch * 4);
 #pragma omp parallel
@@ -287,7 +296,7 @@ static inline void gemm(const Kernels *kernels, Operand C, size_t ldc, Matrix A,
         int row_of_strips = -1;
 #pragma omp for schedule(dynamic)
         for (int item = 0; item < row_blocks * parts; item++) { // neighbours share the rows of A
-            const int row = item / parts * rows_most, part = item % parts, rows = gemm_least(M - row, rows_most);
+            const int row = item / parts * g.rows, part = item % parts, rows = gemm_least(M - row, g.rows);
             if (row != row_of_strips) gemm_pack_strips(&g, strips, row_of_strips = row, rows);
             const int end_of_part = panels * (part + 1) / parts;
             for (int j = panels * part / parts; j < end_of_part; j += GEMM_GROUP) gemm_block(&g, row, rows, strips, j, gemm_least(j + GEMM_GROUP, end_of_part), (packed ? packed : B.panels) + (size_t)j * pitch, pitch, sums);
@@ -307,8 +316,8 @@ static inline size_t gemm_serial_scratch(const Kernels *kernels, int M, int K) {
 }
 
 static inline void gemm_serial(const Kernels *kernels, float *scratch, Operand C, size_t ldc, Matrix A, Matrix B, int M, int N, int K, TileEnd end) {
-    const Gemm g = gemm_plan(kernels, C, ldc, A, M, N, K, &end);
-    const int most = gemm_rows(&g), width = kernels->tile_columns;
+    const int tile = kernels->products[A.x.bf16].rows, most = GEMM_ROWS / tile * tile, width = kernels->tile_columns;
+    const Gemm g = gemm_plan(kernels, C, ldc, A, M, N, K, most, &end);
     const size_t rows_at_most = (size_t)gemm_least(M, most) + (size_t)g.t->rows, pitch = panel_pitch(kernels, K, g.bf16);
     uint32_t *panel = (uint32_t *)scratch, *strips = panel + pitch;
     float *sums = scratch + pitch + rows_at_most * g.pitch;
