@@ -108,8 +108,9 @@ static void test_gemm(const Kernels *k) {
                 if (sizes[s][0] * sizes[s][1] * sizes[s][2] < 20000 || bits % 16 == end) check_gemm(k, sizes[s][0], sizes[s][1], sizes[s][2], c); // of the large ones a sample
             }
     for (int bf16 = 0; bf16 < 2; bf16++) { // K in pieces
-        const GemmCase plain = {bf16, false, false, false, true, false, BIAS_RESIDUAL}, more = {bf16, false, false, false, false, true, ADD};
-        check_gemm(k, 5, 9, 2 * GEMM_K_MOST * unit_entries(bf16) + 33, plain), check_gemm(k, 5, 9, GEMM_K_MOST * unit_entries(bf16) + 1, more);
+        const GemmCase plain = {bf16, false, false, false, true, false, BIAS_RESIDUAL}, more = {bf16, false, false, false, false, true, ADD}, packed = {bf16, false, false, true, false, true, BIAS_RESIDUAL};
+        const int most = GEMM_K_MOST * unit_entries(bf16);
+        check_gemm(k, 5, 9, 2 * most + 33, plain), check_gemm(k, 5, 9, most + 1, more), check_gemm(k, 35, 37, most + 64, packed);
     }
 }
 
