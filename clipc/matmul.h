@@ -156,7 +156,7 @@ typedef struct {
     int M, N, K;
     bool bf16, direct; // direct: whole tiles of A are read where they are
     int rows, units;   // rows of A that are taken at a time; units of K
-    size_t pitch; // units from row to row of A where its rows are copied, an odd number of cache lines
+    size_t pitch;      // units from row to row of A where its rows are copied, an odd number of cache lines
     const TileEnd *end;
 } Gemm;
 
@@ -298,8 +298,9 @@ static inline void gemm(const Kernels *kernels, Operand C, size_t ldc, Matrix A,
         for (int item = 0; item < row_blocks * parts; item++) { // neighbours share the rows of A
             const int row = item / parts * g.rows, part = item % parts, rows = gemm_least(M - row, g.rows);
             if (row != row_of_strips) gemm_pack_strips(&g, strips, row_of_strips = row, rows);
-            const int end_of_part = panels * (part + 1) / parts;
-            for (int j = panels * part / parts; j < end_of_part; j += GEMM_GROUP) gemm_block(&g, row, rows, strips, j, gemm_least(j + GEMM_GROUP, end_of_part), (packed ? packed : B.panels) + (size_t)j * pitch, pitch, sums);
+            const int last = panels * (part + 1) / parts;
+            for (int j = panels * part / parts; j < last; j += GEMM_GROUP)
+                gemm_block(&g, row, rows, strips, j, gemm_least(j + GEMM_GROUP, last), (packed ? packed : B.panels) + (size_t)j * pitch, pitch, sums);
         }
         products_end(kernels, g.bf16);
         free(sums), free(strips);
