@@ -135,7 +135,6 @@ INNER float __attribute__((vector_size(16))) sqrt_portable(float __attribute__((
     return v;
 }
 #include "clipc/kernels.h"
-#undef SELECT
 static const Kernels kernels_portable = KERNELS("portable", portable, 8, false, 4, tile_bf16_portable, 4, 1, K_BLOCK, NULL, NULL);
 
 #if defined(__aarch64__)
@@ -144,12 +143,10 @@ static const Kernels kernels_portable = KERNELS("portable", portable, 8, false, 
 #define TILE_ROWS 12
 #define FMA(a, b, c) ((vec)vfmaq_f32((float32x4_t)(c), (float32x4_t)(a), (float32x4_t)(b)))
 #define SQRT(v) ((vec)vsqrtq_f32((float32x4_t)(v)))
-#define SELECT(mask, yes, no) ((vec)vbslq_f32((uint32x4_t)(mask), (float32x4_t)(yes), (float32x4_t)(no)))
 #define MIN(a, b) SELECT((a) < (b), a, b)
 #define MAX(a, b) SELECT((a) > (b), a, b)
 #define IF_POSITIVE(v, yes, no) SELECT((v) > 0, yes, no)
-#include "clipc/kernels.h"
-#undef SELECT
+#include "clipc/kernels.h" // the compiler makes one instruction of SELECT
 static const Kernels kernels_neon = KERNELS("neon", neon, 8, false, 12, tile_bf16_neon, 12, 1, K_BLOCK, NULL, NULL);
 
 // BFDOT (Armv8.6): a unit's two products in one instruction. Versions of clang disagree on how to ask for it: they have NEON's shift and mask.
@@ -178,6 +175,7 @@ static inline bool neon_bf16_available(void) {
 }
 #endif
 #endif
+#undef SELECT
 
 #if defined(__x86_64__)
 TARGET_BEGIN("avx2,fma")

@@ -162,8 +162,8 @@ typedef struct {
 
 // Whether the rows of a tile, `bytes` apart, fall into the same few sets of L1 (64 sets of 64 bytes, 8 or 12 ways) and drive each other out.
 static inline bool rows_collide(size_t bytes, int rows) {
-    const size_t lines = bytes / 64, step = lines & (~lines + 1); // the largest power of two in it
-    return (size_t)rows * (step == 0 || step > 64 ? 64 : step) > 8 * 64;
+    const size_t lines = bytes / 64 | 64, step = lines & (~lines + 1); // sets between two of them: the largest power of two in it
+    return (size_t)rows * step > 8 * 64;
 }
 
 // Bytes of a core's L2.
