@@ -4,7 +4,7 @@
 //     ./lr_find --pretrained W.bin --train-data pairs.csv --batch-size 256 --lock-image
 //
 // Ends in a table, a sentence, the train_clip commands with that rate, lr_find.csv and lr_find.svg. The ramp and its reading are
-// in clipc/lr_range.h, the steps in clipc/range_test.h; this program joins them.
+// in clipc/train/lr_range.h, the steps in clipc/train/range_test.h; this program joins them.
 #define PROGRAM_OPTIONS(X) \
     X(PROGRAM, REAL, min_lr, "min-lr", "1e-7", "(0,inf)", "first rate of the ramp") \
     X(PROGRAM, REAL, max_lr, "max-lr", "10", "(0,inf)", "last rate of the ramp") \
@@ -20,13 +20,13 @@
     "  a rate         lr_find --pretrained ViT-B-32-openai.bin --train-data pairs.csv\n" \
     "  more surely    ... --repeats 3 --num-steps 200\n" \
     "  per tower      ... --group image\n"
-#define TESTING // without the main() of
+#define CLIP_WITHOUT_MAIN // without the main() of
 #if defined(__CUDACC__) || defined(CLIPC_EMULATE)
 #include "train_clip.cu"
 #else
 #include "train_clip.c"
 #endif
-#include "clipc/train.h" // train_range_test, train_step
+#include "clipc/train/training.h" // train_range_test, train_step
 
 // ---------------------------------------------------------------- the commands to go on with
 

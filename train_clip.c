@@ -11,11 +11,11 @@
 // B batch, T tokens, R rows (all tokens of a batch), C channels, NH heads, HS head size, F hidden width of the MLP, L layers,
 // V vocabulary, E embedding, P patch size, S image size, G patches along a side. Outputs first, gradients begin with d, sizes last.
 
-#include "clipc/utils.h"    // die, malloc_check
-#include "clipc/clip.h"     // Clip, ClipBatch, AdamW, the functions implemented here
-#include "clipc/backend.h"  // Sequences, TowerShape, Keep: what it shares with train_clip.cu
-#include "clipc/matmul.h"   // Kernels, gemm
-#include "clipc/loss.h"     // contrastive_loss
+#include "clipc/base/utils.h"    // die, malloc_check
+#include "clipc/model/clip.h"     // Clip, ClipBatch, AdamW, the functions implemented here
+#include "clipc/model/activations.h"  // Sequences, TowerShape, Keep: what it shares with train_clip.cu
+#include "clipc/math/matmul.h"   // Kernels, gemm
+#include "clipc/math/loss.h"     // contrastive_loss
 
 #include <math.h>
 #ifdef _OPENMP
@@ -757,7 +757,7 @@ static void tower_backward(Clip *clip, int tower, const float *dfeatures, const 
     else text_embedding_backward(g, clip->back->used_tokens, dembedding, batch, &t->seq, c, accumulate);
 }
 
-// ---------------------------------------------------------------- the model (the functions of clipc/clip.h)
+// ---------------------------------------------------------------- the model (the functions of clipc/model/clip.h)
 
 // An arena for parameters, or (slots) for gradients, m or v; zero, with guards between the tensors.
 static float *arena_create(const TensorTable *t, bool slots) {
@@ -988,8 +988,8 @@ void clip_write(Clip *clip, ClipArena arena, const Tensor *x, const float *value
 
 const char *clip_kernels(const Clip *clip) { return clip->back->kernels->products[clip->back->bf16].isa; }
 
-#ifndef TESTING
-#include "clipc/train.h" // train_main, evaluate_main, classify_main, print_schedule_main
+#ifndef CLIP_WITHOUT_MAIN
+#include "clipc/train/training.h" // train_main, evaluate_main, classify_main, print_schedule_main
 
 int main(int argc, char **argv) {
     Options options;

@@ -13,14 +13,14 @@
 // B batch, T tokens, R rows (all tokens of a batch), C channels, NH heads, HS head size, F hidden width of the MLP, L layers,
 // V vocabulary, E embedding, P patch size, S image size. Outputs first, gradients begin with d, sizes last.
 
-#include "clipc/utils.h"      // die, malloc_check
-#include "clipc/clip.h"       // Clip, ClipBatch, AdamW, the functions implemented here
-#include "clipc/backend.h"    // Sequences, TowerShape, tensors_init
-#include "clipc/gpu_adamw.h"  // Piece, adamw_kernel
-#include "clipc/gpu_feed.h"   // Arena, Feed, RowGroups
-#include "clipc/gpu_kernel.h" // Gpu, LAUNCH, load, store, warp_sum
-#include "clipc/gpu_loss.h"   // contrastive_loss
-#include "clipc/gpu_matmul.h" // matmul, bf16
+#include "clipc/base/utils.h"      // die, malloc_check
+#include "clipc/model/clip.h"       // Clip, ClipBatch, AdamW, the functions implemented here
+#include "clipc/model/activations.h"    // Sequences, TowerShape, tensors_init
+#include "clipc/math/gpu_adamw.h"  // Piece, adamw_kernel
+#include "clipc/math/gpu_feed.h"   // Arena, Feed, RowGroups
+#include "clipc/math/gpu_kernel.h" // Gpu, LAUNCH, load, store, warp_sum
+#include "clipc/math/gpu_loss.h"   // contrastive_loss
+#include "clipc/math/gpu_matmul.h" // matmul, bf16
 
 #include <type_traits> // std::conditional
 
@@ -233,7 +233,7 @@ static void layernorm_backward(const Gpu *k, Real *dx, float *dgain, float *dbia
     if (dbias) add_parts(k, dbias, k->parts + C, chunks, (size_t)2 * C, C, accumulate);
 }
 
-// The cumulative normal distribution, absolute error below 1e-7: the form of clipc/kernels.h, see there. *density = e^(-x^2/2).
+// The cumulative normal distribution, absolute error below 1e-7: the form of clipc/math/kernels.h, see there. *density = e^(-x^2/2).
 template <typename Real> __device__ inline float normal_cdf(float x, float *density) {
     const float t = reciprocal<Real>(0.282842712f * fabsf(x) + 1.0f);
     float p = 0.0754980984f;
@@ -1124,7 +1124,7 @@ void clip_swap_ema(Clip *clip) {
     b->logit_scale = 0;
 }
 
-// ---------------------------------------------------------------- the model (the functions of clipc/clip.h)
+// ---------------------------------------------------------------- the model (the functions of clipc/model/clip.h)
 
 // An arena for parameters, or (slots) for gradients, m or v; zero, with guards between the tensors.
 static float *tensors_create(const TensorTable *t, bool slots, const char *what) {
@@ -1386,8 +1386,8 @@ void clip_write(Clip *clip, ClipArena arena, const Tensor *x, const float *value
 
 const char *clip_kernels(const Clip *clip) { return clip->back->kernels; }
 
-#ifndef TESTING
-#include "clipc/train.h" // train_main, evaluate_main, classify_main, print_schedule_main
+#ifndef CLIP_WITHOUT_MAIN
+#include "clipc/train/training.h" // train_main, evaluate_main, classify_main, print_schedule_main
 
 int main(int argc, char **argv) {
     Options options;

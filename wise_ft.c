@@ -5,7 +5,7 @@
 //     ./wise_ft --models B.bin C.bin … --soup greedy --eval …                     model soups (Wortsman et al. 2022)
 //     ./wise_ft --help
 //
-// The arithmetic is in clipc/merge.h, evaluation and choice in clipc/sweep.h, tables and pictures in clipc/sweep_report.h.
+// The arithmetic is in clipc/model/merge.h, evaluation and choice in clipc/train/sweep.h, tables and pictures in clipc/train/sweep_report.h.
 
 #define PROGRAM_OPTIONS(X) \
     X(PROGRAM, TEXT, zeroshot, "zeroshot", "(none)", "FILE.bin", "the model before fine-tuning: alpha 0") \
@@ -35,16 +35,16 @@
     "  soup           wise_ft --models B.bin C.bin D.bin --soup greedy --eval photo=DIR --save DIR\n" \
     "  model stock    wise_ft --zeroshot A.bin --models B.bin C.bin --method model-stock --save DIR\n"
 
-#define TESTING // the model without its main()
+#define CLIP_WITHOUT_MAIN // the model without its main()
 #if defined(__CUDACC__) || defined(CLIPC_EMULATE)
 #include "train_clip.cu"
 #else
 #include "train_clip.c"
 #endif
 
-#include "clipc/merge.h"        // merge_save, merge_load
-#include "clipc/sweep_report.h" // sweep_measure, sweep_write
-#include "clipc/train.h"        // train_set_loading, train_dataset_config
+#include "clipc/model/merge.h"        // merge_save, merge_load
+#include "clipc/train/sweep_report.h" // sweep_measure, sweep_write
+#include "clipc/train/training.h"        // train_set_loading, train_dataset_config
 
 #include <sys/wait.h>
 

@@ -13,7 +13,7 @@
 IN is one of: open_clip's state dict or training checkpoint (.pt), .safetensors, OpenAI's TorchScript .pt, a folder of Hugging Face's
 CLIPModel, a hub folder of open_clip, an .npz state dict, a packed .bin; or an ImageNet ViT (timm's file or hub folder, a folder of
 Hugging Face's ViTModel), of which the image tower is kept, for train_clip --pretrained-image. Back and forth again no bit changes,
-unless --dtype rounds. The tables of tensors, fields and models are those of clipc/weights.h and clipc/models.h, read from there.
+unless --dtype rounds. The tables of tensors, fields and models are those of clipc/model/weights.h and clipc/model/architectures.h, read from there.
 """
 import argparse
 import math

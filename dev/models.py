@@ -1,4 +1,4 @@
-"""The models that dev/convert.py knows: the tables of clipc/weights.h and clipc/models.h, open_clip's tags, and configurations as
+"""The models that dev/convert.py knows: the tables of clipc/model/weights.h and clipc/model/architectures.h, open_clip's tags, and configurations as
 open_clip and Hugging Face write them. A configuration is a dict of the fields of CONFIG_FIELDS and a name.
 """
 import difflib
@@ -27,10 +27,10 @@ def read_text(path):
         return f.read()
 
 
-WEIGHTS_H, MODELS_H = (read_text(os.path.join(ROOT, "clipc", name)) for name in ("weights.h", "models.h"))
+WEIGHTS_H, MODELS_H = (read_text(os.path.join(ROOT, "clipc", name)) for name in ("model/weights.h", "model/architectures.h"))
 CONSTANTS = {name: int(value, 0) for name, value in re.findall(r"\b([A-Z][A-Z0-9_]+) (?:= )?(0x[0-9a-f]+|\d+)\b", WEIGHTS_H)}
 CONFIG_FIELDS = [(kind, name, float(low), float(high)) for kind, name, low, high in macro_lines(WEIGHTS_H, "CONFIG_FIELDS")]
-TENSORS = {table: [(line[1], [compile(x, "clipc/weights.h", "eval") for x in line[4:]]) for line in macro_lines(WEIGHTS_H, table)]
+TENSORS = {table: [(line[1], [compile(x, "clipc/model/weights.h", "eval") for x in line[4:]]) for line in macro_lines(WEIGHTS_H, table)]
            for table in ("IMAGE_TENSORS", "TEXT_TENSORS", "BLOCK_TENSORS")}
 MODEL_ROWS = [(line[0], *(float(x) if "." in x else int(x) for x in line[1:])) for line in macro_lines(MODELS_H, "MODEL_CONFIGS")]
 CONFIG_KEYS = {(section, key): rule for section, key, rule in macro_lines(MODELS_H, "CONFIG_KEYS")}
@@ -109,7 +109,7 @@ def new_config(**fields):
 
 
 def check_config(config, where):
-    """The limits of clipc/weights.h (config_check)."""
+    """The limits of clipc/model/weights.h (config_check)."""
     for kind, name, low, high in CONFIG_FIELDS:
         value = config[name]
         if not (np.float32(low) <= np.float32(value) <= np.float32(high) if kind == "float" else low <= value <= high):
@@ -126,7 +126,7 @@ def check_config(config, where):
 
 
 def is_absent(config, key):
-    """Tensors that a configuration does without (image_tensor_absent in clipc/weights.h)."""
+    """Tensors that a configuration does without (image_tensor_absent in clipc/model/weights.h)."""
     return ("ln_pre" in key and not config["ln_pre"] or key == "visual.conv1.bias" and not config["patch_bias"]
             or key == "visual.proj" and config["absent"] & CONSTANTS["ABSENT_IMAGE_PROJ"])
 
@@ -182,7 +182,7 @@ class Json:
         raise Refused(f"{self.path}: {self.section}{'.' if self.section else ''}{key} {what}")
 
     def check_keys(self):
-        """Every key is one of CONFIG_KEYS in clipc/models.h and holds what that allows."""
+        """Every key is one of CONFIG_KEYS in clipc/model/architectures.h and holds what that allows."""
         for key, value in self.object.items():
             rule = CONFIG_KEYS.get((self.section, key))
             if rule is None:

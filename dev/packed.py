@@ -1,4 +1,4 @@
-"""The packed weight file of clip.c (clipc/weights.h), and the numbers of every output: rounding, files that are whole or absent."""
+"""The packed weight file of clip.c (clipc/model/weights.h), and the numbers of every output: rounding, files that are whole or absent."""
 import math
 import os
 import struct
@@ -39,7 +39,7 @@ def shortest(value):
 
 
 def open_packed(path):
-    """A packed .bin: -> Checkpoint with config, merges (bytes or None) and dtype. Checked as clipc/weights.h does."""
+    """A packed .bin: -> Checkpoint with config, merges (bytes or None) and dtype. Checked as clipc/model/weights.h does."""
     size = os.path.getsize(path)
     with open(path, "rb") as f:
         raw = f.read(4 * HEADER_INTS)

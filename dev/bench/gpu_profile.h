@@ -3,7 +3,7 @@
 #ifndef CLIPC_GPU_PROFILE_H
 #define CLIPC_GPU_PROFILE_H
 
-#include "clipc/gpu_matmul.h"
+#include "clipc/math/gpu_matmul.h"
 
 typedef struct {
     bool on;

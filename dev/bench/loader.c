@@ -1,8 +1,8 @@
 // Pictures a second and core: decoding, and each way to 224 pixels, on 500x375 JPEGs, in the time of one thread.
 //
 //     build/bench_loader [JPEG...]        without files: drawn ones, quality 90, 4:2:0, about 100 KB as those of ImageNet
-#include "clipc/transform.h"
-#include "clipc/utils.h"
+#include "clipc/data/transform.h"
+#include "clipc/base/utils.h"
 
 enum { WIDTH = 500, HEIGHT = 375, SIZE = 224, DRAWN = 8, MOST = 64 };
 

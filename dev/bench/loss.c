@@ -1,8 +1,8 @@
 // The contrastive loss in tiles against its plain form, which holds the whole matrix of logits: time, memory, and the same numbers.
 //
 //     build/bench_loss [PAIRS] [EMBEDDING]        32768 and 512 by default; the plain form then takes 4.3 GB
-#include "clipc/loss.h"
-#include "clipc/rand.h"
+#include "clipc/math/loss.h"
+#include "clipc/base/rand.h"
 
 #include <sys/resource.h>
 

@@ -3,8 +3,8 @@
 //     make build/bench_matmul_steps && build/bench_matmul_steps        under 20 s
 //
 // Time is that of the thread, so that other programs disturb it less. Some entries of every result are compared with sums in double.
-#include "clipc/matmul.h"
-#include "clipc/rand.h"
+#include "clipc/math/matmul.h"
+#include "clipc/base/rand.h"
 
 enum { M = 1600, N = 3072, K = 768, FEW = 24 }; // rows, outputs and inputs of c_fc at batch 32; rows of the slow steps
 

@@ -6,7 +6,7 @@
 //
 // Times are those of the best of several runs: what else the machine does only makes them longer. One thread alone is measured by the time it
 // has run, which others hardly disturb: OMP_NUM_THREADS=1 gives figures on a busy machine, too.
-#define TESTING // without the main() of
+#define CLIP_WITHOUT_MAIN // without the main() of
 #include "train_clip.c"
 
 #include <dlfcn.h>

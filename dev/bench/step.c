@@ -9,15 +9,15 @@
 // compute the same: the loss before the last step, or the first of the features. Between lines the process sleeps.
 // On a GPU (build/bench_stepcu) three more numbers follow: the seconds and FLOPs of the matrix products, if the line says `STEPS profile`,
 // which slows the steps a little, else 0; and the bytes of GPU memory in use.
-#define TESTING // without the main() of
+#define CLIP_WITHOUT_MAIN // without the main() of
 #if defined(__CUDACC__) || defined(CLIPC_EMULATE)
 #include "dev/bench/gpu_profile.h"
 #include "train_clip.cu"
 #else
 #include "train_clip.c"
 #endif
-#include "clipc/models.h" // model_load
-#include "clipc/rand.h"   // rand_for
+#include "clipc/model/architectures.h" // model_load
+#include "clipc/base/rand.h"   // rand_for
 
 typedef struct {
     Clip *clip;

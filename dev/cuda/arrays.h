@@ -1,9 +1,9 @@
-// Arrays that lie on the GPU and on the host at once, for the tests and the laboratory. Included behind train_clip.cu or clipc/gpu.h.
+// Arrays that lie on the GPU and on the host at once, for the tests and the laboratory. Included behind train_clip.cu or clipc/math/gpu.h.
 #ifndef CLIPC_ARRAYS_H
 #define CLIPC_ARRAYS_H
 
-#include "clipc/gpu.h"  // CUDA_CHECK
-#include "clipc/rand.h" // rand_for
+#include "clipc/math/gpu.h"  // CUDA_CHECK
+#include "clipc/base/rand.h" // rand_for
 
 #include <math.h>
 

@@ -1,4 +1,4 @@
-// CUDA kernels as C++ on a CPU, to be checked where no GPU is: clipc/gpu.h includes this file when CLIPC_EMULATE is defined.
+// CUDA kernels as C++ on a CPU, to be checked where no GPU is: clipc/math/gpu.h includes this file when CLIPC_EMULATE is defined.
 //
 // The threads of a block are fibers of one thread of the operating system, and blocks run one after the other, in random order. A fiber runs
 // until it has to wait (__syncthreads, a warp function), then another one that can go on does: in every second block a random one, in the
@@ -15,7 +15,7 @@
 #ifndef CLIPC_EMULATE_H
 #define CLIPC_EMULATE_H
 
-#include "clipc/utils.h" // die
+#include "clipc/base/utils.h" // die
 #include "dev/cuda/emulate_types.h"
 
 #include <functional>
@@ -24,7 +24,7 @@
 #if !defined(__x86_64__)
 #include <ucontext.h>
 #endif
-#ifdef CLIPC_GUARDS // AddressSanitizer, see clipc/utils.h
+#ifdef CLIPC_GUARDS // AddressSanitizer, see clipc/base/utils.h
 #include <sanitizer/common_interface_defs.h>
 #endif
 

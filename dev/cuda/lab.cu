@@ -2,7 +2,7 @@
 //
 //     build/lab              checks every version against plain double arithmetic at odd sizes (emulated: make test)
 //     build/labcu --time     the same on a GPU, and times them at the sizes of ViT-B/32 with 1,024 pairs (make bench-gpu)
-#define TESTING
+#define CLIP_WITHOUT_MAIN
 #include "train_clip.cu"
 
 #include "dev/cuda/activation.cu"

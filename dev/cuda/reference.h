@@ -2,7 +2,7 @@
 #ifndef CLIPC_REFERENCE_H
 #define CLIPC_REFERENCE_H
 
-#include "clipc/loss.h"      // Positives
+#include "clipc/math/loss.h"      // Positives
 #include "dev/cuda/arrays.h" // doubles
 
 // n = (x - mean) * rstd of a row

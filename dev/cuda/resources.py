@@ -17,7 +17,7 @@ REPORT = re.compile(r"Compiling entry function '(\S+)' for '(\w+)'\n.*\n\s+(\d+)
 def compile_report(nvcc, archs):
     codes = [x for arch in archs for x in ("-gencode", f"arch={arch.replace('sm', 'compute')},code={arch}")]
     with tempfile.TemporaryDirectory() as scratch:
-        run = subprocess.run([nvcc, "-std=c++17", "-O3", *codes, "-diag-suppress", "1675,550", "-DTESTING", "-I.", "-Xptxas", "-v", "-c", "-o", os.path.join(scratch, "out.o"),
+        run = subprocess.run([nvcc, "-std=c++17", "-O3", *codes, "-diag-suppress", "1675,550", "-DCLIP_WITHOUT_MAIN", "-I.", "-Xptxas", "-v", "-c", "-o", os.path.join(scratch, "out.o"),
                               "train_clip.cu"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if run.returncode:
         sys.exit(f"resources.py: nvcc fails:\n{run.stdout[-2000:]}")

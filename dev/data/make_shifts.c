@@ -5,10 +5,10 @@
 // Pictures FIRST … FIRST+COUNT-1 of the WebDataset SHARDS. PICK 0: each in every style. PICK n: each in n styles drawn at random,
 // mirrored half of the time. The class is that of .cls, else the class name that stands in the caption. Styles, with a number
 // behind the colon: clean, gray, blur:SIGMA, contrast:FACTOR, noise:SIGMA, dark:FACTOR, bright:PLUS, warm:FACTOR, invert.
-#include "clipc/utils.h"
-#include "clipc/rand.h"
-#include "clipc/sample.h"
-#include "clipc/zeroshot.h"
+#include "clipc/base/utils.h"
+#include "clipc/base/rand.h"
+#include "clipc/data/sample.h"
+#include "clipc/train/zeroshot.h"
 
 #include <png.h>
 

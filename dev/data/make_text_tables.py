@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Writes clipc/text_tables.h: the data behind caption cleaning that no C library brings.
+"""Writes clipc/data/text_tables.h: the data behind caption cleaning that no C library brings.
 
-    dev/data/make_text_tables.py --classes unicode_classes.tsv > clipc/text_tables.h
+    dev/data/make_text_tables.py --classes unicode_classes.tsv > clipc/data/text_tables.h
 
 - HTML entities, from Python's html.entities, with the upper-case spellings that only ftfy knows;
 - the upper halves of the code pages that ftfy tries, from Python's codecs;

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Draws the figures of doc/matmul.md: dev/doc/matmul_figures.py [FOLDER], doc/img by default. Python's standard library only.
 
-Measured speeds are read from the tables in the page itself; colours and type are those of clipc/plot.h.
+Measured speeds are read from the tables in the page itself; colours and type are those of clipc/base/plot.h.
 """
 import math
 import os
@@ -14,7 +14,7 @@ COLORS = ["#2563eb", "#d9480f", "#0d8a5f", "#9333ea", "#b0186e", "#4b5563"]
 DARK = ["#6ea8fe", "#ff9d5c", "#45c99a", "#c08bfa", "#f57bbd", "#a3adba"]
 
 M, N, K = 1600, 3072, 768  # c_fc of ViT-B/32 at batch 32
-ROWS, COLUMNS, K_BLOCK, UNIT_BLOCK = 12, 32, 256, 16  # tile, panel, blocks: clipc/isa.h, clipc/matmul.h
+ROWS, COLUMNS, K_BLOCK, UNIT_BLOCK = 12, 32, 256, 16  # tile, panel, blocks: clipc/math/isa.h, clipc/math/matmul.h
 A_BYTES = 512 << 10
 BLOCK_ROWS = A_BYTES // (4 * K) // ROWS * ROWS
 

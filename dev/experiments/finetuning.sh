@@ -145,8 +145,8 @@ PY
 # Tokens of the same names in 14 languages, start and end not counted
 tokens() {
     cat > "$out/tokens.c" <<'C'
-#include "clipc/utils.h"
-#include "clipc/tokenizer.h"
+#include "clipc/base/utils.h"
+#include "clipc/data/tokenizer.h"
 
 int main(void) {
     char error[256], line[65536];

@@ -2,7 +2,7 @@
 #ifndef CLIPC_TEST_DATA_FILES_H
 #define CLIPC_TEST_DATA_FILES_H
 
-#include "clipc/dataloader.h"
+#include "clipc/data/dataloader.h"
 #include "dev/test/test.h"
 
 #include <sys/wait.h>

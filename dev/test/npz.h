@@ -2,7 +2,7 @@
 #ifndef CLIPC_NPZ_H
 #define CLIPC_NPZ_H
 
-#include "clipc/utils.h"
+#include "clipc/base/utils.h"
 
 #include <archive.h>
 #include <archive_entry.h>

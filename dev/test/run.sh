@@ -26,9 +26,9 @@ headers() {
     command -v $cxx >/dev/null || cxx=c++
     flags=$(build flags | sed -n 1p)
     begin_checks
-    for header in $(grep -l '^#ifndef CLIPC_' clipc/*.h); do
+    for header in $(grep -l '^#ifndef CLIPC_' clipc/*/*.h); do
         case $header in
-        clipc/gpu*) check "$header, emulated" $cxx -std=c++17 -DCLIPC_EMULATE ${flags#*-std=c11} -fsyntax-only -x c++ "$header"; continue ;;
+        clipc/math/gpu*) check "$header, emulated" $cxx -std=c++17 -DCLIPC_EMULATE ${flags#*-std=c11} -fsyntax-only -x c++ "$header"; continue ;;
         esac
         check "$header as C11" $flags -fsyntax-only -x c "$header"
         check "$header as C++17" $cxx -std=c++17 ${flags#*-std=c11} -fsyntax-only -x c++ "$header"

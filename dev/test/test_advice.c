@@ -1,6 +1,6 @@
 // Advice on constructed curves: each sign fires where it should, with its figures, none in healthy runs, none on noise or missing data.
-#include "clipc/advice.h"
-#include "clipc/rand.h"
+#include "clipc/train/advice.h"
+#include "clipc/base/rand.h"
 #include "dev/test/test.h"
 
 enum { STEPS = 1000, EVERY = 100, PAIRS = 64 };

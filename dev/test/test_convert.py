@@ -66,7 +66,7 @@ CONFIG = {"embed_dim": 7, "quick_gelu": False,
 
 
 def shapes(E=7, P=4, C=12, T=5, F=31, L=2, V=19, W=10, N=5, G=40, M=1):
-    """Names and shapes written out once more, from open_clip and not from clipc/weights.h."""
+    """Names and shapes written out once more, from open_clip and not from clipc/model/weights.h."""
     def blocks(prefix, layers, c, hidden):
         block = {"ln_1.weight": (c,), "ln_1.bias": (c,), "attn.in_proj_weight": (3 * c, c), "attn.in_proj_bias": (3 * c,), "attn.out_proj.weight": (c, c),
                  "attn.out_proj.bias": (c,), "ln_2.weight": (c,), "ln_2.bias": (c,), "mlp.c_fc.weight": (hidden, c), "mlp.c_fc.bias": (hidden,),

@@ -1,6 +1,6 @@
 // The emulated GPU (dev/cuda/emulate.h): warp functions, barriers, tensor cores and copies mean what CUDA says, and each kind of fault
 // that it promises to find, planted once in a kernel, is found. A fault runs in a child process, which has to fail.
-#include "clipc/gpu.h"
+#include "clipc/math/gpu.h"
 #include "dev/test/test.h"
 
 #include <sys/wait.h>

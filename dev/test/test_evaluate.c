@@ -1,7 +1,7 @@
 // Evaluation: ranks, losses, class names and templates, the zero-shot classifier, metrics over a data set, files of features.
 // A toy back end stands in for the model. With the folder golden/model as argument: retrieval.npz and zeroshot.npz instead.
 //     test_evaluate [GOLDEN/model]
-#include "clipc/evaluate.h"
+#include "clipc/train/evaluate.h"
 
 #include "dev/test/npz.h"
 #include "dev/test/test.h"

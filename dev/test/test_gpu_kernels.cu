@@ -1,6 +1,6 @@
 // Every kernel of train_clip.cu at odd sizes against plain double arithmetic, in fp32 and in bf16: emulated (make test), on a GPU (make test-gpu).
 // Inputs are rounded to the type under test before either side sees them, outputs begin as NaN, and each layer runs twice: the bits are the same.
-#define TESTING
+#define CLIP_WITHOUT_MAIN
 #include "train_clip.cu"
 #include "dev/cuda/reference.h"
 #include "dev/test/test.h"

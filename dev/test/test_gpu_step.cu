@@ -1,5 +1,5 @@
 // Whole steps of train_clip.cu: gradients in bf16 against those in fp32, and memory: what was announced, and nothing more once it runs.
-#define TESTING
+#define CLIP_WITHOUT_MAIN
 #include "train_clip.cu"
 #include "dev/test/test.h"
 

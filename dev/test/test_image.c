@@ -1,7 +1,7 @@
 // Pictures: decoders, resize, augmentation. Usage: test_image [GOLDEN_DIR]
 // Without a folder: own fixtures, made here with the encoders of the same libraries. With a folder laid out as its README says (files.json,
 // bad.json, augment.json, expected.npz, expected_crops.npz): every file and every array in it.
-#include "clipc/transform.h"
+#include "clipc/data/transform.h"
 #include "dev/test/npz.h"
 #include "dev/test/test.h"
 

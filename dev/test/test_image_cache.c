@@ -2,7 +2,7 @@
 // finished leaves no file.
 #include "dev/test/data_files.h"
 
-#include "clipc/dataloader.h" // Loader
+#include "clipc/data/dataloader.h" // Loader
 
 #include <sys/resource.h>
 

@@ -1,5 +1,5 @@
 // Every layer of train_clip.c at odd sizes: forward against plain double arithmetic, backward against finite differences of it.
-#define TESTING
+#define CLIP_WITHOUT_MAIN
 #include "train_clip.c"
 #include "dev/test/test.h"
 

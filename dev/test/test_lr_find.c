@@ -1,8 +1,8 @@
 // The range test: its ramp and where it ends, the reading of curves whose answer is known, and that a model is afterwards what it was,
 // to the bit. What the program makes of real losses is in test_lr_find.py.
-#define TESTING
+#define CLIP_WITHOUT_MAIN
 #include "train_clip.c"
-#include "clipc/lr_range.h"
+#include "clipc/train/lr_range.h"
 #include "dev/test/test.h"
 
 static RangeConfig config_of(int64_t steps) {

@@ -1,8 +1,8 @@
 // The inner loops of every instruction set that this processor runs, against plain double arithmetic at odd sizes; error bounds of
 // exponential and activations; the same bits for any number of threads.
-#include "clipc/matmul.h"
-#include "clipc/loss.h"
-#include "clipc/rand.h"
+#include "clipc/math/matmul.h"
+#include "clipc/math/loss.h"
+#include "clipc/base/rand.h"
 #include "dev/test/test.h"
 
 #ifdef _OPENMP

@@ -1,5 +1,5 @@
-// clipc/models.h: the table of known models, and configurations in open_clip's JSON form, good and refused.
-#include "clipc/models.h"
+// clipc/model/architectures.h: the table of known models, and configurations in open_clip's JSON form, good and refused.
+#include "clipc/model/architectures.h"
 #include "dev/test/test.h"
 
 #include <fcntl.h>

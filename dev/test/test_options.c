@@ -4,7 +4,7 @@
     X(PROGRAM, REAL, min_lr, "min-lr", "1e-7", "(0,inf)", "a row of the program's own") \
     X(PROGRAM, INT, offset, "offset", "-5", "[-10,10]", "a number that may be negative")
 #define PROGRAM_GROUPS (~GROUP_BIT(SCHEDULE))
-#include "clipc/options.h"
+#include "clipc/base/options.h"
 #include "dev/test/test.h"
 
 #include <sys/wait.h>

@@ -1,5 +1,5 @@
-// clipc/positions.h: properties that any interpolation has, and with a folder (the stored results' model/) resize.npz from torch.
-#include "clipc/positions.h"
+// clipc/model/positions.h: properties that any interpolation has, and with a folder (the stored results' model/) resize.npz from torch.
+#include "clipc/model/positions.h"
 #include "dev/test/npz.h"
 #include "dev/test/test.h"
 

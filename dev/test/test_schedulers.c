@@ -1,8 +1,8 @@
 // Schedules: own vectors, edges, what the options make of them; with a folder (model of the stored results) its schedules.csv,
 // every row: what open_clip, transformers and torch compute.
 //     build/test_schedulers [DIR]
-#include "clipc/csv.h"
-#include "clipc/schedule_options.h"
+#include "clipc/data/csv.h"
+#include "clipc/base/schedule_options.h"
 #include "dev/test/test.h"
 
 #include <sys/wait.h>

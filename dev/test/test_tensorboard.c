@@ -1,5 +1,5 @@
 // TensorBoard event files: checksums against published values, every byte decoded again by a reader written apart, resuming, a full disk.
-#include "clipc/tensorboard.h"
+#include "clipc/train/tensorboard.h"
 #include "dev/test/test.h"
 
 #include <sys/resource.h>

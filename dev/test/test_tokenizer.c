@@ -1,9 +1,9 @@
-// Tests of clipc/tokenizer.h and what it stands on.
+// Tests of clipc/data/tokenizer.h and what it stands on.
 //   dev/test/test_tokenizer [GOLDEN_DIR]
 // GOLDEN_DIR holds tokens.jsonl, unicode_classes.tsv and unicode_lower.tsv; every record in them is checked, no caption is excused.
-#include "clipc/tokenizer.h"
+#include "clipc/data/tokenizer.h"
 
-#include "clipc/rand.h"
+#include "clipc/base/rand.h"
 #include "dev/test/test.h"
 
 #include <jansson.h>

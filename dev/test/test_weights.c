@@ -1,5 +1,5 @@
 // The packed weight file: written and read back to the bit, and every way a file can be cut off, altered or made to deceive.
-#include "clipc/weights.h"
+#include "clipc/model/weights.h"
 #include "dev/test/test.h"
 
 #include <sys/resource.h>

@@ -1,0 +1,313 @@
+// A run's log: lines on the console and in FOLDER/out.log, records of numbers in FOLDER/metrics.jsonl, a progress bar on a
+// terminal. Logs are not worth a run: a full disk is told once and the run goes on; only opening them can end the program.
+//
+//     Logger log;
+//     logger_open(&log, "logs/my_run", resume);
+//     logger_print(&log, "%d parameters", n);               a line
+//     logger_step(&log, &progress, every);                  the bar, or a line every so many steps
+//     Record r = record_new(step);
+//     record_number(&r, "loss", loss);
+//     logger_record(&log, &r);                              {"step": 7, "loss": 2.25}
+//     logger_close(&log);
+#ifndef CLIPC_LOGGER_H
+#define CLIPC_LOGGER_H
+
+#include "clipc/base/utils.h" // die, warn, SafeFile
+
+#include <fcntl.h>
+#include <jansson.h> // reading metrics.jsonl back
+#include <math.h>
+#include <sys/ioctl.h>
+
+// ---------------------------------------------------------------- numbers and texts in JSON
+
+// The shortest decimal number that reads back as `x` (as a float where x is one); null for what JSON cannot say: NaN, infinity.
+static inline void number_format(char text[32], double x) {
+    if (!isfinite(x)) snprintf(text, 32, "null");
+    else if (x == floor(x) && fabs(x) < 1e15) snprintf(text, 32, "%.0f", x);
+    else {
+        bool is_float = (double)(float)x == x;
+        for (int digits = 1; digits <= 17; digits++) {
+            snprintf(text, 32, "%.*g", digits, x);
+            if (is_float ? strtof(text, NULL) == (float)x : strtod(text, NULL) == x) break;
+        }
+    }
+}
+
+// Copies a text that is to be valid UTF-8, as JSON and XML ask; in one that is not, whatever is not ASCII becomes '?'.
+static inline void utf8_copy(char *out, size_t size, const char *text) {
+    snprintf(out, size, "%s", text);
+    json_t *valid = json_string(out);
+    for (char *p = out; !valid && *p; p++)
+        if ((unsigned char)*p >= 0x80) *p = '?';
+    json_decref(valid);
+}
+
+// ---------------------------------------------------------------- a record of metrics
+
+enum { RECORD_SIZE = 16384 };
+
+typedef struct {
+    char text[RECORD_SIZE]; // the inside of the braces
+    size_t length;
+} Record;
+
+static inline void record_append(Record *r, const char *text) {
+    size_t n = strlen(text);
+    if (r->length + n >= RECORD_SIZE) die(EXIT_RUNTIME, "a record of metrics is longer than %d bytes; evaluate fewer sets at once", RECORD_SIZE);
+    memcpy(r->text + r->length, text, n);
+    r->length += n;
+}
+
+// Adds "key": value.
+static inline void record_number(Record *r, const char *key, double value) {
+    char name[512], number[32], escape[8];
+    utf8_copy(name, sizeof name, key);
+    number_format(number, value);
+    record_append(r, r->length ? ", \"" : "\"");
+    for (char *p = name; *p; p++) {
+        bool plain = *p != '"' && *p != '\\' && (unsigned char)*p >= ' ';
+        snprintf(escape, sizeof escape, plain ? "%c" : "\\u%04x", *p);
+        record_append(r, escape);
+    }
+    record_append(r, "\": ");
+    record_append(r, number);
+}
+
+// Every record begins with its step: what resuming cuts by, and what curves are drawn over.
+static inline Record record_new(int64_t step) {
+    Record r;
+    r.length = 0;
+    record_number(&r, "step", (double)step);
+    return r;
+}
+
+// The next whole record of a metrics file (the caller frees it with json_decref), NULL at the end. Lines that are none, such as
+// one cut off by a kill, are passed over. *line (getline's, to be freed) holds its text.
+static inline json_t *metrics_next(FILE *f, char **line, size_t *capacity) {
+    ssize_t n;
+    while ((n = getline(line, capacity, f)) >= 0) {
+        json_t *record = json_loadb(*line, (size_t)n, 0, NULL);
+        if (json_is_object(record)) return record;
+        json_decref(record);
+    }
+    return NULL;
+}
+
+// Keeps the whole records up to and including `last_step`; the file is replaced at once or not at all.
+static inline void metrics_cut(const char *path, int64_t last_step) {
+    if (!file_exists(path)) return;
+    FILE *f = fopen_check(path, "rb");
+    SafeFile out;
+    safe_file_open(&out, path);
+    char *line = NULL;
+    size_t capacity = 0;
+    for (json_t *record; (record = metrics_next(f, &line, &capacity)); json_decref(record)) {
+        json_t *step = json_object_get(record, "step");
+        if (json_is_number(step) && json_number_value(step) > (double)last_step) continue;
+        safe_file_write(&out, line, strcspn(line, "\n"));
+        safe_file_write(&out, "\n", 1);
+    }
+    free(line);
+    fclose(f);
+    safe_file_commit(&out);
+}
+
+// ---------------------------------------------------------------- the log
+
+typedef struct {
+    char path[PATH_SIZE];
+    int fd;    // -1: not kept
+    bool torn; // the disk was full in the middle of a line
+} LogFile;
+
+typedef struct {
+    LogFile out, metrics;
+    bool terminal, bar_shown, full_told;
+    char what[64]; // the work whose progress is shown
+    int64_t first_done;
+    double first_time, last_drawn;
+} Logger;
+
+static inline void log_file_open(LogFile *f, const char *folder, const char *name, bool resume) {
+    path_format(f->path, "%s/%s", folder, name);
+    f->fd = open(f->path, O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC | (resume ? 0 : O_EXCL), 0666);
+    if (f->fd < 0 && errno == EEXIST) die(EXIT_USAGE, "%s: exists already; choose another --name, or go on with --resume latest", f->path);
+    if (f->fd < 0) die(EXIT_RUNTIME, "%s: cannot open (%s)", f->path, strerror(errno));
+    char last;
+    f->torn = lseek(f->fd, -1, SEEK_END) >= 0 && read(f->fd, &last, 1) == 1 && last != '\n'; // killed in the middle of a line
+}
+
+// Appends a line in one write, so that what a kill leaves is whole lines and at most one torn at the end.
+static inline void log_file_write(Logger *l, LogFile *f, const char *line, size_t n) {
+    if (f->fd < 0) return;
+    bool failed = f->torn && write(f->fd, "\n", 1) != 1;
+    if (!failed) {
+        f->torn = false;
+        ssize_t written = write(f->fd, line, n);
+        failed = written != (ssize_t)n;
+        f->torn = failed && written > 0;
+    }
+    if (failed && !l->full_told) warn("%s: cannot write (%s); the run goes on without it, free some space", f->path, strerror(errno));
+    l->full_told |= failed;
+}
+
+// Opens the log of the run in `folder` (made if need be); NULL: console only. Without `resume` files that exist are an error;
+// with it lines are added behind those that are there.
+static inline void logger_open(Logger *l, const char *folder, bool resume) {
+    memset(l, 0, sizeof *l);
+    l->out.fd = l->metrics.fd = -1;
+    const char *term = getenv("TERM");
+    l->terminal = isatty(fileno(stdout)) && term && strcmp(term, "dumb") != 0;
+    if (!folder) return;
+    make_directories(folder);
+    log_file_open(&l->out, folder, "out.log", resume);
+    log_file_open(&l->metrics, folder, "metrics.jsonl", resume);
+}
+
+// Resuming from a checkpoint of `step`: forgets the records behind it, which the run is about to write again.
+static inline void logger_truncate_after(Logger *l, int64_t step) {
+    if (l->metrics.fd < 0) return;
+    metrics_cut(l->metrics.path, step);
+    close(l->metrics.fd);
+    l->metrics.fd = open(l->metrics.path, O_WRONLY | O_APPEND | O_CLOEXEC);
+    if (l->metrics.fd < 0) die(EXIT_RUNTIME, "%s: cannot open (%s)", l->metrics.path, strerror(errno));
+    l->metrics.torn = false;
+}
+
+static inline void logger_clear_bar(Logger *l) {
+    if (l->bar_shown) fputs("\r\033[K", stdout);
+    l->bar_shown = false;
+}
+
+static inline void logger_close(Logger *l) {
+    logger_clear_bar(l);
+    fflush(stdout);
+    if (l->out.fd >= 0) close(l->out.fd);
+    if (l->metrics.fd >= 0) close(l->metrics.fd);
+    l->out.fd = l->metrics.fd = -1;
+}
+
+static inline void logger_line(Logger *l, bool console, const char *format, va_list args) {
+    char line[8192];
+    int n = vsnprintf(line, sizeof line - 1, format, args);
+    if (n > (int)sizeof line - 2) n = (int)sizeof line - 2;
+    line[n] = '\n';
+    if (console) {
+        logger_clear_bar(l);
+        fwrite(line, 1, (size_t)n + 1, stdout);
+        fflush(stdout);
+    }
+    log_file_write(l, &l->out, line, (size_t)n + 1);
+}
+
+// A line on the console and in out.log.
+PRINTF_LIKE(2, 3) static inline void logger_print(Logger *l, const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    logger_line(l, true, format, args);
+    va_end(args);
+}
+
+// A line in out.log alone.
+PRINTF_LIKE(2, 3) static inline void logger_note(Logger *l, const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    logger_line(l, false, format, args);
+    va_end(args);
+}
+
+// A warning, `program: …`, on stderr and in out.log.
+PRINTF_LIKE(2, 3) static inline void logger_warn(Logger *l, const char *format, ...) {
+    char text[4096];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    logger_clear_bar(l);
+    warn("%s", text);
+    logger_note(l, "warning: %s", text);
+}
+
+// A record in metrics.jsonl.
+static inline void logger_record(Logger *l, const Record *r) {
+    char line[RECORD_SIZE + 4];
+    int n = snprintf(line, sizeof line, "{%.*s}\n", (int)r->length, r->text);
+    log_file_write(l, &l->metrics, line, (size_t)n);
+}
+
+// ---------------------------------------------------------------- progress
+
+// "2:05", "1:02:05"
+static inline void duration_format(char text[32], double seconds) {
+    long long s = seconds > 0 && seconds < 1e9 ? (long long)(seconds + 0.5) : 0;
+    if (s >= 3600) snprintf(text, 32, "%lld:%02lld:%02lld", s / 3600, s / 60 % 60, s % 60);
+    else snprintf(text, 32, "%lld:%02lld", s / 60, s % 60);
+}
+
+// Seconds that `done` of `total` leave at the speed so far; below 0: not known yet. Another `what` starts anew.
+static inline double logger_seconds_left(Logger *l, const char *what, int64_t done, int64_t total) {
+    double now = seconds_now();
+    if (strcmp(l->what, what) != 0 || done < l->first_done) {
+        snprintf(l->what, sizeof l->what, "%s", what);
+        l->first_done = done;
+        l->first_time = now;
+    }
+    return done > l->first_done ? (now - l->first_time) / (double)(done - l->first_done) * (double)(total - done) : -1;
+}
+
+// Draws " 34% ━━━━────── train 340/1000  details  2:31 left" over the bar before, at most ten times a second.
+static inline void logger_draw_bar(Logger *l, const char *what, int64_t done, int64_t total, const char *details, double seconds_left) {
+    double now = seconds_now();
+    if (now - l->last_drawn < 0.1) return;
+    l->last_drawn = now;
+    char left[32] = "", text[512];
+    if (seconds_left >= 0) duration_format(left, seconds_left);
+    snprintf(text, sizeof text, "%s %lld/%lld%s%s%s%s", what, (long long)done, (long long)total, details[0] ? "  " : "", details, left[0] ? "  " : "", left);
+    if (left[0]) strncat(text, " left", sizeof text - strlen(text) - 1);
+    struct winsize window;
+    int columns = ioctl(fileno(stdout), TIOCGWINSZ, &window) == 0 && window.ws_col > 0 ? window.ws_col : 80;
+    int cells = columns - 1 - 6 - (int)strlen(text), share = total > 0 ? (int)(100 * done / total) : 0; // 6: " 34% " and a blank
+    if (cells > 30) cells = 30;
+    printf("\r\033[K%4d%% ", share);
+    for (int i = 0; i < cells; i++) fputs(i < cells * share / 100 ? "━" : "─", stdout);
+    printf("%s%.*s", cells > 0 ? " " : "", columns > 7 ? columns - 7 : 0, text);
+    fflush(stdout);
+    l->bar_shown = true;
+}
+
+// Shows on a terminal how far some work is, e.g. "zero-shot" with `done` of `total` pictures; gone when it is done. `details` may be "".
+static inline void logger_progress(Logger *l, const char *what, int64_t done, int64_t total, const char *details) {
+    if (!l->terminal) return;
+    double left = logger_seconds_left(l, what, done, total);
+    if (done < total) logger_draw_bar(l, what, done, total, details, left);
+    else {
+        logger_clear_bar(l);
+        fflush(stdout);
+    }
+}
+
+typedef struct {
+    int64_t step, steps; // steps done, of the whole run
+    double epoch, loss, lr, samples_per_second;
+} LogStep;
+
+// A training step: a line in out.log at every `every`th and the last; on the console the bar, or the same line where it is no
+// terminal.
+static inline void logger_step(Logger *l, const LogStep *s, int64_t every) {
+    char details[160], line[320], left[32];
+    snprintf(details, sizeof details, "loss %.4f  lr %.3g  %.1f samples/s", s->loss, s->lr, s->samples_per_second);
+    double seconds = logger_seconds_left(l, "step", s->step, s->steps);
+    bool last = s->step == s->steps, bar = l->terminal && !last;
+    if (bar) logger_draw_bar(l, "step", s->step, s->steps, details, seconds);
+    if (s->step % every != 0 && !last) return;
+    int n = snprintf(line, sizeof line, "step %lld/%lld  epoch %.2f  %s", (long long)s->step, (long long)s->steps, s->epoch, details);
+    if (seconds >= 0 && !last) {
+        duration_format(left, seconds);
+        snprintf(line + n, sizeof line - (size_t)n, "  %s left", left);
+    }
+    if (bar) logger_note(l, "%s", line);
+    else logger_print(l, "%s", line);
+}
+
+#endif

@@ -1,0 +1,137 @@
+// Tables of text: fields by RFC 4180 (quotes, doubled quotes and line breaks within them) with any one-byte separator; LF,
+// CRLF or CR; with or without a UTF-8 byte order mark. Fields are unquoted in place and end with a NUL: nothing is copied.
+#ifndef CLIPC_CSV_H
+#define CLIPC_CSV_H
+
+#include "clipc/base/utils.h" // die, warn, list_grow
+
+typedef struct {
+    char *start; // NUL-terminated
+    size_t length;
+} CsvField;
+
+typedef struct {
+    char *text; // with a NUL behind its `length` bytes; changed by reading
+    size_t length, at;
+    char separator;
+    CsvField *fields; // of the row read last
+    int count;
+    size_t capacity;
+    int64_t unclosed; // rows with a quotation mark that is never closed: it was taken as it stands
+} CsvReader;
+
+#define CSV_SEPARATORS "\t,;|" // looked for when none is given, in this order
+
+// The end of a quoted field that opens at `at`: the closing quotation mark, or `length` when there is none.
+static inline size_t csv_quote_end(const char *text, size_t length, size_t at) {
+    for (at++; at < length; at++) {
+        if (text[at] != '"') continue;
+        if (at + 1 < length && text[at + 1] == '"') at++;
+        else return at;
+    }
+    return length;
+}
+
+static inline bool csv_ends_field(const CsvReader *r, char c) { return c == r->separator || c == '\n' || c == '\r'; }
+
+// One field from r->at; returns the byte that ended it (the separator, \n, \r, or 0 at the end of the text), which is passed over.
+static inline char csv_read_field(CsvReader *r, CsvField *out) {
+    char *text = r->text;
+    size_t to = r->at, from = r->at;
+    out->start = text + r->at;
+    if (from < r->length && text[from] == '"') {
+        size_t close = csv_quote_end(text, r->length, from);
+        r->unclosed += close == r->length;
+        if (close < r->length) {
+            for (from++; from < close; from++) {
+                if (text[from] == '"') from++; // the second one of a doubled mark
+                text[to++] = text[from];
+            }
+            from = close + 1;
+        }
+    }
+    while (from < r->length && !csv_ends_field(r, text[from])) text[to++] = text[from++]; // also what follows a closing quotation mark
+    char end = from < r->length ? text[from] : 0;
+    if (end == '\r' && from + 1 < r->length && text[from + 1] == '\n') from++;
+    r->at = from < r->length ? from + 1 : from;
+    text[to] = 0;
+    out->length = (size_t)(text + to - out->start);
+    return end;
+}
+
+// The next row that is not empty into r->fields; false at the end of the text.
+static inline bool csv_read_row(CsvReader *r) {
+    while (r->at < r->length) {
+        char end;
+        r->count = 0;
+        do {
+            list_grow((void **)&r->fields, &r->capacity, (size_t)r->count + 1, sizeof *r->fields);
+            end = csv_read_field(r, &r->fields[r->count++]);
+        } while (end == r->separator && end);
+        if (r->count > 1 || r->fields[0].length) return true;
+    }
+    return false;
+}
+
+// Control characters become blanks: names out of files go into messages of one line.
+static inline void make_one_line(char *text) {
+    for (; *text; text++) *text = (unsigned char)*text < ' ' ? ' ' : *text;
+}
+
+// The index of the column `name` in the row read last (spaces around the names do not matter), or -1.
+static inline int csv_find_column(const CsvReader *r, const char *name) {
+    for (int i = 0; i < r->count; i++) {
+        const char *s = r->fields[i].start, *e = s + r->fields[i].length;
+        while (s < e && *s == ' ') s++;
+        while (s < e && e[-1] == ' ') e--;
+        if ((size_t)(e - s) == strlen(name) && !memcmp(s, name, (size_t)(e - s))) return i;
+    }
+    return -1;
+}
+
+// The separator under which the header line holds the most of `names` (NULL ones do not count), then the most columns.
+static inline char csv_find_separator(const char *text, size_t length, const char *const *names, int name_count) {
+    size_t end = 0;
+    while (end < length && text[end] != '\n' && text[end] != '\r') end = text[end] == '"' ? csv_quote_end(text, length, end) + 1 : end + 1;
+    if (end > length) end = length;
+    char best = ',', *copy = (char *)malloc_check(end + 1);
+    int64_t best_score = -1;
+    for (const char *s = CSV_SEPARATORS; *s; s++) {
+        CsvReader r = {copy, end, 0, *s, NULL, 0, 0, 0};
+        memcpy(copy, text, end);
+        copy[end] = 0;
+        int64_t score = csv_read_row(&r) ? r.count : 0;
+        for (int i = 0; i < name_count; i++) score += names[i] && csv_find_column(&r, names[i]) >= 0 ? (int64_t)1 << 40 : 0;
+        if (score > best_score) best = *s, best_score = score;
+        free(r.fields);
+    }
+    free(copy);
+    return best;
+}
+
+// Reads `path` and its header line, which is then the row read last. separator 0: found out from the header line by `names`.
+// What is no text ends the program. The caller frees r->text and r->fields.
+static inline void csv_open(CsvReader *r, const char *path, char separator, const char *const *names, int name_count) {
+    memset(r, 0, sizeof *r);
+    r->text = file_read_all(path, &r->length);
+    if (r->length >= 3 && !memcmp(r->text, "\xef\xbb\xbf", 3)) r->at = 3;
+    if (memchr(r->text, 0, r->length < 65536 ? r->length : 65536))
+        die(EXIT_USAGE, "%s: is no table of UTF-8 text (it holds zero bytes); save it as CSV in UTF-8, or say --dataset-type", path);
+    r->separator = separator ? separator : csv_find_separator(r->text + r->at, r->length - r->at, names, name_count);
+    if (!csv_read_row(r)) die(EXIT_USAGE, "%s: is empty; a header line with the names of the columns is needed", path);
+}
+
+// csv_find_column that ends the program when there is none; `option` names the column.
+static inline int csv_need_column(const CsvReader *r, const char *path, const char *name, const char *option) {
+    int found = csv_find_column(r, name);
+    if (found >= 0) return found;
+    char columns[400];
+    size_t n = 0;
+    columns[0] = 0;
+    for (int i = 0; i < r->count && n < sizeof columns - 1; i++)
+        n += (size_t)snprintf(columns + n, sizeof columns - n, "%s%s", i ? ", " : "", r->fields[i].start);
+    make_one_line(columns);
+    die(EXIT_USAGE, "%s: no column '%s' (there are: %s); name it with %s", path, name, columns, option);
+}
+
+#endif

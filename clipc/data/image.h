@@ -1,0 +1,347 @@
+// Pictures from bytes: JPEG (libjpeg-turbo), PNG (libpng) and WebP (libwebp), told apart by content, to 8-bit RGB.
+//
+// The yardstick is what Pillow gives for Image.open(f).convert("RGB"): the same pixels, and the same files refused (doc/images.md has
+// the list of differences). Bytes come from strangers: a size is checked against a limit before memory is taken for it, no
+// read leaves the buffer, and no file ends the program. Link with -ljpeg -lpng -lwebpdemux -lwebp.
+#ifndef CLIPC_IMAGE_H
+#define CLIPC_IMAGE_H
+
+#include "clipc/base/utils.h" // first: it asks for the GNU names
+
+#include <setjmp.h>
+#include <stdint.h>
+#include <stdio.h> // jpeglib.h needs it
+#include <stdlib.h>
+#include <string.h>
+
+#include <jpeglib.h>
+#include <jerror.h> // JWRN_JPEG_EOF
+#include <png.h>
+#include <webp/decode.h>
+#include <webp/demux.h>
+
+// Why a picture gave no pixels. A sample with any of these but IMAGE_OK is skipped and counted, the run goes on.
+// name, of one, of several
+#define IMAGE_STATUSES(X)                                                             \
+    X(IMAGE_OK, "ok", "ok")                                                           \
+    X(IMAGE_EMPTY, "empty file", "empty files")                                       \
+    X(IMAGE_UNKNOWN_FORMAT, "unknown image format", "unknown image formats")          \
+    X(IMAGE_BROKEN, "broken picture", "broken pictures")                              \
+    X(IMAGE_TOO_LARGE, "with too many pixels", "with too many pixels")                \
+    X(IMAGE_TOO_THIN, "too thin for the resize mode", "too thin for the resize mode") \
+    X(IMAGE_NO_MEMORY, "too large for the memory", "too large for the memory")
+
+#define IMAGE_STATUS_ENUM(name, one, many) name,
+typedef enum { IMAGE_STATUSES(IMAGE_STATUS_ENUM) IMAGE_STATUS_COUNT } ImageStatus;
+
+#define IMAGE_STATUS_ONE(name, one, many) one,
+#define IMAGE_STATUS_MANY(name, one, many) many,
+// The reason why one picture gave no pixels.
+static inline const char *image_status_name(ImageStatus status) {
+    static const char *const names[IMAGE_STATUS_COUNT] = {IMAGE_STATUSES(IMAGE_STATUS_ONE)};
+    return names[status];
+}
+
+// The same behind a number: "1 broken picture", "9 broken pictures".
+static inline const char *image_status_counted(ImageStatus status, int64_t count) {
+    static const char *const names[IMAGE_STATUS_COUNT] = {IMAGE_STATUSES(IMAGE_STATUS_MANY)};
+    return count == 1 ? image_status_name(status) : names[status];
+}
+
+typedef struct {
+    int width, height;
+    uint8_t *rgb;    // (height, width, 3)
+    int orientation; // EXIF 1 … 8: how to turn the picture upright; 1 (as it is) when the file does not say
+} Image;
+
+static inline void image_free(Image *image) {
+    free(image->rgb);
+    image->rgb = NULL;
+}
+
+// Takes the memory for the pixels, if the size is admissible.
+static inline ImageStatus image_allocate(Image *out, int64_t width, int64_t height, int64_t max_pixels) {
+    if (width < 1 || height < 1 || width > INT32_MAX || height > INT32_MAX) return IMAGE_BROKEN;
+    if (width > max_pixels / height) return IMAGE_TOO_LARGE;
+    out->width = (int)width;
+    out->height = (int)height;
+    out->rgb = (uint8_t *)malloc((size_t)width * (size_t)height * 3);
+    return out->rgb ? IMAGE_OK : IMAGE_NO_MEMORY;
+}
+
+// ---------------------------------------------------------------- EXIF
+
+static inline uint32_t exif_number(const uint8_t *p, int bytes, bool big_endian) {
+    uint32_t value = 0;
+    for (int i = 0; i < bytes; i++) value = value << 8 | p[big_endian ? i : bytes - 1 - i];
+    return value;
+}
+
+// The orientation (tag 0x0112 of the first directory) from an EXIF block: "Exif\0\0" or not, then a TIFF header. 1 when it has none.
+static inline int exif_orientation(const uint8_t *exif, size_t length) {
+    if (length >= 6 && memcmp(exif, "Exif\0", 6) == 0) exif += 6, length -= 6;
+    if (length < 8 || (memcmp(exif, "II*", 4) != 0 && memcmp(exif, "MM\0*", 4) != 0)) return 1;
+    bool big = exif[0] == 'M';
+    size_t at = exif_number(exif + 4, 4, big);
+    if (at > length - 2) return 1;
+    uint32_t entries = exif_number(exif + at, 2, big);
+    at += 2;
+    for (uint32_t i = 0; i < entries && at + 12 <= length; i++, at += 12) {
+        if (exif_number(exif + at, 2, big) != 0x0112 || exif_number(exif + at + 2, 2, big) != 3 /* SHORT */) continue;
+        uint32_t value = exif_number(exif + at + 8, 2, big);
+        return value >= 1 && value <= 8 ? (int)value : 1;
+    }
+    return 1;
+}
+
+// Turns the pixels upright as the EXIF orientation says (Pillow's ImageOps.exif_transpose); afterwards the orientation is 1.
+static inline void image_apply_orientation(Image *image) {
+    int o = image->orientation, w = image->width, h = image->height;
+    if (o <= 1 || o > 8) return;
+    bool swap = o >= 5, mirror_x = o == 2 || o == 3 || o == 7 || o == 8, mirror_y = o == 3 || o == 4 || o == 6 || o == 7;
+    int width = swap ? h : w, height = swap ? w : h;
+    uint8_t *rgb = (uint8_t *)malloc_check((size_t)w * (size_t)h * 3), *to = rgb;
+    for (int y = 0; y < height; y++) {
+        for (int x = 0; x < width; x++, to += 3) {
+            int from_x = swap ? y : x, from_y = swap ? x : y;
+            if (mirror_x) from_x = w - 1 - from_x;
+            if (mirror_y) from_y = h - 1 - from_y;
+            memcpy(to, image->rgb + ((size_t)from_y * (size_t)w + (size_t)from_x) * 3, 3);
+        }
+    }
+    free(image->rgb);
+    image->width = width;
+    image->height = height;
+    image->rgb = rgb;
+    image->orientation = 1;
+}
+
+// ---------------------------------------------------------------- JPEG
+
+// Progressive files of the wild have some ten scans. Each one costs a walk over the whole picture, so that a small file with
+// thousands of them would hold a worker for minutes.
+#define JPEG_MOST_SCANS 500
+
+typedef struct {
+    struct jpeg_error_mgr base; // first, so that libjpeg's pointer to it is a pointer to this
+    struct jpeg_progress_mgr progress;
+    jmp_buf escape;
+} JpegControl;
+
+static inline void jpeg_escape(j_common_ptr info) { longjmp(((JpegControl *)(void *)info->err)->escape, 1); }
+
+// Warnings (garbage between markers, noise instead of codes) are passed over, as Pillow does; but where the data ends before
+// the last row is complete libjpeg would fill up with gray, and Pillow refuses the file.
+static inline void jpeg_warning(j_common_ptr info, int level) {
+    j_decompress_ptr jpeg = (j_decompress_ptr)info;
+    if (level < 0 && jpeg->err->msg_code == JWRN_JPEG_EOF && jpeg->output_scanline < jpeg->output_height) jpeg_escape(info);
+}
+
+static inline void jpeg_scan_limit(j_common_ptr info) {
+    if (((j_decompress_ptr)info)->input_scan_number > JPEG_MOST_SCANS) jpeg_escape(info);
+}
+
+// One row of CMYK to RGB. Four-component files hold the inverted inks (c' = 255 - c …), with an Adobe marker or without: Pillow inverts always.
+//   red = K' - C·K'/255, the division rounded, where C = 255 - c' and K' = 255 - K = k'
+static inline void cmyk_row(uint8_t *rgb, const uint8_t *cmyk, int width) {
+    for (int x = 0; x < width; x++, cmyk += 4, rgb += 3) {
+        for (int c = 0; c < 3; c++) {
+            int t = (255 - cmyk[c]) * cmyk[3] + 128;
+            rgb[c] = (uint8_t)(cmyk[3] - (((t >> 8) + t) >> 8));
+        }
+    }
+}
+
+// May leave by longjmp; the caller frees what was taken until then. Decodes at whole size by libjpeg-turbo's defaults: the
+// "islow" inverse DCT and "fancy" upsampling.
+static inline ImageStatus jpeg_read(Image *out, struct jpeg_decompress_struct *jpeg, const uint8_t *bytes, size_t length, int64_t max_pixels) {
+    jpeg_create_decompress(jpeg);
+    jpeg->progress = &((JpegControl *)(void *)jpeg->err)->progress;
+    jpeg_mem_src(jpeg, bytes, (unsigned long)length);
+    jpeg_save_markers(jpeg, JPEG_APP0 + 1, 0xffff); // EXIF
+    jpeg_read_header(jpeg, TRUE);
+    int components = jpeg->num_components;
+    if (jpeg->data_precision != 8 || (components != 1 && components != 3 && components != 4)) return IMAGE_BROKEN;
+    ImageStatus status = image_allocate(out, jpeg->image_width, jpeg->image_height, max_pixels);
+    if (status != IMAGE_OK) return status;
+    for (jpeg_saved_marker_ptr m = jpeg->marker_list; m && out->orientation == 1; m = m->next)
+        if (m->data_length >= 6 && memcmp(m->data, "Exif\0", 6) == 0) out->orientation = exif_orientation(m->data, m->data_length);
+    jpeg->out_color_space = components == 4 ? JCS_CMYK : JCS_RGB;
+    jpeg_start_decompress(jpeg);
+    JSAMPARRAY inks = components == 4 ? jpeg->mem->alloc_sarray((j_common_ptr)jpeg, JPOOL_IMAGE, (JDIMENSION)out->width * 4, 1) : NULL;
+    while (jpeg->output_scanline < jpeg->output_height) {
+        JSAMPROW row = out->rgb + (size_t)jpeg->output_scanline * (size_t)out->width * 3;
+        jpeg_read_scanlines(jpeg, inks ? inks : &row, 1);
+        if (inks) cmyk_row(row, inks[0], out->width);
+    }
+    jpeg_finish_decompress(jpeg); // reads on to the end marker: what stands there instead may be an error
+    return IMAGE_OK;
+}
+
+static inline ImageStatus decode_jpeg(Image *out, const uint8_t *bytes, size_t length, int64_t max_pixels) {
+    struct jpeg_decompress_struct jpeg;
+    JpegControl control;
+    ImageStatus status;
+    memset(&jpeg, 0, sizeof jpeg);
+    memset(&control.progress, 0, sizeof control.progress);
+    jpeg.err = jpeg_std_error(&control.base);
+    control.base.error_exit = jpeg_escape;
+    control.base.emit_message = jpeg_warning;
+    control.progress.progress_monitor = jpeg_scan_limit;
+    if (setjmp(control.escape) == 0)
+        status = jpeg_read(out, &jpeg, bytes, length, max_pixels);
+    else
+        status = IMAGE_BROKEN;
+    jpeg_destroy_decompress(&jpeg);
+    return status;
+}
+
+// ---------------------------------------------------------------- PNG
+
+typedef struct {
+    jmp_buf escape;
+    const uint8_t *at; // what is left to read
+    size_t left;
+} PngControl;
+
+static inline void png_escape(png_structp png, png_const_charp message) {
+    (void)message;
+    longjmp(((PngControl *)png_get_error_ptr(png))->escape, 1);
+}
+
+static inline void png_silent(png_structp png, png_const_charp message) { (void)png, (void)message; }
+
+static inline void png_take(png_structp png, png_bytep out, size_t bytes) {
+    PngControl *control = (PngControl *)png_get_io_ptr(png);
+    if (bytes > control->left) png_error(png, "ends early");
+    memcpy(out, control->at, bytes);
+    control->at += bytes;
+    control->left -= bytes;
+}
+
+// Chunks: length, name, data, CRC. libpng hands eXIf out only from version 1.6.32 on, and not from behind the pixels.
+static inline int png_orientation(const uint8_t *bytes, size_t length) {
+    for (size_t at = 8; length - at >= 12;) {
+        size_t size = exif_number(bytes + at, 4, true);
+        if (size > length - at - 12) break;
+        if (memcmp(bytes + at + 4, "eXIf", 4) == 0) return exif_orientation(bytes + at + 8, size);
+        at += size + 12;
+    }
+    return 1;
+}
+
+// 16-bit gray to RGB in place, as Pillow converts its mode I;16: values above 255 become 255. The samples (big-endian) stand in the last
+// two thirds of each row, so that the pixels, written from the left, never reach one before it is read.
+static inline void png_gray16_to_rgb(Image *image) {
+    for (int y = 0; y < image->height; y++) {
+        uint8_t *rgb = image->rgb + (size_t)y * (size_t)image->width * 3;
+        const uint8_t *gray = rgb + image->width;
+        for (int x = 0; x < image->width; x++, gray += 2, rgb += 3) memset(rgb, gray[0] ? 255 : gray[1], 3);
+    }
+}
+
+// Whether all rows have been read: what is wrong or missing behind them (the rest of IDAT, IEND) does no harm, as in Pillow.
+static inline bool png_is_complete(png_structp png, png_infop info, const Image *image) {
+    if (!image->rgb) return false;
+    if (png_get_interlace_type(png, info) == PNG_INTERLACE_NONE) return png_get_current_row_number(png) == (png_uint_32)image->height;
+    return png_get_current_pass_number(png) == PNG_INTERLACE_ADAM7_PASSES;
+}
+
+// May leave by longjmp, see jpeg_read. gAMA, iCCP and transparent colours have no effect, alpha is dropped.
+static inline ImageStatus png_read(Image *out, png_structp png, png_infop info, int64_t max_pixels) {
+    png_set_user_limits(png, PNG_UINT_31_MAX, PNG_UINT_31_MAX); // ours are below
+    png_set_chunk_malloc_max(png, 0);
+    png_set_keep_unknown_chunks(png, PNG_HANDLE_CHUNK_NEVER, NULL, -1); // all but IHDR, PLTE, tRNS and IDAT: passed over, not unpacked
+    png_set_crc_action(png, PNG_CRC_ERROR_QUIT, PNG_CRC_ERROR_QUIT);
+    png_read_info(png, info);
+    png_set_crc_action(png, PNG_CRC_QUIET_USE, PNG_CRC_NO_CHANGE); // Pillow does not check the CRC of IDAT
+    ImageStatus status = image_allocate(out, png_get_image_width(png, info), png_get_image_height(png, info), max_pixels);
+    if (status != IMAGE_OK) return status;
+
+    int color = png_get_color_type(png, info), depth = png_get_bit_depth(png, info);
+    bool gray16 = color == PNG_COLOR_TYPE_GRAY && depth == 16;
+    if (color == PNG_COLOR_TYPE_PALETTE) png_set_palette_to_rgb(png);
+    if (color == PNG_COLOR_TYPE_GRAY && depth < 8) png_set_expand_gray_1_2_4_to_8(png);
+    if (!gray16) {
+        png_set_strip_16(png); // the high byte
+        png_set_strip_alpha(png);
+        png_set_gray_to_rgb(png);
+    }
+    int passes = png_set_interlace_handling(png);
+    png_read_update_info(png, info);
+    size_t row_bytes = (size_t)out->width * 3, skip = gray16 ? (size_t)out->width : 0;
+    if (png_get_rowbytes(png, info) + skip != row_bytes) return IMAGE_BROKEN;
+    for (int pass = 0; pass < passes; pass++)
+        for (int y = 0; y < out->height; y++) png_read_row(png, out->rgb + (size_t)y * row_bytes + skip, NULL);
+    return IMAGE_OK;
+}
+
+static inline ImageStatus decode_png(Image *out, const uint8_t *bytes, size_t length, int64_t max_pixels) {
+    PngControl control;
+    ImageStatus status;
+    control.at = bytes;
+    control.left = length;
+    png_structp png = png_create_read_struct(PNG_LIBPNG_VER_STRING, &control, png_escape, png_silent);
+    png_infop info = png ? png_create_info_struct(png) : NULL;
+    if (info) {
+        png_set_read_fn(png, &control, png_take);
+        if (setjmp(control.escape) == 0)
+            status = png_read(out, png, info, max_pixels);
+        else
+            status = png_is_complete(png, info, out) ? IMAGE_OK : IMAGE_BROKEN;
+        if (status == IMAGE_OK && png_get_bit_depth(png, info) == 16) png_gray16_to_rgb(out);
+    } else {
+        status = IMAGE_NO_MEMORY;
+    }
+    png_destroy_read_struct(&png, &info, NULL);
+    out->orientation = png_orientation(bytes, length);
+    return status;
+}
+
+// ---------------------------------------------------------------- WebP
+
+// The first frame on its canvas, by the animation decoder for still pictures too, as Pillow does it: one path for all. Alpha is dropped.
+static inline ImageStatus decode_webp(Image *out, const uint8_t *bytes, size_t length, int64_t max_pixels) {
+    WebPData data = {bytes, length};
+    WebPBitstreamFeatures features;
+    if (WebPGetFeatures(bytes, length, &features) != VP8_STATUS_OK) return IMAGE_BROKEN;
+    ImageStatus status = image_allocate(out, features.width, features.height, max_pixels);
+    if (status != IMAGE_OK) return status;
+    WebPAnimDecoder *decoder = WebPAnimDecoderNew(&data, NULL);
+    if (!decoder) return IMAGE_BROKEN;
+    WebPAnimInfo info;
+    uint8_t *rgba;
+    int timestamp;
+    if (WebPAnimDecoderGetInfo(decoder, &info) && (int)info.canvas_width == out->width && (int)info.canvas_height == out->height &&
+        WebPAnimDecoderGetNext(decoder, &rgba, &timestamp)) {
+        size_t pixels = (size_t)out->width * (size_t)out->height;
+        for (size_t i = 0; i < pixels; i++) memcpy(out->rgb + 3 * i, rgba + 4 * i, 3);
+        WebPChunkIterator chunk;
+        if (WebPDemuxGetChunk(WebPAnimDecoderGetDemuxer(decoder), "EXIF", 1, &chunk)) {
+            out->orientation = exif_orientation(chunk.chunk.bytes, chunk.chunk.size);
+            WebPDemuxReleaseChunkIterator(&chunk);
+        }
+    } else {
+        status = IMAGE_BROKEN;
+    }
+    WebPAnimDecoderDelete(decoder);
+    return status;
+}
+
+// ---------------------------------------------------------------- any of them
+
+// Decodes a whole file in memory. *out is valid, to be freed with image_free, only when IMAGE_OK is returned.
+//   max_pixels: width · height above it is IMAGE_TOO_LARGE, by the header alone
+static inline ImageStatus image_decode(Image *out, const uint8_t *bytes, size_t length, int64_t max_pixels) {
+    ImageStatus status = IMAGE_UNKNOWN_FORMAT;
+    memset(out, 0, sizeof *out);
+    out->orientation = 1;
+    if (length == 0) return IMAGE_EMPTY;
+    if (length >= 3 && memcmp(bytes, "\xff\xd8\xff", 3) == 0) status = decode_jpeg(out, bytes, length, max_pixels);
+    else if (length >= 8 && memcmp(bytes, "\x89PNG\r\n\x1a\n", 8) == 0) status = decode_png(out, bytes, length, max_pixels);
+    else if (length >= 12 && memcmp(bytes, "RIFF", 4) == 0 && memcmp(bytes + 8, "WEBP", 4) == 0) status = decode_webp(out, bytes, length, max_pixels);
+    if (status != IMAGE_OK) image_free(out);
+    return status;
+}
+
+#endif

@@ -1,0 +1,319 @@
+// How one sample of a data set is read: the bytes of its image file, its caption, its label. What is wrong with a sample is a
+// status and never ends the program. Thread-safe: a Dataset does not change, each thread reads into its own SampleBytes.
+#ifndef CLIPC_SAMPLE_H
+#define CLIPC_SAMPLE_H
+
+#include "clipc/data/dataset.h" // Dataset
+#include "clipc/data/image.h"   // ImageStatus
+#include "clipc/base/rand.h"    // rand_mix
+
+#include <jansson.h>
+
+#define SYNTHETIC_CAPTION "a photo of nothing at all"
+#define JSON_MOST_BYTES (1 << 24)  // of one JSON file, and
+#define IMAGE_MOST_BYTES (1 << 30) // of one image file: what is longer is cut off, and broken thereby
+
+// ---------------------------------------------------------------- status
+
+// Why a sample was skipped; the reasons of image.h follow: SAMPLE_IMAGE + IMAGE_BROKEN ….
+// name, of one, of several
+#define SAMPLE_STATUSES(X)                                                           \
+    X(SAMPLE_OK, "ok", "ok")                                                         \
+    X(SAMPLE_MISSING, "missing file", "missing files")                               \
+    X(SAMPLE_UNREADABLE, "unreadable file", "unreadable files")                      \
+    X(SAMPLE_NO_IMAGE, "without image", "without image")                             \
+    X(SAMPLE_NO_CAPTION, "without caption", "without caption")                       \
+    X(SAMPLE_NO_LABEL, "without a label of the set", "without a label of the set")   \
+    X(SAMPLE_BAD_JSON, "with broken JSON", "with broken JSON")
+#define SAMPLE_STATUS_ENUM(name, one, many) name,
+enum { SAMPLE_STATUSES(SAMPLE_STATUS_ENUM) SAMPLE_IMAGE, SAMPLE_STATUS_COUNT = SAMPLE_IMAGE + IMAGE_STATUS_COUNT };
+typedef int SampleStatus;
+
+#define SAMPLE_STATUS_ONE(name, one, many) one,
+#define SAMPLE_STATUS_MANY(name, one, many) many,
+static inline const char *sample_status_name(SampleStatus status) {
+    static const char *const names[SAMPLE_IMAGE] = {SAMPLE_STATUSES(SAMPLE_STATUS_ONE)};
+    return status < SAMPLE_IMAGE ? names[status] : image_status_name((ImageStatus)(status - SAMPLE_IMAGE));
+}
+
+// The same behind a number.
+static inline const char *sample_status_counted(SampleStatus status, int64_t count) {
+    static const char *const names[SAMPLE_IMAGE] = {SAMPLE_STATUSES(SAMPLE_STATUS_MANY)};
+    if (status >= SAMPLE_IMAGE) return image_status_counted((ImageStatus)(status - SAMPLE_IMAGE), count);
+    return count == 1 ? sample_status_name(status) : names[status];
+}
+
+// ---------------------------------------------------------------- bytes
+
+typedef struct {
+    uint8_t *data; // (bytes)
+    size_t bytes, capacity;
+} ByteBuffer;
+
+// What one thread reads the samples of one data set into: its buffers grow to the largest sample and are used again; the shards read last stay open.
+enum { SAMPLE_OPEN_SHARDS = 8 };
+typedef struct {
+    ByteBuffer image;    // the image file as it is; nothing for synthetic
+    const char *caption; // (caption_bytes) UTF-8 as it stands, no NUL behind it
+    size_t caption_bytes;
+    int label;       // -1: none
+    ByteBuffer text; // what the caption is read into
+    char *prompt;    // what takes its place where labels do (dataloader.h)
+    size_t prompt_capacity;
+    int shard_fd[SAMPLE_OPEN_SHARDS], shard[SAMPLE_OPEN_SHARDS]; // of file `shard` - 1; 0: none is open
+} SampleBytes;
+
+static inline void sample_bytes_free(SampleBytes *b) {
+    for (int i = 0; i < SAMPLE_OPEN_SHARDS; i++)
+        if (b->shard[i]) close(b->shard_fd[i]);
+    free(b->image.data);
+    free(b->text.data);
+    free(b->prompt);
+    memset(b, 0, sizeof *b);
+}
+
+static inline bool is_blank(const char *text, size_t length) {
+    while (length && isspace((unsigned char)text[length - 1])) length--;
+    return length == 0;
+}
+
+static inline SampleStatus sample_open_error(int error) { return error == ENOENT || error == ENOTDIR ? SAMPLE_MISSING : SAMPLE_UNREADABLE; }
+
+// Bytes [offset, offset + bytes) of an open file.
+static inline SampleStatus sample_pread(ByteBuffer *out, int fd, int64_t offset, int64_t bytes) {
+    list_grow((void **)&out->data, &out->capacity, (size_t)bytes + 1, 1); // never NULL
+    for (out->bytes = 0; out->bytes < (size_t)bytes;) {
+        ssize_t got = pread(fd, out->data + out->bytes, (size_t)bytes - out->bytes, (off_t)(offset + (int64_t)out->bytes));
+        if (got < 0 && errno == EINTR) continue;
+        if (got <= 0) return SAMPLE_UNREADABLE; // also a file that has become shorter
+        out->bytes += (size_t)got;
+    }
+    return SAMPLE_OK;
+}
+
+// A file, its first `most` bytes. What is no regular file (a pipe would block) is unreadable.
+static inline SampleStatus sample_read_file(ByteBuffer *out, const char *path, int64_t most) {
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (fd < 0) return sample_open_error(errno);
+    struct stat st;
+    SampleStatus status = fstat(fd, &st) || !S_ISREG(st.st_mode) ? SAMPLE_UNREADABLE : sample_pread(out, fd, 0, min_i64(st.st_size, most));
+    close(fd);
+    return status;
+}
+
+// ---------------------------------------------------------------- tar
+
+// The open shard of a sample, or -1 with errno.
+static inline int sample_shard(const Dataset *d, int file, SampleBytes *b) {
+    int slot = file % SAMPLE_OPEN_SHARDS;
+    if (b->shard[slot] == file + 1) return b->shard_fd[slot];
+    if (b->shard[slot]) close(b->shard_fd[slot]);
+    b->shard_fd[slot] = open(d->files[file].path, O_RDONLY | O_CLOEXEC);
+    b->shard[slot] = b->shard_fd[slot] < 0 ? 0 : file + 1;
+    return b->shard_fd[slot];
+}
+
+// One member, from the shard or the unpacked data.
+static inline SampleStatus sample_read_member(ByteBuffer *out, const Dataset *d, int file, int64_t offset, int64_t bytes, SampleBytes *b) {
+    if (offset < 0) return sample_pread(out, d->spill_fd, ~offset, bytes);
+    int fd = sample_shard(d, file, b);
+    return fd < 0 ? sample_open_error(errno) : sample_pread(out, fd, offset, bytes);
+}
+
+// The string under the first of `keys` ("a;b") that is there and not blank, or NULL.
+static inline const json_t *json_first_text(const json_t *root, const char *keys) {
+    for (;; keys++) {
+        const size_t n = strcspn(keys, ";");
+        char key[256];
+        snprintf(key, sizeof key, "%.*s", (int)min_i64((int64_t)n, 255), keys);
+        const json_t *value = json_object_get(root, key); // NULL for what is no object
+        if (json_is_string(value) && !is_blank(json_string_value(value), json_string_length(value))) return value;
+        keys += n;
+        if (!*keys) return NULL;
+    }
+}
+
+// Puts the caption in the place of the JSON text that holds it.
+static inline SampleStatus sample_json_caption(ByteBuffer *text, const char *keys) {
+    json_t *root = json_loadb((const char *)text->data, text->bytes, JSON_ALLOW_NUL, NULL);
+    const json_t *value = json_first_text(root, keys);
+    SampleStatus status = !root ? SAMPLE_BAD_JSON : value ? SAMPLE_OK : SAMPLE_NO_CAPTION;
+    if (status == SAMPLE_OK) { // never longer than the text that it was written in
+        text->bytes = (size_t)min_i64((int64_t)json_string_length(value), CAPTION_MOST_BYTES);
+        memcpy(text->data, json_string_value(value), text->bytes);
+    }
+    json_decref(root);
+    return status;
+}
+
+static inline SampleStatus sample_tar_caption(const Dataset *d, const DataSample *s, SampleBytes *out) {
+    const char *keys = d->config.json_text_key;
+    const int64_t bytes = min_i64(s->caption_bytes, keys ? JSON_MOST_BYTES : CAPTION_MOST_BYTES);
+    SampleStatus status = sample_read_member(&out->text, d, s->file, s->caption, bytes, out);
+    return status == SAMPLE_OK && keys ? sample_json_caption(&out->text, keys) : status;
+}
+
+// ---------------------------------------------------------------- CSV, folder
+
+// The image's path from the CSV's folder; false where it is absolute, or from the working directory anyway.
+static inline bool csv_image_beside(const DataFile *f, const DataSample *s, char out[2 * PATH_SIZE]) {
+    const char *path = f->text + s->image, *slash = strrchr(f->path, '/');
+    if (path[0] == '/' || !slash) return false;
+    snprintf(out, 2 * PATH_SIZE, "%.*s/%s", (int)(slash - f->path), f->path, path);
+    return true;
+}
+
+// The image's path: absolute, else from the CSV's folder, else from the working directory.
+static inline SampleStatus sample_csv_image(const DataFile *f, const DataSample *s, ByteBuffer *out) {
+    char beside[2 * PATH_SIZE];
+    SampleStatus status = csv_image_beside(f, s, beside) ? sample_read_file(out, beside, IMAGE_MOST_BYTES) : SAMPLE_MISSING;
+    return status == SAMPLE_MISSING ? sample_read_file(out, f->text + s->image, IMAGE_MOST_BYTES) : status;
+}
+
+static inline SampleStatus sample_folder_caption(const DataFile *f, const DataSample *s, SampleBytes *out) {
+    char text[PATH_SIZE];
+    const char *path = f->text + s->image;
+    int stem = (int)(strrchr(path, '.') - path);
+    if (snprintf(text, sizeof text, "%.*s.txt", stem, path) >= (int)sizeof text) return SAMPLE_UNREADABLE;
+    SampleStatus status = sample_read_file(&out->text, text, CAPTION_MOST_BYTES);
+    return status == SAMPLE_MISSING ? SAMPLE_NO_CAPTION : status;
+}
+
+// ---------------------------------------------------------------- any
+
+// The caption alone.
+static inline SampleStatus sample_read_caption(const Dataset *d, const DataSample *s, SampleBytes *out) {
+    const DataFile *f = &d->files[s->file];
+    const DatasetType type = sample_type(d, s);
+    if (type != DATASET_FOLDER && type != DATASET_SYNTHETIC && s->caption_bytes < 0) return SAMPLE_NO_CAPTION;
+    if (type == DATASET_SYNTHETIC) {
+        out->caption = SYNTHETIC_CAPTION;
+        out->caption_bytes = strlen(SYNTHETIC_CAPTION);
+    } else if (type == DATASET_CSV) {
+        out->caption = f->text + s->caption;
+        out->caption_bytes = (size_t)s->caption_bytes;
+    } else {
+        SampleStatus status = type == DATASET_FOLDER ? sample_folder_caption(f, s, out) : sample_tar_caption(d, s, out);
+        if (status != SAMPLE_OK) return status;
+        out->caption = (const char *)out->text.data;
+        out->caption_bytes = out->text.bytes;
+    }
+    return is_blank(out->caption, out->caption_bytes) ? SAMPLE_NO_CAPTION : SAMPLE_OK;
+}
+
+// The bytes of the image file alone; synthetic: none.
+static inline SampleStatus sample_read_image(const Dataset *d, const DataSample *s, SampleBytes *out) {
+    const DataFile *f = &d->files[s->file];
+    switch (sample_type(d, s)) {
+    case DATASET_CSV: return sample_csv_image(f, s, &out->image);
+    case DATASET_FOLDER: return sample_read_file(&out->image, f->text + s->image, IMAGE_MOST_BYTES);
+    case DATASET_WEBDATASET: return sample_read_member(&out->image, d, s->file, s->image, min_i64(s->image_bytes, IMAGE_MOST_BYTES), out);
+    default: return SAMPLE_OK;
+    }
+}
+
+// Reads sample `index` (0 … count-1) but for its picture: its caption (when captions are needed and no prompt takes its place), its label.
+// What `out` shows is valid until its next use. `out` starts as zeros and is freed with sample_bytes_free.
+static inline SampleStatus dataset_read_words(const Dataset *d, int64_t index, SampleBytes *out) {
+    const DataSample *s = &d->samples[index];
+    out->caption = "";
+    out->image.bytes = out->caption_bytes = 0;
+    out->label = s->label;
+    if (s->image_bytes < 0 && sample_type(d, s) != DATASET_SYNTHETIC) return SAMPLE_NO_IMAGE;
+    if (d->config.need_label && s->label < 0) return SAMPLE_NO_LABEL;
+    return d->config.need_caption && !sample_is_prompted(d, s) ? sample_read_caption(d, s, out) : SAMPLE_OK;
+}
+
+// The same with the bytes of its image file.
+static inline SampleStatus dataset_read(const Dataset *d, int64_t index, SampleBytes *out) {
+    const SampleStatus status = dataset_read_words(d, index, out);
+    return status == SAMPLE_OK ? sample_read_image(d, &d->samples[index], out) : status;
+}
+
+// Where a sample comes from, for messages: "shard.tar:000123.jpg", a path, or "table.csv:PATH".
+static inline void dataset_origin(const Dataset *d, int64_t index, char *out, size_t size) {
+    const DataSample *s = &d->samples[index];
+    const DataFile *f = &d->files[s->file];
+    const DatasetType type = sample_type(d, s);
+    if (type == DATASET_SYNTHETIC) snprintf(out, size, "synthetic:%lld", (long long)index);
+    else if (type == DATASET_FOLDER) snprintf(out, size, "%s", f->text + s->image);
+    else snprintf(out, size, "%s:%s", f->path, type == DATASET_WEBDATASET ? f->text + s->name : s->image_bytes < 0 ? "" : f->text + s->image);
+    make_one_line(out);
+}
+
+// Random pixels (3,size,size), a function of the sample alone.
+static inline void dataset_synthetic_pixels(int64_t index, uint8_t *out, int size) {
+    Rand r = rand_for(0x73796e7468 /* "synth" */, (uint64_t)index, 0);
+    for (int i = 0; i < 3 * size * size; i++) out[i] = (uint8_t)(rand_u64(&r) >> 56);
+}
+
+// ---------------------------------------------------------------- keys
+
+#define CLASS_STREAM 0x636c617373ull // "class": what a key is made of
+#define ALONE_STREAM 0x616c6f6e65ull // "alone"
+
+static inline uint64_t key_of_text(const char *text, size_t length) { return rand_mix(hash_bytes(HASH_START, text, length)); }
+
+// White space and the case of ASCII letters aside: the tokenizer does not see them either.
+static inline uint64_t key_of_caption(const char *text, size_t length) {
+    uint64_t hash = HASH_START;
+    bool blank = false, begun = false;
+    for (size_t i = 0; i < length; i++) {
+        const unsigned char c = (unsigned char)text[i];
+        if (isspace(c)) {
+            blank = begun;
+            continue;
+        }
+        const unsigned char seen[2] = {' ', (unsigned char)(c >= 'A' && c <= 'Z' ? c + 'a' - 'A' : c)};
+        hash = hash_bytes(hash, blank ? seen : seen + 1, blank ? 2 : 1);
+        blank = false, begun = true;
+    }
+    return rand_mix(hash);
+}
+
+// Samples with the same key are false negatives of each other when they meet in a step (--positives-key). By default these are those
+// with the same caption; where labels stand for captions, those of the same class. `caption` is what dataset_read gave.
+//   caption  the text
+//   image    the path of the file: several captions of one picture
+//   cls      the label; of a CSV also a text that is none of the classnames
+//   COLUMN   the text in this column of a CSV
+// A sample without it has a key of its own.
+static inline uint64_t sample_key(const Dataset *d, int64_t index, const char *caption, size_t caption_bytes) {
+    const DataSample *s = &d->samples[index];
+    const DataFile *f = &d->files[s->file];
+    PositivesKey kind = positives_key(&d->config);
+    char path[2 * PATH_SIZE];
+    if (d->keys) return d->keys[index];
+    if (kind == KEY_CAPTION && sample_is_prompted(d, s)) kind = KEY_CLASS;
+    if (kind == KEY_CAPTION && caption_bytes) return key_of_caption(caption, caption_bytes);
+    if (kind == KEY_IMAGE) {
+        if (sample_type(d, s) != DATASET_CSV) dataset_origin(d, index, path, sizeof path);
+        else if (s->image_bytes >= 0 && !csv_image_beside(f, s, path)) snprintf(path, sizeof path, "%s", f->text + s->image);
+        if (s->image_bytes >= 0) return key_of_text(path, strlen(path));
+    }
+    if (kind == KEY_CLASS && s->label >= 0) return rand_for(CLASS_STREAM, (uint64_t)s->label, 0).state;
+    const bool column = (kind == KEY_CLASS || kind == KEY_COLUMN) && sample_type(d, s) == DATASET_CSV && s->name >= 0;
+    if (column) return key_of_text(f->text + s->name, strlen(f->text + s->name));
+    return rand_for(ALONE_STREAM, (uint64_t)index, 0).state;
+}
+
+// The keys of all samples at once, into d->keys: captions of shards and folders are read for it, if they are the keys.
+static inline void dataset_read_keys(Dataset *d) {
+    uint64_t *keys = (uint64_t *)malloc_check((size_t)d->count * sizeof *keys);
+    const bool show = isatty(STDERR_FILENO), captions = positives_key(&d->config) == KEY_CAPTION;
+    SampleBytes bytes;
+    memset(&bytes, 0, sizeof bytes);
+    free(d->keys);
+    d->keys = NULL;
+    for (int64_t i = 0; i < d->count; i++) {
+        const DataSample *s = &d->samples[i];
+        bool read = captions && !sample_is_prompted(d, s) && sample_read_caption(d, s, &bytes) == SAMPLE_OK;
+        keys[i] = sample_key(d, i, bytes.caption, read ? bytes.caption_bytes : 0);
+        if (show && i % 10000 == 9999) fprintf(stderr, "\rreading the captions: %lld of %lld ", (long long)i + 1, (long long)d->count);
+    }
+    if (show && d->count > 9999) fprintf(stderr, "\r\033[K");
+    sample_bytes_free(&bytes);
+    d->keys = keys;
+}
+
+#endif

@@ -1,0 +1,231 @@
+// Checkpoints: a pair of files, STEM.bin with the weights and STEM.state with what a run needs to go on from there to the bit.
+//
+// The state names the hash of its .bin; a pair that does not match is no checkpoint. Both files are on the disk before the first is
+// renamed, and a state that was not renamed any more is found under its name aside: killed at any moment, one whole pair is left.
+#ifndef CLIPC_CHECKPOINT_H
+#define CLIPC_CHECKPOINT_H
+
+#include "clipc/model/clip.h" // clip_save, clip_read, clip_write
+
+#include <dirent.h>
+
+#define STATE_MAGIC 0x54534c43 // the bytes "CLST"
+#define STATE_VERSION 2
+enum { STATE_SETTINGS_MOST = 1 << 20 };
+
+// Where a run stands: the data order, all random numbers and the schedule are functions of it and of the settings.
+typedef struct {
+    int64_t step;     // steps done
+    int64_t epoch;    // epochs done
+    int64_t position; // entries of this epoch's order that are used up
+    int64_t evaluated; // 1 + the step of the last evaluation that was due and is done; 0 before the first
+    double best_metric; // of checkpoints/best,
+    int64_t best_step;  // and its step; 0: there is none
+    double best_val_loss; // where `validated`
+    int64_t validated, evaluations_without_better;
+} RunState;
+
+// The beginning of a .state file, little-endian; behind it the settings (text), then m, v and moving average of each trainable tensor in order.
+typedef struct {
+    int32_t magic, version;
+    uint64_t weights_hash; // of the .bin
+    RunState run;
+    char kernels[16]; // which kernels computed: others round differently
+    int64_t settings_bytes, tensors, floats; // trainable tensors, and floats of their arenas together
+} StateHeader;
+
+// The arenas that a state holds of each trainable tensor, from ARENA_M on: m, v, and the moving average of the weights where there is one.
+static inline int state_arenas(const Clip *clip) { return clip_has_ema(clip) ? 3 : 2; }
+
+static inline StateHeader state_header(const Clip *clip, const RunState *run, size_t settings_bytes, uint64_t weights_hash) {
+    StateHeader h;
+    memset(&h, 0, sizeof h);
+    h.magic = STATE_MAGIC, h.version = STATE_VERSION, h.weights_hash = weights_hash, h.run = *run, h.settings_bytes = (int64_t)settings_bytes;
+    snprintf(h.kernels, sizeof h.kernels, "%s", clip_kernels(clip));
+    for (int i = 0; i < clip->tensors.count; i++)
+        if (clip->tensors.list[i].trainable) h.tensors++, h.floats += state_arenas(clip) * (int64_t)clip->tensors.list[i].count;
+    return h;
+}
+
+// Writes STEM.bin and STEM.state. `settings`: text that the run can be set up from again.
+static inline void checkpoint_save(Clip *clip, const char *stem, const RunState *run, const char *settings) {
+    SafeFile weights, state;
+    char path[PATH_SIZE];
+    path_format(path, "%s.bin", stem);
+    safe_file_open(&weights, path);
+    const uint64_t hash = clip_save(clip, &weights);
+    path_format(path, "%s.state", stem);
+    safe_file_open(&state, path);
+    state.goes_with = &weights;
+    const StateHeader header = state_header(clip, run, strlen(settings), hash);
+    safe_file_write(&state, &header, sizeof header);
+    safe_file_write(&state, settings, strlen(settings));
+    float *values = NULL;
+    size_t capacity = 0;
+    for (int i = 0; i < clip->tensors.count; i++) {
+        const Tensor *x = &clip->tensors.list[i];
+        if (!x->trainable) continue;
+        list_grow((void **)&values, &capacity, x->count, sizeof *values);
+        for (int arena = ARENA_M; arena < ARENA_M + state_arenas(clip); arena++) {
+            clip_read(clip, (ClipArena)arena, x, values);
+            safe_file_write(&state, values, x->count * sizeof *values);
+        }
+    }
+    free(values);
+    safe_file_sync(&weights), safe_file_sync(&state);
+    safe_file_rename(&weights), safe_file_rename(&state);
+}
+
+static inline void checkpoint_delete(const char *stem) {
+    char path[PATH_SIZE];
+    path_format(path, "%s.state", stem); // first, so that no state is left without its weights
+    unlink(path);
+    path_format(path, "%s.bin", stem);
+    unlink(path);
+    path_format(path, "%s_ema.bin", stem);
+    unlink(path);
+}
+
+// ---------------------------------------------------------------- reading
+
+// A state file whose header was read.
+typedef struct {
+    char weights[PATH_SIZE], state[PATH_SIZE];
+    StateHeader header;
+    char *settings; // NUL-terminated; free() it
+} Checkpoint;
+
+// Reads header and settings; why not, or NULL when all is well.
+static inline const char *checkpoint_open(Checkpoint *c) {
+    FILE *f = fopen(c->state, "rb");
+    struct stat st;
+    const char *why = NULL;
+    c->settings = NULL;
+    if (!f || fstat(fileno(f), &st)) why = "cannot be opened";
+    else if (fread(&c->header, 1, sizeof c->header, f) != sizeof c->header || c->header.magic != STATE_MAGIC) why = "is no training state";
+    else if (c->header.version != STATE_VERSION) why = "was written by another version of this program";
+    else if (c->header.run.step < 0 || c->header.run.epoch < 0 || c->header.run.position < 0) why = "is damaged";
+    else if (c->header.settings_bytes < 0 || c->header.settings_bytes > STATE_SETTINGS_MOST || c->header.floats < 0 || c->header.floats > st.st_size ||
+             st.st_size != (int64_t)sizeof c->header + c->header.settings_bytes + 4 * c->header.floats)
+        why = "is not complete";
+    if (!why) {
+        c->settings = (char *)calloc_check((size_t)c->header.settings_bytes + 1, 1);
+        if (fread(c->settings, 1, (size_t)c->header.settings_bytes, f) != (size_t)c->header.settings_bytes) why = "is not complete";
+    }
+    if (f) fclose(f);
+    c->header.kernels[sizeof c->header.kernels - 1] = 0;
+    return why;
+}
+
+// Reads m and v into a model whose weights are those of the pair and whose locks are set as they were.
+static inline void checkpoint_restore(const Checkpoint *c, Clip *clip) {
+    const StateHeader mine = state_header(clip, &c->header.run, 0, 0);
+    if (mine.tensors != c->header.tensors || mine.floats != c->header.floats)
+        die(EXIT_USAGE, "%s: holds the optimizer state of %lld tensors, this run trains %lld; give the locks and --ema-decay the run began with", c->state, (long long)c->header.tensors,
+            (long long)mine.tensors);
+    FILE *f = fopen_check(c->state, "rb");
+    if (fseeko(f, (off_t)sizeof c->header + c->header.settings_bytes, SEEK_SET)) die(EXIT_RUNTIME, "%s: %s", c->state, strerror(errno));
+    float *values = NULL;
+    size_t capacity = 0;
+    for (int i = 0; i < clip->tensors.count; i++) {
+        const Tensor *x = &clip->tensors.list[i];
+        if (!x->trainable) continue;
+        list_grow((void **)&values, &capacity, x->count, sizeof *values);
+        for (int arena = ARENA_M; arena < ARENA_M + state_arenas(clip); arena++) {
+            fread_check(values, x->count * sizeof *values, f, c->state);
+            for (size_t j = 0; j < x->count; j++)
+                if (!isfinite(values[j])) die(EXIT_USAGE, "%s: the optimizer state of %s is not finite; take an earlier checkpoint", c->state, x->name);
+            clip_write(clip, (ClipArena)arena, x, values);
+        }
+    }
+    free(values);
+    fclose(f);
+}
+
+static inline int checkpoint_newer(const void *a, const void *b) {
+    const Checkpoint *x = (const Checkpoint *)a, *y = (const Checkpoint *)b;
+    const RunState *p = &x->header.run, *q = &y->header.run;
+    if (p->step != q->step) return p->step < q->step ? 1 : -1;
+    if (p->evaluated != q->evaluated) return p->evaluated < q->evaluated ? 1 : -1;
+    return strcmp(x->state, y->state);
+}
+
+// All state files of a folder that can be read, also those killed before their renaming, newest first. The caller frees the list and
+// the settings in it.
+static inline Checkpoint *checkpoint_list(const char *folder, size_t *count) {
+    Checkpoint *list = NULL;
+    size_t capacity = 0;
+    *count = 0;
+    DIR *d = opendir(folder);
+    for (struct dirent *e; d && (e = readdir(d));) {
+        const size_t length = strlen(e->d_name), tail = ends_with(e->d_name, ".state") ? 6 : ends_with(e->d_name, ".state.part") ? 11 : 0;
+        if (!tail) continue;
+        list_grow((void **)&list, &capacity, *count + 1, sizeof *list);
+        Checkpoint *c = &list[*count];
+        path_format(c->state, "%s/%s", folder, e->d_name);
+        path_format(c->weights, "%s/%.*s.bin", folder, (int)(length - tail), e->d_name);
+        if (!checkpoint_open(c)) ++*count;
+        else free(c->settings);
+    }
+    if (d) closedir(d);
+    if (*count) qsort(list, *count, sizeof *list, checkpoint_newer);
+    return list;
+}
+
+// Loads the weights of a checkpoint; NULL when the file is not the one that the state names.
+static inline Clip *checkpoint_load(const Checkpoint *c) {
+    uint64_t hash;
+    return file_hash(c->weights, &hash) && hash == c->header.weights_hash ? clip_load(c->weights) : NULL;
+}
+
+// Removes what kills left of checkpoints in the writing.
+static inline void checkpoint_clear_parts(const char *folder) {
+    char path[PATH_SIZE];
+    DIR *d = opendir(folder);
+    for (struct dirent *e; d && (e = readdir(d));) {
+        if (!ends_with(e->d_name, ".part")) continue;
+        path_format(path, "%s/%s", folder, e->d_name);
+        unlink(path);
+    }
+    if (d) closedir(d);
+}
+
+// The newest whole pair in a run's folder of checkpoints, with its model; ends the program when there is none.
+static inline Clip *checkpoint_load_latest(Checkpoint *out, const char *folder) {
+    size_t count;
+    Checkpoint *list = checkpoint_list(folder, &count);
+    Clip *clip = NULL;
+    for (size_t i = 0; i < count; i++) {
+        if (!clip && (clip = checkpoint_load(&list[i]))) {
+            *out = list[i];
+            continue;
+        }
+        if (!clip && file_exists(list[i].weights) && !ends_with(list[i].state, ".part")) warn("%s: is damaged or not the file that %s belongs to; taking the checkpoint before", list[i].weights, list[i].state);
+        free(list[i].settings);
+    }
+    free(list);
+    if (!clip) die(EXIT_USAGE, "%s: no whole checkpoint; start the run anew under another --name", folder);
+    if (ends_with(out->state, ".part")) { // killed between the two renamings: finish them
+        char aside[PATH_SIZE];
+        path_format(aside, "%s", out->state);
+        out->state[strlen(out->state) - strlen(".part")] = 0;
+        if (rename(aside, out->state)) die(EXIT_RUNTIME, "%s: cannot rename (%s)", aside, strerror(errno));
+    }
+    checkpoint_clear_parts(folder);
+    return clip;
+}
+
+// The pair of which `path` is one file, with its model; ends the program when it is none.
+static inline Clip *checkpoint_load_pair(Checkpoint *out, const char *path) {
+    const size_t tail = ends_with(path, ".bin") ? 4 : ends_with(path, ".state") ? 6 : 0;
+    if (!tail) die(EXIT_USAGE, "--resume %s: give a .bin or .state file of a checkpoint, or latest", path);
+    path_format(out->weights, "%.*s.bin", (int)(strlen(path) - tail), path);
+    path_format(out->state, "%.*s.state", (int)(strlen(path) - tail), path);
+    const char *why = checkpoint_open(out);
+    if (why) die(EXIT_USAGE, "%s: %s; to begin a new run from the weights alone use --pretrained %s", out->state, why, out->weights);
+    Clip *clip = checkpoint_load(out);
+    if (!clip) die(EXIT_USAGE, "%s: is not the state of %s; to begin a new run from the weights alone use --pretrained %s", out->state, out->weights, out->weights);
+    return clip;
+}
+
+#endif
