@@ -1,24 +1,32 @@
-// The learning-rate range test: the rate grows from --min-lr to --max-lr over real training steps of the model, the data and the
-// options that a run would have; the loss tells which rate to take. The weights stay as they are.
+// The learning-rate range test: the rate grows from --min-lr to --max-lr over real training steps of the
+// model, the data and the options that a run would have; the loss tells which rate to take. The weights stay
+// as they are.
 //
 //     ./lr_find --pretrained W.bin --train-data pairs.csv --batch-size 256 --lock-image
 //
-// Ends in a table, a sentence, the train_clip commands with that rate, lr_find.csv and lr_find.svg. The ramp and its reading are
-// in clipc/train/lr_range.h, the steps in clipc/train/range_test.h; this program joins them.
-#define PROGRAM_OPTIONS(X) \
-    X(PROGRAM, REAL, min_lr, "min-lr", "1e-7", "(0,inf)", "first rate of the ramp") \
-    X(PROGRAM, REAL, max_lr, "max-lr", "10", "(0,inf)", "last rate of the ramp") \
-    X(PROGRAM, INT, num_steps, "num-steps", "100", "[10,20000]", "steps of the ramp") \
-    X(PROGRAM, FLAG, linear, "linear", "", "", "rates at equal distances (Smith 2015) in place of equal ratios") \
-    X(PROGRAM, REAL, smoothing, "smoothing", "0.9", "[0,1)", "weight of the old average in the running loss, which decides when to stop") \
-    X(PROGRAM, REAL, stop_factor, "stop-factor", "4", "(1,inf)", "stop where the running loss is so many times its best") \
-    X(PROGRAM, INT, repeats, "repeats", "1", "[1,100]", "ramps with other data orders: the mean is read, the spread tells how sure it is") \
-    X(PROGRAM, CHOICE, group, "group", "(both towers)", "image text", "ramp this tower, the other frozen: for a rate per tower") \
+// Ends in a table, a sentence, the train_clip commands with that rate, lr_find.csv and lr_find.svg. The ramp
+// and its reading are in clipc/train/lr_range.h, the steps in clipc/train/range_test.h; this program joins
+// them.
+#define PROGRAM_OPTIONS(X)                                                                 \
+    X(PROGRAM, REAL, min_lr, "min-lr", "1e-7", "(0,inf)", "first rate of the ramp")        \
+    X(PROGRAM, REAL, max_lr, "max-lr", "10", "(0,inf)", "last rate of the ramp")           \
+    X(PROGRAM, INT, num_steps, "num-steps", "100", "[10,20000]", "steps of the ramp")      \
+    X(PROGRAM, FLAG, linear, "linear", "", "",                                             \
+        "rates at equal distances (Smith 2015) in place of equal ratios")                  \
+    X(PROGRAM, REAL, smoothing, "smoothing", "0.9", "[0,1)",                               \
+        "weight of the old average in the running loss, which decides when to stop")       \
+    X(PROGRAM, REAL, stop_factor, "stop-factor", "4", "(1,inf)",                           \
+        "stop where the running loss is so many times its best")                           \
+    X(PROGRAM, INT, repeats, "repeats", "1", "[1,100]",                                    \
+        "ramps with other data orders: the mean is read, the spread tells how sure it is") \
+    X(PROGRAM, CHOICE, group, "group", "(both towers)", "image text",                      \
+        "ramp this tower, the other frozen: for a rate per tower")                         \
     X(PROGRAM, TEXT, output, "output", ".", "DIR", "where lr_find.csv and lr_find.svg go")
-#define PROGRAM_USAGE \
-    "Finds a learning rate for fine-tuning a CLIP model: the range test. Takes the options of the run to come, as train_clip does.\n\n" \
-    "  a rate         lr_find --pretrained ViT-B-32-openai.bin --train-data pairs.csv\n" \
-    "  more surely    ... --repeats 3 --num-steps 200\n" \
+#define PROGRAM_USAGE                                                                                      \
+    "Finds a learning rate for fine-tuning a CLIP model: the range test. Takes the options of the run to " \
+    "come, as train_clip does.\n\n"                                                                        \
+    "  a rate         lr_find --pretrained ViT-B-32-openai.bin --train-data pairs.csv\n"                   \
+    "  more surely    ... --repeats 3 --num-steps 200\n"                                                   \
     "  per tower      ... --group image\n"
 #define CLIP_WITHOUT_MAIN // without the main() of
 #if defined(__CUDACC__) || defined(CLIPC_EMULATE)
@@ -31,7 +39,8 @@
 // ---------------------------------------------------------------- the commands to go on with
 
 static void print_shell_word(const char *word) {
-    if (*word && strspn(word, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-+=.,:/@%") == strlen(word)) {
+    if (*word && strspn(word, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-+=.,:/@%") ==
+                     strlen(word)) {
         printf(" %s", word);
         return;
     }
@@ -45,7 +54,8 @@ static bool left_out(const char *argument) {
     char name[128];
     snprintf(name, sizeof name, "%.*s", (int)strcspn(argument + 2, "="), argument + 2);
     const OptionRow *row = option_find(name);
-    return row && (row->group == GROUP_PROGRAM || row->group == GROUP_SCHEDULE || row == &option_rows()[OPTION_lr]);
+    return row &&
+           (row->group == GROUP_PROGRAM || row->group == GROUP_SCHEDULE || row == &option_rows()[OPTION_lr]);
 }
 
 // train_clip beside this program, with the options given here, the rate and a schedule.
@@ -88,7 +98,8 @@ static int report(char **argv, Training *t, RangeCurve *passes, int count) {
     for (int k = 0; k < count; k++) readings[k] = range_read(&passes[k]);
     RangeCurve mean = range_mean(passes, count);
     const RangeReading reading = range_read(&mean);
-    const RangeAdvice advice = range_advise(&reading, readings, count, range_strategy(t->clip, o->pretrained != NULL));
+    const RangeAdvice advice =
+        range_advise(&reading, readings, count, range_strategy(t->clip, o->pretrained != NULL));
     path_format(csv, "%s/lr_find.csv", o->output);
     path_format(svg, "%s/lr_find.svg", o->output);
     range_write_csv(csv, &mean, passes, count);
@@ -100,7 +111,9 @@ static int report(char **argv, Training *t, RangeCurve *passes, int count) {
     if (isfinite(advice.rate)) {
         const bool own_ramp = options_was_set(o, warmup) && o->warmup.value > 0;
         char cosine[64];
-        snprintf(cosine, sizeof cosine, own_ramp ? (o->warmup.percent ? "cosine --warmup %g%%" : "cosine --warmup %.0f") : "cosine", o->warmup.value);
+        snprintf(cosine, sizeof cosine,
+            own_ramp ? (o->warmup.percent ? "cosine --warmup %g%%" : "cosine --warmup %.0f") : "cosine",
+            o->warmup.value);
         printf("\n");
         print_command(argv, o, advice.rate, cosine);
         print_command(argv, o, advice.rate, "one-cycle");
@@ -116,12 +129,17 @@ static int report(char **argv, Training *t, RangeCurve *passes, int count) {
 // ---------------------------------------------------------------- the program
 
 static void check_options(const Options *o) {
-    if (o->max_lr <= o->min_lr) die(EXIT_USAGE, "--max-lr %g: is not above --min-lr %g", o->max_lr, o->min_lr);
-    if (o->resume) die(EXIT_USAGE, "--resume: the range test begins a run; give --pretrained a .bin of that checkpoint");
-    if (o->eval_only || o->classify.count || o->print_schedule) die(EXIT_USAGE, "--eval-only, --classify and --print-schedule are for train_clip; leave them out");
+    if (o->max_lr <= o->min_lr)
+        die(EXIT_USAGE, "--max-lr %g: is not above --min-lr %g", o->max_lr, o->min_lr);
+    if (o->resume)
+        die(EXIT_USAGE, "--resume: the range test begins a run; give --pretrained a .bin of that checkpoint");
+    if (o->eval_only || o->classify.count || o->print_schedule)
+        die(EXIT_USAGE, "--eval-only, --classify and --print-schedule are for train_clip; leave them out");
     if (o->group && (strcmp(o->group, "image") == 0 ? o->lock_image : o->lock_text))
         die(EXIT_USAGE, "--group %s: this tower is locked; leave out --lock-%s", o->group, o->group);
-    if (options_was_set(o, lr_image) || options_was_set(o, lr_text)) die(EXIT_USAGE, "--lr-image, --lr-text: the ramp sets the rate; find each with --group image and --group text");
+    if (options_was_set(o, lr_image) || options_was_set(o, lr_text))
+        die(EXIT_USAGE,
+            "--lr-image, --lr-text: the ramp sets the rate; find each with --group image and --group text");
     make_directories(o->output);
 }
 
@@ -146,7 +164,8 @@ int main(int argc, char **argv) {
     const RangeConfig config = {o.min_lr, o.max_lr, o.num_steps, o.linear, o.smoothing, o.stop_factor};
     const int count = (int)o.repeats;
     RangeCurve *passes = (RangeCurve *)malloc_check((size_t)count * sizeof *passes);
-    const int code = train_range_test(&t, &config, passes, count) ? report(argv, &t, passes, count) : EXIT_INTERRUPTED;
+    const int code =
+        train_range_test(&t, &config, passes, count) ? report(argv, &t, passes, count) : EXIT_INTERRUPTED;
     for (int k = 0; k < count; k++) range_free(&passes[k]);
     free(passes);
     training_free(&t);

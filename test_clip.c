@@ -1,14 +1,18 @@
-// The program that ships against reference tensors: activations, loss, gradients, AdamW steps, accumulation, locks, validation.
+// The program that ships against reference tensors: activations, loss, gradients, AdamW steps, accumulation,
+// locks, validation.
 //
-//     ./test_clip MODEL.bin DEBUG.bin      (both from dev/reference.py and dev/convert.py; `make test` makes and runs them)
+//     ./test_clip MODEL.bin DEBUG.bin      (both from dev/reference.py and dev/convert.py; `make test` makes
+//         and runs them)
 //
-// A line a tensor: name, compared and stored entries, largest error, tolerance, ok. Compared are the positions that the program
-// computes: caption rows up to end of text, in the last block only the row that is read. What is off, not finite or missing fails.
+// A line a tensor: name, compared and stored entries, largest error, tolerance, ok. Compared are the
+// positions that the program computes: caption rows up to end of text, in the last block only the row that is
+// read. What is off, not finite or missing fails.
 #define CLIP_WITHOUT_MAIN
 #include "clipc/train/retrieval.h" // retrieval_metrics
-#include "dev/test/test.h"   // EXPECT, test_report
+#include "dev/test/test.h"         // EXPECT, test_report
 
-// The layers in fp32 on numbers where the back end keeps them: room() and release() for such, and host_copy() of n of them (free it).
+// The layers in fp32 on numbers where the back end keeps them: room() and release() for such, and host_copy()
+// of n of them (free it).
 #if defined(__CUDACC__) || defined(CLIPC_EMULATE)
 #include "train_clip.cu"
 
@@ -26,19 +30,23 @@ static float *host_copy(const float *x, size_t n) {
     return copy;
 }
 
-static void layer_norm(const Clip *clip, float *out, float *mean, float *rstd, const float *x, const float *gain, const float *bias, int N, int C, float eps) {
+static void layer_norm(const Clip *clip, float *out, float *mean, float *rstd, const float *x,
+    const float *gain, const float *bias, int N, int C, float eps) {
     layernorm_forward(&clip->back->gpu, out, mean, rstd, x, gain, bias, N, C, eps);
 }
 
-static void layer_linear(const Clip *clip, float *out, const float *inp, const float *weight, const float *bias, int N, int C, int O) {
+static void layer_linear(const Clip *clip, float *out, const float *inp, const float *weight,
+    const float *bias, int N, int C, int O) {
     linear_forward(&clip->back->gpu, out, inp, weight, bias, (float *)NULL, N, C, O);
 }
 
-static void layer_gelu(const Clip *clip, float *out, const float *x, size_t n, bool quick) { gelu_forward(&clip->back->gpu, out, x, n, quick); }
+static void layer_gelu(const Clip *clip, float *out, const float *x, size_t n, bool quick) {
+    gelu_forward(&clip->back->gpu, out, x, n, quick);
+}
 
 // The loss of features that lie on the host.
-static double layer_loss(Clip *clip, float *dimage, float *dtext, double *dlogit_scale, const float *image, const float *text, const uint64_t *keys, Positives positives, int n, int E,
-                         float scale) {
+static double layer_loss(Clip *clip, float *dimage, float *dtext, double *dlogit_scale, const float *image,
+    const float *text, const uint64_t *keys, Positives positives, int n, int E, float scale) {
     Backend *b = clip->back;
     const size_t bytes = (size_t)n * (size_t)E * sizeof(float);
     const ClipTraining how = {n, false, false};
@@ -46,7 +54,8 @@ static double layer_loss(Clip *clip, float *dimage, float *dtext, double *dlogit
     CUDA_CHECK(cudaMemcpy(b->features[0], image, bytes, cudaMemcpyHostToDevice));
     CUDA_CHECK(cudaMemcpy(b->features[1], text, bytes, cudaMemcpyHostToDevice));
     CUDA_CHECK(cudaMemcpy(b->loss.keys, keys, (size_t)n * sizeof *keys, cudaMemcpyHostToDevice));
-    const double loss = contrastive_loss(&b->gpu, b->dfeatures[0], b->dfeatures[1], dlogit_scale, &b->loss, b->features[0], b->features[1], b->loss.keys, positives, n, E, scale);
+    const double loss = contrastive_loss(&b->gpu, b->dfeatures[0], b->dfeatures[1], dlogit_scale, &b->loss,
+        b->features[0], b->features[1], b->loss.keys, positives, n, E, scale);
     CUDA_CHECK(cudaMemcpy(dimage, b->dfeatures[0], bytes, cudaMemcpyDeviceToHost));
     CUDA_CHECK(cudaMemcpy(dtext, b->dfeatures[1], bytes, cudaMemcpyDeviceToHost));
     return loss;
@@ -60,28 +69,36 @@ typedef BlockActivations TestBlock;
 
 static float *room(size_t n) { return (float *)malloc_check(n * sizeof(float)); }
 static void release(float *x) { free(x); }
-static float *host_copy(const float *x, size_t n) { return (float *)memcpy(malloc_check(n * sizeof(float)), x, n * sizeof(float)); }
+static float *host_copy(const float *x, size_t n) {
+    return (float *)memcpy(malloc_check(n * sizeof(float)), x, n * sizeof(float));
+}
 
-static void layer_norm(const Clip *clip, float *out, float *mean, float *rstd, const float *x, const float *gain, const float *bias, int N, int C, float eps) {
+static void layer_norm(const Clip *clip, float *out, float *mean, float *rstd, const float *x,
+    const float *gain, const float *bias, int N, int C, float eps) {
     layernorm_forward(clip->back->kernels, fp32(out), mean, rstd, x, gain, bias, N, C, eps);
 }
 
-static void layer_linear(const Clip *clip, float *out, const float *inp, const float *weight, const float *bias, int N, int C, int O) {
-    linear_forward(clip->back->kernels, fp32(out), fp32((float *)inp), block_weight(weight, NULL, NULL), bias, SET, N, C, O);
+static void layer_linear(const Clip *clip, float *out, const float *inp, const float *weight,
+    const float *bias, int N, int C, int O) {
+    linear_forward(clip->back->kernels, fp32(out), fp32((float *)inp), block_weight(weight, NULL, NULL), bias,
+        SET, N, C, O);
 }
 
-static void layer_gelu(const Clip *clip, float *out, const float *x, size_t n, bool quick) { // x times the identity (1,1)
+static void layer_gelu(
+    const Clip *clip, float *out, const float *x, size_t n, bool quick) { // x times the identity (1,1)
     const float one = 1;
     float *product = room(n);
     TileEnd end = SET;
-    end.activated = out, end.quick_gelu = quick;
+    end.activated = out;
+    end.quick_gelu = quick;
     gemm(clip->back->kernels, fp32(product), 1, matrix(x, 1, 1), matrix(&one, 1, 1), (int)n, 1, 1, end);
     release(product);
 }
 
-static double layer_loss(Clip *clip, float *dimage, float *dtext, double *dlogit_scale, const float *image, const float *text, const uint64_t *keys, Positives positives, int n, int E,
-                         float scale) {
-    return contrastive_loss(clip->back->kernels, dimage, dtext, dlogit_scale, image, text, keys, positives, n, E, scale);
+static double layer_loss(Clip *clip, float *dimage, float *dtext, double *dlogit_scale, const float *image,
+    const float *text, const uint64_t *keys, Positives positives, int n, int E, float scale) {
+    return contrastive_loss(
+        clip->back->kernels, dimage, dtext, dlogit_scale, image, text, keys, positives, n, E, scale);
 }
 #endif
 
@@ -108,28 +125,40 @@ static int32_t read_int(FILE *f, const char *path) {
 
 static Records records_load(const char *path) {
     FILE *f = fopen_check(path, "rb");
-    if (read_int(f, path) != 0x47424443 || read_int(f, path) != 1) die(EXIT_USAGE, "%s: not a file of reference tensors; make it with dev/reference.py", path);
+    if (read_int(f, path) != 0x47424443 || read_int(f, path) != 1)
+        die(EXIT_USAGE, "%s: not a file of reference tensors; make it with dev/reference.py", path);
     Records r = {NULL, read_int(f, path)};
     if (r.count < 1 || r.count > 1 << 20) die(EXIT_USAGE, "%s: %d records", path, r.count);
     r.list = (Record *)calloc_check((size_t)r.count, sizeof *r.list);
     for (int i = 0; i < r.count; i++) {
         Record *x = &r.list[i];
         const int32_t length = read_int(f, path);
-        if (length < 1 || length >= (int)sizeof x->name) die(EXIT_USAGE, "%s: record %d has a name of %d bytes", path, i, length);
+        if (length < 1 || length >= (int)sizeof x->name)
+            die(EXIT_USAGE, "%s: record %d has a name of %d bytes", path, i, length);
         fread_check(x->name, (size_t)length, f, path);
-        x->dtype = read_int(f, path), x->ndim = read_int(f, path), x->count = 1;
-        if (x->dtype < 0 || x->dtype > 2 || x->ndim < 0 || x->ndim > 8) die(EXIT_USAGE, "%s: %s has type %d and %d axes", path, x->name, x->dtype, x->ndim);
+        x->dtype = read_int(f, path);
+        x->ndim = read_int(f, path);
+        x->count = 1;
+        if (x->dtype < 0 || x->dtype > 2 || x->ndim < 0 || x->ndim > 8)
+            die(EXIT_USAGE, "%s: %s has type %d and %d axes", path, x->name, x->dtype, x->ndim);
         for (int d = 0; d < x->ndim; d++) {
             fread_check(&x->shape[d], 8, f, path);
-            if (x->shape[d] < 0 || x->shape[d] > 1 << 30 || (x->count *= (size_t)x->shape[d]) > 1 << 30) die(EXIT_USAGE, "%s: %s is too large", path, x->name);
+            if (x->shape[d] < 0 || x->shape[d] > 1 << 30 || (x->count *= (size_t)x->shape[d]) > 1 << 30)
+                die(EXIT_USAGE, "%s: %s is too large", path, x->name);
         }
         x->value = (double *)malloc_check(x->count * sizeof(double));
         for (size_t j = 0; j < x->count; j++) {
             float f32;
             int32_t i32;
-            if (x->dtype == 0) fread_check(&f32, 4, f, path), x->value[j] = f32;
+            if (x->dtype == 0) {
+                fread_check(&f32, 4, f, path);
+                x->value[j] = f32;
+            }
             if (x->dtype == 1) fread_check(&x->value[j], 8, f, path);
-            if (x->dtype == 2) fread_check(&i32, 4, f, path), x->value[j] = i32;
+            if (x->dtype == 2) {
+                fread_check(&i32, 4, f, path);
+                x->value[j] = i32;
+            }
         }
     }
     fclose(f);
@@ -154,12 +183,12 @@ PRINTF_LIKE(2, 3) static const Record *record_find(const Records *r, const char 
 }
 
 // A record that has to be there; otherwise a failure that names it, and NULL.
-#define NEED(variable, ...) \
+#define NEED(variable, ...)                               \
     const Record *variable = record_find(r, __VA_ARGS__); \
-    if (!variable) { \
-        printf("missing: " __VA_ARGS__), putchar('\n'); \
-        EXPECT(false, "a tensor is missing"); \
-        return; \
+    if (!variable) {                                      \
+        printf("missing: " __VA_ARGS__), putchar('\n');   \
+        EXPECT(false, "a tensor is missing");             \
+        return;                                           \
     }
 
 // The floats or ints of a record from entry `from` on, as the model takes them.
@@ -195,7 +224,10 @@ static Comparison comparison(const Record *want) {
 
 // `n` entries of ours against those of the record from entry `at` on
 static void compare_entries(Comparison *c, const float *ours, size_t at, size_t n) {
-    if (at + n > c->want->count) c->worst = INFINITY, n = 0;
+    if (at + n > c->want->count) {
+        c->worst = INFINITY;
+        n = 0;
+    }
     for (size_t i = 0; i < n; i++) {
         const double error = fabs((double)ours[i] - c->want->value[at + i]);
         if (!(error <= c->worst)) c->worst = isnan(error) ? INFINITY : error;
@@ -206,12 +238,14 @@ static void compare_entries(Comparison *c, const float *ours, size_t at, size_t 
 static void compare_end(const Comparison *c, const char *suffix, int mode, double tolerance) {
     const double error = mode == RELATIVE ? c->worst / (c->largest > 0 ? c->largest : 1) : c->worst;
     const bool ok = error <= tolerance && c->compared > 0;
-    printf("%-72s%-8s %8zu/%-8zu %10.2e %8.0e %s\n", c->want->name, suffix, c->compared, c->want->count, error, tolerance, ok ? "ok" : "OFF");
+    printf("%-72s%-8s %8zu/%-8zu %10.2e %8.0e %s\n", c->want->name, suffix, c->compared, c->want->count,
+        error, tolerance, ok ? "ok" : "OFF");
     EXPECT(ok, "%s: error %g", c->want->name, error);
 }
 
 // n numbers of ours on the host
-static void compare_all(const Record *want, const char *suffix, const float *ours, size_t n, int mode, double tolerance) {
+static void compare_all(
+    const Record *want, const char *suffix, const float *ours, size_t n, int mode, double tolerance) {
     Comparison c = comparison(want);
     compare_entries(&c, ours, 0, n);
     if (n != want->count) c.worst = INFINITY;
@@ -226,14 +260,16 @@ static void compare_kept(const Record *want, const float *ours, size_t n, double
 }
 
 static void compare_number(const Record *want, size_t at, double ours, double tolerance) {
-    const double error = at < want->count ? fabs(ours - want->value[at]) / fmax(1, fabs(want->value[at])) : INFINITY;
-    printf("%-72s[%2zu]     %8d/%-8zu %10.2e %8.0e %s\n", want->name, at, 1, want->count, error, tolerance, error <= tolerance ? "ok" : "OFF");
+    const double error =
+        at < want->count ? fabs(ours - want->value[at]) / fmax(1, fabs(want->value[at])) : INFINITY;
+    printf("%-72s[%2zu]     %8d/%-8zu %10.2e %8.0e %s\n", want->name, at, 1, want->count, error, tolerance,
+        error <= tolerance ? "ok" : "OFF");
     EXPECT(error <= tolerance, "%s: %g", want->name, error);
 }
 
 static const double ACTIVATION_TOLERANCE = 2e-6, GRADIENT_TOLERANCE = 1e-5, WEIGHT_TOLERANCE = 3e-5;
-// In amp_bf16: of the loss; of each gradient, as a share of its norm; of the median over all gradients. PyTorch's own amp_bf16 on the two models of
-// the stored results: 3.6e-2, 7.1e-2, 2.9e-2 at worst.
+// In amp_bf16: of the loss; of each gradient, as a share of its norm; of the median over all gradients.
+// PyTorch's own amp_bf16 on the two models of the stored results: 3.6e-2, 7.1e-2, 2.9e-2 at worst.
 static const double BF16_LOSS = 2e-2, BF16_GRADIENT = 8e-2, BF16_MEDIAN = 2.5e-2;
 
 // ---------------------------------------------------------------- batches and models
@@ -245,17 +281,25 @@ typedef struct {
 } TestBatch;
 
 // `size` pairs from pair `first` on, out of records shaped (…,3,S,S) and (…,T)
-static TestBatch test_batch(const Clip *clip, const Record *images, const Record *tokens, size_t first, int size) {
-    const size_t pixels = 3 * (size_t)clip->config.image_size * (size_t)clip->config.image_size, T = (size_t)clip->config.context_length;
-    TestBatch b = {{.size = size}, record_floats(images, first * pixels, (size_t)size * pixels), record_ints(tokens, first * T, (size_t)size * T)};
-    b.batch.images = b.images, b.batch.tokens = b.tokens;
+static TestBatch test_batch(
+    const Clip *clip, const Record *images, const Record *tokens, size_t first, int size) {
+    const size_t pixels = 3 * (size_t)clip->config.image_size * (size_t)clip->config.image_size;
+    const size_t T = (size_t)clip->config.context_length;
+    TestBatch b = {{.size = size}, record_floats(images, first * pixels, (size_t)size * pixels),
+        record_ints(tokens, first * T, (size_t)size * T)};
+    b.batch.images = b.images;
+    b.batch.tokens = b.tokens;
     return b;
 }
 
-static void test_batch_free(TestBatch *b) { free(b->images), free(b->tokens); }
+static void test_batch_free(TestBatch *b) {
+    free(b->images);
+    free(b->tokens);
+}
 
 // All pairs at once or (micro < pairs) accumulated, from forward to gradients. Returns the loss.
-static double run_step(Clip *clip, const Record *images, const Record *tokens, size_t first, int pairs, int micro) {
+static double run_step(
+    Clip *clip, const Record *images, const Record *tokens, size_t first, int pairs, int micro) {
     for (int j = 0; j < pairs; j += micro) {
         TestBatch b = test_batch(clip, images, tokens, first + (size_t)j, micro);
         clip_forward(clip, &b.batch, j, micro == pairs);
@@ -281,12 +325,14 @@ static void restart(Clip *clip, const Records *r, int image_groups, int text_gro
         clip_write(clip, ARENA_PARAMETERS, x, values);
         free(values);
     }
-    clip_lock(clip, IMAGE_TOWER, image_groups), clip_lock(clip, TEXT_TOWER, text_groups);
+    clip_lock(clip, IMAGE_TOWER, image_groups);
+    clip_lock(clip, TEXT_TOWER, text_groups);
     const ClipTraining how = {pairs, false, false};
     clip_start_training(clip, &how);
 }
 
-static void compare_arena(const Clip *clip, const Records *r, ClipArena arena, const char *prefix, const char *suffix, bool all, int mode, double tolerance) {
+static void compare_arena(const Clip *clip, const Records *r, ClipArena arena, const char *prefix,
+    const char *suffix, bool all, int mode, double tolerance) {
     for (int i = 0; i < clip->tensors.count; i++) {
         const Tensor *x = &clip->tensors.list[i];
         if (!x->trainable && arena != ARENA_PARAMETERS) continue;
@@ -306,14 +352,17 @@ static void compare_arena(const Clip *clip, const Records *r, ClipArena arena, c
 // ---------------------------------------------------------------- activations
 
 // Rows of what the back end keeps, (R,C) packed, or (B,C) only_read, against a record (B,T,C)
-static void compare_rows(const Records *r, const char *tower, const char *name, const float *kept, const Sequences *s, int C, bool only_read) {
+static void compare_rows(const Records *r, const char *tower, const char *name, const float *kept,
+    const Sequences *s, int C, bool only_read) {
     NEED(want, "activations/%s.%s", tower, name)
     float *ours = host_copy(kept, (size_t)(only_read ? s->B : s->R) * (size_t)C);
     const size_t T = want->ndim == 3 ? (size_t)want->shape[1] : 1;
     Comparison c = comparison(want);
     for (int b = 0; b < s->B; b++) {
         const size_t length = (size_t)(s->start[b + 1] - s->start[b]), row = (size_t)b * T;
-        if (only_read) compare_entries(&c, ours + (size_t)b * C, (row + (T > 1 ? (size_t)(s->read[b] - s->start[b]) : 0)) * C, (size_t)C);
+        if (only_read)
+            compare_entries(&c, ours + (size_t)b * C,
+                (row + (T > 1 ? (size_t)(s->read[b] - s->start[b]) : 0)) * C, (size_t)C);
         else compare_entries(&c, ours + (size_t)s->start[b] * C, row * C, length * C);
     }
     compare_end(&c, "", RELATIVE, ACTIVATION_TOLERANCE);
@@ -329,7 +378,10 @@ static void check_block0(const Clip *clip, const Records *r, int tower, const ch
     const bool last = d.L == 1;
     const int C = d.C, Q = last ? t->seq.B : t->seq.R;
     const size_t R = (size_t)t->seq.R;
-    float *ln = room(R * C), *act = room(R * d.F), *mean = room(R), *rstd = room(R);
+    float *ln = room(R * C);
+    float *act = room(R * d.F);
+    float *mean = room(R);
+    float *rstd = room(R);
     layer_norm(clip, ln, mean, rstd, a->x, w->ln_1_weight, w->ln_1_bias, t->seq.R, C, d.eps);
     compare_rows(r, name, "block0.ln_1", ln, &t->seq, C, false);
     compare_rows(r, name, "block0.attn_heads", FLOATS(a->attention), &t->seq, C, last);
@@ -343,7 +395,10 @@ static void check_block0(const Clip *clip, const Records *r, int tower, const ch
     compare_rows(r, name, "block0.mlp_act", act, &t->seq, d.F, last);
     layer_linear(clip, ln, act, w->c_proj_weight, w->c_proj_bias, Q, d.F, C);
     compare_rows(r, name, "block0.mlp", ln, &t->seq, C, last);
-    release(ln), release(act), release(mean), release(rstd);
+    release(ln);
+    release(act);
+    release(mean);
+    release(rstd);
 }
 
 static void check_tower(const Clip *clip, const Records *r, int tower, const char *name) {
@@ -353,13 +408,15 @@ static void check_tower(const Clip *clip, const Records *r, int tower, const cha
     if (tower == IMAGE_TOWER) {
         NEED(want, "activations/vision.patch_embed")
         compare_kept(want, t->embedded, (size_t)(t->seq.R - t->seq.B) * d.C, ACTIVATION_TOLERANCE);
-        compare_rows(r, name, "embed", clip->config.ln_pre ? t->embedding : t->blocks[0].x, &t->seq, d.C, false);
+        compare_rows(
+            r, name, "embed", clip->config.ln_pre ? t->embedding : t->blocks[0].x, &t->seq, d.C, false);
         if (clip->config.ln_pre) compare_rows(r, name, "ln_pre", t->blocks[0].x, &t->seq, d.C, false);
     } else {
         compare_rows(r, name, "embed", t->blocks[0].x, &t->seq, d.C, false);
         compare_rows(r, name, "ln_final", t->pooled, &t->seq, d.C, true);
         NEED(eot, "activations/text.eot_index")
-        for (int b = 0; b < t->seq.B; b++) compare_number(eot, (size_t)b, t->seq.read[b] - t->seq.start[b], 0);
+        for (int b = 0; b < t->seq.B; b++)
+            compare_number(eot, (size_t)b, t->seq.read[b] - t->seq.start[b], 0);
     }
     check_block0(clip, r, tower, name);
     for (int l = 0; l < d.L; l++) {
@@ -376,7 +433,8 @@ static double cross_entropy(const float *logits, int n, bool columns) {
     double loss = 0;
     for (int i = 0; i < n; i++) {
         double sum = 0;
-        for (int j = 0; j < n; j++) sum += exp((double)(columns ? logits[j * n + i] : logits[i * n + j]) - logits[i * n + i]);
+        for (int j = 0; j < n; j++)
+            sum += exp((double)(columns ? logits[j * n + i] : logits[i * n + j]) - logits[i * n + i]);
         loss += log(sum) / n;
     }
     return loss;
@@ -399,14 +457,17 @@ static void test_forward_and_backward(Clip *clip, const Records *r) {
     check_tower(clip, r, TEXT_TOWER, "text");
 
     float *ours = (float *)malloc_check((size_t)B * B * sizeof(float));
-    float *image = host_copy(clip->back->features[0], (size_t)B * E), *text = host_copy(clip->back->features[1], (size_t)B * E);
+    float *image = host_copy(clip->back->features[0], (size_t)B * E);
+    float *text = host_copy(clip->back->features[1], (size_t)B * E);
     matmul_nt(kernels_select(), ours, image, text, B, B, E);
     for (int i = 0; i < B * B; i++) ours[i] *= clip_logit_scale(clip);
     compare_all(logits, "", ours, (size_t)B * B, RELATIVE, ACTIVATION_TOLERANCE);
     compare_number(loss_image, 0, cross_entropy(ours, B, false), ACTIVATION_TOLERANCE);
     compare_number(loss_text, 0, cross_entropy(ours, B, true), ACTIVATION_TOLERANCE);
     compare_number(loss, 0, clip_loss(clip, B, NULL, POSITIVES_DIAGONAL, true), ACTIVATION_TOLERANCE);
-    free(ours), free(image), free(text);
+    free(ours);
+    free(image);
+    free(text);
 
     compare_kept(dimage, clip->back->dfeatures[0], (size_t)B * E, GRADIENT_TOLERANCE);
     compare_kept(dtext, clip->back->dfeatures[1], (size_t)B * E, GRADIENT_TOLERANCE);
@@ -424,16 +485,21 @@ static void test_locks(Clip *clip, const Records *r) {
     for (int tower = 0; tower < 2; tower++)
         for (int groups = 0; groups <= clip_tower_layers(&clip->config, tower) + 2; groups++) {
             const char *kind = tower == IMAGE_TOWER ? "image" : "text";
-            restart(clip, r, tower == IMAGE_TOWER ? groups : 1000, tower == TEXT_TOWER ? groups : 1000, (int)images->shape[0]);
+            restart(clip, r, tower == IMAGE_TOWER ? groups : 1000, tower == TEXT_TOWER ? groups : 1000,
+                (int)images->shape[0]);
             int wrong = 0, listed = 0;
             for (int i = 0; i < clip->tensors.count; i++) {
-                const bool trains = record_find(r, "locked/%s_%d/%s", kind, groups, clip->tensors.list[i].name);
-                wrong += trains != clip->tensors.list[i].trainable, listed += trains;
+                const bool trains =
+                    record_find(r, "locked/%s_%d/%s", kind, groups, clip->tensors.list[i].name);
+                wrong += trains != clip->tensors.list[i].trainable;
+                listed += trains;
             }
             if (listed) EXPECT(wrong == 0, "%s tower, %d groups: %d tensors differ", kind, groups, wrong);
-            printf("locked/%s_%d: %d of %d tensors train, %d differ%s\n", kind, groups, listed, clip->tensors.count, wrong, listed ? "" : " (no such case stored)");
+            printf("locked/%s_%d: %d of %d tensors train, %d differ%s\n", kind, groups, listed,
+                clip->tensors.count, wrong, listed ? "" : " (no such case stored)");
             run_step(clip, images, tokens, 0, (int)images->shape[0], (int)images->shape[0]);
-            compare_arena(clip, r, ARENA_GRADIENTS, "grads/param.", "locked", true, RELATIVE, GRADIENT_TOLERANCE);
+            compare_arena(
+                clip, r, ARENA_GRADIENTS, "grads/param.", "locked", true, RELATIVE, GRADIENT_TOLERANCE);
         }
 }
 
@@ -454,18 +520,21 @@ static void test_layer_decay(Clip *clip, const Records *r) {
         strcpy(text, r->list[i].name);
         if (strncmp(text, "layer_decay/", 12) != 0 || !(name = strchr(text + 12, '/'))) continue;
         *name++ = 0;
-        clip_scale_rates(clip, IMAGE_TOWER, (decay = strstr(text, "image_")) ? strtod(decay + 6, NULL) : 1, 1);
+        clip_scale_rates(
+            clip, IMAGE_TOWER, (decay = strstr(text, "image_")) ? strtod(decay + 6, NULL) : 1, 1);
         clip_scale_rates(clip, TEXT_TOWER, (decay = strstr(text, "text_")) ? strtod(decay + 5, NULL) : 1, 1);
         const Tensor *x = tensor_find(&clip->tensors, name);
         EXPECT(x && fabs(x->lr_scale - r->list[i].value[0]) <= 1e-7, "%s", r->list[i].name);
         checked++;
     }
-    clip_scale_rates(clip, IMAGE_TOWER, 1, 1), clip_scale_rates(clip, TEXT_TOWER, 1, 1);
+    clip_scale_rates(clip, IMAGE_TOWER, 1, 1);
+    clip_scale_rates(clip, TEXT_TOWER, 1, 1);
     printf("layer_decay: %d factors\n", checked);
 }
 
 // Several right answers in a batch: joint targets by equal captions and by groups, and groups left out.
-static void check_positives(Clip *clip, const Records *r, const char *kind, const uint64_t *keys, Positives positives) {
+static void check_positives(
+    Clip *clip, const Records *r, const char *kind, const uint64_t *keys, Positives positives) {
     NEED(image, "multipos/image_features")
     NEED(text, "multipos/text_features")
     NEED(scale, "multipos/logit_scale")
@@ -475,13 +544,19 @@ static void check_positives(Clip *clip, const Records *r, const char *kind, cons
     NEED(dscale, "multipos/%s.grad_logit_scale", kind)
     const int n = (int)image->shape[0], E = (int)image->shape[1];
     float *x = record_floats(image, 0, image->count), *y = record_floats(text, 0, text->count);
-    float *dx = (float *)malloc_check(image->count * sizeof(float)), *dy = (float *)malloc_check(text->count * sizeof(float));
+    float *dx = (float *)malloc_check(image->count * sizeof(float));
+    float *dy = (float *)malloc_check(text->count * sizeof(float));
     double d;
-    compare_number(loss, 0, layer_loss(clip, dx, dy, &d, x, y, keys, positives, n, E, expf((float)scale->value[0])), ACTIVATION_TOLERANCE);
+    compare_number(loss, 0,
+        layer_loss(clip, dx, dy, &d, x, y, keys, positives, n, E, expf((float)scale->value[0])),
+        ACTIVATION_TOLERANCE);
     compare_all(dimage, "", dx, image->count, RELATIVE, GRADIENT_TOLERANCE);
     compare_all(dtext, "", dy, text->count, RELATIVE, GRADIENT_TOLERANCE);
     compare_number(dscale, 0, d, GRADIENT_TOLERANCE);
-    free(x), free(y), free(dx), free(dy);
+    free(x);
+    free(y);
+    free(dx);
+    free(dy);
 }
 
 static void test_positives(Clip *clip, const Records *r) {
@@ -489,12 +564,17 @@ static void test_positives(Clip *clip, const Records *r) {
     NEED(tokens, "multipos/tokens")
     NEED(groups, "multipos/groups")
     const size_t n = groups->count, T = tokens->count / n;
-    uint64_t *captions = (uint64_t *)malloc_check(n * sizeof *captions), *keys = (uint64_t *)malloc_check(n * sizeof *keys);
-    for (size_t i = 0; i < n; i++) captions[i] = hash_bytes(HASH_START, tokens->value + i * T, T * sizeof(double)), keys[i] = (uint64_t)groups->value[i];
+    uint64_t *captions = (uint64_t *)malloc_check(n * sizeof *captions);
+    uint64_t *keys = (uint64_t *)malloc_check(n * sizeof *keys);
+    for (size_t i = 0; i < n; i++) {
+        captions[i] = hash_bytes(HASH_START, tokens->value + i * T, T * sizeof(double));
+        keys[i] = (uint64_t)groups->value[i];
+    }
     check_positives(clip, r, "equal", captions, POSITIVES_SOFT);
     check_positives(clip, r, "groups", keys, POSITIVES_SOFT);
     check_positives(clip, r, "masked", keys, POSITIVES_MASK);
-    free(captions), free(keys);
+    free(captions);
+    free(keys);
 }
 
 // Keeping only the blocks' inputs changes no bit.
@@ -504,16 +584,21 @@ static void test_checkpointing(Clip *clip, const Records *r) {
     const int B = (int)images->shape[0];
     restart(clip, r, 1000, 1000, B);
     run_step(clip, images, tokens, 0, B, B);
-    float *before = (float *)malloc_check(clip->tensors.parameters * sizeof(float)), *now = (float *)malloc_check(clip->tensors.parameters * sizeof(float));
+    float *before = (float *)malloc_check(clip->tensors.parameters * sizeof(float));
+    float *now = (float *)malloc_check(clip->tensors.parameters * sizeof(float));
     float *to = before;
-    for (int i = 0; i < clip->tensors.count; to += clip->tensors.list[i++].count) clip_read(clip, ARENA_GRADIENTS, &clip->tensors.list[i], to);
+    for (int i = 0; i < clip->tensors.count; to += clip->tensors.list[i++].count)
+        clip_read(clip, ARENA_GRADIENTS, &clip->tensors.list[i], to);
     const ClipTraining how = {B, false, true};
     clip_start_training(clip, &how);
     run_step(clip, images, tokens, 0, B, B);
     to = now;
-    for (int i = 0; i < clip->tensors.count; to += clip->tensors.list[i++].count) clip_read(clip, ARENA_GRADIENTS, &clip->tensors.list[i], to);
-    EXPECT(memcmp(before, now, clip->tensors.parameters * sizeof(float)) == 0, "gradients with checkpointing differ");
-    free(before), free(now);
+    for (int i = 0; i < clip->tensors.count; to += clip->tensors.list[i++].count)
+        clip_read(clip, ARENA_GRADIENTS, &clip->tensors.list[i], to);
+    EXPECT(memcmp(before, now, clip->tensors.parameters * sizeof(float)) == 0,
+        "gradients with checkpointing differ");
+    free(before);
+    free(now);
 }
 
 // Every way to cut the batch gives the gradients of the whole, that of logit_scale too.
@@ -532,7 +617,8 @@ static void test_accumulation(Clip *clip, const Records *r) {
     }
 }
 
-// open_clip's evaluation: the sample-weighted mean of the losses within batches, and retrieval over all pairs.
+// open_clip's evaluation: the sample-weighted mean of the losses within batches, and retrieval over all
+// pairs.
 static void test_validation(Clip *clip, const Records *r) {
     NEED(images, "accum/images")
     NEED(tokens, "accum/tokens")
@@ -541,16 +627,21 @@ static void test_validation(Clip *clip, const Records *r) {
     NEED(want, "val/clip_val_loss")
     const int n = (int)rows->count, E = clip->config.embed_dim;
     restart(clip, r, 1000, 1000, 1);
-    float *image = (float *)malloc_check((size_t)n * E * sizeof(float)), *text = (float *)malloc_check((size_t)n * E * sizeof(float));
+    float *image = (float *)malloc_check((size_t)n * E * sizeof(float));
+    float *text = (float *)malloc_check((size_t)n * E * sizeof(float));
     for (int i = 0; i < n; i++) {
         TestBatch b = test_batch(clip, images, tokens, (size_t)rows->value[i], 1);
-        clip_encode_image(clip, &b.batch, image + (size_t)i * E), clip_encode_text(clip, &b.batch, text + (size_t)i * E);
+        clip_encode_image(clip, &b.batch, image + (size_t)i * E);
+        clip_encode_text(clip, &b.batch, text + (size_t)i * E);
         test_batch_free(&b);
     }
     double loss = 0;
     for (int i = 0; i < n; i += (int)batch_size->value[0]) {
         const int B = n - i < (int)batch_size->value[0] ? n - i : (int)batch_size->value[0];
-        loss += B * contrastive_loss(kernels_select(), NULL, NULL, NULL, image + (size_t)i * E, text + (size_t)i * E, NULL, POSITIVES_DIAGONAL, B, E, clip_logit_scale(clip)) / n;
+        loss += B *
+                contrastive_loss(kernels_select(), NULL, NULL, NULL, image + (size_t)i * E,
+                    text + (size_t)i * E, NULL, POSITIVES_DIAGONAL, B, E, clip_logit_scale(clip)) /
+                n;
     }
     compare_number(want, 0, loss, ACTIVATION_TOLERANCE);
     const RetrievalMetrics m = retrieval_metrics(kernels_select(), image, text, n, E, 3);
@@ -562,10 +653,14 @@ static void test_validation(Clip *clip, const Records *r) {
         NEED(R1, "val/%s_R@1", name)
         NEED(R5, "val/%s_R@5", name)
         NEED(R10, "val/%s_R@10", name)
-        compare_number(mean_rank, 0, ranks->mean_rank, 1e-12), compare_number(median_rank, 0, ranks->median_rank, 1e-12);
-        compare_number(R1, 0, ranks->R1, 1e-12), compare_number(R5, 0, ranks->R5, 1e-12), compare_number(R10, 0, ranks->R10, 1e-12);
+        compare_number(mean_rank, 0, ranks->mean_rank, 1e-12);
+        compare_number(median_rank, 0, ranks->median_rank, 1e-12);
+        compare_number(R1, 0, ranks->R1, 1e-12);
+        compare_number(R5, 0, ranks->R5, 1e-12);
+        compare_number(R10, 0, ranks->R10, 1e-12);
     }
-    free(image), free(text);
+    free(image);
+    free(text);
 }
 
 // ---------------------------------------------------------------- optimizer
@@ -577,18 +672,27 @@ static double hyper(const Records *r, const char *name) {
 }
 
 // Steps over images (steps,B,…), or the same images each step, with the recorded rates.
-static void check_steps(Clip *clip, const Records *r, const char *prefix, const Record *images, const Record *tokens, bool same_batch, double clip_norm) {
+static void check_steps(Clip *clip, const Records *r, const char *prefix, const Record *images,
+    const Record *tokens, bool same_batch, double clip_norm) {
     NEED(loss, "%sloss", prefix)
     NEED(norm, "%sgrad_norm", prefix)
     NEED(lr, "%slr", prefix)
     NEED(logit_scale, "%slogit_scale", prefix)
     const int steps = (int)lr->count, B = (int)tokens->shape[tokens->ndim - 2];
     for (int step = 0; step < steps; step++) {
-        const AdamW a = {.lr = lr->value[step], .beta1 = hyper(r, "beta1"), .beta2 = hyper(r, "beta2"), .eps = hyper(r, "eps"), .weight_decay = hyper(r, "weight_decay"),
-                         .grad_clip_norm = clip_norm, .step = step + 1};
-        // logits are exp(logit_scale) times cosines: rounding of the features grows with it, beyond its usual 1 / 0.07
+        const AdamW a = {.lr = lr->value[step],
+            .beta1 = hyper(r, "beta1"),
+            .beta2 = hyper(r, "beta2"),
+            .eps = hyper(r, "eps"),
+            .weight_decay = hyper(r, "weight_decay"),
+            .grad_clip_norm = clip_norm,
+            .step = step + 1};
+        // logits are exp(logit_scale) times cosines: rounding of the features grows with it, beyond its usual
+        // 1 / 0.07
         const double grow = fmax(1, 0.07 * clip_logit_scale(clip));
-        compare_number(loss, (size_t)step, run_step(clip, images, tokens, same_batch ? 0 : (size_t)step * B, B, B), grow * ACTIVATION_TOLERANCE);
+        compare_number(loss, (size_t)step,
+            run_step(clip, images, tokens, same_batch ? 0 : (size_t)step * B, B, B),
+            grow * ACTIVATION_TOLERANCE);
         compare_number(norm, (size_t)step, clip_update(clip, &a), grow * GRADIENT_TOLERANCE);
         float scale;
         clip_read(clip, ARENA_PARAMETERS, tensor_find(&clip->tensors, LOGIT_SCALE_KEY), &scale);
@@ -640,20 +744,26 @@ static void test_bf16(Clip *clip, const Records *r) {
         float *ours = (float *)malloc_check(x->count * sizeof(float));
         double distance = 0, norm = 0;
         clip_read(clip, ARENA_GRADIENTS, x, ours);
-        for (size_t j = 0; j < x->count; j++) distance += (ours[j] - want->value[j]) * (ours[j] - want->value[j]), norm += want->value[j] * want->value[j];
+        for (size_t j = 0; j < x->count; j++) {
+            distance += (ours[j] - want->value[j]) * (ours[j] - want->value[j]);
+            norm += want->value[j] * want->value[j];
+        }
         off[i] = sqrt(distance / norm);
         EXPECT(off[i] <= BF16_GRADIENT, "%s: the bf16 gradient is off by %g of its norm", x->name, off[i]);
         free(ours);
     }
     qsort(off, (size_t)n, sizeof *off, compare_doubles);
-    printf("gradients in bf16 off by %.1e of their norm at worst, %.1e in the median\n", off[n - 1], off[n / 2]);
+    printf(
+        "gradients in bf16 off by %.1e of their norm at worst, %.1e in the median\n", off[n - 1], off[n / 2]);
     EXPECT(off[n / 2] <= BF16_MEDIAN, "the median bf16 gradient is off by %g of its norm", off[n / 2]);
     free(off);
     clip_set_precision(clip, PRECISION_FP32);
 }
 
 int main(int argc, char **argv) {
-    if (argc != 3) die(EXIT_USAGE, "usage: test_clip MODEL.bin DEBUG.bin (made by dev/convert.py and dev/reference.py; see `make golden`)");
+    if (argc != 3)
+        die(EXIT_USAGE, "usage: test_clip MODEL.bin DEBUG.bin (made by dev/convert.py and dev/reference.py; "
+                        "see `make golden`)");
     Clip *clip = clip_load(argv[1]);
     Records r = records_load(argv[2]);
     compare_arena(clip, &r, ARENA_PARAMETERS, "weights/", "", true, ABSOLUTE, 0);

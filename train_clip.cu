@@ -1,26 +1,30 @@
-// clip.c: CLIP (Radford et al. 2021) fine-tuned on a GPU, in CUDA: train_clip.c with the same layers under the same names, in the same order.
-// In this file: every layer forward and backward, the two towers, AdamW, and the program.
+// clip.c: CLIP (Radford et al. 2021) fine-tuned on a GPU, in CUDA: train_clip.c with the same layers under
+// the same names, in the same order. In this file: every layer forward and backward, the two towers, AdamW,
+// and the program.
 //
 //     ./train_clipcu --pretrained W.bin --train-data pictures.csv        fine-tunes
 //     ./train_clipcu --help
 //
-// Real is the type of activations and of the operands of matrix products: float, or bf16 (amp_bf16). Weights, their gradients, m and v,
-// statistics of LayerNorm and softmax, features and the loss are fp32 in both; of the weights AdamW writes a copy in bf16 as well.
+// Real is the type of activations and of the operands of matrix products: float, or bf16 (amp_bf16). Weights,
+// their gradients, m and v, statistics of LayerNorm and softmax, features and the loss are fp32 in both; of
+// the weights AdamW writes a copy in bf16 as well.
 //
-// Captions and images are packed as on a CPU: a batch is R rows of C channels, the tokens of one sequence behind those of the next; the last
-// block computes only the row that is read in the end. No sum depends on the order in which threads run: the same seed gives the same bits.
+// Captions and images are packed as on a CPU: a batch is R rows of C channels, the tokens of one sequence
+// behind those of the next; the last block computes only the row that is read in the end. No sum depends on
+// the order in which threads run: the same seed gives the same bits.
 //
-// B batch, T tokens, R rows (all tokens of a batch), C channels, NH heads, HS head size, F hidden width of the MLP, L layers,
-// V vocabulary, E embedding, P patch size, S image size. Outputs first, gradients begin with d, sizes last.
+// B batch, T tokens, R rows (all tokens of a batch), C channels, NH heads, HS head size, F hidden width of
+// the MLP, L layers, V vocabulary, E embedding, P patch size, S image size. Outputs first, gradients begin
+// with d, sizes last.
 
-#include "clipc/base/utils.h"      // die, malloc_check
-#include "clipc/model/clip.h"       // Clip, ClipBatch, AdamW, the functions implemented here
-#include "clipc/model/activations.h"    // Sequences, TowerShape, tensors_init
-#include "clipc/math/gpu_adamw.h"  // Piece, adamw_kernel
-#include "clipc/math/gpu_feed.h"   // Arena, Feed, RowGroups
-#include "clipc/math/gpu_kernel.h" // Gpu, LAUNCH, load, store, warp_sum
-#include "clipc/math/gpu_loss.h"   // contrastive_loss
-#include "clipc/math/gpu_matmul.h" // matmul, bf16
+#include "clipc/base/utils.h"        // die, malloc_check
+#include "clipc/model/clip.h"        // Clip, ClipBatch, AdamW, the functions implemented here
+#include "clipc/model/activations.h" // Sequences, TowerShape, tensors_init
+#include "clipc/math/gpu_adamw.h"    // Piece, adamw_kernel
+#include "clipc/math/gpu_feed.h"     // Arena, Feed, RowGroups
+#include "clipc/math/gpu_kernel.h"   // Gpu, LAUNCH, load, store, warp_sum
+#include "clipc/math/gpu_loss.h"     // contrastive_loss
+#include "clipc/math/gpu_matmul.h"   // matmul, bf16
 
 #include <type_traits> // std::conditional
 
@@ -28,8 +32,12 @@
 
 // Row to[i] of out = row from[i] of x, or is increased by it; NULL stands for i. Rows are ld apart.
 template <typename Real, int V>
-__global__ void copy_rows_kernel(Real *out, size_t out_ld, const int *to, const Real *x, size_t x_ld, const int *from, int n, int C, bool add) {
-    const size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x, packs = (size_t)C / V, row = i / packs, c = i % packs * V;
+__global__ void copy_rows_kernel(Real *out, size_t out_ld, const int *to, const Real *x, size_t x_ld,
+    const int *from, int n, int C, bool add) {
+    const size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+    const size_t packs = (size_t)C / V;
+    const size_t row = i / packs;
+    const size_t c = i % packs * V;
     if (row >= (size_t)n) return;
     Real *target = out + (to ? to[row] : row) * out_ld + c;
     float value[V], old[V];
@@ -42,24 +50,28 @@ __global__ void copy_rows_kernel(Real *out, size_t out_ld, const int *to, const 
 }
 
 template <typename Real>
-static void copy_rows(const Gpu *k, Real *out, size_t out_ld, const int *to, const Real *x, size_t x_ld, const int *from, int n, int C, bool add) {
+static void copy_rows(const Gpu *k, Real *out, size_t out_ld, const int *to, const Real *x, size_t x_ld,
+    const int *from, int n, int C, bool add) {
     const auto grid = [&](int V) { return blocks_for((size_t)n * C / V, 256); };
-    LAUNCH_PACKED(copy_rows_kernel, Real, C, grid, 256, 0, k->stream, out, out_ld, to, x, x_ld, from, n, C, add);
+    LAUNCH_PACKED(
+        copy_rows_kernel, Real, C, grid, 256, 0, k->stream, out, out_ld, to, x, x_ld, from, n, C, add);
 }
 
 // out (B,C) = the rows of x (R,C) that are read
-template <typename Real> static void gather_rows(const Gpu *k, Real *out, const Real *x, const Sequences *s, int C) {
+template <typename Real>
+static void gather_rows(const Gpu *k, Real *out, const Real *x, const Sequences *s, int C) {
     copy_rows(k, out, C, NULL, x, C, s->read, s->B, C, false);
 }
 
 enum { PARTS = 1024 }; // at most so many chunks of rows are summed, and their sums added in order
 
-// Column sums by blocks of (32,8) threads: a thread has V columns of its own and every eighth row of the block's chunk. Writes what the eight
-// have summed into parts (chunks,O); `sums`: room for (8,32*V).
+// Column sums by blocks of (32,8) threads: a thread has V columns of its own and every eighth row of the
+// block's chunk. Writes what the eight have summed into parts (chunks,O); `sums`: room for (8,32*V).
 enum { COLUMN_CHUNKS = 128, COLUMN_SHARED = 8 * 32 * 8 * sizeof(float) };
 static inline int column_chunks(int N) { return N < 8 * COLUMN_CHUNKS ? (N + 7) / 8 : COLUMN_CHUNKS; }
 
-template <int V> __device__ inline void write_column_sums(float *parts, float *sums, const float (&sum)[V], int O) {
+template <int V>
+__device__ inline void write_column_sums(float *parts, float *sums, const float (&sum)[V], int O) {
     for (int j = 0; j < V; j++) sums[(threadIdx.y * 32 + threadIdx.x) * V + j] = sum[j];
     __syncthreads();
     for (int i = threadIdx.y * 32 + threadIdx.x; i < 32 * V && (int)blockIdx.x * 32 * V + i < O; i += 256) {
@@ -70,9 +82,11 @@ template <int V> __device__ inline void write_column_sums(float *parts, float *s
 }
 
 // parts (chunks,O) = the column sums of each chunk of rows of x (N,O)
-template <typename Real, int V> __global__ void column_sums_kernel(float *parts, const Real *x, size_t ld, int N, int O) {
+template <typename Real, int V>
+__global__ void column_sums_kernel(float *parts, const Real *x, size_t ld, int N, int O) {
     SHARED_ARRAY(float, sums); // (8,32*V)
-    const int c = (blockIdx.x * 32 + threadIdx.x) * V, last = (int)((int64_t)N * (blockIdx.y + 1) / gridDim.y);
+    const int c = (blockIdx.x * 32 + threadIdx.x) * V;
+    const int last = (int)((int64_t)N * (blockIdx.y + 1) / gridDim.y);
     float sum[V] = {0}, row[V];
     for (int r = (int)((int64_t)N * blockIdx.y / gridDim.y) + threadIdx.y; c < O && r < last; r += 8) {
         load(row, x + (size_t)r * ld + c);
@@ -82,7 +96,8 @@ template <typename Real, int V> __global__ void column_sums_kernel(float *parts,
 }
 
 // out (n) (+)= the sum of parts (chunks,n), rows ld apart
-__global__ void add_parts_kernel(float *out, const float *parts, int chunks, size_t ld, int n, bool accumulate) {
+__global__ void add_parts_kernel(
+    float *out, const float *parts, int chunks, size_t ld, int n, bool accumulate) {
     SHARED_ARRAY(float, sums); // (16,32)
     const int i = blockIdx.x * 32 + threadIdx.x;
     float sum = 0;
@@ -94,8 +109,10 @@ __global__ void add_parts_kernel(float *out, const float *parts, int chunks, siz
     out[i] = sum + (accumulate ? out[i] : 0);
 }
 
-static void add_parts(const Gpu *k, float *out, const float *parts, int chunks, size_t ld, int n, bool accumulate) {
-    LAUNCH(add_parts_kernel, blocks_for(n, 32), dim3(32, 16), 16 * 32 * sizeof(float), k->stream, out, parts, chunks, ld, n, accumulate);
+static void add_parts(
+    const Gpu *k, float *out, const float *parts, int chunks, size_t ld, int n, bool accumulate) {
+    LAUNCH(add_parts_kernel, blocks_for(n, 32), dim3(32, 16), 16 * 32 * sizeof(float), k->stream, out, parts,
+        chunks, ld, n, accumulate);
 }
 
 // ---------------------------------------------------------------- layers
@@ -103,37 +120,48 @@ static void add_parts(const Gpu *k, float *out, const float *parts, int chunks, 
 // Of a weight or bias: what a matrix product of type Real takes.
 template <typename Real> static const Real *operand(const Gpu *k, const float *weight);
 template <> const float *operand<float>(const Gpu *, const float *weight) { return weight; }
-template <> const bf16 *operand<bf16>(const Gpu *k, const float *weight) { return weight ? k->halves + (weight - k->params) : NULL; }
+template <> const bf16 *operand<bf16>(const Gpu *k, const float *weight) {
+    return weight ? k->halves + (weight - k->params) : NULL;
+}
 
 // out (N,O) = inp (N,C) · weight (O,C)ᵀ + bias (O) [+ residual (N,O)]; bias and residual may be NULL
 template <typename Out, typename Real>
-static void linear_forward(const Gpu *k, Out *out, const Real *inp, const float *weight, const float *bias, const Out *residual, int N, int C, int O) {
+static void linear_forward(const Gpu *k, Out *out, const Real *inp, const float *weight, const float *bias,
+    const Out *residual, int N, int C, int O) {
     const MatmulEnd<Out> end = {operand<Out>(k, bias), residual};
-    matmul(&k->matmul, k->stream, out, O, plain(inp, C), transposed(operand<Real>(k, weight), C), N, O, C, 1, end);
+    matmul(&k->matmul, k->stream, out, O, plain(inp, C), transposed(operand<Real>(k, weight), C), N, O, C, 1,
+        end);
 }
 
 // dbias (O) (+)= the column sums of dout (N,O), rows ld apart
-template <typename Real> static void bias_backward(const Gpu *k, float *dbias, const Real *dout, size_t ld, int N, int O, bool accumulate) {
+template <typename Real>
+static void bias_backward(
+    const Gpu *k, float *dbias, const Real *dout, size_t ld, int N, int O, bool accumulate) {
     const auto grid = [&](int V) { return dim3(blocks_for(O, 32 * V), column_chunks(N)); };
-    LAUNCH_PACKED(column_sums_kernel, Real, O | (int)ld, grid, dim3(32, 8), COLUMN_SHARED, k->stream, k->parts, dout, ld, N, O);
+    LAUNCH_PACKED(column_sums_kernel, Real, O | (int)ld, grid, dim3(32, 8), COLUMN_SHARED, k->stream,
+        k->parts, dout, ld, N, O);
     add_parts(k, dbias, k->parts, column_chunks(N), O, O, accumulate);
 }
 
-// dinp (N,C) = dout · weight;  dweight (O,C) (+)= doutᵀ · inp;  dbias (O) (+)= column sums of dout. Any output may be NULL.
-// dout (N,O) has its rows ld apart (ld > O: a part of the columns of a wider matrix).
+// dinp (N,C) = dout · weight;  dweight (O,C) (+)= doutᵀ · inp;  dbias (O) (+)= column sums of dout. Any
+// output may be NULL. dout (N,O) has its rows ld apart (ld > O: a part of the columns of a wider matrix).
 template <typename Real>
-static void linear_backward(const Gpu *k, Real *dinp, float *dweight, float *dbias, const Real *dout, size_t ld, const Real *inp, const float *weight, int N, int C, int O,
-                            bool accumulate) {
+static void linear_backward(const Gpu *k, Real *dinp, float *dweight, float *dbias, const Real *dout,
+    size_t ld, const Real *inp, const float *weight, int N, int C, int O, bool accumulate) {
     const MatmulEnd<Real> set = {NULL, NULL};
     const MatmulEnd<float> add = {NULL, accumulate ? dweight : NULL};
-    if (dinp) matmul(&k->matmul, k->stream, dinp, C, plain(dout, (int)ld), plain(operand<Real>(k, weight), C), N, C, O, 1, set);
-    if (dweight) matmul(&k->matmul, k->stream, dweight, C, transposed(dout, (int)ld), plain(inp, C), O, C, N, 1, add);
+    if (dinp)
+        matmul(&k->matmul, k->stream, dinp, C, plain(dout, (int)ld), plain(operand<Real>(k, weight), C), N, C,
+            O, 1, set);
+    if (dweight)
+        matmul(&k->matmul, k->stream, dweight, C, transposed(dout, (int)ld), plain(inp, C), O, C, N, 1, add);
     if (dbias) bias_backward(k, dbias, dout, ld, N, O, accumulate);
 }
 
 // One row by one warp. The second and third pass find the row in the L1 cache.
 template <int V, typename Out>
-__device__ void layernorm_row(Out *out, float *mean, float *rstd, const float *x, const float *gain, const float *bias, int C, float eps) {
+__device__ void layernorm_row(Out *out, float *mean, float *rstd, const float *x, const float *gain,
+    const float *bias, int C, float eps) {
     const int first = threadIdx.x % 32 * V;
     float v[V], g[V], b[V], sum = 0, squares = 0;
     for (int c = first; c < C; c += 32 * V) {
@@ -147,17 +175,23 @@ __device__ void layernorm_row(Out *out, float *mean, float *rstd, const float *x
     }
     const float r = 1.0f / sqrtf(warp_sum(squares) / (float)C + eps);
     for (int c = first; c < C; c += 32 * V) {
-        load(v, x + c), load(g, gain + c), load(b, bias + c);
+        load(v, x + c);
+        load(g, gain + c);
+        load(b, bias + c);
         for (int j = 0; j < V; j++) v[j] = (v[j] - m) * r * g[j] + b[j];
         store(out + c, v);
     }
-    if (threadIdx.x % 32 == 0) *mean = m, *rstd = r;
+    if (threadIdx.x % 32 == 0) {
+        *mean = m;
+        *rstd = r;
+    }
 }
 
 enum { ROW_WARPS = 8 }; // rows that a block takes where one warp does a row
 
 template <typename Real, int V>
-__global__ void layernorm_forward_kernel(Real *out, float *mean, float *rstd, const float *x, const float *gain, const float *bias, int N, int C, float eps) {
+__global__ void layernorm_forward_kernel(Real *out, float *mean, float *rstd, const float *x,
+    const float *gain, const float *bias, int N, int C, float eps) {
     const size_t i = (size_t)blockIdx.x * ROW_WARPS + threadIdx.x / 32;
     if (i < (size_t)N) layernorm_row<V>(out + i * C, mean + i, rstd + i, x + i * C, gain, bias, C, eps);
 }
@@ -166,38 +200,50 @@ __global__ void layernorm_forward_kernel(Real *out, float *mean, float *rstd, co
 //   out  (N,C)  = gain * (x - mean) * rstd + bias
 //   mean (N), rstd (N): kept for the backward pass
 template <typename Real>
-static void layernorm_forward(const Gpu *k, Real *out, float *mean, float *rstd, const float *x, const float *gain, const float *bias, int N, int C, float eps) {
+static void layernorm_forward(const Gpu *k, Real *out, float *mean, float *rstd, const float *x,
+    const float *gain, const float *bias, int N, int C, float eps) {
     const auto grid = [&](int) { return blocks_for(N, ROW_WARPS); };
-    LAUNCH_PACKED(layernorm_forward_kernel, Real, C, grid, 32 * ROW_WARPS, 0, k->stream, out, mean, rstd, x, gain, bias, N, C, eps);
+    LAUNCH_PACKED(layernorm_forward_kernel, Real, C, grid, 32 * ROW_WARPS, 0, k->stream, out, mean, rstd, x,
+        gain, bias, N, C, eps);
 }
 
-// A block walks down a chunk of rows, two at a time, a thread owns V columns: dx of every row, and the chunk's sums of dgain and dbias, parts
-// (chunks,2C).  dx = skip + rstd * (g - mean(g) - n * mean(g * n)),  g = dout * gain,  n = (x - mean) * rstd
+// A block walks down a chunk of rows, two at a time, a thread owns V columns: dx of every row, and the
+// chunk's sums of dgain and dbias, parts (chunks,2C).  dx = skip + rstd * (g - mean(g) - n * mean(g * n)),  g
+// = dout * gain,  n = (x - mean) * rstd
 template <int V, typename Real, typename DOut>
-__global__ void layernorm_backward_kernel(Real *dx, float *parts, const Real *skip, const DOut *dout, const float *x, const float *gain, const float *mean, const float *rstd,
-                                          int N, int C) {
+__global__ void layernorm_backward_kernel(Real *dx, float *parts, const Real *skip, const DOut *dout,
+    const float *x, const float *gain, const float *mean, const float *rstd, int N, int C) {
     SHARED_ARRAY(float, sums); // (2,4,32): in turn, so that one barrier a pair of rows will do
-    const int c = threadIdx.x * V, warps = blockDim.x / 32, last = (int)((int64_t)N * (blockIdx.x + 1) / gridDim.x);
+    const int c = threadIdx.x * V;
+    const int warps = blockDim.x / 32;
+    const int last = (int)((int64_t)N * (blockIdx.x + 1) / gridDim.x);
     const bool mine = c < C;
     float g[V] = {0}, d[2][V], n[2][V], past[2][V], dgain[V] = {0}, dbias[V] = {0};
     if (mine) load(g, gain + c);
     for (int i = (int)((int64_t)N * blockIdx.x / gridDim.x), turn = 0; i < last; i += 2, turn ^= 1) {
-        float m[2] = {0}, r[2] = {0}, sum[4] = {0}, *s = sums + turn * 128; // sums of g and of g * n, of both rows
+        float m[2] = {0};
+        float r[2] = {0};
+        float sum[4] = {0};
+        float *s = sums + turn * 128; // sums of g and of g * n, of both rows
         UNROLLED
         for (int k = 0; k < 2; k++) {
             const size_t row = (size_t)(i + k) * C + c;
             for (int j = 0; j < V; j++) d[k][j] = n[k][j] = past[k][j] = 0;
             if (!mine || i + k >= last) continue;
-            m[k] = mean[i + k], r[k] = rstd[i + k];
-            load(d[k], dout + row), load(n[k], x + row);
+            m[k] = mean[i + k];
+            r[k] = rstd[i + k];
+            load(d[k], dout + row);
+            load(n[k], x + row);
             if (skip) load(past[k], skip + row);
         }
         UNROLLED
         for (int k = 0; k < 2; k++)
             for (int j = 0; j < V; j++) {
                 n[k][j] = (n[k][j] - m[k]) * r[k];
-                dgain[j] += d[k][j] * n[k][j], dbias[j] += d[k][j];
-                sum[2 * k] += d[k][j] * g[j], sum[2 * k + 1] += d[k][j] * g[j] * n[k][j];
+                dgain[j] += d[k][j] * n[k][j];
+                dbias[j] += d[k][j];
+                sum[2 * k] += d[k][j] * g[j];
+                sum[2 * k + 1] += d[k][j] * g[j] * n[k][j];
             }
         UNROLLED
         for (int q = 0; q < 4; q++) {
@@ -213,27 +259,37 @@ __global__ void layernorm_backward_kernel(Real *dx, float *parts, const Real *sk
         UNROLLED
         for (int k = 0; k < 2; k++) {
             if (!mine || i + k >= last) continue;
-            for (int j = 0; j < V; j++) past[k][j] += r[k] * (d[k][j] * g[j] - sum[2 * k] / (float)C - n[k][j] * (sum[2 * k + 1] / (float)C));
+            for (int j = 0; j < V; j++)
+                past[k][j] +=
+                    r[k] * (d[k][j] * g[j] - sum[2 * k] / (float)C - n[k][j] * (sum[2 * k + 1] / (float)C));
             store(dx + (size_t)(i + k) * C + c, past[k]);
         }
     }
     if (!mine) return;
-    store(parts + (size_t)blockIdx.x * 2 * C + c, dgain), store(parts + (size_t)blockIdx.x * 2 * C + C + c, dbias);
+    store(parts + (size_t)blockIdx.x * 2 * C + c, dgain);
+    store(parts + (size_t)blockIdx.x * 2 * C + C + c, dbias);
 }
 
-// dx (N,C) = skip (N,C; NULL, or dx itself) + what comes through the LayerNorm; dgain, dbias (C) (+)=, NULL when frozen. dout stays.
+// dx (N,C) = skip (N,C; NULL, or dx itself) + what comes through the LayerNorm; dgain, dbias (C) (+)=, NULL
+// when frozen. dout stays.
 template <typename Real, typename DOut>
-static void layernorm_backward(const Gpu *k, Real *dx, float *dgain, float *dbias, const Real *skip, const DOut *dout, const float *x, const float *gain, const float *mean,
-                               const float *rstd, int N, int C, bool accumulate) {
+static void layernorm_backward(const Gpu *k, Real *dx, float *dgain, float *dbias, const Real *skip,
+    const DOut *dout, const float *x, const float *gain, const float *mean, const float *rstd, int N, int C,
+    bool accumulate) {
     const int chunks = N < PARTS ? N : PARTS;
     const size_t shared = 2 * 4 * 32 * sizeof(float);
-    if (C % 4 == 0) LAUNCH((layernorm_backward_kernel<4, Real, DOut>), chunks, 32 * blocks_for(C, 4 * 32), shared, k->stream, dx, k->parts, skip, dout, x, gain, mean, rstd, N, C);
-    else LAUNCH((layernorm_backward_kernel<1, Real, DOut>), chunks, 32 * blocks_for(C, 32), shared, k->stream, dx, k->parts, skip, dout, x, gain, mean, rstd, N, C);
+    if (C % 4 == 0)
+        LAUNCH((layernorm_backward_kernel<4, Real, DOut>), chunks, 32 * blocks_for(C, 4 * 32), shared,
+            k->stream, dx, k->parts, skip, dout, x, gain, mean, rstd, N, C);
+    else
+        LAUNCH((layernorm_backward_kernel<1, Real, DOut>), chunks, 32 * blocks_for(C, 32), shared, k->stream,
+            dx, k->parts, skip, dout, x, gain, mean, rstd, N, C);
     if (dgain) add_parts(k, dgain, k->parts, chunks, (size_t)2 * C, C, accumulate);
     if (dbias) add_parts(k, dbias, k->parts + C, chunks, (size_t)2 * C, C, accumulate);
 }
 
-// The cumulative normal distribution, absolute error below 1e-7: the form of clipc/math/kernels.h, see there. *density = e^(-x^2/2).
+// The cumulative normal distribution, absolute error below 1e-7: the form of clipc/math/kernels.h, see there.
+// *density = e^(-x^2/2).
 template <typename Real> __device__ inline float normal_cdf(float x, float *density) {
     const float t = reciprocal<Real>(0.282842712f * fabsf(x) + 1.0f);
     float p = 0.0754980984f;
@@ -250,37 +306,48 @@ template <typename Real> __device__ inline float normal_cdf(float x, float *dens
 }
 
 // GELU (Hendrycks and Gimpel 2016) with erf: x * cdf(x); QuickGELU, as OpenAI trained: x * sigmoid(1.702 x)
-template <typename Real, int V> __global__ void gelu_forward_kernel(Real *out, const Real *x, size_t n, bool quick) {
+template <typename Real, int V>
+__global__ void gelu_forward_kernel(Real *out, const Real *x, size_t n, bool quick) {
     const size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * V;
     if (i >= n) return;
     float v[V], density;
     load(v, x + i);
-    for (int j = 0; j < V; j++) v[j] *= quick ? reciprocal<Real>(1.0f + exponential<Real>(-1.702f * v[j])) : normal_cdf<Real>(v[j], &density);
+    for (int j = 0; j < V; j++)
+        v[j] *= quick ? reciprocal<Real>(1.0f + exponential<Real>(-1.702f * v[j]))
+                      : normal_cdf<Real>(v[j], &density);
     store(out + i, v);
 }
 
 // out (n) = GELU or QuickGELU
-template <typename Real> static void gelu_forward(const Gpu *k, Real *out, const Real *x, size_t n, bool quick) {
+template <typename Real>
+static void gelu_forward(const Gpu *k, Real *out, const Real *x, size_t n, bool quick) {
     const auto grid = [&](int V) { return blocks_for(n, 256 * V); };
     LAUNCH_PACKED(gelu_forward_kernel, Real, n, grid, 256, 0, k->stream, out, x, n, quick);
 }
 
-// dx = dout * activation'(x): cdf + x * pdf, or s + 1.702 x s (1 - s) with s = 1 / (1 + e), where e s is 1 - s without cancellation
+// dx = dout * activation'(x): cdf + x * pdf, or s + 1.702 x s (1 - s) with s = 1 / (1 + e), where e s is 1 -
+// s without cancellation
 template <typename Real> __device__ inline float gelu_slope(float x, bool quick) {
     float density;
-    const float e = quick ? exponential<Real>(fminf(-1.702f * x, 85.0f)) : 0, s = reciprocal<Real>(1.0f + e); // e must not overflow
+    const float e = quick ? exponential<Real>(fminf(-1.702f * x, 85.0f)) : 0;
+    const float s = reciprocal<Real>(1.0f + e); // e must not overflow
     if (quick) return s + 1.702f * x * s * (e * s);
     const float cdf = normal_cdf<Real>(x, &density);
     return cdf + x * 0.398942280f * density;
 }
 
-// In one pass the column sums, which are the gradient of the bias before the activation; see column_sums_kernel().
-template <typename Real, int V> __global__ void gelu_backward_kernel(Real *dx, float *parts, const Real *x, const Real *dout, int N, int F, bool quick) {
+// In one pass the column sums, which are the gradient of the bias before the activation; see
+// column_sums_kernel().
+template <typename Real, int V>
+__global__ void gelu_backward_kernel(
+    Real *dx, float *parts, const Real *x, const Real *dout, int N, int F, bool quick) {
     SHARED_ARRAY(float, sums); // (8,32*V)
-    const int c = (blockIdx.x * 32 + threadIdx.x) * V, last = (int)((int64_t)N * (blockIdx.y + 1) / gridDim.y);
+    const int c = (blockIdx.x * 32 + threadIdx.x) * V;
+    const int last = (int)((int64_t)N * (blockIdx.y + 1) / gridDim.y);
     float sum[V] = {0}, v[V], d[V];
     for (int r = (int)((int64_t)N * blockIdx.y / gridDim.y) + threadIdx.y; c < F && r < last; r += 8) {
-        load(v, x + (size_t)r * F + c), load(d, dout + (size_t)r * F + c);
+        load(v, x + (size_t)r * F + c);
+        load(d, dout + (size_t)r * F + c);
         for (int j = 0; j < V; j++) sum[j] += d[j] *= gelu_slope<Real>(v[j], quick);
         store(dx + (size_t)r * F + c, d);
     }
@@ -288,39 +355,53 @@ template <typename Real, int V> __global__ void gelu_backward_kernel(Real *dx, f
 }
 
 // dx (N,F) = dout * activation'(x), in place of dout too; dbias (F) (+)= its column sums, NULL when frozen
-template <typename Real> static void gelu_backward(const Gpu *k, Real *dx, float *dbias, const Real *x, const Real *dout, int N, int F, bool quick, bool accumulate) {
+template <typename Real>
+static void gelu_backward(const Gpu *k, Real *dx, float *dbias, const Real *x, const Real *dout, int N, int F,
+    bool quick, bool accumulate) {
     const auto grid = [&](int V) { return dim3(blocks_for(F, 32 * V), column_chunks(N)); };
-    LAUNCH_PACKED(gelu_backward_kernel, Real, F, grid, dim3(32, 8), COLUMN_SHARED, k->stream, dx, k->parts, x, dout, N, F, quick);
+    LAUNCH_PACKED(gelu_backward_kernel, Real, F, grid, dim3(32, 8), COLUMN_SHARED, k->stream, dx, k->parts, x,
+        dout, N, F, quick);
     if (dbias) add_parts(k, dbias, k->parts, column_chunks(N), F, F, accumulate);
 }
 
 // ---------------------------------------------------------------- attention
 //
-// A block takes ROWS queries of one head (in the backward pass: ROWS queries, or ROWS keys), a warp 16 of them, and walks over the rest of the
-// sequence in tiles of ROWS, which lie in shared memory. Scores never leave it: 16 rows of them a warp, in fp32, overwritten by probabilities.
+// A block takes ROWS queries of one head (in the backward pass: ROWS queries, or ROWS keys), a warp 16 of
+// them, and walks over the rest of the sequence in tiles of ROWS, which lie in shared memory. Scores never
+// leave it: 16 rows of them a warp, in fp32, overwritten by probabilities.
 
 template <typename Real> constexpr int ATTENTION_ROWS = sizeof(Real) == 2 ? 64 : 32;
 
 // 16 x 16 sums in fp32, held by a warp.
 template <typename Real> struct Tile;
 
-// bf16: by tensor cores. Which lane holds which element is not said, so that tiles are only added to and stored.
+// bf16: by tensor cores. Which lane holds which element is not said, so that tiles are only added to and
+// stored.
 template <> struct Tile<bf16> {
     nvcuda::wmma::fragment<nvcuda::wmma::accumulator, 16, 16, 16, float> sum;
     __device__ void clear() { nvcuda::wmma::fill_fragment(sum, 0.0f); }
-    __device__ void store(float *to, int ld) const { nvcuda::wmma::store_matrix_sync(to, sum, ld, nvcuda::wmma::mem_row_major); }
+    __device__ void store(float *to, int ld) const {
+        nvcuda::wmma::store_matrix_sync(to, sum, ld, nvcuda::wmma::mem_row_major);
+    }
 
     // out (16, n tiles) += a (16, 16 * depth) · b, all in shared memory, where a and b may lie transposed
-    template <bool A_TRANSPOSED, bool B_TRANSPOSED, int N> static __device__ void multiply(Tile (&out)[N], int n, const bf16 *a, int lda, int depth, const bf16 *b, int ldb) {
+    template <bool A_TRANSPOSED, bool B_TRANSPOSED, int N>
+    static __device__ void multiply(
+        Tile (&out)[N], int n, const bf16 *a, int lda, int depth, const bf16 *b, int ldb) {
         using namespace nvcuda::wmma;
         for (int d = 0; d < depth; d++) {
-            fragment<matrix_a, 16, 16, 16, bf16, typename std::conditional<A_TRANSPOSED, col_major, row_major>::type> x;
+            fragment<matrix_a, 16, 16, 16, bf16,
+                typename std::conditional<A_TRANSPOSED, col_major, row_major>::type>
+                x;
             load_matrix_sync(x, A_TRANSPOSED ? a + 16 * d * lda : a + 16 * d, lda);
             UNROLLED
             for (int j = 0; j < N; j++) {
                 if (j >= n) continue;
-                fragment<matrix_b, 16, 16, 16, bf16, typename std::conditional<B_TRANSPOSED, col_major, row_major>::type> y;
-                load_matrix_sync(y, B_TRANSPOSED ? b + 16 * j * ldb + 16 * d : b + 16 * d * ldb + 16 * j, ldb);
+                fragment<matrix_b, 16, 16, 16, bf16,
+                    typename std::conditional<B_TRANSPOSED, col_major, row_major>::type>
+                    y;
+                load_matrix_sync(
+                    y, B_TRANSPOSED ? b + 16 * j * ldb + 16 * d : b + 16 * d * ldb + 16 * j, ldb);
                 mma_sync(out[j].sum, x, y, out[j].sum);
             }
         }
@@ -337,7 +418,9 @@ template <> struct Tile<float> {
         for (int i = 0; i < 8; i++) to[threadIdx.x % 32 / 2 * ld + threadIdx.x % 2 * 8 + i] = sum[i];
     }
 
-    template <bool A_TRANSPOSED, bool B_TRANSPOSED, int N> static __device__ void multiply(Tile (&out)[N], int n, const float *a, int lda, int depth, const float *b, int ldb) {
+    template <bool A_TRANSPOSED, bool B_TRANSPOSED, int N>
+    static __device__ void multiply(
+        Tile (&out)[N], int n, const float *a, int lda, int depth, const float *b, int ldb) {
         const int row = threadIdx.x % 32 / 2, column = threadIdx.x % 2 * 8;
         for (int d = 0; d < 16 * depth; d++) {
             const float x = A_TRANSPOSED ? a[d * lda + row] : a[row * lda + d];
@@ -345,7 +428,10 @@ template <> struct Tile<float> {
             for (int j = 0; j < N; j++) {
                 if (j >= n) continue;
                 UNROLLED
-                for (int i = 0; i < 8; i++) out[j].sum[i] = fmaf(x, B_TRANSPOSED ? b[(16 * j + column + i) * ldb + d] : b[d * ldb + 16 * j + column + i], out[j].sum[i]);
+                for (int i = 0; i < 8; i++)
+                    out[j].sum[i] = fmaf(x,
+                        B_TRANSPOSED ? b[(16 * j + column + i) * ldb + d] : b[d * ldb + 16 * j + column + i],
+                        out[j].sum[i]);
             }
         }
     }
@@ -353,19 +439,21 @@ template <> struct Tile<float> {
 
 // One head of one sequence; queries: T, or 1 where only the row that is read matters.
 struct Head {
-    int T, queries, first;    // position of the first query in the sequence
-    size_t row, out;          // first row of the sequence, of the head's output
-    int HS, at;               // head size; its first channel
+    int T, queries, first; // position of the first query in the sequence
+    size_t row, out;       // first row of the sequence, of the head's output
+    int HS, at;            // head size; its first channel
 };
 
 __device__ inline Head attention_head(const int *start, const int *read, int C, int NH, bool only_read) {
     const int b = blockIdx.x / NH, HS = C / NH;
-    return {start[b + 1] - start[b], only_read ? 1 : start[b + 1] - start[b], only_read ? read[b] - start[b] : 0, (size_t)start[b],
-            (size_t)(only_read ? b : start[b]), HS, (int)(blockIdx.x % NH) * HS};
+    return {start[b + 1] - start[b], only_read ? 1 : start[b + 1] - start[b],
+        only_read ? read[b] - start[b] : 0, (size_t)start[b], (size_t)(only_read ? b : start[b]), HS,
+        (int)(blockIdx.x % NH) * HS};
 }
 
 // tile (n, HS) = rows of `from`, with zeros up to full 16 x 16 tiles
-template <typename Real, int V> __device__ void load_tile_by(Real *tile, int ld, const Real *from, size_t stride, int n, int HS) {
+template <typename Real, int V>
+__device__ void load_tile_by(Real *tile, int ld, const Real *from, size_t stride, int n, int HS) {
     const int packs = (HS + 15) / 16 * 16 / V, rows = (n + 15) / 16 * 16;
     for (int i = threadIdx.x; i < rows * packs; i += blockDim.x) {
         const int r = i / packs, c = i % packs * V;
@@ -377,13 +465,16 @@ template <typename Real, int V> __device__ void load_tile_by(Real *tile, int ld,
     }
 }
 
-template <typename Real> __device__ void load_tile(Real *tile, int ld, const Real *from, size_t stride, int n, int HS) {
+template <typename Real>
+__device__ void load_tile(Real *tile, int ld, const Real *from, size_t stride, int n, int HS) {
     if (HS % PACK<Real> == 0) load_tile_by<Real, PACK<Real>>(tile, ld, from, stride, n, HS);
     else load_tile_by<Real, 1>(tile, ld, from, stride, n, HS);
 }
 
 // Rows 0 … n-1 of a warp's 16, HS columns, by way of its scratch (16, ROWS) in shared memory.
-template <typename Real, int TILES> __device__ void write_tiles(Real *to, size_t stride, const Tile<Real> (&tiles)[TILES], float *scratch, int ld, int n, int HS) {
+template <typename Real, int TILES>
+__device__ void write_tiles(
+    Real *to, size_t stride, const Tile<Real> (&tiles)[TILES], float *scratch, int ld, int n, int HS) {
     constexpr int ROWS = ATTENTION_ROWS<Real>, GROUP = ROWS / 16;
     UNROLLED
     for (int j0 = 0; j0 < TILES; j0 += GROUP) {
@@ -400,7 +491,8 @@ template <typename Real, int TILES> __device__ void write_tiles(Real *to, size_t
 }
 
 // a (16, 16 * depth) · bᵀ into a warp's scratch: the scores of 16 rows against n tiles of others
-template <typename Real> __device__ void score_tiles(float *scores, int ld, const Real *a, const Real *b, int ldb, int depth, int n) {
+template <typename Real>
+__device__ void score_tiles(float *scores, int ld, const Real *a, const Real *b, int ldb, int depth, int n) {
     Tile<Real> tiles[ATTENTION_ROWS<Real> / 16];
     UNROLLED
     for (int j = 0; j < ATTENTION_ROWS<Real> / 16; j++) tiles[j].clear();
@@ -411,18 +503,27 @@ template <typename Real> __device__ void score_tiles(float *scores, int ld, cons
     __syncwarp();
 }
 
-// The layout of shared memory: rows of scores, rows of tiles; padded against bank conflicts, 32-byte aligned as tensor cores ask for.
+// The layout of shared memory: rows of scores, rows of tiles; padded against bank conflicts, 32-byte aligned
+// as tensor cores ask for.
 template <typename Real, int TILES> struct AttentionLayout {
-    enum { ROWS = ATTENTION_ROWS<Real>, LD = 16 * TILES + PACK<Real>, SCORES_LD = ROWS + 4, REAL_LD = SCORES_LD * 4 / (int)sizeof(Real) };
-    static constexpr size_t TILE_BYTES = ROWS * LD * sizeof(Real), SCORES_BYTES = ROWS * SCORES_LD * sizeof(float);
-    static constexpr size_t FORWARD_BYTES = SCORES_BYTES + 3 * TILE_BYTES, BACKWARD_BYTES = 2 * SCORES_BYTES + 4 * TILE_BYTES + 2 * ROWS * sizeof(float);
+    enum {
+        ROWS = ATTENTION_ROWS<Real>,
+        LD = 16 * TILES + PACK<Real>,
+        SCORES_LD = ROWS + 4,
+        REAL_LD = SCORES_LD * 4 / (int)sizeof(Real)
+    };
+    static constexpr size_t TILE_BYTES = ROWS * LD * sizeof(Real),
+                            SCORES_BYTES = ROWS * SCORES_LD * sizeof(float);
+    static constexpr size_t FORWARD_BYTES = SCORES_BYTES + 3 * TILE_BYTES,
+                            BACKWARD_BYTES = 2 * SCORES_BYTES + 4 * TILE_BYTES + 2 * ROWS * sizeof(float);
 };
 
-// Two passes over the keys: one for the log-sum-exp of each query's scores, one for the probabilities and their products with the values.
-// The scores of a sequence that fits into one tile are still there in the second.
+// Two passes over the keys: one for the log-sum-exp of each query's scores, one for the probabilities and
+// their products with the values. The scores of a sequence that fits into one tile are still there in the
+// second.
 template <typename Real, int TILES>
-__global__ void __launch_bounds__(2 * ATTENTION_ROWS<Real>)
-    attention_forward_kernel(Real *out, float *lse, const Real *qkv, const int *start, const int *read, int C, int NH, bool causal, bool only_read) {
+__global__ void __launch_bounds__(2 * ATTENTION_ROWS<Real>) attention_forward_kernel(Real *out, float *lse,
+    const Real *qkv, const int *start, const int *read, int C, int NH, bool causal, bool only_read) {
     typedef AttentionLayout<Real, TILES> Layout;
     constexpr int ROWS = Layout::ROWS, LD = Layout::LD, SLD = Layout::SCORES_LD;
     SHARED_ARRAY(float, all_scores);
@@ -430,11 +531,18 @@ __global__ void __launch_bounds__(2 * ATTENTION_ROWS<Real>)
     const Head h = attention_head(start, read, C, NH, only_read);
     const int q0 = blockIdx.y * ROWS, n_q = min(ROWS, h.queries - q0), depth = (h.HS + 15) / 16;
     if (q0 >= h.queries) return;
-    const int first = threadIdx.x / 32 * 16, row = threadIdx.x / 2, half = threadIdx.x % 2, position = h.first + q0 + row; // two lanes a query
+    const int first = threadIdx.x / 32 * 16;
+    const int row = threadIdx.x / 2;
+    const int half = threadIdx.x % 2;
+    const int position = h.first + q0 + row; // two lanes a query
     const int keys = causal ? min(h.T, h.first + q0 + n_q) : h.T;
     const float scale = 1.0f / sqrtf((float)h.HS);
     const Real *rows = qkv + h.row * 3 * C + h.at;
-    float *scores = all_scores + first * SLD, *mine = all_scores + row * SLD, max = -INFINITY, sum = 0, l = 0;
+    float *scores = all_scores + first * SLD;
+    float *mine = all_scores + row * SLD;
+    float max = -INFINITY;
+    float sum = 0;
+    float l = 0;
     Real *probabilities = (Real *)mine;
     Tile<Real> o[TILES];
     UNROLLED
@@ -442,12 +550,15 @@ __global__ void __launch_bounds__(2 * ATTENTION_ROWS<Real>)
     load_tile(q, LD, rows + (size_t)(h.first + q0) * 3 * C, (size_t)3 * C, n_q, h.HS);
     for (int pass = 0; pass < 2; pass++) {
         for (int k0 = 0; k0 < keys; k0 += ROWS) {
-            const int n = min(ROWS, keys - k0), tiles = (n + 15) / 16, visible = causal ? min(n, position - k0 + 1) : n;
+            const int n = min(ROWS, keys - k0);
+            const int tiles = (n + 15) / 16;
+            const int visible = causal ? min(n, position - k0 + 1) : n;
             const bool there = pass == 1 && keys <= ROWS;
             if (!there) {
                 __syncthreads();
                 load_tile(k, LD, rows + C + (size_t)k0 * 3 * C, (size_t)3 * C, n, h.HS);
-                if (pass == 1 || keys <= ROWS) load_tile(v, LD, rows + 2 * C + (size_t)k0 * 3 * C, (size_t)3 * C, n, h.HS);
+                if (pass == 1 || keys <= ROWS)
+                    load_tile(v, LD, rows + 2 * C + (size_t)k0 * 3 * C, (size_t)3 * C, n, h.HS);
                 __syncthreads();
             }
             if (first >= n_q) continue;
@@ -460,16 +571,19 @@ __global__ void __launch_bounds__(2 * ATTENTION_ROWS<Real>)
                 max = most;
                 continue;
             }
-            for (int c0 = half; c0 < 16 * tiles; c0 += 16) { // narrower numbers written over what was read before
+            for (int c0 = half; c0 < 16 * tiles;
+                 c0 += 16) { // narrower numbers written over what was read before
                 float p[8];
                 UNROLLED
-                for (int j = 0; j < 8; j++) p[j] = c0 + 2 * j < visible ? exponential<Real>(mine[c0 + 2 * j] * scale - l) : 0;
+                for (int j = 0; j < 8; j++)
+                    p[j] = c0 + 2 * j < visible ? exponential<Real>(mine[c0 + 2 * j] * scale - l) : 0;
                 __syncwarp();
                 UNROLLED
                 for (int j = 0; j < 8; j++) probabilities[c0 + 2 * j] = rounded<Real>(p[j]);
             }
             __syncwarp();
-            Tile<Real>::template multiply<false, false>(o, depth, (Real *)scores, Layout::REAL_LD, tiles, v, LD);
+            Tile<Real>::template multiply<false, false>(
+                o, depth, (Real *)scores, Layout::REAL_LD, tiles, v, LD);
         }
         if (pass == 1 || first >= n_q) continue;
         const float most = fmaxf(max, __shfl_xor_sync(0xffffffff, max, 1));
@@ -484,15 +598,19 @@ __global__ void __launch_bounds__(2 * ATTENTION_ROWS<Real>)
 }
 
 // LAUNCH of kernel<Real, TILES> for heads of HS channels
-#define LAUNCH_ATTENTION(kernel, Real, HS, bytes, grid, ...) \
-    do { \
-        if ((HS) <= 64) { \
-            CUDA_CHECK(cudaFuncSetAttribute(kernel<Real, 4>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)AttentionLayout<Real, 4>::bytes)); \
-            LAUNCH((kernel<Real, 4>), grid, 2 * ATTENTION_ROWS<Real>, (AttentionLayout<Real, 4>::bytes), __VA_ARGS__); \
-        } else { \
-            CUDA_CHECK(cudaFuncSetAttribute(kernel<Real, 8>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)AttentionLayout<Real, 8>::bytes)); \
-            LAUNCH((kernel<Real, 8>), grid, 2 * ATTENTION_ROWS<Real>, (AttentionLayout<Real, 8>::bytes), __VA_ARGS__); \
-        } \
+#define LAUNCH_ATTENTION(kernel, Real, HS, bytes, grid, ...)                                              \
+    do {                                                                                                  \
+        if ((HS) <= 64) {                                                                                 \
+            CUDA_CHECK(cudaFuncSetAttribute(kernel<Real, 4>, cudaFuncAttributeMaxDynamicSharedMemorySize, \
+                (int)AttentionLayout<Real, 4>::bytes));                                                   \
+            LAUNCH((kernel<Real, 4>), grid, 2 * ATTENTION_ROWS<Real>, (AttentionLayout<Real, 4>::bytes),  \
+                __VA_ARGS__);                                                                             \
+        } else {                                                                                          \
+            CUDA_CHECK(cudaFuncSetAttribute(kernel<Real, 8>, cudaFuncAttributeMaxDynamicSharedMemorySize, \
+                (int)AttentionLayout<Real, 8>::bytes));                                                   \
+            LAUNCH((kernel<Real, 8>), grid, 2 * ATTENTION_ROWS<Real>, (AttentionLayout<Real, 8>::bytes),  \
+                __VA_ARGS__);                                                                             \
+        }                                                                                                 \
     } while (0)
 enum { LARGEST_HEAD = 128 };
 
@@ -501,43 +619,69 @@ enum { LARGEST_HEAD = 128 };
 //   lse (R,NH), or (B,NH): the logarithm of each softmax's denominator, kept for the backward pass
 //   qkv (R,3C): queries, keys, values of all heads
 template <typename Real>
-static void attention_forward(const Gpu *k, Real *out, float *lse, const Real *qkv, const Sequences *s, int C, int NH, bool causal, bool only_read) {
+static void attention_forward(const Gpu *k, Real *out, float *lse, const Real *qkv, const Sequences *s, int C,
+    int NH, bool causal, bool only_read) {
     const dim3 grid(s->B * NH, only_read ? 1 : blocks_for(s->longest, ATTENTION_ROWS<Real>));
-    LAUNCH_ATTENTION(attention_forward_kernel, Real, C / NH, FORWARD_BYTES, grid, k->stream, out, lse, qkv, s->start, s->read, C, NH, causal, only_read);
+    LAUNCH_ATTENTION(attention_forward_kernel, Real, C / NH, FORWARD_BYTES, grid, k->stream, out, lse, qkv,
+        s->start, s->read, C, NH, causal, only_read);
 }
 
 // delta (Q,NH) = the sum over each head of dout * out, which is that of P ∘ dP over the keys
-template <typename Real> __global__ void attention_delta_kernel(float *delta, const Real *dout, const Real *out, int Q, int C, int NH) {
+template <typename Real>
+__global__ void attention_delta_kernel(
+    float *delta, const Real *dout, const Real *out, int Q, int C, int NH) {
     const size_t i = (size_t)blockIdx.x * ROW_WARPS + threadIdx.x / 32;
     const int HS = C / NH;
     if (i >= (size_t)Q * NH) return;
     float sum = 0;
-    for (int c = threadIdx.x % 32; c < HS; c += 32) sum += widened(dout[i * HS + c]) * widened(out[i * HS + c]);
+    for (int c = threadIdx.x % 32; c < HS; c += 32)
+        sum += widened(dout[i * HS + c]) * widened(out[i * HS + c]);
     sum = warp_sum(sum);
     if (threadIdx.x % 32 == 0) delta[i] = sum;
 }
 
-// The gradient of ROWS keys and their values (KEYS), or of ROWS queries. `mine` are those rows, `other` what they meet:
-//   mine:  k and v, or q and dO;  other: q and dO, or k and v;  scores = mine_0 · other_0ᵀ, dP = mine_1 · other_1ᵀ
+// The gradient of ROWS keys and their values (KEYS), or of ROWS queries. `mine` are those rows, `other` what
+// they meet:
+//   mine:  k and v, or q and dO;  other: q and dO, or k and v;  scores = mine_0 · other_0ᵀ, dP = mine_1 ·
+//       other_1ᵀ
 //   dK or dQ = dS · other_0,  dV = P · other_1  (P and dS with keys as rows, or with queries)
 // The block that takes all keys of a sequence also has the whole dS of its queries, and does them, too.
 template <typename Real, int TILES, bool KEYS>
-__device__ void attention_backward_rows(float *shared, Real *dqkv, const Real *dout, const Real *qkv, const float *lse, const float *delta, const Head &h, int C, int NH,
-                                        bool causal, int m0) {
+__device__ void attention_backward_rows(float *shared, Real *dqkv, const Real *dout, const Real *qkv,
+    const float *lse, const float *delta, const Head &h, int C, int NH, bool causal, int m0) {
     typedef AttentionLayout<Real, TILES> Layout;
-    constexpr int ROWS = Layout::ROWS, LD = Layout::LD, SLD = Layout::SCORES_LD, RLD = Layout::REAL_LD;
-    const int count = KEYS ? h.T : h.queries, others = KEYS ? h.queries : h.T, n_m = min(ROWS, count - m0), depth = (h.HS + 15) / 16;
+    constexpr int ROWS = Layout::ROWS;
+    constexpr int LD = Layout::LD;
+    constexpr int SLD = Layout::SCORES_LD;
+    constexpr int RLD = Layout::REAL_LD;
+    const int count = KEYS ? h.T : h.queries;
+    const int others = KEYS ? h.queries : h.T;
+    const int n_m = min(ROWS, count - m0);
+    const int depth = (h.HS + 15) / 16;
     const int first = threadIdx.x / 32 * 16, row = threadIdx.x / 2, half = threadIdx.x % 2; // two lanes a row
-    float *scores = shared + first * SLD, *dscores = scores + ROWS * SLD, *s = shared + row * SLD, *d = s + ROWS * SLD;
+    float *scores = shared + first * SLD;
+    float *dscores = scores + ROWS * SLD;
+    float *s = shared + row * SLD;
+    float *d = s + ROWS * SLD;
     float *other_lse = shared + 2 * ROWS * SLD, *other_delta = other_lse + ROWS;
-    Real *mine_0 = (Real *)(other_delta + ROWS), *mine_1 = mine_0 + ROWS * LD, *other_0 = mine_1 + ROWS * LD, *other_1 = other_0 + ROWS * LD;
+    Real *mine_0 = (Real *)(other_delta + ROWS);
+    Real *mine_1 = mine_0 + ROWS * LD;
+    Real *other_0 = mine_1 + ROWS * LD;
+    Real *other_1 = other_0 + ROWS * LD;
     const size_t C3 = (size_t)3 * C;
-    const Real *q = qkv + (h.row + h.first) * C3 + h.at, *k = qkv + h.row * C3 + C + h.at, *v = k + C, *dO = dout + h.out * C + h.at;
-    const float scale = 1.0f / sqrtf((float)h.HS), *head_lse = lse + h.out * NH + blockIdx.x % NH, *head_delta = delta + h.out * NH + blockIdx.x % NH;
+    const Real *q = qkv + (h.row + h.first) * C3 + h.at;
+    const Real *k = qkv + h.row * C3 + C + h.at;
+    const Real *v = k + C;
+    const Real *dO = dout + h.out * C + h.at;
+    const float scale = 1.0f / sqrtf((float)h.HS);
+    const float *head_lse = lse + h.out * NH + blockIdx.x % NH;
+    const float *head_delta = delta + h.out * NH + blockIdx.x % NH;
     const bool reads = !KEYS && row < n_m;
-    const float my_lse = reads ? head_lse[(size_t)(m0 + row) * NH] : 0, my_delta = reads ? head_delta[(size_t)(m0 + row) * NH] : 0;
+    const float my_lse = reads ? head_lse[(size_t)(m0 + row) * NH] : 0;
+    const float my_delta = reads ? head_delta[(size_t)(m0 + row) * NH] : 0;
     // causal: the queries from the first key on; the keys up to the last query
-    const int from = KEYS && causal ? max(0, m0 - h.first) / ROWS * ROWS : 0, to = !KEYS && causal ? min(h.T, h.first + m0 + n_m) : others;
+    const int from = KEYS && causal ? max(0, m0 - h.first) / ROWS * ROWS : 0;
+    const int to = !KEYS && causal ? min(h.T, h.first + m0 + n_m) : others;
     Tile<Real> grad_0[TILES], grad_1[KEYS ? TILES : 1];
     UNROLLED
     for (int j = 0; j < TILES; j++) grad_0[j].clear();
@@ -550,8 +694,10 @@ __device__ void attention_backward_rows(float *shared, Real *dqkv, const Real *d
         __syncthreads();
         load_tile(other_0, LD, (KEYS ? q : k) + o0 * C3, C3, n, h.HS);
         load_tile(other_1, LD, KEYS ? dO + (size_t)o0 * C : v + o0 * C3, KEYS ? (size_t)C : C3, n, h.HS);
-        if (KEYS && (int)threadIdx.x < n)
-            other_lse[threadIdx.x] = head_lse[(size_t)(o0 + threadIdx.x) * NH], other_delta[threadIdx.x] = head_delta[(size_t)(o0 + threadIdx.x) * NH];
+        if (KEYS && (int)threadIdx.x < n) {
+            other_lse[threadIdx.x] = head_lse[(size_t)(o0 + threadIdx.x) * NH];
+            other_delta[threadIdx.x] = head_delta[(size_t)(o0 + threadIdx.x) * NH];
+        }
         __syncthreads();
         if (first >= n_m) continue;
         score_tiles(scores, SLD, mine_0 + first * LD, other_0, LD, depth, tiles);
@@ -560,7 +706,9 @@ __device__ void attention_backward_rows(float *shared, Real *dqkv, const Real *d
             float p[8], ds[8];
             UNROLLED
             for (int j = 0; j < 8; j++) {
-                const int c = c0 + 2 * j, key = KEYS ? m0 + row : o0 + c, query = KEYS ? o0 + c : m0 + row;
+                const int c = c0 + 2 * j;
+                const int key = KEYS ? m0 + row : o0 + c;
+                const int query = KEYS ? o0 + c : m0 + row;
                 const bool visible = c < n && row < n_m && (!causal || key <= h.first + query);
                 p[j] = visible ? exponential<Real>(s[c] * scale - (KEYS ? other_lse[c] : my_lse)) : 0;
                 ds[j] = visible ? p[j] * (d[c] - (KEYS ? other_delta[c] : my_delta)) * scale : 0;
@@ -574,49 +722,61 @@ __device__ void attention_backward_rows(float *shared, Real *dqkv, const Real *d
         }
         __syncwarp();
         Tile<Real>::template multiply<false, false>(grad_0, depth, (Real *)dscores, RLD, tiles, other_0, LD);
-        if (KEYS) Tile<Real>::template multiply<false, false>(grad_1, depth, (Real *)scores, RLD, tiles, other_1, LD);
+        if (KEYS)
+            Tile<Real>::template multiply<false, false>(
+                grad_1, depth, (Real *)scores, RLD, tiles, other_1, LD);
     }
     Real *grad = dqkv + (h.row + first) * C3 + h.at, *dq = grad + h.first * C3;
-    if (first < n_m) write_tiles(KEYS ? grad + m0 * C3 + C : dq + m0 * C3, C3, grad_0, scores, SLD, n_m - first, h.HS);
+    if (first < n_m)
+        write_tiles(KEYS ? grad + m0 * C3 + C : dq + m0 * C3, C3, grad_0, scores, SLD, n_m - first, h.HS);
     if (KEYS && first < n_m) write_tiles(grad + m0 * C3 + 2 * C, C3, grad_1, scores, SLD, n_m - first, h.HS);
     if (!KEYS || h.T > ROWS) return;
     __syncthreads();
     if (first >= h.queries) return;
     UNROLLED
     for (int j = 0; j < TILES; j++) grad_0[j].clear();
-    Tile<Real>::template multiply<true, false>(grad_0, depth, (Real *)(shared + ROWS * SLD) + first, RLD, (h.T + 15) / 16, mine_0, LD);
+    Tile<Real>::template multiply<true, false>(
+        grad_0, depth, (Real *)(shared + ROWS * SLD) + first, RLD, (h.T + 15) / 16, mine_0, LD);
     write_tiles(dq, C3, grad_0, scores, SLD, h.queries - first, h.HS);
 }
 
-// Even blocks take keys, odd ones queries of sequences that are longer than ROWS: neighbours, so that they find the head in the L2 cache.
+// Even blocks take keys, odd ones queries of sequences that are longer than ROWS: neighbours, so that they
+// find the head in the L2 cache.
 template <typename Real, int TILES>
 __global__ void __launch_bounds__(2 * ATTENTION_ROWS<Real>)
-    attention_backward_kernel(Real *dqkv, const Real *dout, const Real *qkv, const float *lse, const float *delta, const int *start, const int *read, int C, int NH, bool causal,
-                              bool only_read) {
+    attention_backward_kernel(Real *dqkv, const Real *dout, const Real *qkv, const float *lse,
+        const float *delta, const int *start, const int *read, int C, int NH, bool causal, bool only_read) {
     SHARED_ARRAY(float, shared);
     const Head h = attention_head(start, read, C, NH, only_read);
     const int m0 = blockIdx.y / 2 * ATTENTION_ROWS<Real>;
-    if (blockIdx.y % 2 == 0 && m0 < h.T) attention_backward_rows<Real, TILES, true>(shared, dqkv, dout, qkv, lse, delta, h, C, NH, causal, m0);
-    if (blockIdx.y % 2 == 1 && m0 < h.queries && h.T > ATTENTION_ROWS<Real>) attention_backward_rows<Real, TILES, false>(shared, dqkv, dout, qkv, lse, delta, h, C, NH, causal, m0);
+    if (blockIdx.y % 2 == 0 && m0 < h.T)
+        attention_backward_rows<Real, TILES, true>(shared, dqkv, dout, qkv, lse, delta, h, C, NH, causal, m0);
+    if (blockIdx.y % 2 == 1 && m0 < h.queries && h.T > ATTENTION_ROWS<Real>)
+        attention_backward_rows<Real, TILES, false>(
+            shared, dqkv, dout, qkv, lse, delta, h, C, NH, causal, m0);
 }
 
-// dqkv (R,3C) = the gradient by queries, keys and values; with only_read the query part of the other rows is not written.
-// Probabilities are computed again rather than kept; delta (R,NH) is scratch. With P the probabilities and dO = dout:
+// dqkv (R,3C) = the gradient by queries, keys and values; with only_read the query part of the other rows is
+// not written. Probabilities are computed again rather than kept; delta (R,NH) is scratch. With P the
+// probabilities and dO = dout:
 //   dV = Pᵀ dO,  dP = dO Vᵀ,  dS = P ∘ (dP - rowsum(P ∘ dP)) / sqrt(HS),  dQ = dS K,  dK = dSᵀ Q
 template <typename Real>
-static void attention_backward(const Gpu *k, Real *dqkv, float *delta, const Real *dout, const Real *out, const float *lse, const Real *qkv, const Sequences *s, int C, int NH,
-                               bool causal, bool only_read) {
+static void attention_backward(const Gpu *k, Real *dqkv, float *delta, const Real *dout, const Real *out,
+    const float *lse, const Real *qkv, const Sequences *s, int C, int NH, bool causal, bool only_read) {
     const int Q = only_read ? s->B : s->R;
     const unsigned blocks = blocks_for(s->longest, ATTENTION_ROWS<Real>);
     const dim3 grid(s->B * NH, blocks == 1 ? 1 : 2 * blocks);
-    LAUNCH((attention_delta_kernel<Real>), blocks_for((size_t)Q * NH, ROW_WARPS), 32 * ROW_WARPS, 0, k->stream, delta, dout, out, Q, C, NH);
-    LAUNCH_ATTENTION(attention_backward_kernel, Real, C / NH, BACKWARD_BYTES, grid, k->stream, dqkv, dout, qkv, lse, delta, s->start, s->read, C, NH, causal, only_read);
+    LAUNCH((attention_delta_kernel<Real>), blocks_for((size_t)Q * NH, ROW_WARPS), 32 * ROW_WARPS, 0,
+        k->stream, delta, dout, out, Q, C, NH);
+    LAUNCH_ATTENTION(attention_backward_kernel, Real, C / NH, BACKWARD_BYTES, grid, k->stream, dqkv, dout,
+        qkv, lse, delta, s->start, s->read, C, NH, causal, only_read);
 }
 
 // ---------------------------------------------------------------- one residual block
 
-// What is kept of a block for its backward pass. Q = R rows, in the last block B: only those that are read. The residual stream is fp32: its
-// rounding would double the error of the gradients. Its gradient is Real, which adds nothing to it.
+// What is kept of a block for its backward pass. Q = R rows, in the last block B: only those that are read.
+// The residual stream is fp32: its rounding would double the error of the gradients. Its gradient is Real,
+// which adds nothing to it.
 template <typename Real> struct BlockActivations {
     float *x;                     // (R,C) input, the residual stream
     float *ln_1_mean, *ln_1_rstd; // (R)
@@ -638,67 +798,86 @@ template <typename Real> struct Scratch {
     float *delta;          // (R,NH)
 };
 
-// out (Q,C) = x + attention(ln_1(x)), + mlp(ln_2(·)) (pre-LN transformer, Radford et al. 2019); NULL: only what the backward pass needs
+// out (Q,C) = x + attention(ln_1(x)), + mlp(ln_2(·)) (pre-LN transformer, Radford et al. 2019); NULL: only
+// what the backward pass needs
 template <typename Real>
-static void block_forward(const Gpu *k, float *out, BlockActivations<Real> *a, const BlockPointers *w, const Sequences *s, Scratch<Real> *t, TowerShape d, bool last) {
+static void block_forward(const Gpu *k, float *out, BlockActivations<Real> *a, const BlockPointers *w,
+    const Sequences *s, Scratch<Real> *t, TowerShape d, bool last) {
     const int C = d.C, Q = last ? s->B : s->R;
     Real *const no_residual = NULL;
-    layernorm_forward(k, t->ln, a->ln_1_mean, a->ln_1_rstd, a->x, w->ln_1_weight, w->ln_1_bias, s->R, C, d.eps);
+    layernorm_forward(
+        k, t->ln, a->ln_1_mean, a->ln_1_rstd, a->x, w->ln_1_weight, w->ln_1_bias, s->R, C, d.eps);
     if (!last) {
         linear_forward(k, a->qkv, t->ln, w->in_proj_weight, w->in_proj_bias, no_residual, s->R, C, 3 * C);
     } else { // keys and values of all rows, queries only of those that are read
         const MatmulEnd<Real> end = {operand<Real>(k, w->in_proj_bias + C), NULL};
-        matmul(&k->matmul, k->stream, a->qkv + C, 3 * C, plain(t->ln, C), transposed(operand<Real>(k, w->in_proj_weight + (size_t)C * C), C), s->R, 2 * C, C, 1, end);
+        matmul(&k->matmul, k->stream, a->qkv + C, 3 * C, plain(t->ln, C),
+            transposed(operand<Real>(k, w->in_proj_weight + (size_t)C * C), C), s->R, 2 * C, C, 1, end);
         gather_rows(k, t->read_a, t->ln, s, C);
         linear_forward(k, t->read_b, t->read_a, w->in_proj_weight, w->in_proj_bias, no_residual, s->B, C, C);
         copy_rows(k, a->qkv, (size_t)3 * C, s->read, t->read_b, (size_t)C, (int *)NULL, s->B, C, false);
         gather_rows(k, t->read_x, a->x, s, C);
     }
     attention_forward(k, a->attention, a->lse, a->qkv, s, C, d.NH, d.causal, last);
-    linear_forward(k, a->resid1, a->attention, w->out_proj_weight, w->out_proj_bias, last ? t->read_x : a->x, Q, C, C);
-    layernorm_forward(k, t->ln, a->ln_2_mean, a->ln_2_rstd, a->resid1, w->ln_2_weight, w->ln_2_bias, Q, C, d.eps);
+    linear_forward(
+        k, a->resid1, a->attention, w->out_proj_weight, w->out_proj_bias, last ? t->read_x : a->x, Q, C, C);
+    layernorm_forward(
+        k, t->ln, a->ln_2_mean, a->ln_2_rstd, a->resid1, w->ln_2_weight, w->ln_2_bias, Q, C, d.eps);
     linear_forward(k, a->mlp_hidden, t->ln, w->c_fc_weight, w->c_fc_bias, no_residual, Q, C, d.F);
     if (!out) return;
     gelu_forward(k, t->wide, a->mlp_hidden, (size_t)Q * d.F, d.quick_gelu);
     linear_forward(k, out, t->wide, w->c_proj_weight, w->c_proj_bias, a->resid1, Q, d.F, C);
 }
 
-// t->dx: in, the gradient of the block's output (Q,C); out, that of its input (R,C). Gradients of frozen tensors are NULL in g.
+// t->dx: in, the gradient of the block's output (Q,C); out, that of its input (R,C). Gradients of frozen
+// tensors are NULL in g.
 template <typename Real>
-static void block_backward(const Gpu *k, const BlockPointers *g, const BlockActivations<Real> *a, const BlockPointers *w, const Sequences *s, Scratch<Real> *t, TowerShape d,
-                           bool last, bool accumulate) {
+static void block_backward(const Gpu *k, const BlockPointers *g, const BlockActivations<Real> *a,
+    const BlockPointers *w, const Sequences *s, Scratch<Real> *t, TowerShape d, bool last, bool accumulate) {
     const int C = d.C, F = d.F, Q = last ? s->B : s->R;
     const size_t C1 = (size_t)C, C3 = 3 * C1;
     Real *const none = NULL;
-    // MLP: t->wide is first the activation's output, then its gradient. Both it and the LayerNorms are computed again rather than kept.
+    // MLP: t->wide is first the activation's output, then its gradient. Both it and the LayerNorms are
+    // computed again rather than kept.
     gelu_forward(k, t->wide, a->mlp_hidden, (size_t)Q * F, d.quick_gelu);
     linear_backward(k, none, g->c_proj_weight, g->c_proj_bias, t->dx, C1, t->wide, NULL, Q, F, C, accumulate);
     linear_backward(k, t->wide, NULL, NULL, t->dx, C1, none, w->c_proj_weight, Q, F, C, false);
     gelu_backward(k, t->wide, g->c_fc_bias, a->mlp_hidden, t->wide, Q, F, d.quick_gelu, accumulate);
-    layernorm_forward(k, t->ln, a->ln_2_mean, a->ln_2_rstd, a->resid1, w->ln_2_weight, w->ln_2_bias, Q, C, d.eps);
-    linear_backward(k, t->dy, g->c_fc_weight, NULL, t->wide, (size_t)F, t->ln, w->c_fc_weight, Q, C, F, accumulate);
-    layernorm_backward(k, t->dx, g->ln_2_weight, g->ln_2_bias, t->dx, t->dy, a->resid1, w->ln_2_weight, a->ln_2_mean, a->ln_2_rstd, Q, C, accumulate);
+    layernorm_forward(
+        k, t->ln, a->ln_2_mean, a->ln_2_rstd, a->resid1, w->ln_2_weight, w->ln_2_bias, Q, C, d.eps);
+    linear_backward(
+        k, t->dy, g->c_fc_weight, NULL, t->wide, (size_t)F, t->ln, w->c_fc_weight, Q, C, F, accumulate);
+    layernorm_backward(k, t->dx, g->ln_2_weight, g->ln_2_bias, t->dx, t->dy, a->resid1, w->ln_2_weight,
+        a->ln_2_mean, a->ln_2_rstd, Q, C, accumulate);
 
     // attention: t->dx is now the gradient of resid1, t->wide becomes that of qkv
-    linear_backward(k, t->dy, g->out_proj_weight, g->out_proj_bias, t->dx, C1, a->attention, w->out_proj_weight, Q, C, C, accumulate);
+    linear_backward(k, t->dy, g->out_proj_weight, g->out_proj_bias, t->dx, C1, a->attention,
+        w->out_proj_weight, Q, C, C, accumulate);
     attention_backward(k, t->wide, t->delta, t->dy, a->attention, a->lse, a->qkv, s, C, d.NH, d.causal, last);
-    layernorm_forward(k, t->ln, a->ln_1_mean, a->ln_1_rstd, a->x, w->ln_1_weight, w->ln_1_bias, s->R, C, d.eps);
+    layernorm_forward(
+        k, t->ln, a->ln_1_mean, a->ln_1_rstd, a->x, w->ln_1_weight, w->ln_1_bias, s->R, C, d.eps);
     if (!last) {
-        linear_backward(k, t->dy, g->in_proj_weight, g->in_proj_bias, t->wide, C3, t->ln, w->in_proj_weight, s->R, C, 3 * C, accumulate);
+        linear_backward(k, t->dy, g->in_proj_weight, g->in_proj_bias, t->wide, C3, t->ln, w->in_proj_weight,
+            s->R, C, 3 * C, accumulate);
     } else { // keys and values, then the few queries; the residual stream and the queries' gradient reach only the rows that are read
-        float *dkv_weight = g->in_proj_weight ? g->in_proj_weight + C1 * C1 : NULL, *dkv_bias = g->in_proj_bias ? g->in_proj_bias + C : NULL;
-        linear_backward(k, t->dy, dkv_weight, dkv_bias, t->wide + C, C3, t->ln, w->in_proj_weight + C1 * C1, s->R, C, 2 * C, accumulate);
+        float *dkv_weight = g->in_proj_weight ? g->in_proj_weight + C1 * C1 : NULL;
+        float *dkv_bias = g->in_proj_bias ? g->in_proj_bias + C : NULL;
+        linear_backward(k, t->dy, dkv_weight, dkv_bias, t->wide + C, C3, t->ln, w->in_proj_weight + C1 * C1,
+            s->R, C, 2 * C, accumulate);
         copy_rows(k, t->read_b, C1, (int *)NULL, t->wide, C3, s->read, s->B, C, false);
         gather_rows(k, t->read_a, t->ln, s, C);
-        linear_backward(k, t->dz, g->in_proj_weight, g->in_proj_bias, t->read_b, C1, t->read_a, w->in_proj_weight, s->B, C, C, accumulate);
+        linear_backward(k, t->dz, g->in_proj_weight, g->in_proj_bias, t->read_b, C1, t->read_a,
+            w->in_proj_weight, s->B, C, C, accumulate);
         copy_rows(k, t->dy, C1, s->read, t->dz, C1, (int *)NULL, s->B, C, true);
         copy_rows(k, t->read_a, C1, (int *)NULL, t->dx, C1, (int *)NULL, s->B, C, false);
         CUDA_CHECK(cudaMemsetAsync(t->dx, 0, (size_t)s->R * C1 * sizeof(Real), k->stream));
         copy_rows(k, t->dx, C1, s->read, t->read_a, C1, (int *)NULL, s->B, C, false);
     }
-    // the key bias has no gradient: softmax ignores a constant added to every score. What was summed is rounding, which Adam would amplify.
+    // the key bias has no gradient: softmax ignores a constant added to every score. What was summed is
+    // rounding, which Adam would amplify.
     if (g->in_proj_bias) CUDA_CHECK(cudaMemsetAsync(g->in_proj_bias + C, 0, C1 * sizeof(float), k->stream));
-    layernorm_backward(k, t->dx, g->ln_1_weight, g->ln_1_bias, t->dx, t->dy, a->x, w->ln_1_weight, a->ln_1_mean, a->ln_1_rstd, s->R, C, accumulate);
+    layernorm_backward(k, t->dx, g->ln_1_weight, g->ln_1_bias, t->dx, t->dy, a->x, w->ln_1_weight,
+        a->ln_1_mean, a->ln_1_rstd, s->R, C, accumulate);
 }
 
 // ---------------------------------------------------------------- embeddings
@@ -714,14 +893,20 @@ typedef struct {
     RowGroups by_position, by_token;
 } Inputs;
 
-// patches (N, 3*P*P): the pixels under each patch in the order of conv1's weights; a convolution whose stride is its size is a
-// matrix product over them. Bytes are normalised as torchvision does: (x / 255 - mean) / std in fp32.
+// patches (N, 3*P*P): the pixels under each patch in the order of conv1's weights; a convolution whose stride
+// is its size is a matrix product over them. Bytes are normalised as torchvision does: (x / 255 - mean) / std
+// in fp32.
 template <typename Real, int V, typename Pixel>
-__global__ void patches_kernel(Real *patches, const Pixel *pixels, const int *patch_rows, const int *position, int patches_an_image, int S, int P, float3 mean, float3 std) {
-    const int i = blockIdx.x, patch = position[patch_rows[i]] - 1, G = S / P, b = i / patches_an_image;
+__global__ void patches_kernel(Real *patches, const Pixel *pixels, const int *patch_rows, const int *position,
+    int patches_an_image, int S, int P, float3 mean, float3 std) {
+    const int i = blockIdx.x;
+    const int patch = position[patch_rows[i]] - 1;
+    const int G = S / P;
+    const int b = i / patches_an_image;
     for (int j = threadIdx.x * V; j < 3 * P * P; j += blockDim.x * V) {
         const int channel = j / (P * P), y = j / P % P, x = j % P;
-        const float m = channel == 0 ? mean.x : channel == 1 ? mean.y : mean.z, s = channel == 0 ? std.x : channel == 1 ? std.y : std.z;
+        const float m = channel == 0 ? mean.x : channel == 1 ? mean.y : mean.z;
+        const float s = channel == 0 ? std.x : channel == 1 ? std.y : std.z;
         float value[V];
         load(value, pixels + (((size_t)b * 3 + channel) * S + patch / G * P + y) * S + patch % G * P + x);
         for (int k = 0; k < V && sizeof(Pixel) == 1; k++) value[k] = (value[k] / 255.0f - m) / s;
@@ -729,23 +914,35 @@ __global__ void patches_kernel(Real *patches, const Pixel *pixels, const int *pa
     }
 }
 
-template <typename Real, typename Pixel> static void patches_cut(const Gpu *k, Real *patches, const Pixel *pixels, const Inputs *in, const Sequences *s, const ClipConfig *c) {
+template <typename Real, typename Pixel>
+static void patches_cut(const Gpu *k, Real *patches, const Pixel *pixels, const Inputs *in,
+    const Sequences *s, const ClipConfig *c) {
     const float3 mean = {c->mean_r, c->mean_g, c->mean_b}, std = {c->std_r, c->std_g, c->std_b};
     const int N = s->R - s->B, S = c->image_size, P = c->patch_size;
-    if ((S | P) % 4 == 0) LAUNCH((patches_kernel<Real, 4, Pixel>), N, 256, 0, k->stream, patches, pixels, in->patch_rows, in->position, N / s->B, S, P, mean, std);
-    else if ((S | P) % 2 == 0) LAUNCH((patches_kernel<Real, 2, Pixel>), N, 256, 0, k->stream, patches, pixels, in->patch_rows, in->position, N / s->B, S, P, mean, std);
-    else LAUNCH((patches_kernel<Real, 1, Pixel>), N, 256, 0, k->stream, patches, pixels, in->patch_rows, in->position, N / s->B, S, P, mean, std);
+    if ((S | P) % 4 == 0)
+        LAUNCH((patches_kernel<Real, 4, Pixel>), N, 256, 0, k->stream, patches, pixels, in->patch_rows,
+            in->position, N / s->B, S, P, mean, std);
+    else if ((S | P) % 2 == 0)
+        LAUNCH((patches_kernel<Real, 2, Pixel>), N, 256, 0, k->stream, patches, pixels, in->patch_rows,
+            in->position, N / s->B, S, P, mean, std);
+    else
+        LAUNCH((patches_kernel<Real, 1, Pixel>), N, 256, 0, k->stream, patches, pixels, in->patch_rows,
+            in->position, N / s->B, S, P, mean, std);
 }
 
-template <typename Real> static void patches_from_images(const Gpu *k, Real *patches, const Inputs *in, const Sequences *s, const ClipConfig *c) {
+template <typename Real>
+static void patches_from_images(
+    const Gpu *k, Real *patches, const Inputs *in, const Sequences *s, const ClipConfig *c) {
     if (in->images) patches_cut(k, patches, in->images, in, s, c);
     else patches_cut(k, patches, in->pixels, in, s, c);
 }
 
-// embedding (R,C) = a row of `rows`, or (below 0, or no rows) of `table`, + position; with a gain also x (R,C), its LayerNorm
+// embedding (R,C) = a row of `rows`, or (below 0, or no rows) of `table`, + position; with a gain also x
+// (R,C), its LayerNorm
 template <typename Real, int V>
-__global__ void embedding_kernel(float *x, float *embedding, float *mean, float *rstd, const Real *rows, const float *table, const float *positions, const int *source,
-                                 const int *position, const float *gain, const float *bias, int R, int C, float eps) {
+__global__ void embedding_kernel(float *x, float *embedding, float *mean, float *rstd, const Real *rows,
+    const float *table, const float *positions, const int *source, const int *position, const float *gain,
+    const float *bias, int R, int C, float eps) {
     const size_t i = (size_t)blockIdx.x * ROW_WARPS + threadIdx.x / 32;
     if (i >= (size_t)R) return;
     const int from = source[i];
@@ -761,30 +958,38 @@ __global__ void embedding_kernel(float *x, float *embedding, float *mean, float 
     if (gain) layernorm_row<V>(x + i * C, mean + i, rstd + i, row, gain, bias, C, eps);
 }
 
-// x (R,C): class token, then the patches, all with their position added; through ln_pre where there is one. embedded (R-B,C): conv1's output
+// x (R,C): class token, then the patches, all with their position added; through ln_pre where there is one.
+// embedded (R-B,C): conv1's output
 template <typename Real>
-static void image_embedding_forward(const Gpu *k, float *x, float *embedding, float *mean, float *rstd, Real *embedded, Real *patches, const Inputs *in, const Sequences *s,
-                                    const TowerPointers *w, const ClipConfig *c) {
+static void image_embedding_forward(const Gpu *k, float *x, float *embedding, float *mean, float *rstd,
+    Real *embedded, Real *patches, const Inputs *in, const Sequences *s, const TowerPointers *w,
+    const ClipConfig *c) {
     const int C = c->image_width;
     const auto grid = [&](int) { return blocks_for(s->R, ROW_WARPS); };
     patches_from_images(k, patches, in, s, c);
-    linear_forward(k, embedded, patches, w->conv1_weight, w->conv1_bias, (Real *)NULL, s->R - s->B, 3 * c->patch_size * c->patch_size, C);
-    LAUNCH_PACKED(embedding_kernel, Real, C, grid, 32 * ROW_WARPS, 0, k->stream, x, w->ln_pre_weight ? embedding : x, mean, rstd, embedded, w->class_embedding,
-                  w->positional_embedding, in->source, in->position, w->ln_pre_weight, w->ln_pre_bias, s->R, C, c->image_ln_eps);
+    linear_forward(k, embedded, patches, w->conv1_weight, w->conv1_bias, (Real *)NULL, s->R - s->B,
+        3 * c->patch_size * c->patch_size, C);
+    LAUNCH_PACKED(embedding_kernel, Real, C, grid, 32 * ROW_WARPS, 0, k->stream, x,
+        w->ln_pre_weight ? embedding : x, mean, rstd, embedded, w->class_embedding, w->positional_embedding,
+        in->source, in->position, w->ln_pre_weight, w->ln_pre_bias, s->R, C, c->image_ln_eps);
 }
 
 // x (R,C) = token embedding + position
-template <typename Real> static void text_embedding_forward(const Gpu *k, float *x, const Inputs *in, const Sequences *s, const TowerPointers *w, const ClipConfig *c) {
+template <typename Real>
+static void text_embedding_forward(const Gpu *k, float *x, const Inputs *in, const Sequences *s,
+    const TowerPointers *w, const ClipConfig *c) {
     const int C = c->text_width;
     const auto grid = [&](int) { return blocks_for(s->R, ROW_WARPS); };
-    LAUNCH_PACKED(embedding_kernel, Real, C, grid, 32 * ROW_WARPS, 0, k->stream, (float *)NULL, x, (float *)NULL, (float *)NULL, (const Real *)NULL, w->token_embedding,
-                  w->positional_embedding, in->source, in->position, (const float *)NULL, (const float *)NULL, s->R, C, 0.0f);
+    LAUNCH_PACKED(embedding_kernel, Real, C, grid, 32 * ROW_WARPS, 0, k->stream, (float *)NULL, x,
+        (float *)NULL, (float *)NULL, (const Real *)NULL, w->token_embedding, w->positional_embedding,
+        in->source, in->position, (const float *)NULL, (const float *)NULL, s->R, C, 0.0f);
 }
 
 enum { TABLE_LANES = 16 }; // rows of threads that share the rows of a key
 
 template <typename Real, int V>
-__global__ void table_backward_kernel(float *dtable, const Real *dx, const int *key, const int *start, const int *row, int C, bool accumulate) {
+__global__ void table_backward_kernel(
+    float *dtable, const Real *dx, const int *key, const int *start, const int *row, int C, bool accumulate) {
     SHARED_ARRAY(float, sums); // (TABLE_LANES,32*V)
     const int at = threadIdx.x * V, c = blockIdx.y * 32 * V + at, last = start[blockIdx.x + 1];
     float sum[V] = {0}, value[V];
@@ -794,7 +999,8 @@ __global__ void table_backward_kernel(float *dtable, const Real *dx, const int *
     }
     for (int j = 0; j < V; j++) sums[threadIdx.y * 32 * V + at + j] = sum[j];
     __syncthreads();
-    for (int i = threadIdx.y * 32 + threadIdx.x; i < 32 * V && (int)blockIdx.y * 32 * V + i < C; i += 32 * TABLE_LANES) {
+    for (int i = threadIdx.y * 32 + threadIdx.x; i < 32 * V && (int)blockIdx.y * 32 * V + i < C;
+         i += 32 * TABLE_LANES) {
         float total = 0, *to = dtable + (size_t)key[blockIdx.x] * C + blockIdx.y * 32 * V + i;
         for (int y = 0; y < TABLE_LANES; y++) total += sums[y * 32 * V + i];
         *to = total + (accumulate ? *to : 0);
@@ -802,26 +1008,34 @@ __global__ void table_backward_kernel(float *dtable, const Real *dx, const int *
 }
 
 // dtable (rows,C) (+)= for every key the sum of its rows of dx; one block owns a key
-template <typename Real> static void table_backward(const Gpu *k, float *dtable, const Real *dx, RowGroups g, int rows, int C, bool accumulate) {
+template <typename Real>
+static void table_backward(
+    const Gpu *k, float *dtable, const Real *dx, RowGroups g, int rows, int C, bool accumulate) {
     const auto grid = [&](int V) { return dim3(g.count, blocks_for(C, 32 * V)); };
     if (!accumulate) CUDA_CHECK(cudaMemsetAsync(dtable, 0, (size_t)rows * C * sizeof(float), k->stream));
-    LAUNCH_PACKED(table_backward_kernel, Real, C, grid, dim3(32, TABLE_LANES), TABLE_LANES * 32 * 8 * sizeof(float), k->stream, dtable, dx, g.key, g.start, g.row, C, true);
+    LAUNCH_PACKED(table_backward_kernel, Real, C, grid, dim3(32, TABLE_LANES),
+        TABLE_LANES * 32 * 8 * sizeof(float), k->stream, dtable, dx, g.key, g.start, g.row, C, true);
 }
 
 // From dx (R,C); patches as the forward pass left them.
 template <typename Real>
-static void image_embedding_backward(const Gpu *k, const TowerPointers *g, const Real *dx, Real *dembedded, const Real *patches, const Inputs *in, const Sequences *s,
-                                     const ClipConfig *c, bool accumulate) {
+static void image_embedding_backward(const Gpu *k, const TowerPointers *g, const Real *dx, Real *dembedded,
+    const Real *patches, const Inputs *in, const Sequences *s, const ClipConfig *c, bool accumulate) {
     const int C = c->image_width, N = s->R - s->B;
     table_backward(k, g->positional_embedding, dx, in->by_position, config_image_tokens(c), C, accumulate);
-    bias_backward(k, g->class_embedding, dx, (size_t)s->R / s->B * C, s->B, C, accumulate); // the first row of each image
+    bias_backward(k, g->class_embedding, dx, (size_t)s->R / s->B * C, s->B, C,
+        accumulate); // the first row of each image
     copy_rows(k, dembedded, (size_t)C, (int *)NULL, dx, (size_t)C, in->patch_rows, N, C, false);
-    linear_backward(k, (Real *)NULL, g->conv1_weight, g->conv1_bias, dembedded, (size_t)C, patches, NULL, N, 3 * c->patch_size * c->patch_size, C, accumulate);
+    linear_backward(k, (Real *)NULL, g->conv1_weight, g->conv1_bias, dembedded, (size_t)C, patches, NULL, N,
+        3 * c->patch_size * c->patch_size, C, accumulate);
 }
 
-template <typename Real> static void text_embedding_backward(const Gpu *k, const TowerPointers *g, const Real *dx, const Inputs *in, const ClipConfig *c, bool accumulate) {
+template <typename Real>
+static void text_embedding_backward(const Gpu *k, const TowerPointers *g, const Real *dx, const Inputs *in,
+    const ClipConfig *c, bool accumulate) {
     table_backward(k, g->token_embedding, dx, in->by_token, c->vocab_size, c->text_width, accumulate);
-    table_backward(k, g->positional_embedding, dx, in->by_position, c->context_length, c->text_width, accumulate);
+    table_backward(
+        k, g->positional_embedding, dx, in->by_position, c->context_length, c->text_width, accumulate);
 }
 
 // out (B,E) = x / |x|; norm (B) is kept. One warp a row.
@@ -836,11 +1050,13 @@ __global__ void normalize_forward_kernel(float *out, float *norm, const float *x
 }
 
 static void normalize_forward(const Gpu *k, float *out, float *norm, const float *x, int B, int E) {
-    LAUNCH(normalize_forward_kernel, blocks_for(B, ROW_WARPS), 32 * ROW_WARPS, 0, k->stream, out, norm, x, B, E);
+    LAUNCH(
+        normalize_forward_kernel, blocks_for(B, ROW_WARPS), 32 * ROW_WARPS, 0, k->stream, out, norm, x, B, E);
 }
 
 // dx = (dout - out (out · dout)) / |x|
-__global__ void normalize_backward_kernel(float *dx, const float *dout, const float *out, const float *norm, int B, int E) {
+__global__ void normalize_backward_kernel(
+    float *dx, const float *dout, const float *out, const float *norm, int B, int E) {
     const int b = blockIdx.x * ROW_WARPS + threadIdx.x / 32, lane = threadIdx.x % 32;
     if (b >= B) return;
     const size_t row = (size_t)b * E;
@@ -850,24 +1066,29 @@ __global__ void normalize_backward_kernel(float *dx, const float *dout, const fl
     for (int i = lane; i < E; i += 32) dx[row + i] = (dout[row + i] - out[row + i] * d) / norm[b];
 }
 
-static void normalize_backward(const Gpu *k, float *dx, const float *dout, const float *out, const float *norm, int B, int E) {
-    LAUNCH(normalize_backward_kernel, blocks_for(B, ROW_WARPS), 32 * ROW_WARPS, 0, k->stream, dx, dout, out, norm, B, E);
+static void normalize_backward(
+    const Gpu *k, float *dx, const float *dout, const float *out, const float *norm, int B, int E) {
+    LAUNCH(normalize_backward_kernel, blocks_for(B, ROW_WARPS), 32 * ROW_WARPS, 0, k->stream, dx, dout, out,
+        norm, B, E);
 }
 
 // ---------------------------------------------------------------- a tower
 
 template <typename Real> struct Tower {
-    Sequences seq, on_gpu;             // the same twice: on the host; start and read on the GPU
+    Sequences seq, on_gpu; // the same twice: on the host; start and read on the GPU
     Inputs in;
-    BlockActivations<Real> *blocks;    // (L)
-    float *embedding;                  // (R,C) before ln_pre
-    float *ln_pre_mean, *ln_pre_rstd;  // (R)
-    float *last;                       // (B,C) output of the last block
+    BlockActivations<Real> *blocks;       // (L)
+    float *embedding;                     // (R,C) before ln_pre
+    float *ln_pre_mean, *ln_pre_rstd;     // (R)
+    float *last;                          // (B,C) output of the last block
     float *ln_final_mean, *ln_final_rstd; // (B)
-    float *pooled, *dpooled;           // (B,C) after the final LayerNorm: from here on all is fp32, since contrasts are small beside what features share
-    float *projected;                  // (B,E) before L2 normalisation; its gradient
-    float *norm, *features;            // (B), (B,E) of clip_encode_…
-    Real *patches, *embedded;          // image tower: (B*G*G,3*P*P), (B*G*G,C)
+    float *pooled,
+        // (B,C) after the final LayerNorm: from here on all is fp32, since contrasts are small beside what
+        // features share
+        *dpooled;
+    float *projected;         // (B,E) before L2 normalisation; its gradient
+    float *norm, *features;   // (B), (B,E) of clip_encode_…
+    Real *patches, *embedded; // image tower: (B*G*G,3*P*P), (B*G*G,C)
     Scratch<Real> scratch;
     char *arena; // all of the above
     size_t capacity;
@@ -882,36 +1103,45 @@ struct Backend {
     TensorPointers w, g;
     Tower<float> tower[2]; // one of the two kinds is in use
     Tower<bf16> tower_bf16[2];
-    Feed feed[2][2];       // tower, turn
+    Feed feed[2][2]; // tower, turn
     int turn[2];
-    int pairs;             // rows of features
-    float *features[2];    // (pairs,E), L2-normalised
-    float *dfeatures[2];   // (pairs,E)
-    char *step_arena;      // features, their gradients, the loss
+    int pairs;           // rows of features
+    float *features[2];  // (pairs,E), L2-normalised
+    float *dfeatures[2]; // (pairs,E)
+    char *step_arena;    // features, their gradients, the loss
     LossScratch loss;
-    Piece *pieces;         // of the trainable tensors, then of all others
+    Piece *pieces; // of the trainable tensors, then of all others
     int trainable_pieces, piece_count;
     AdamWTerms *terms, *terms_pinned; // a tensor, on the GPU and on the host
-    double *squares;       // (1 + piece_count) sums of squared gradients: in all, of each piece
+    double *squares;                  // (1 + piece_count) sums of squared gradients: in all, of each piece
     bool grad_checkpointing;
-    bool accumulate;       // gradients hold a part of the step already
-    bool halves_stale;     // weights were written since
-    float logit_scale;     // its exponential on the host; 0: to be read anew
+    bool accumulate;   // gradients hold a part of the step already
+    bool halves_stale; // weights were written since
+    float logit_scale; // its exponential on the host; 0: to be read anew
 };
 
 template <typename Real> static Tower<Real> *tower_of(Backend *b, int tower);
 template <> Tower<float> *tower_of<float>(Backend *b, int tower) { return &b->tower[tower]; }
 template <> Tower<bf16> *tower_of<bf16>(Backend *b, int tower) { return &b->tower_bf16[tower]; }
 
-template <typename Real> static void block_layout(Arena *a, BlockActivations<Real> *k, size_t R, size_t Q, const TowerShape *d) {
-    arena_take(a, &k->ln_1_mean, R), arena_take(a, &k->ln_1_rstd, R), arena_take(a, &k->qkv, R * 3 * d->C);
-    arena_take(a, &k->attention, Q * d->C), arena_take(a, &k->lse, Q * d->NH), arena_take(a, &k->resid1, Q * d->C);
-    arena_take(a, &k->ln_2_mean, Q), arena_take(a, &k->ln_2_rstd, Q), arena_take(a, &k->mlp_hidden, Q * d->F);
+template <typename Real>
+static void block_layout(Arena *a, BlockActivations<Real> *k, size_t R, size_t Q, const TowerShape *d) {
+    arena_take(a, &k->ln_1_mean, R);
+    arena_take(a, &k->ln_1_rstd, R);
+    arena_take(a, &k->qkv, R * 3 * d->C);
+    arena_take(a, &k->attention, Q * d->C);
+    arena_take(a, &k->lse, Q * d->NH);
+    arena_take(a, &k->resid1, Q * d->C);
+    arena_take(a, &k->ln_2_mean, Q);
+    arena_take(a, &k->ln_2_rstd, Q);
+    arena_take(a, &k->mlp_hidden, Q * d->F);
 }
 
-// Lays out a tower's activations for B sequences of R rows. Blocks that are not kept share one set, but for their inputs, of which there are
-// two in turn. Returns the bytes needed; base NULL: only counts.
-template <typename Real> static size_t tower_layout(Tower<Real> *t, char *base, size_t B, size_t R, const ClipConfig *c, int tower, Keep keep) {
+// Lays out a tower's activations for B sequences of R rows. Blocks that are not kept share one set, but for
+// their inputs, of which there are two in turn. Returns the bytes needed; base NULL: only counts.
+template <typename Real>
+static size_t tower_layout(
+    Tower<Real> *t, char *base, size_t B, size_t R, const ClipConfig *c, int tower, Keep keep) {
     Arena a = {base, 0};
     const TowerShape d = tower_shape(c, tower);
     const size_t C = (size_t)d.C, E = (size_t)d.E, wide = (size_t)(d.F > 3 * d.C ? d.F : 3 * d.C);
@@ -919,9 +1149,16 @@ template <typename Real> static size_t tower_layout(Tower<Real> *t, char *base, 
     float *input[2] = {NULL, NULL};
     Scratch<Real> *s = &t->scratch;
     memset(&shared, 0, sizeof shared);
-    if (tower == IMAGE_TOWER && c->ln_pre) arena_take(&a, &t->embedding, R * C), arena_take(&a, &t->ln_pre_mean, R), arena_take(&a, &t->ln_pre_rstd, R);
+    if (tower == IMAGE_TOWER && c->ln_pre) {
+        arena_take(&a, &t->embedding, R * C);
+        arena_take(&a, &t->ln_pre_mean, R);
+        arena_take(&a, &t->ln_pre_rstd, R);
+    }
     if (keep.first > 0 || keep.inputs_only) block_layout(&a, &shared, R, R, &d);
-    if (keep.first > 0) arena_take(&a, &input[0], R * C), arena_take(&a, &input[1], R * C);
+    if (keep.first > 0) {
+        arena_take(&a, &input[0], R * C);
+        arena_take(&a, &input[1], R * C);
+    }
     for (int l = 0; l < d.L; l++) {
         BlockActivations<Real> *block = &t->blocks[l];
         *block = shared;
@@ -929,21 +1166,45 @@ template <typename Real> static size_t tower_layout(Tower<Real> *t, char *base, 
         block->x = input[l % 2];
         if (l >= keep.first) arena_take(&a, &block->x, R * C);
     }
-    arena_take(&a, &t->last, B * C), arena_take(&a, &t->ln_final_mean, B), arena_take(&a, &t->ln_final_rstd, B), arena_take(&a, &t->pooled, B * C), arena_take(&a, &t->dpooled, B * C);
-    arena_take(&a, &t->projected, B * E), arena_take(&a, &t->norm, B), arena_take(&a, &t->features, B * E);
-    if (tower == IMAGE_TOWER && R > B) arena_take(&a, &t->patches, (R - B) * 3 * c->patch_size * c->patch_size), arena_take(&a, &t->embedded, (R - B) * C);
-    arena_take(&a, &s->ln, R * C), arena_take(&a, &s->wide, R * wide), arena_take(&a, &s->read_x, B * C), arena_take(&a, &s->read_a, B * C), arena_take(&a, &s->read_b, B * C);
-    if (keep.backward) arena_take(&a, &s->dx, R * C), arena_take(&a, &s->dy, R * C), arena_take(&a, &s->dz, B * C), arena_take(&a, &s->delta, R * d.NH);
+    arena_take(&a, &t->last, B * C);
+    arena_take(&a, &t->ln_final_mean, B);
+    arena_take(&a, &t->ln_final_rstd, B);
+    arena_take(&a, &t->pooled, B * C);
+    arena_take(&a, &t->dpooled, B * C);
+    arena_take(&a, &t->projected, B * E);
+    arena_take(&a, &t->norm, B);
+    arena_take(&a, &t->features, B * E);
+    if (tower == IMAGE_TOWER && R > B) {
+        arena_take(&a, &t->patches, (R - B) * 3 * c->patch_size * c->patch_size);
+        arena_take(&a, &t->embedded, (R - B) * C);
+    }
+    arena_take(&a, &s->ln, R * C);
+    arena_take(&a, &s->wide, R * wide);
+    arena_take(&a, &s->read_x, B * C);
+    arena_take(&a, &s->read_a, B * C);
+    arena_take(&a, &s->read_b, B * C);
+    if (keep.backward) {
+        arena_take(&a, &s->dx, R * C);
+        arena_take(&a, &s->dy, R * C);
+        arena_take(&a, &s->dz, B * C);
+        arena_take(&a, &s->delta, R * d.NH);
+    }
     return a.used;
 }
 
 // Bytes of a tower's activations for B sequences of R rows, trained on or not.
-template <typename Real> static size_t tower_bytes(const Clip *clip, int tower, size_t B, size_t R, bool training, bool checkpointing) {
+template <typename Real>
+static size_t tower_bytes(
+    const Clip *clip, int tower, size_t B, size_t R, bool training, bool checkpointing) {
     Tower<Real> counted;
     memset(&counted, 0, sizeof counted);
-    counted.blocks = (BlockActivations<Real> *)calloc_check(clip_tower_layers(&clip->config, tower), sizeof *counted.blocks);
-    size_t bytes = tower_layout(&counted, NULL, B, R, &clip->config, tower, tower_keep(clip, tower, false, checkpointing));
-    if (training) bytes = max_i64(bytes, tower_layout(&counted, NULL, B, R, &clip->config, tower, tower_keep(clip, tower, true, checkpointing)));
+    counted.blocks = (BlockActivations<Real> *)calloc_check(
+        clip_tower_layers(&clip->config, tower), sizeof *counted.blocks);
+    size_t bytes = tower_layout(
+        &counted, NULL, B, R, &clip->config, tower, tower_keep(clip, tower, false, checkpointing));
+    if (training)
+        bytes = max_i64(bytes, tower_layout(&counted, NULL, B, R, &clip->config, tower,
+                                   tower_keep(clip, tower, true, checkpointing)));
     free(counted.blocks);
     return bytes;
 }
@@ -952,20 +1213,27 @@ template <typename Real> static size_t tower_bytes(const Clip *clip, int tower, 
 template <typename Real> static void tower_reserve(Clip *clip, int tower, const ClipBatch *batch) {
     Backend *b = clip->back;
     Tower<Real> *t = tower_of<Real>(b, tower);
-    const size_t B = t->seq.B, R = batch->pooled[tower] || tower == IMAGE_TOWER ? (size_t)t->seq.R : B * clip->config.context_length;
+    const size_t B = t->seq.B;
+    const size_t R =
+        batch->pooled[tower] || tower == IMAGE_TOWER ? (size_t)t->seq.R : B * clip->config.context_length;
     const size_t need = tower_bytes<Real>(clip, tower, B, R, b->grads != NULL, b->grad_checkpointing);
     if (need <= t->capacity) return;
     char what[256];
-    snprintf(what, sizeof what, "activations of the %s tower for %zu pairs (%.2f GB for half of them, %.2f GB with --grad-checkpointing)", tower == IMAGE_TOWER ? "image" : "text", B,
-             (double)tower_bytes<Real>(clip, tower, B / 2, R / 2, b->grads != NULL, b->grad_checkpointing) / 1e9,
-             (double)tower_bytes<Real>(clip, tower, B, R, b->grads != NULL, true) / 1e9);
+    snprintf(what, sizeof what,
+        "activations of the %s tower for %zu pairs (%.2f GB for half of them, %.2f GB with "
+        "--grad-checkpointing)",
+        tower == IMAGE_TOWER ? "image" : "text", B,
+        (double)tower_bytes<Real>(clip, tower, B / 2, R / 2, b->grads != NULL, b->grad_checkpointing) / 1e9,
+        (double)tower_bytes<Real>(clip, tower, B, R, b->grads != NULL, true) / 1e9);
     CUDA_CHECK(cudaStreamSynchronize(b->gpu.stream));
     CUDA_CHECK(cudaFree(t->arena));
-    t->arena = (char *)gpu_malloc(need, what), t->capacity = need;
+    t->arena = (char *)gpu_malloc(need, what);
+    t->capacity = need;
 }
 
 // Brings a tower's part of the batch to the GPU.
-template <typename Real> static void tower_feed(Clip *clip, int tower, const ClipBatch *batch, bool backward) {
+template <typename Real>
+static void tower_feed(Clip *clip, int tower, const ClipBatch *batch, bool backward) {
     Backend *back = clip->back;
     const ClipConfig *c = &clip->config;
     const Gpu *k = &back->gpu;
@@ -981,17 +1249,32 @@ template <typename Real> static void tower_feed(Clip *clip, int tower, const Cli
         in->pooled = feed_add(k, f, batch->pooled[tower], B * tower_shape(c, tower).C);
         return feed_end(k, f);
     }
-    feed_begin(k, f, bytes + (tower == TEXT_TOWER ? B * c->context_length : R) * 9 * sizeof(int) + B * 2 * sizeof(int) + 16 * 256);
+    feed_begin(k, f,
+        bytes + (tower == TEXT_TOWER ? B * c->context_length : R) * 9 * sizeof(int) + B * 2 * sizeof(int) +
+            16 * 256);
     memcpy(feed_room(f, B + 1, (const int **)&t->on_gpu.start), t->seq.start, (B + 1) * sizeof(int));
     memcpy(feed_room(f, B, (const int **)&t->on_gpu.read), t->seq.read, B * sizeof(int));
-    int *position = feed_room(f, R, &in->position), *source = feed_room(f, R, &in->source), *patch_rows = feed_room(f, R, &in->patch_rows), patches = 0;
+    int *position = feed_room(f, R, &in->position);
+    int *source = feed_room(f, R, &in->source);
+    int *patch_rows = feed_room(f, R, &in->patch_rows);
+    int patches = 0;
     for (size_t b = 0; b < B; b++)
         for (int row = t->seq.start[b], i = 0; row < t->seq.start[b + 1]; row++, i++) {
-            if (tower == TEXT_TOWER) position[row] = i, source[row] = batch->tokens[b * c->context_length + i];
-            else if (i == 0) position[row] = 0, source[row] = -1;
-            else position[row] = 1 + batch_patch(batch, (int)b, i - 1), source[row] = patches, patch_rows[patches++] = row;
+            if (tower == TEXT_TOWER) {
+                position[row] = i;
+                source[row] = batch->tokens[b * c->context_length + i];
+            } else if (i == 0) {
+                position[row] = 0;
+                source[row] = -1;
+            } else {
+                position[row] = 1 + batch_patch(batch, (int)b, i - 1);
+                source[row] = patches;
+                patch_rows[patches++] = row;
+            }
         }
-    if (backward) in->by_position = feed_groups(f, position, (int)R, tower == IMAGE_TOWER ? config_image_tokens(c) : c->context_length);
+    if (backward)
+        in->by_position = feed_groups(
+            f, position, (int)R, tower == IMAGE_TOWER ? config_image_tokens(c) : c->context_length);
     if (backward && tower == TEXT_TOWER) in->by_token = feed_groups(f, source, (int)R, c->vocab_size);
     if (tower == IMAGE_TOWER && batch->images) in->images = feed_add(k, f, batch->images, pixels);
     else if (tower == IMAGE_TOWER) in->pixels = feed_add(k, f, batch->pixels, pixels);
@@ -999,15 +1282,18 @@ template <typename Real> static void tower_feed(Clip *clip, int tower, const Cli
 }
 
 // Sets the batch's sequences and makes room for their activations; `backward`: also for a backward pass.
-template <typename Real> static void tower_prepare(Clip *clip, int tower, const ClipBatch *batch, bool backward) {
+template <typename Real>
+static void tower_prepare(Clip *clip, int tower, const ClipBatch *batch, bool backward) {
     Tower<Real> *t = tower_of<Real>(clip->back, tower);
     sequences_of_batch(&t->seq, batch, tower, &clip->config);
     tower_reserve<Real>(clip, tower, batch);
     guard_lift((float *)t->arena, t->capacity / sizeof(float));
 #ifdef CLIPC_EMULATE
-    CUDA_CHECK(cudaMemsetAsync(t->arena, 0xff, t->capacity, clip->back->gpu.stream)); // NaN: what is read unwritten spoils the result
+    CUDA_CHECK(cudaMemsetAsync(t->arena, 0xff, t->capacity,
+        clip->back->gpu.stream)); // NaN: what is read unwritten spoils the result
 #endif
-    tower_layout(t, t->arena, t->seq.B, t->seq.R, &clip->config, tower, tower_keep(clip, tower, backward, clip->back->grad_checkpointing));
+    tower_layout(t, t->arena, t->seq.B, t->seq.R, &clip->config, tower,
+        tower_keep(clip, tower, backward, clip->back->grad_checkpointing));
     tower_feed<Real>(clip, tower, batch, backward);
 }
 
@@ -1020,29 +1306,39 @@ template <typename Real> static void tower_pool(Clip *clip, int tower) {
     Tower<Real> *t = tower_of<Real>(clip->back, tower);
     const Sequences *s = &t->on_gpu;
     float *x = t->blocks[0].x;
-    if (tower == IMAGE_TOWER) image_embedding_forward(k, x, t->embedding, t->ln_pre_mean, t->ln_pre_rstd, t->embedded, t->patches, &t->in, s, w, c);
+    if (tower == IMAGE_TOWER)
+        image_embedding_forward(
+            k, x, t->embedding, t->ln_pre_mean, t->ln_pre_rstd, t->embedded, t->patches, &t->in, s, w, c);
     else text_embedding_forward<Real>(k, x, &t->in, s, w, c);
-    for (int l = 0; l < d.L; l++) block_forward(k, l + 1 < d.L ? t->blocks[l + 1].x : t->last, &t->blocks[l], &w->blocks[l], s, &t->scratch, d, l == d.L - 1);
-    layernorm_forward(k, t->pooled, t->ln_final_mean, t->ln_final_rstd, t->last, w->ln_final_weight, w->ln_final_bias, s->B, d.C, d.eps);
+    for (int l = 0; l < d.L; l++)
+        block_forward(k, l + 1 < d.L ? t->blocks[l + 1].x : t->last, &t->blocks[l], &w->blocks[l], s,
+            &t->scratch, d, l == d.L - 1);
+    layernorm_forward(k, t->pooled, t->ln_final_mean, t->ln_final_rstd, t->last, w->ln_final_weight,
+        w->ln_final_bias, s->B, d.C, d.eps);
 }
 
 // Encodes the batch into rows of `out` (B,E) on the GPU, L2-normalised; NULL: into t->features.
-template <typename Real> static void tower_forward(Clip *clip, int tower, float *out, const ClipBatch *batch, bool keep) {
+template <typename Real>
+static void tower_forward(Clip *clip, int tower, float *out, const ClipBatch *batch, bool keep) {
     Backend *b = clip->back;
     const Gpu *k = &b->gpu;
     const TowerShape d = tower_shape(&clip->config, tower);
     tower_prepare<Real>(clip, tower, batch, keep);
     Tower<Real> *t = tower_of<Real>(b, tower);
-    if (t->in.pooled) copy_rows(k, t->pooled, (size_t)d.C, (int *)NULL, t->in.pooled, (size_t)d.C, (int *)NULL, t->seq.B, d.C, false);
+    if (t->in.pooled)
+        copy_rows(k, t->pooled, (size_t)d.C, (int *)NULL, t->in.pooled, (size_t)d.C, (int *)NULL, t->seq.B,
+            d.C, false);
     else tower_pool<Real>(clip, tower);
     const MatmulEnd<float> set = {NULL, NULL};
-    matmul(&k->matmul, k->stream, t->projected, d.E, plain(t->pooled, d.C), plain((const float *)b->w.tower[tower].proj, d.E), t->seq.B, d.E, d.C, 1, set);
+    matmul(&k->matmul, k->stream, t->projected, d.E, plain(t->pooled, d.C),
+        plain((const float *)b->w.tower[tower].proj, d.E), t->seq.B, d.E, d.C, 1, set);
     normalize_forward(k, out ? out : t->features, t->norm, t->projected, t->seq.B, d.E);
     CUDA_CHECK(cudaEventRecord(b->feed[tower][b->turn[tower]].read, k->stream));
 }
 
 // From the gradient of the normalised features (B,E) down to the lowest trainable group.
-template <typename Real> static void tower_backward(Clip *clip, int tower, const float *dfeatures, const float *features) {
+template <typename Real>
+static void tower_backward(Clip *clip, int tower, const float *dfeatures, const float *features) {
     const int first = first_trainable_group(clip, tower), L = clip_tower_layers(&clip->config, tower);
     if (first > L + 1) return;
     Backend *b = clip->back;
@@ -1056,23 +1352,27 @@ template <typename Real> static void tower_backward(Clip *clip, int tower, const
     const MatmulEnd<float> set = {NULL, NULL}, add = {NULL, b->accumulate ? g->proj : NULL};
     float *dprojected = t->projected; // its place is free now
     normalize_backward(k, dprojected, dfeatures, features, t->norm, seq->B, d.E);
-    matmul(&k->matmul, k->stream, g->proj, d.E, transposed(t->pooled, d.C), plain(dprojected, d.E), d.C, d.E, seq->B, 1, add);
+    matmul(&k->matmul, k->stream, g->proj, d.E, transposed(t->pooled, d.C), plain(dprojected, d.E), d.C, d.E,
+        seq->B, 1, add);
     if (first > L) return;
-    matmul(&k->matmul, k->stream, t->dpooled, d.C, plain(dprojected, d.E), transposed(w->proj, d.E), seq->B, d.C, d.E, 1, set);
-    layernorm_backward(k, s->dx, g->ln_final_weight, g->ln_final_bias, (Real *)NULL, t->dpooled, t->last, w->ln_final_weight, t->ln_final_mean, t->ln_final_rstd, seq->B, d.C,
-                       b->accumulate);
+    matmul(&k->matmul, k->stream, t->dpooled, d.C, plain(dprojected, d.E), transposed(w->proj, d.E), seq->B,
+        d.C, d.E, 1, set);
+    layernorm_backward(k, s->dx, g->ln_final_weight, g->ln_final_bias, (Real *)NULL, t->dpooled, t->last,
+        w->ln_final_weight, t->ln_final_mean, t->ln_final_rstd, seq->B, d.C, b->accumulate);
     for (int l = L - 1; l >= 0 && l + 1 >= first; l--) {
-        if (b->grad_checkpointing) block_forward(k, (float *)NULL, &t->blocks[l], &w->blocks[l], seq, s, d, l == L - 1);
+        if (b->grad_checkpointing)
+            block_forward(k, (float *)NULL, &t->blocks[l], &w->blocks[l], seq, s, d, l == L - 1);
         block_backward(k, &g->blocks[l], &t->blocks[l], &w->blocks[l], seq, s, d, l == L - 1, b->accumulate);
     }
     if (first > 0) return;
     const Real *dembedding = s->dx;
     if (w->ln_pre_weight) {
-        layernorm_backward(k, s->dy, g->ln_pre_weight, g->ln_pre_bias, (Real *)NULL, s->dx, t->embedding, w->ln_pre_weight, t->ln_pre_mean, t->ln_pre_rstd, seq->R, d.C,
-                           b->accumulate);
+        layernorm_backward(k, s->dy, g->ln_pre_weight, g->ln_pre_bias, (Real *)NULL, s->dx, t->embedding,
+            w->ln_pre_weight, t->ln_pre_mean, t->ln_pre_rstd, seq->R, d.C, b->accumulate);
         dembedding = s->dy;
     }
-    if (tower == IMAGE_TOWER) image_embedding_backward(k, g, dembedding, t->embedded, t->patches, &t->in, seq, c, b->accumulate);
+    if (tower == IMAGE_TOWER)
+        image_embedding_backward(k, g, dembedding, t->embedded, t->patches, &t->in, seq, c, b->accumulate);
     else text_embedding_backward(k, g, dembedding, &t->in, c, b->accumulate);
     CUDA_CHECK(cudaEventRecord(b->feed[tower][b->turn[tower]].read, k->stream));
 }
@@ -1091,11 +1391,15 @@ static void pieces_create(Clip *clip) {
         for (int i = 0; i < t->count; i++) {
             const Tensor *x = &t->list[i];
             for (size_t at = 0; x->trainable == !frozen && at < x->count; at += PIECE_NUMBERS)
-                list[b->piece_count++] = {x->offset + at, x->slot + at, (int)min_i64(PIECE_NUMBERS, x->count - at), i};
+                list[b->piece_count++] = {
+                    x->offset + at, x->slot + at, (int)min_i64(PIECE_NUMBERS, x->count - at), i};
         }
         if (!frozen) b->trainable_pieces = b->piece_count;
     }
-    if (!b->pieces) b->pieces = (Piece *)gpu_malloc(most * sizeof *list, "tables"), b->squares = (double *)gpu_malloc((1 + most) * sizeof(double), "tables");
+    if (!b->pieces) {
+        b->pieces = (Piece *)gpu_malloc(most * sizeof *list, "tables");
+        b->squares = (double *)gpu_malloc((1 + most) * sizeof(double), "tables");
+    }
     CUDA_CHECK(cudaMemcpy(b->pieces, list, most * sizeof *list, cudaMemcpyHostToDevice));
     free(list);
 }
@@ -1104,15 +1408,20 @@ double clip_update(Clip *clip, const AdamW *a) {
     Backend *b = clip->back;
     const Gpu *k = &b->gpu;
     double squares = 0;
-    LAUNCH(sum_squares_kernel, b->trainable_pieces, 256, 32 * sizeof(double), k->stream, b->squares + 1, b->grads, b->pieces);
-    LAUNCH(total_kernel, 1, 1024, 32 * sizeof(double), k->stream, b->squares, b->squares + 1, (size_t)b->trainable_pieces);
+    LAUNCH(sum_squares_kernel, b->trainable_pieces, 256, 32 * sizeof(double), k->stream, b->squares + 1,
+        b->grads, b->pieces);
+    LAUNCH(total_kernel, 1, 1024, 32 * sizeof(double), k->stream, b->squares, b->squares + 1,
+        (size_t)b->trainable_pieces);
     for (int i = 0; i < clip->tensors.count; i++) b->terms_pinned[i] = adamw_terms(a, &clip->tensors.list[i]);
-    CUDA_CHECK(cudaMemcpyAsync(b->terms, b->terms_pinned, clip->tensors.count * sizeof *b->terms, cudaMemcpyHostToDevice, k->stream));
-    LAUNCH(adamw_kernel, b->trainable_pieces, 256, 0, k->stream, k->params, k->halves, b->grads, b->m, b->v, b->ema, b->pieces, b->terms, b->squares, a->grad_clip_norm,
-           (float)a->ema_decay, clip->tensors.count - 1);
+    CUDA_CHECK(cudaMemcpyAsync(b->terms, b->terms_pinned, clip->tensors.count * sizeof *b->terms,
+        cudaMemcpyHostToDevice, k->stream));
+    LAUNCH(adamw_kernel, b->trainable_pieces, 256, 0, k->stream, k->params, k->halves, b->grads, b->m, b->v,
+        b->ema, b->pieces, b->terms, b->squares, a->grad_clip_norm, (float)a->ema_decay,
+        clip->tensors.count - 1);
     CUDA_CHECK(cudaMemcpyAsync(&squares, b->squares, sizeof squares, cudaMemcpyDeviceToHost, k->stream));
     CUDA_CHECK(cudaStreamSynchronize(k->stream));
-    b->accumulate = false, b->logit_scale = 0;
+    b->accumulate = false;
+    b->logit_scale = 0;
     return sqrt(squares);
 }
 
@@ -1120,7 +1429,9 @@ bool clip_has_ema(const Clip *clip) { return clip->back->ema != NULL; }
 
 void clip_swap_ema(Clip *clip) {
     Backend *b = clip->back;
-    if (b->ema) LAUNCH(exchange_kernel, b->trainable_pieces, 256, 0, b->gpu.stream, b->gpu.params, b->gpu.halves, b->ema, b->pieces);
+    if (b->ema)
+        LAUNCH(exchange_kernel, b->trainable_pieces, 256, 0, b->gpu.stream, b->gpu.params, b->gpu.halves,
+            b->ema, b->pieces);
     b->logit_scale = 0;
 }
 
@@ -1141,22 +1452,31 @@ static float *tensors_create(const TensorTable *t, bool slots, const char *what)
 static void gpu_create(Gpu *k, char kernels[16]) {
     int count = 0;
     cudaDeviceProp device;
-    if (cudaGetDeviceCount(&count) != cudaSuccess || !count) die(EXIT_RUNTIME, "no GPU is found here; nvidia-smi tells whether its driver runs. ./train_clip computes on the CPU");
+    if (cudaGetDeviceCount(&count) != cudaSuccess || !count)
+        die(EXIT_RUNTIME, "no GPU is found here; nvidia-smi tells whether its driver runs. ./train_clip "
+                          "computes on the CPU");
     CUDA_CHECK(cudaGetDeviceProperties(&device, 0));
-    if (device.major < 8) die(EXIT_RUNTIME, "%s has compute capability %d.%d, 8.0 is needed; ./train_clip computes on the CPU", device.name, device.major, device.minor);
+    if (device.major < 8)
+        die(EXIT_RUNTIME, "%s has compute capability %d.%d, 8.0 is needed; ./train_clip computes on the CPU",
+            device.name, device.major, device.minor);
 #ifdef CLIPC_EMULATE
     snprintf(kernels, 16, "emulated");
 #else
     snprintf(kernels, 16, "sm_%d%d", device.major, device.minor);
 #endif
-    CUDA_CHECK(cudaStreamCreate(&k->stream)); // both keep the order with what is done without a stream, as cudaMemcpy()
+    CUDA_CHECK(cudaStreamCreate(
+        &k->stream)); // both keep the order with what is done without a stream, as cudaMemcpy()
     CUDA_CHECK(cudaStreamCreate(&k->copies));
     matmul_create(&k->matmul);
 }
 
 Clip *clip_create_empty(const ClipConfig *config, const char *merges, size_t merges_bytes) {
     Clip *clip = (Clip *)calloc_check(1, sizeof *clip);
-    if (merges) clip->merges = (char *)memcpy(malloc_check(merges_bytes + 1), merges, merges_bytes), clip->merges[merges_bytes] = 0, clip->merges_bytes = merges_bytes;
+    if (merges) {
+        clip->merges = (char *)memcpy(malloc_check(merges_bytes + 1), merges, merges_bytes);
+        clip->merges[merges_bytes] = 0;
+        clip->merges_bytes = merges_bytes;
+    }
     Backend *b = clip->back = (Backend *)calloc_check(1, sizeof *b);
     clip->config = *config;
     clip->tensors = tensor_table_create(config);
@@ -1166,10 +1486,13 @@ Clip *clip_create_empty(const ClipConfig *config, const char *merges, size_t mer
     size_t widest = (size_t)config->embed_dim;
     for (int tower = 0; tower < 2; tower++) {
         const TowerShape d = tower_shape(config, tower);
-        if (d.C / d.NH > LARGEST_HEAD) die(EXIT_USAGE, "heads of %d channels; up to %d run on a GPU", d.C / d.NH, LARGEST_HEAD);
-        if (d.C > (d.C % 4 ? 1024 : 4096)) die(EXIT_USAGE, "a width of %d; multiples of 4 up to 4096 run on a GPU", d.C);
+        if (d.C / d.NH > LARGEST_HEAD)
+            die(EXIT_USAGE, "heads of %d channels; up to %d run on a GPU", d.C / d.NH, LARGEST_HEAD);
+        if (d.C > (d.C % 4 ? 1024 : 4096))
+            die(EXIT_USAGE, "a width of %d; multiples of 4 up to 4096 run on a GPU", d.C);
         b->tower[tower].blocks = (BlockActivations<float> *)calloc_check(d.L, sizeof *b->tower[tower].blocks);
-        b->tower_bf16[tower].blocks = (BlockActivations<bf16> *)calloc_check(d.L, sizeof *b->tower_bf16[tower].blocks);
+        b->tower_bf16[tower].blocks =
+            (BlockActivations<bf16> *)calloc_check(d.L, sizeof *b->tower_bf16[tower].blocks);
         widest = max_i64(widest, max_i64(2 * d.C, max_i64(3 * d.C, d.F) / 8));
         for (int turn = 0; turn < 2; turn++) {
             CUDA_CHECK(cudaEventCreateWithFlags(&b->feed[tower][turn].copied, cudaEventDisableTiming));
@@ -1185,7 +1508,8 @@ Clip *clip_create_empty(const ClipConfig *config, const char *merges, size_t mer
 
 // Weights from an arena on the host.
 static void weights_upload(Clip *clip, const float *arena) {
-    for (int i = 0; i < clip->tensors.count; i++) clip_write(clip, ARENA_PARAMETERS, &clip->tensors.list[i], arena + clip->tensors.list[i].offset);
+    for (int i = 0; i < clip->tensors.count; i++)
+        clip_write(clip, ARENA_PARAMETERS, &clip->tensors.list[i], arena + clip->tensors.list[i].offset);
 }
 
 Clip *clip_load(const char *path) {
@@ -1195,7 +1519,8 @@ Clip *clip_load(const char *path) {
     float *arena = (float *)aligned_malloc_check(clip->tensors.floats * sizeof(float));
     weight_file_read(&w, &clip->tensors, arena);
     weights_upload(clip, arena);
-    free(arena), free(w.merges);
+    free(arena);
+    free(w.merges);
     return clip;
 }
 
@@ -1210,14 +1535,17 @@ Clip *clip_create(const ClipConfig *config, const char *merges, size_t merges_by
 
 uint64_t clip_save(Clip *clip, SafeFile *out) {
     float *arena = (float *)aligned_malloc_check(clip->tensors.floats * sizeof(float));
-    for (int i = 0; i < clip->tensors.count; i++) clip_read(clip, ARENA_PARAMETERS, &clip->tensors.list[i], arena + clip->tensors.list[i].offset);
-    const uint64_t hash = weight_file_write(out, &clip->config, clip->merges, clip->merges_bytes, &clip->tensors, arena);
+    for (int i = 0; i < clip->tensors.count; i++)
+        clip_read(clip, ARENA_PARAMETERS, &clip->tensors.list[i], arena + clip->tensors.list[i].offset);
+    const uint64_t hash =
+        weight_file_write(out, &clip->config, clip->merges, clip->merges_bytes, &clip->tensors, arena);
     free(arena);
     return hash;
 }
 
 template <typename Real> static void tower_free(Tower<Real> *t) {
-    sequences_free(&t->seq), free(t->blocks);
+    sequences_free(&t->seq);
+    free(t->blocks);
     CUDA_CHECK(cudaFree(t->arena));
 }
 
@@ -1225,7 +1553,8 @@ void clip_free(Clip *clip) {
     Backend *b = clip->back;
     CUDA_CHECK(cudaDeviceSynchronize());
     for (int tower = 0; tower < 2; tower++) {
-        tower_free(&b->tower[tower]), tower_free(&b->tower_bf16[tower]);
+        tower_free(&b->tower[tower]);
+        tower_free(&b->tower_bf16[tower]);
         for (int turn = 0; turn < 2; turn++) {
             Feed *f = &b->feed[tower][turn];
             CUDA_CHECK(cudaFreeHost(f->pinned));
@@ -1234,19 +1563,26 @@ void clip_free(Clip *clip) {
             CUDA_CHECK(cudaEventDestroy(f->read));
         }
     }
-    void *arenas[] = {b->gpu.params, b->gpu.halves, b->gpu.parts, b->grads, b->m, b->v, b->ema, b->step_arena, b->pieces, b->squares, b->terms};
+    void *arenas[] = {b->gpu.params, b->gpu.halves, b->gpu.parts, b->grads, b->m, b->v, b->ema, b->step_arena,
+        b->pieces, b->squares, b->terms};
     for (void *arena : arenas) CUDA_CHECK(cudaFree(arena));
     CUDA_CHECK(cudaFreeHost(b->terms_pinned));
     matmul_free(&b->gpu.matmul);
     CUDA_CHECK(cudaStreamDestroy(b->gpu.stream));
     CUDA_CHECK(cudaStreamDestroy(b->gpu.copies));
-    tensor_pointers_free(&b->w), tensor_pointers_free(&b->g), tensor_table_free(&clip->tensors);
-    free(b), free(clip->merges), free(clip);
+    tensor_pointers_free(&b->w);
+    tensor_pointers_free(&b->g);
+    tensor_table_free(&clip->tensors);
+    free(b);
+    free(clip->merges);
+    free(clip);
 }
 
 PrecisionSupport clip_precision_support(Precision precision) {
 #ifdef CLIPC_EMULATE
-    return precision == PRECISION_FP32 ? SUPPORT_NATIVE : precision == PRECISION_AMP_BF16 ? SUPPORT_SLOW : SUPPORT_NONE;
+    return precision == PRECISION_FP32       ? SUPPORT_NATIVE
+           : precision == PRECISION_AMP_BF16 ? SUPPORT_SLOW
+                                             : SUPPORT_NONE;
 #else
     return (void)precision, SUPPORT_NATIVE; // any GPU since compute capability 8.0, which is asked for
 #endif
@@ -1254,14 +1590,18 @@ PrecisionSupport clip_precision_support(Precision precision) {
 
 void clip_set_precision(Clip *clip, Precision precision) {
     Backend *b = clip->back;
-    b->precision = precision, b->gpu.matmul.tf32 = precision == PRECISION_TF32;
+    b->precision = precision;
+    b->gpu.matmul.tf32 = precision == PRECISION_TF32;
     if (precision != PRECISION_AMP_BF16 || b->gpu.halves) return;
-    b->gpu.halves = (bf16 *)gpu_malloc(clip->tensors.floats * sizeof(bf16), "weights in bf16"), b->halves_stale = true;
+    b->gpu.halves = (bf16 *)gpu_malloc(clip->tensors.floats * sizeof(bf16), "weights in bf16");
+    b->halves_stale = true;
 }
 
 // Weights that were written from outside have no copy in bf16 yet.
 static void weights_refresh(Backend *b) {
-    if (b->gpu.halves && b->halves_stale) LAUNCH(exchange_kernel, b->piece_count, 256, 0, b->gpu.stream, b->gpu.params, b->gpu.halves, (float *)NULL, b->pieces);
+    if (b->gpu.halves && b->halves_stale)
+        LAUNCH(exchange_kernel, b->piece_count, 256, 0, b->gpu.stream, b->gpu.params, b->gpu.halves,
+            (float *)NULL, b->pieces);
     b->halves_stale = false;
 }
 
@@ -1271,9 +1611,20 @@ static size_t step_layout(Backend *b, char *base, size_t n, size_t E) {
     Arena a = {base, 0};
     LossScratch *t = &b->loss;
     t->tile = (int)max_i64(1, min_i64(n, LOGITS / n));
-    for (int tower = 0; tower < 2; tower++) arena_take(&a, &b->features[tower], n * E), arena_take(&a, &b->dfeatures[tower], n * E);
-    arena_take(&a, &t->logits, t->tile * n), arena_take(&a, &t->row_lse, n), arena_take(&a, &t->column_lse, n), arena_take(&a, &t->share, n), arena_take(&a, &t->column_sum, n);
-    arena_take(&a, &t->right, n), arena_take(&a, &t->row_loss, n), arena_take(&a, &t->row_dot, n), arena_take(&a, &t->totals, 2), arena_take(&a, &t->keys, n);
+    for (int tower = 0; tower < 2; tower++) {
+        arena_take(&a, &b->features[tower], n * E);
+        arena_take(&a, &b->dfeatures[tower], n * E);
+    }
+    arena_take(&a, &t->logits, t->tile * n);
+    arena_take(&a, &t->row_lse, n);
+    arena_take(&a, &t->column_lse, n);
+    arena_take(&a, &t->share, n);
+    arena_take(&a, &t->column_sum, n);
+    arena_take(&a, &t->right, n);
+    arena_take(&a, &t->row_loss, n);
+    arena_take(&a, &t->row_dot, n);
+    arena_take(&a, &t->totals, 2);
+    arena_take(&a, &t->keys, n);
     return a.used;
 }
 
@@ -1287,43 +1638,58 @@ void clip_start_training(Clip *clip, const ClipTraining *how) {
     }
     for (int i = 0; how->ema && i < t->count; i++) {
         const Tensor *x = &t->list[i];
-        if (x->trainable) CUDA_CHECK(cudaMemcpy(b->ema + x->slot, b->gpu.params + x->offset, x->count * sizeof(float), cudaMemcpyDeviceToDevice));
+        if (x->trainable)
+            CUDA_CHECK(cudaMemcpy(b->ema + x->slot, b->gpu.params + x->offset, x->count * sizeof(float),
+                cudaMemcpyDeviceToDevice));
     }
     tensor_pointers_bind(&b->g, t, &clip->config, b->grads, true);
     pieces_create(clip);
-    b->pairs = how->pairs, b->grad_checkpointing = how->grad_checkpointing, b->accumulate = false;
+    b->pairs = how->pairs;
+    b->grad_checkpointing = how->grad_checkpointing;
+    b->accumulate = false;
     CUDA_CHECK(cudaFree(b->step_arena));
     const size_t bytes = step_layout(b, NULL, how->pairs, clip->config.embed_dim);
-    step_layout(b, b->step_arena = (char *)gpu_malloc(bytes, "features and logits of a step"), how->pairs, clip->config.embed_dim);
+    step_layout(b, b->step_arena = (char *)gpu_malloc(bytes, "features and logits of a step"), how->pairs,
+        clip->config.embed_dim);
 }
 
-void clip_memory(const Clip *clip, int batch_size, size_t *parameters, size_t *training, size_t *activations) {
+void clip_memory(
+    const Clip *clip, int batch_size, size_t *parameters, size_t *training, size_t *activations) {
     const ClipConfig *c = &clip->config;
     const Backend *b = clip->back;
     Backend counted = *b;
     *parameters = clip->tensors.floats * (sizeof(float) + (b->gpu.halves ? sizeof(bf16) : 0));
     *training = (b->ema ? 4 : 3) * clip->tensors.slots * sizeof(float);
-    *activations = step_layout(&counted, NULL, max_i64(1, b->pairs), c->embed_dim) + 2 * (size_t)batch_size * 3 * c->image_size * c->image_size; // pixels
+    *activations = step_layout(&counted, NULL, max_i64(1, b->pairs), c->embed_dim) +
+                   2 * (size_t)batch_size * 3 * c->image_size * c->image_size; // pixels
     for (int tower = 0; tower < 2; tower++) {
-        const size_t R = (size_t)batch_size * (tower == IMAGE_TOWER ? config_image_tokens(c) : c->context_length);
-        *activations += b->precision == PRECISION_AMP_BF16 ? tower_bytes<bf16>(clip, tower, batch_size, R, true, b->grad_checkpointing)
-                                                           : tower_bytes<float>(clip, tower, batch_size, R, true, b->grad_checkpointing);
+        const size_t R =
+            (size_t)batch_size * (tower == IMAGE_TOWER ? config_image_tokens(c) : c->context_length);
+        *activations += b->precision == PRECISION_AMP_BF16
+                            ? tower_bytes<bf16>(clip, tower, batch_size, R, true, b->grad_checkpointing)
+                            : tower_bytes<float>(clip, tower, batch_size, R, true, b->grad_checkpointing);
     }
 }
 
 // One of two instances of a function by the precision at hand
-#define BY_PRECISION(clip, function) ((clip)->back->precision == PRECISION_AMP_BF16 ? function<bf16> : function<float>)
+#define BY_PRECISION(clip, function) \
+    ((clip)->back->precision == PRECISION_AMP_BF16 ? function<bf16> : function<float>)
 
 template <typename Real> static void encode(Clip *clip, int tower, const ClipBatch *batch, float *features) {
     weights_refresh(clip->back);
     tower_forward<Real>(clip, tower, NULL, batch, false);
-    CUDA_CHECK(cudaMemcpyAsync(features, tower_of<Real>(clip->back, tower)->features, (size_t)batch->size * clip->config.embed_dim * sizeof(float), cudaMemcpyDeviceToHost,
-                               clip->back->gpu.stream));
+    CUDA_CHECK(cudaMemcpyAsync(features, tower_of<Real>(clip->back, tower)->features,
+        (size_t)batch->size * clip->config.embed_dim * sizeof(float), cudaMemcpyDeviceToHost,
+        clip->back->gpu.stream));
     CUDA_CHECK(cudaStreamSynchronize(clip->back->gpu.stream));
 }
 
-void clip_encode_image(Clip *clip, const ClipBatch *batch, float *features) { BY_PRECISION(clip, encode)(clip, IMAGE_TOWER, batch, features); }
-void clip_encode_text(Clip *clip, const ClipBatch *batch, float *features) { BY_PRECISION(clip, encode)(clip, TEXT_TOWER, batch, features); }
+void clip_encode_image(Clip *clip, const ClipBatch *batch, float *features) {
+    BY_PRECISION(clip, encode)(clip, IMAGE_TOWER, batch, features);
+}
+void clip_encode_text(Clip *clip, const ClipBatch *batch, float *features) {
+    BY_PRECISION(clip, encode)(clip, TEXT_TOWER, batch, features);
+}
 
 template <typename Real> static void pool(Clip *clip, int tower, const ClipBatch *batch, float *pooled) {
     const Gpu *k = &clip->back->gpu;
@@ -1331,26 +1697,36 @@ template <typename Real> static void pool(Clip *clip, int tower, const ClipBatch
     weights_refresh(clip->back);
     tower_prepare<Real>(clip, tower, batch, false);
     tower_pool<Real>(clip, tower);
-    CUDA_CHECK(cudaMemcpyAsync(pooled, tower_of<Real>(clip->back, tower)->pooled, n * sizeof(float), cudaMemcpyDeviceToHost, k->stream));
+    CUDA_CHECK(cudaMemcpyAsync(pooled, tower_of<Real>(clip->back, tower)->pooled, n * sizeof(float),
+        cudaMemcpyDeviceToHost, k->stream));
     CUDA_CHECK(cudaStreamSynchronize(k->stream));
 }
 
-void clip_pool(Clip *clip, int tower, const ClipBatch *batch, float *pooled) { BY_PRECISION(clip, pool)(clip, tower, batch, pooled); }
+void clip_pool(Clip *clip, int tower, const ClipBatch *batch, float *pooled) {
+    BY_PRECISION(clip, pool)(clip, tower, batch, pooled);
+}
 
 void clip_forward(Clip *clip, const ClipBatch *batch, int first_row, bool keep) {
     weights_refresh(clip->back);
-    for (int tower = TEXT_TOWER; tower >= IMAGE_TOWER; tower--) // text first: while it is computed, pixels are copied
-        BY_PRECISION(clip, tower_forward)(clip, tower, clip->back->features[tower] + (size_t)first_row * clip->config.embed_dim, batch, keep);
+    for (int tower = TEXT_TOWER; tower >= IMAGE_TOWER;
+         tower--) // text first: while it is computed, pixels are copied
+        BY_PRECISION(clip, tower_forward)
+    (clip, tower, clip->back->features[tower] + (size_t)first_row * clip->config.embed_dim, batch, keep);
 }
 
 double clip_loss(Clip *clip, int pairs, const uint64_t *keys, Positives positives, bool gradient) {
     Backend *b = clip->back;
     double dlogit_scale = 0;
-    if (keys) CUDA_CHECK(cudaMemcpyAsync(b->loss.keys, keys, (size_t)pairs * sizeof *keys, cudaMemcpyHostToDevice, b->gpu.stream));
-    const double loss = contrastive_loss(&b->gpu, gradient ? b->dfeatures[0] : NULL, gradient ? b->dfeatures[1] : NULL, &dlogit_scale, &b->loss, b->features[0], b->features[1],
-                                         keys ? b->loss.keys : NULL, positives, pairs, clip->config.embed_dim, clip_logit_scale(clip));
+    if (keys)
+        CUDA_CHECK(cudaMemcpyAsync(
+            b->loss.keys, keys, (size_t)pairs * sizeof *keys, cudaMemcpyHostToDevice, b->gpu.stream));
+    const double loss = contrastive_loss(&b->gpu, gradient ? b->dfeatures[0] : NULL,
+        gradient ? b->dfeatures[1] : NULL, &dlogit_scale, &b->loss, b->features[0], b->features[1],
+        keys ? b->loss.keys : NULL, positives, pairs, clip->config.embed_dim, clip_logit_scale(clip));
     const float dscale = (float)dlogit_scale; // once a step, whatever the accumulation
-    if (gradient && b->g.logit_scale) CUDA_CHECK(cudaMemcpyAsync(b->g.logit_scale, &dscale, sizeof dscale, cudaMemcpyHostToDevice, b->gpu.stream));
+    if (gradient && b->g.logit_scale)
+        CUDA_CHECK(
+            cudaMemcpyAsync(b->g.logit_scale, &dscale, sizeof dscale, cudaMemcpyHostToDevice, b->gpu.stream));
     return loss;
 }
 
@@ -1358,30 +1734,40 @@ void clip_backward(Clip *clip, const ClipBatch *batch, int first_row) {
     Backend *b = clip->back;
     const size_t row = (size_t)first_row * clip->config.embed_dim;
     (void)batch; // it is still on the GPU
-    for (int tower = 0; tower < 2; tower++) BY_PRECISION(clip, tower_backward)(clip, tower, b->dfeatures[tower] + row, b->features[tower] + row);
+    for (int tower = 0; tower < 2; tower++)
+        BY_PRECISION(clip, tower_backward)(clip, tower, b->dfeatures[tower] + row, b->features[tower] + row);
     b->accumulate = true;
 }
 
 float clip_logit_scale(const Clip *clip) {
     float value, *known = &clip->back->logit_scale;
-    if (*known == 0) clip_read(clip, ARENA_PARAMETERS, tensor_find(&clip->tensors, LOGIT_SCALE_KEY), &value), *known = expf(value);
+    if (*known == 0) {
+        clip_read(clip, ARENA_PARAMETERS, tensor_find(&clip->tensors, LOGIT_SCALE_KEY), &value);
+        *known = expf(value);
+    }
     return *known;
 }
 
 static float *tensor_place(const Clip *clip, ClipArena arena, const Tensor *x) {
-    float *bases[] = {clip->back->gpu.params, clip->back->grads, clip->back->m, clip->back->v, clip->back->ema};
+    float *bases[] = {
+        clip->back->gpu.params, clip->back->grads, clip->back->m, clip->back->v, clip->back->ema};
     return tensor_in(x, bases[arena], arena != ARENA_PARAMETERS);
 }
 
 void clip_read(const Clip *clip, ClipArena arena, const Tensor *x, float *values) {
     CUDA_CHECK(cudaStreamSynchronize(clip->back->gpu.stream));
-    CUDA_CHECK(cudaMemcpy(values, tensor_place(clip, arena, x), x->count * sizeof(float), cudaMemcpyDeviceToHost));
+    CUDA_CHECK(
+        cudaMemcpy(values, tensor_place(clip, arena, x), x->count * sizeof(float), cudaMemcpyDeviceToHost));
 }
 
 void clip_write(Clip *clip, ClipArena arena, const Tensor *x, const float *values) {
     CUDA_CHECK(cudaStreamSynchronize(clip->back->gpu.stream));
-    CUDA_CHECK(cudaMemcpy(tensor_place(clip, arena, x), values, x->count * sizeof(float), cudaMemcpyHostToDevice));
-    if (arena == ARENA_PARAMETERS) clip->back->halves_stale = true, clip->back->logit_scale = 0;
+    CUDA_CHECK(
+        cudaMemcpy(tensor_place(clip, arena, x), values, x->count * sizeof(float), cudaMemcpyHostToDevice));
+    if (arena == ARENA_PARAMETERS) {
+        clip->back->halves_stale = true;
+        clip->back->logit_scale = 0;
+    }
 }
 
 const char *clip_kernels(const Clip *clip) { return clip->back->kernels; }
@@ -1396,7 +1782,9 @@ int main(int argc, char **argv) {
     memset(&training, 0, sizeof training);
     training.o = &options;
     if (options.print_schedule) return print_schedule_main(&training);
-    const int code = options.classify.count ? classify_main(&training) : options.eval_only ? evaluate_main(&training) : train_main(&training);
+    const int code = options.classify.count ? classify_main(&training)
+                     : options.eval_only    ? evaluate_main(&training)
+                                            : train_main(&training);
     training_free(&training);
     return code;
 }

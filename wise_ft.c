@@ -1,38 +1,58 @@
-// Weight ensembling: models that come from one another are averaged, entry by entry, and the best average is found.
+// Weight ensembling: models that come from one another are averaged, entry by entry, and the best average is
+// found.
 //
-//     ./wise_ft --zeroshot A.bin --finetuned B.bin --alpha 0.5 --save DIR       WiSE-FT (Wortsman et al. 2021): (1-α) A + α B
-//     ./wise_ft … --alpha 0:1:0.1 --eval target=… --eval sketch=… --select mean  what each α is worth, and which to take
-//     ./wise_ft --models B.bin C.bin … --soup greedy --eval …                     model soups (Wortsman et al. 2022)
+//     ./wise_ft --zeroshot A.bin --finetuned B.bin --alpha 0.5 --save DIR       WiSE-FT (Wortsman et al.
+//         2021): (1-α) A + α B
+//     ./wise_ft … --alpha 0:1:0.1 --eval target=… --eval sketch=… --select mean  what each α is worth, and
+//         which to take
+//     ./wise_ft --models B.bin C.bin … --soup greedy --eval …                     model soups (Wortsman et
+//         al. 2022)
 //     ./wise_ft --help
 //
-// The arithmetic is in clipc/model/merge.h, evaluation and choice in clipc/train/sweep.h, tables and pictures in clipc/train/sweep_report.h.
+// The arithmetic is in clipc/model/merge.h, evaluation and choice in clipc/train/sweep.h, tables and pictures
+// in clipc/train/sweep_report.h.
 
-#define PROGRAM_OPTIONS(X) \
-    X(PROGRAM, TEXT, zeroshot, "zeroshot", "(none)", "FILE.bin", "the model before fine-tuning: alpha 0") \
-    X(PROGRAM, TEXT, finetuned, "finetuned", "(none)", "FILE.bin", "the model after it: alpha 1") \
-    X(PROGRAM, LIST, models, "models", "(none)", "FILE.bin...", "several fine-tuned models, for --soup, model-stock and task-arithmetic; EMA files are models too") \
-    X(PROGRAM, CHOICE, method, "method", "wise-ft", "wise-ft lines model-stock task-arithmetic", "how they become one; lines: alpha rises with depth") \
-    X(PROGRAM, CHOICE, soup, "soup", "(none)", "uniform greedy", "the mean of all --models, or of those that help the target on --eval") \
-    X(PROGRAM, WORDS, alpha, "alpha", "(0.5; with --select 0:1:0.1)", "LIST", "share of the fine-tuned model: 0.5, or 0,0.1,...,1, or 0:1:0.1") \
-    X(PROGRAM, REAL, alpha_image, "alpha-image", "(as --alpha)", "[0,1]", "alpha of the image tower") \
-    X(PROGRAM, REAL, alpha_text, "alpha-text", "(as --alpha)", "[0,1]", "alpha of the text tower") \
-    X(PROGRAM, REAL, first_block, "first-block", "0", "[0,1]", "lines: share of alpha at a tower's first block, rising to all of it at the last") \
-    X(PROGRAM, WORDS, lambda, "lambda", "(1)", "LIST", "task-arithmetic: factor on each model's update, may be negative; one for all, or one a model") \
-    X(PROGRAM, LIST, eval, "eval", "(none)", "[NAME=]PATH", "labelled pictures as for train_clip's --zeroshot-data; may be repeated: target and shifted sets") \
-    X(PROGRAM, TEXT, target, "target", "(the first)", "NAME", "which set of --eval is the target; the others are shifted") \
-    X(PROGRAM, CHOICE, select, "select", "(none)", "mean target shift", "save the alpha that is best for the target, the mean of the shifted sets, or the mean of both") \
-    X(PROGRAM, INT, select_steps, "select-steps", "6", "[0,100]", "alphas that --select looks at beyond those of --alpha") \
-    X(PROGRAM, FLAG, interpolate_positions, "interpolate-positions", "", "", "take models of another image size or context length to that of the last one") \
-    X(PROGRAM, TEXT, save, "save", "(no weights)", "DIR", "where weights go, and tables and picture, which without it go here") \
-    X(PROGRAM, TEXT, format, "format", "bin", "NAME", "also write this form of the saved files, by dev/convert.py, e.g. open_clip")
+#define PROGRAM_OPTIONS(X)                                                                                  \
+    X(PROGRAM, TEXT, zeroshot, "zeroshot", "(none)", "FILE.bin", "the model before fine-tuning: alpha 0")   \
+    X(PROGRAM, TEXT, finetuned, "finetuned", "(none)", "FILE.bin", "the model after it: alpha 1")           \
+    X(PROGRAM, LIST, models, "models", "(none)", "FILE.bin...",                                             \
+        "several fine-tuned models, for --soup, model-stock and task-arithmetic; EMA files are models too") \
+    X(PROGRAM, CHOICE, method, "method", "wise-ft", "wise-ft lines model-stock task-arithmetic",            \
+        "how they become one; lines: alpha rises with depth")                                               \
+    X(PROGRAM, CHOICE, soup, "soup", "(none)", "uniform greedy",                                            \
+        "the mean of all --models, or of those that help the target on --eval")                             \
+    X(PROGRAM, WORDS, alpha, "alpha", "(0.5; with --select 0:1:0.1)", "LIST",                               \
+        "share of the fine-tuned model: 0.5, or 0,0.1,...,1, or 0:1:0.1")                                   \
+    X(PROGRAM, REAL, alpha_image, "alpha-image", "(as --alpha)", "[0,1]", "alpha of the image tower")       \
+    X(PROGRAM, REAL, alpha_text, "alpha-text", "(as --alpha)", "[0,1]", "alpha of the text tower")          \
+    X(PROGRAM, REAL, first_block, "first-block", "0", "[0,1]",                                              \
+        "lines: share of alpha at a tower's first block, rising to all of it at the last")                  \
+    X(PROGRAM, WORDS, lambda, "lambda", "(1)", "LIST",                                                      \
+        "task-arithmetic: factor on each model's update, may be negative; one for all, or one a model")     \
+    X(PROGRAM, LIST, eval, "eval", "(none)", "[NAME=]PATH",                                                 \
+        "labelled pictures as for train_clip's --zeroshot-data; may be repeated: target and shifted sets")  \
+    X(PROGRAM, TEXT, target, "target", "(the first)", "NAME",                                               \
+        "which set of --eval is the target; the others are shifted")                                        \
+    X(PROGRAM, CHOICE, select, "select", "(none)", "mean target shift",                                     \
+        "save the alpha that is best for the target, the mean of the shifted sets, or the mean of both")    \
+    X(PROGRAM, INT, select_steps, "select-steps", "6", "[0,100]",                                           \
+        "alphas that --select looks at beyond those of --alpha")                                            \
+    X(PROGRAM, FLAG, interpolate_positions, "interpolate-positions", "", "",                                \
+        "take models of another image size or context length to that of the last one")                      \
+    X(PROGRAM, TEXT, save, "save", "(no weights)", "DIR",                                                   \
+        "where weights go, and tables and picture, which without it go here")                               \
+    X(PROGRAM, TEXT, format, "format", "bin", "NAME",                                                       \
+        "also write this form of the saved files, by dev/convert.py, e.g. open_clip")
 #define PROGRAM_GROUPS GROUP_BIT(PROGRAM)
-#define PROGRAM_ALSO "csv-img-key|csv-label-key|csv-separator|image-key|max-image-pixels|exif-rotate|workers|precision|classnames|templates|eval-only"
-#define PROGRAM_USAGE \
+#define PROGRAM_ALSO                                                                                    \
+    "csv-img-key|csv-label-key|csv-separator|image-key|max-image-pixels|exif-rotate|workers|precision|" \
+    "classnames|templates|eval-only"
+#define PROGRAM_USAGE                                                                                       \
     "Averages the weights of models that were fine-tuned from one another, and finds the best average.\n\n" \
-    "  average        wise_ft --zeroshot A.bin --finetuned B.bin --alpha 0.5 --save DIR\n" \
-    "  sweep          ... --alpha 0:1:0.1 --eval photo=DIR --eval sketch=DIR --classnames names.txt\n" \
-    "  choose         ... --eval photo=DIR --eval sketch=DIR --select mean --save DIR\n" \
-    "  soup           wise_ft --models B.bin C.bin D.bin --soup greedy --eval photo=DIR --save DIR\n" \
+    "  average        wise_ft --zeroshot A.bin --finetuned B.bin --alpha 0.5 --save DIR\n"                  \
+    "  sweep          ... --alpha 0:1:0.1 --eval photo=DIR --eval sketch=DIR --classnames names.txt\n"      \
+    "  choose         ... --eval photo=DIR --eval sketch=DIR --select mean --save DIR\n"                    \
+    "  soup           wise_ft --models B.bin C.bin D.bin --soup greedy --eval photo=DIR --save DIR\n"       \
     "  model stock    wise_ft --zeroshot A.bin --models B.bin C.bin --method model-stock --save DIR\n"
 
 #define CLIP_WITHOUT_MAIN // the model without its main()
@@ -44,7 +64,7 @@
 
 #include "clipc/model/merge.h"        // merge_save, merge_load
 #include "clipc/train/sweep_report.h" // sweep_measure, sweep_write
-#include "clipc/train/training.h"        // train_set_loading, train_dataset_config
+#include "clipc/train/training.h"     // train_set_loading, train_dataset_config
 
 #include <sys/wait.h>
 
@@ -52,7 +72,7 @@ typedef struct {
     Options *o;
     Training training; // model, tokenizer, loader and log of the evaluation
     MergeFile *base, **members;
-    int count; // of members
+    int count;      // of members
     double *alphas; // sorted
     int alpha_count;
     Sweep sweep;
@@ -64,7 +84,8 @@ typedef struct {
 
 // ---------------------------------------------------------------- what is asked for
 
-// Adds a number of --alpha to the sorted list. Twelve digits: the third step of 0:1:0.1 is 0.3, not 0.30000000000000004.
+// Adds a number of --alpha to the sorted list. Twelve digits: the third step of 0:1:0.1 is 0.3, not
+// 0.30000000000000004.
 static void alpha_add(WiseFt *w, double alpha) {
     enum { MOST = 1001 };
     char text[32];
@@ -81,13 +102,16 @@ static void alpha_add(WiseFt *w, double alpha) {
 
 static double alpha_number(const char *text) {
     double x;
-    if (!parse_number(text, &x)) die(EXIT_USAGE, "--alpha %s: is not a number; give 0 to 1, a list 0,0.1,...,1 or a range 0:1:0.1", text);
+    if (!parse_number(text, &x))
+        die(EXIT_USAGE, "--alpha %s: is not a number; give 0 to 1, a list 0,0.1,...,1 or a range 0:1:0.1",
+            text);
     if (x < 0 || x > 1) die(EXIT_USAGE, "--alpha %s: is out of range; give 0 to 1", text);
     return x;
 }
 
 static void alpha_add_range(WiseFt *w, double from, double to, double step, const char *text) {
-    if (!(step > 0) || to < from) die(EXIT_USAGE, "--alpha %s: does not rise; give FROM:TO:STEP, or FROM,NEXT,...,TO", text);
+    if (!(step > 0) || to < from)
+        die(EXIT_USAGE, "--alpha %s: does not rise; give FROM:TO:STEP, or FROM,NEXT,...,TO", text);
     if ((to - from) / step > 1e4) die(EXIT_USAGE, "--alpha %s: has too many steps", text);
     for (int i = 0; from + i * step <= to + 1e-9 * step; i++) alpha_add(w, fmin(from + i * step, to));
 }
@@ -104,17 +128,21 @@ static void alphas_parse(WiseFt *w, const char *text) {
             fill = true;
         } else if ((to = strchr(word, ':')) && (step = strchr(to + 1, ':'))) {
             double stride;
-            *to++ = 0, *step++ = 0;
+            *to++ = 0;
+            *step++ = 0;
             if (!parse_number(step, &stride)) die(EXIT_USAGE, "--alpha %s: %s is not a number", text, step);
             alpha_add_range(w, alpha_number(word), alpha_number(to), stride, text);
         } else {
             const double x = alpha_number(word);
             if (fill) alpha_add_range(w, last[1], x, last[1] - last[0], text);
             alpha_add(w, x);
-            last[0] = last[1], last[1] = x, fill = false;
+            last[0] = last[1];
+            last[1] = x;
+            fill = false;
         }
     }
-    if (fill || !w->alpha_count) die(EXIT_USAGE, "--alpha %s: give 0 to 1, a list 0,0.1,...,1 or a range 0:1:0.1", text);
+    if (fill || !w->alpha_count)
+        die(EXIT_USAGE, "--alpha %s: give 0 to 1, a list 0,0.1,...,1 or a range 0:1:0.1", text);
     free(copy);
 }
 
@@ -130,7 +158,9 @@ static double *lambdas_parse(const char *text, int count) {
         if (given < count) lambda[given] = x;
         given++;
     }
-    if (given != 1 && given != count) die(EXIT_USAGE, "--lambda %s: %d numbers for %d models; give one for all, or one a model", text ? text : "", given, count);
+    if (given != 1 && given != count)
+        die(EXIT_USAGE, "--lambda %s: %d numbers for %d models; give one for all, or one a model",
+            text ? text : "", given, count);
     for (int k = 1; given == 1 && k < count; k++) lambda[k] = lambda[0];
     free(copy);
     return lambda;
@@ -144,24 +174,46 @@ static bool is_line(const Options *o) { return is_method(o, "wise-ft") || is_met
 // Ends the program where the options do not fit together.
 static void options_check(const Options *o) {
     const bool line = is_line(o), sets = o->eval.count;
-    if (o->soup && options_was_set(o, method)) die(EXIT_USAGE, "--soup and --method name two ways to average; give one of them");
-    if (line && (!o->zeroshot || !o->finetuned)) die(EXIT_USAGE, "which models? give --zeroshot A.bin --finetuned B.bin, or --models with --soup or --method (--help tells more)");
-    if (line && o->models.count) die(EXIT_USAGE, "--models: %s takes one model after fine-tuning, --finetuned; for several use --soup, or --method model-stock", o->method);
+    if (o->soup && options_was_set(o, method))
+        die(EXIT_USAGE, "--soup and --method name two ways to average; give one of them");
+    if (line && (!o->zeroshot || !o->finetuned))
+        die(EXIT_USAGE, "which models? give --zeroshot A.bin --finetuned B.bin, or --models with --soup or "
+                        "--method (--help tells more)");
+    if (line && o->models.count)
+        die(EXIT_USAGE,
+            "--models: %s takes one model after fine-tuning, --finetuned; for several use --soup, or "
+            "--method model-stock",
+            o->method);
     if (!line && o->finetuned) die(EXIT_USAGE, "--finetuned: name all fine-tuned models with --models here");
-    if (!line && o->models.count < (is_method(o, "task-arithmetic") ? 1 : 2)) die(EXIT_USAGE, "--models: too few; name at least %d files", is_method(o, "task-arithmetic") ? 1 : 2);
-    if (o->soup && o->zeroshot) die(EXIT_USAGE, "--soup averages --models; name the zero-shot model among them, or leave --zeroshot out");
-    if (!line && !o->soup && !o->zeroshot) die(EXIT_USAGE, "--method %s: give the model before fine-tuning with --zeroshot", o->method);
-    if (!line && (o->alpha || !isnan(o->alpha_image) || !isnan(o->alpha_text))) die(EXIT_USAGE, "--alpha: is for --zeroshot and --finetuned; leave it out");
-    if (o->lambda && !is_method(o, "task-arithmetic")) die(EXIT_USAGE, "--lambda: is for --method task-arithmetic; leave it out");
-    if (options_was_set(o, first_block) && !is_method(o, "lines")) die(EXIT_USAGE, "--first-block: is for --method lines; leave it out");
-    if (o->select && !sets) die(EXIT_USAGE, "--select: nothing to choose by; give a validation set with --eval NAME=PATH");
-    if (o->select && !line) die(EXIT_USAGE, "--select: chooses an alpha between --zeroshot and --finetuned; leave it out here");
-    if (o->soup && strcmp(o->soup, "greedy") == 0 && !sets) die(EXIT_USAGE, "--soup greedy: nothing to choose by; give a validation set with --eval NAME=PATH");
+    if (!line && o->models.count < (is_method(o, "task-arithmetic") ? 1 : 2))
+        die(EXIT_USAGE, "--models: too few; name at least %d files", is_method(o, "task-arithmetic") ? 1 : 2);
+    if (o->soup && o->zeroshot)
+        die(EXIT_USAGE,
+            "--soup averages --models; name the zero-shot model among them, or leave --zeroshot out");
+    if (!line && !o->soup && !o->zeroshot)
+        die(EXIT_USAGE, "--method %s: give the model before fine-tuning with --zeroshot", o->method);
+    if (!line && (o->alpha || !isnan(o->alpha_image) || !isnan(o->alpha_text)))
+        die(EXIT_USAGE, "--alpha: is for --zeroshot and --finetuned; leave it out");
+    if (o->lambda && !is_method(o, "task-arithmetic"))
+        die(EXIT_USAGE, "--lambda: is for --method task-arithmetic; leave it out");
+    if (options_was_set(o, first_block) && !is_method(o, "lines"))
+        die(EXIT_USAGE, "--first-block: is for --method lines; leave it out");
+    if (o->select && !sets)
+        die(EXIT_USAGE, "--select: nothing to choose by; give a validation set with --eval NAME=PATH");
+    if (o->select && !line)
+        die(EXIT_USAGE, "--select: chooses an alpha between --zeroshot and --finetuned; leave it out here");
+    if (o->soup && strcmp(o->soup, "greedy") == 0 && !sets)
+        die(EXIT_USAGE, "--soup greedy: nothing to choose by; give a validation set with --eval NAME=PATH");
     if (o->eval_only && !sets) die(EXIT_USAGE, "--eval-only: nothing to evaluate on; give --eval NAME=PATH");
-    if (o->eval_only && o->save) die(EXIT_USAGE, "--eval-only saves no weights; leave out --save, or --eval-only");
-    if (!o->save && !sets) die(EXIT_USAGE, "nothing to do; give --save DIR to write weights, or --eval NAME=PATH to measure them");
-    if (o->target && !sets) die(EXIT_USAGE, "--target %s: there are no sets; give --eval NAME=PATH", o->target);
-    if (options_was_set(o, format) && !o->save) die(EXIT_USAGE, "--format %s: of which file? give --save DIR", o->format);
+    if (o->eval_only && o->save)
+        die(EXIT_USAGE, "--eval-only saves no weights; leave out --save, or --eval-only");
+    if (!o->save && !sets)
+        die(EXIT_USAGE,
+            "nothing to do; give --save DIR to write weights, or --eval NAME=PATH to measure them");
+    if (o->target && !sets)
+        die(EXIT_USAGE, "--target %s: there are no sets; give --eval NAME=PATH", o->target);
+    if (options_was_set(o, format) && !o->save)
+        die(EXIT_USAGE, "--format %s: of which file? give --save DIR", o->format);
 }
 
 // ---------------------------------------------------------------- files and evaluation
@@ -176,7 +228,8 @@ static void files_open(WiseFt *w) {
         w->members[k] = merge_file_open(paths[k]);
         for (int j = w->base ? -1 : 0; j < k; j++) {
             const MergeFile *other = j < 0 ? w->base : w->members[j];
-            if (merge_same_file(&other->st, &w->members[k]->st)) die(EXIT_USAGE, "%s and %s are the same file; name two models", other->w.path, paths[k]);
+            if (merge_same_file(&other->st, &w->members[k]->st))
+                die(EXIT_USAGE, "%s and %s are the same file; name two models", other->w.path, paths[k]);
         }
     }
     MergeFile *like = w->members[w->count - 1];
@@ -199,24 +252,35 @@ static void evaluation_open(WiseFt *w) {
     train_open_tokenizer(t);
     train_set_loading(t);
     const DatasetConfig keys = train_dataset_config(o);
-    sweep_open(&w->sweep, &t->evaluation, o->eval.items, o->eval.count, o->target, o->classnames, o->templates, &keys);
-    if (o->select && strcmp(o->select, "shift") == 0 && w->sweep.count < 2) die(EXIT_USAGE, "--select shift: only one set; give the shifted ones with further --eval NAME=PATH");
+    sweep_open(&w->sweep, &t->evaluation, o->eval.items, o->eval.count, o->target, o->classnames,
+        o->templates, &keys);
+    if (o->select && strcmp(o->select, "shift") == 0 && w->sweep.count < 2)
+        die(EXIT_USAGE, "--select shift: only one set; give the shifted ones with further --eval NAME=PATH");
     MergeFile **files = (MergeFile **)malloc_check(((size_t)w->count + 1) * sizeof *files);
     memcpy(files, &w->base, sizeof w->base);
     memcpy(files + (w->base ? 1 : 0), w->members, (size_t)w->count * sizeof *files);
     merge_equal_towers(files, w->count + (w->base ? 1 : 0), w->still);
     free(files);
-    if (w->still[0] && w->still[1]) die(EXIT_USAGE, "%s and the others hold the same weights; there is nothing between them", w->members[0]->w.path);
+    if (w->still[0] && w->still[1])
+        die(EXIT_USAGE, "%s and the others hold the same weights; there is nothing between them",
+            w->members[0]->w.path);
     static const char *const names[2] = {"image", "text"};
     for (int tower = 0; tower < 2; tower++) {
-        if (w->still[tower]) logger_print(&t->log, "shared       the %s tower is the same in all files: it is run once", names[tower]);
-        else if (is_line(o) && !isnan(tower == IMAGE_TOWER ? o->alpha_image : o->alpha_text)) w->still[tower] = true;
+        if (w->still[tower])
+            logger_print(
+                &t->log, "shared       the %s tower is the same in all files: it is run once", names[tower]);
+        else if (is_line(o) && !isnan(tower == IMAGE_TOWER ? o->alpha_image : o->alpha_text))
+            w->still[tower] = true;
     }
-    logger_print(&t->log, "pictures     %s", w->sweep.keeps_pixels ? "are decoded once and kept in memory" : "do not fit into memory: they are decoded again for each model");
+    logger_print(&t->log, "pictures     %s",
+        w->sweep.keeps_pixels ? "are decoded once and kept in memory"
+                              : "do not fit into memory: they are decoded again for each model");
     train_catch_signals();
 }
 
-static int compare_points(const void *a, const void *b) { return compare_doubles(&((const SweepPoint *)a)->alpha, &((const SweepPoint *)b)->alpha); }
+static int compare_points(const void *a, const void *b) {
+    return compare_doubles(&((const SweepPoint *)a)->alpha, &((const SweepPoint *)b)->alpha);
+}
 
 // Measures what `m` makes, on all sets; NULL after Ctrl-C. The point stays where it is until the next one.
 static const SweepPoint *measure(WiseFt *w, const Merge *m, const char *label, double alpha) {
@@ -240,7 +304,8 @@ static const SweepPoint *measure(WiseFt *w, const Merge *m, const char *label, d
 static void converter_path(char path[PATH_SIZE]) {
     static const char *const ups[] = {"", "/..", "/../.."};
     char self[PATH_SIZE] = "";
-    if (readlink("/proc/self/exe", self, sizeof self - 1) < 0) snprintf(self, sizeof self, "%s", program_invocation_name);
+    if (readlink("/proc/self/exe", self, sizeof self - 1) < 0)
+        snprintf(self, sizeof self, "%s", program_invocation_name);
     char *slash = strrchr(self, '/');
     if (slash) *slash = 0;
     for (int i = 0; i < 3; i++) {
@@ -255,7 +320,8 @@ static void convert(const char *bin, const char *format) {
     const char *python = getenv("PYTHON") && *getenv("PYTHON") ? getenv("PYTHON") : "python3";
     converter_path(converter);
     path_format(out, "%.*s-%s", (int)strlen(bin) - 4, bin, format);
-    if (!file_exists(converter)) die(EXIT_USAGE, "--format %s: dev/convert.py is not beside this program; %s is written", format, bin);
+    if (!file_exists(converter))
+        die(EXIT_USAGE, "--format %s: dev/convert.py is not beside this program; %s is written", format, bin);
     fflush(stdout);
     const pid_t child = fork();
     if (child == 0) {
@@ -263,8 +329,11 @@ static void convert(const char *bin, const char *format) {
         _exit(127);
     }
     int status = 0;
-    if (child < 0 || waitpid(child, &status, 0) != child) die(EXIT_RUNTIME, "--format %s: cannot start %s (%s)", format, python, strerror(errno));
-    if (WIFEXITED(status) && WEXITSTATUS(status) == 127) die(EXIT_RUNTIME, "--format %s: needs %s, which cannot be run; set PYTHON; %s is written", format, python, bin);
+    if (child < 0 || waitpid(child, &status, 0) != child)
+        die(EXIT_RUNTIME, "--format %s: cannot start %s (%s)", format, python, strerror(errno));
+    if (WIFEXITED(status) && WEXITSTATUS(status) == 127)
+        die(EXIT_RUNTIME, "--format %s: needs %s, which cannot be run; set PYTHON; %s is written", format,
+            python, bin);
     if (status) die(EXIT_RUNTIME, "--format %s: dev/convert.py failed; %s is written", format, bin);
 }
 
@@ -275,9 +344,11 @@ static void save(const WiseFt *w, const Merge *m, const char *name) {
     struct stat st;
     path_format(path, "%s/%s.bin", o->save, name);
     for (int k = w->base ? -1 : 0; k < w->count; k++)
-        if (stat(path, &st) == 0 && merge_same_file(&st, k < 0 ? &w->base->st : &w->members[k]->st)) die(EXIT_USAGE, "%s: is one of the models that are averaged; choose another --save", path);
+        if (stat(path, &st) == 0 && merge_same_file(&st, k < 0 ? &w->base->st : &w->members[k]->st))
+            die(EXIT_USAGE, "%s: is one of the models that are averaged; choose another --save", path);
     const double start = seconds_now(), bytes = merge_save(m, path), seconds = seconds_now() - start;
-    printf("saved        %s: %.1f MB read and written in %.2f s, %.2f GB/s\n", path, bytes / 1e6, seconds, bytes / 1e9 / seconds);
+    printf("saved        %s: %.1f MB read and written in %.2f s, %.2f GB/s\n", path, bytes / 1e6, seconds,
+        bytes / 1e9 / seconds);
     if (strcmp(o->format, "bin") != 0) convert(path, o->format);
 }
 
@@ -292,7 +363,8 @@ static bool measure_alpha(WiseFt *w, Merge *m, double alpha) {
     return measure(w, m, label, alpha) != NULL;
 }
 
-// Looks further where it is best, and says what the choice is worth. Returns the chosen point; -1 after Ctrl-C.
+// Looks further where it is best, and says what the choice is worth. Returns the chosen point; -1 after
+// Ctrl-C.
 static int select_alpha(WiseFt *w, Merge *m, SweepMeasure what) {
     for (int64_t step = 0; step < w->o->select_steps; step++) {
         qsort(w->points, w->point_count, sizeof *w->points, compare_points);
@@ -306,12 +378,24 @@ static int select_alpha(WiseFt *w, Merge *m, SweepMeasure what) {
     Interval value, gain;
     sweep_bootstrap(&w->sweep, p, a, b, what, &value, &gain);
     const double low = 100 * gain.low, high = 100 * gain.high, points = 100 * gain.value;
-    logger_print(&w->training.log, "chosen       alpha = %s by %s: %.2f%% (95%% interval %.2f to %.2f); alpha = 0: %.2f%%, alpha = 1: %.2f%%", p->label, w->o->select, 100 * value.value,
-        100 * value.low, 100 * value.high, 100 * sweep_value(&w->sweep, a->top1, what), 100 * sweep_value(&w->sweep, b->top1, what));
-    if (points <= 0) logger_print(&w->training.log, "gain         none: no average is better than the better end");
-    else if (low > 0) logger_print(&w->training.log, "gain         %.2f points over the better end (95%% interval %.2f to %.2f)", points, low, high);
-    else logger_print(&w->training.log, "gain         %.2f points over the better end, which these pictures cannot tell from none (95%% interval %.2f to %.2f)", points, low, high);
-    if (points > 0) logger_print(&w->training.log, "             measured on the pictures it was chosen by, so a little high: take others for the figure that you report");
+    logger_print(&w->training.log,
+        "chosen       alpha = %s by %s: %.2f%% (95%% interval %.2f to %.2f); alpha = 0: %.2f%%, alpha = 1: "
+        "%.2f%%",
+        p->label, w->o->select, 100 * value.value, 100 * value.low, 100 * value.high,
+        100 * sweep_value(&w->sweep, a->top1, what), 100 * sweep_value(&w->sweep, b->top1, what));
+    if (points <= 0)
+        logger_print(&w->training.log, "gain         none: no average is better than the better end");
+    else if (low > 0)
+        logger_print(&w->training.log,
+            "gain         %.2f points over the better end (95%% interval %.2f to %.2f)", points, low, high);
+    else
+        logger_print(&w->training.log,
+            "gain         %.2f points over the better end, which these pictures cannot tell from none (95%% "
+            "interval %.2f to %.2f)",
+            points, low, high);
+    if (points > 0)
+        logger_print(&w->training.log, "             measured on the pictures it was chosen by, so a little "
+                                       "high: take others for the figure that you report");
     return best;
 }
 
@@ -321,12 +405,17 @@ static int line_main(WiseFt *w) {
     Merge m = {.kind = MERGE_WISE_FT, .base = w->base, .members = w->members, .count = 1};
     int chosen = -1;
     alphas_parse(w, o->alpha ? o->alpha : o->select ? "0:1:0.1" : "0.5");
-    if (o->select) alpha_add(w, 0), alpha_add(w, 1); // what is between them is compared with them
+    if (o->select) {
+        alpha_add(w, 0);
+        alpha_add(w, 1);
+    } // what is between them is compared with them
     if (w->sweep.count) {
         sweep_print_header(&w->sweep, "alpha");
         for (int i = 0; i < w->alpha_count; i++)
             if (!measure_alpha(w, &m, w->alphas[i])) return EXIT_INTERRUPTED;
-        const SweepMeasure what = !o->select || strcmp(o->select, "target") == 0 ? SWEEP_TARGET : strcmp(o->select, "shift") == 0 ? SWEEP_SHIFT : SWEEP_MEAN;
+        const SweepMeasure what = !o->select || strcmp(o->select, "target") == 0 ? SWEEP_TARGET
+                                  : strcmp(o->select, "shift") == 0              ? SWEEP_SHIFT
+                                                                                 : SWEEP_MEAN;
         if (o->select && (chosen = select_alpha(w, &m, what)) < 0) return EXIT_INTERRUPTED;
         sweep_write(&w->sweep, w->points, (int)w->point_count, chosen, folder);
     }
@@ -358,15 +447,16 @@ static bool measure_members(WiseFt *w) {
     return true;
 }
 
-// Greedy soup (Wortsman et al. 2022, recipe 1): from the best member down, each stays in if the soup with it is not worse on the target.
-// Sets `soup` to the members that stayed; false after Ctrl-C.
+// Greedy soup (Wortsman et al. 2022, recipe 1): from the best member down, each stays in if the soup with it
+// is not worse on the target. Sets `soup` to the members that stayed; false after Ctrl-C.
 static bool greedy_soup(WiseFt *w, Merge *soup) {
     int *order = (int *)malloc_check((size_t)w->count * sizeof *order);
     double best = -1;
     for (int k = 0; k < w->count; k++) { // falling accuracy; equal ones as they were named
         int at = k;
         const double value = sweep_value(&w->sweep, w->points[k].top1, SWEEP_TARGET);
-        for (; at > 0 && sweep_value(&w->sweep, w->points[order[at - 1]].top1, SWEEP_TARGET) < value; at--) order[at] = order[at - 1];
+        for (; at > 0 && sweep_value(&w->sweep, w->points[order[at - 1]].top1, SWEEP_TARGET) < value; at--)
+            order[at] = order[at - 1];
         order[at] = k;
     }
     soup->count = 0;
@@ -383,8 +473,12 @@ static bool greedy_soup(WiseFt *w, Merge *soup) {
             value = sweep_value(&w->sweep, p->top1, SWEEP_TARGET);
         }
         const bool stays = value >= best;
-        if (k == 0) logger_print(&w->training.log, "greedy       1. %s begins: %.2f%%", file_label(member), 100 * value);
-        else logger_print(&w->training.log, "greedy       %d. %s %s: %.2f%% with it, %.2f%% without", k + 1, file_label(member), stays ? "stays" : "is left out", 100 * value, 100 * best);
+        if (k == 0)
+            logger_print(
+                &w->training.log, "greedy       1. %s begins: %.2f%%", file_label(member), 100 * value);
+        else
+            logger_print(&w->training.log, "greedy       %d. %s %s: %.2f%% with it, %.2f%% without", k + 1,
+                file_label(member), stays ? "stays" : "is left out", 100 * value, 100 * best);
         if (stays) best = value;
         else soup->count--;
     }
@@ -396,19 +490,32 @@ static void print_ratios(WiseFt *w, const Merge *m) {
     const TensorTable *tensors = &merge_like(m)->tensors;
     double low = 1, high = 0, mean = 0;
     for (int i = 0; i < tensors->count; i++) {
-        const double t = m->ratio[i], share = (double)tensors->list[i].count / (double)tensors->parameters;
-        low = fmin(low, t), high = fmax(high, t), mean += share * t;
+        const double t = m->ratio[i];
+        const double share = (double)tensors->list[i].count / (double)tensors->parameters;
+        low = fmin(low, t);
+        high = fmax(high, t);
+        mean += share * t;
     }
-    logger_print(&w->training.log, "model stock  takes %.3f of the mean of %d models and %.3f of the one before (per tensor %.3f to %.3f)", mean, m->count, 1 - mean, low, high);
+    logger_print(&w->training.log,
+        "model stock  takes %.3f of the mean of %d models and %.3f of the one before (per tensor %.3f to "
+        "%.3f)",
+        mean, m->count, 1 - mean, low, high);
 }
 
 static int many_main(WiseFt *w) {
     const Options *o = w->o;
     const bool greedy = o->soup && strcmp(o->soup, "greedy") == 0;
-    Merge m = {.kind = o->soup ? MERGE_MEAN : is_method(o, "model-stock") ? MERGE_MODEL_STOCK : MERGE_TASK_ARITHMETIC, .base = w->base, .count = w->count};
+    Merge m = {.kind = o->soup                       ? MERGE_MEAN
+                       : is_method(o, "model-stock") ? MERGE_MODEL_STOCK
+                                                     : MERGE_TASK_ARITHMETIC,
+        .base = w->base,
+        .count = w->count};
     m.members = (MergeFile **)malloc_check((size_t)w->count * sizeof *m.members);
     memcpy(m.members, w->members, (size_t)w->count * sizeof *m.members);
-    const char *name = greedy ? "soup_greedy" : o->soup ? "soup_uniform" : m.kind == MERGE_MODEL_STOCK ? "model_stock" : "task_arithmetic";
+    const char *name = greedy                        ? "soup_greedy"
+                       : o->soup                     ? "soup_uniform"
+                       : m.kind == MERGE_MODEL_STOCK ? "model_stock"
+                                                     : "task_arithmetic";
     double *lambda = lambdas_parse(o->lambda, w->count);
     m.lambda = lambda;
     if (m.kind == MERGE_MODEL_STOCK) {
@@ -417,10 +524,14 @@ static int many_main(WiseFt *w) {
         print_ratios(w, &m);
     }
     bool whole = true;
-    if (w->sweep.count) whole = measure_members(w) && (greedy ? greedy_soup(w, &m) : measure(w, &m, name, NAN) != NULL);
-    if (whole && w->sweep.count) sweep_write(&w->sweep, w->points, (int)w->point_count, -1, o->save ? o->save : ".");
+    if (w->sweep.count)
+        whole = measure_members(w) && (greedy ? greedy_soup(w, &m) : measure(w, &m, name, NAN) != NULL);
+    if (whole && w->sweep.count)
+        sweep_write(&w->sweep, w->points, (int)w->point_count, -1, o->save ? o->save : ".");
     if (whole && o->save) save(w, &m, name);
-    free(lambda), free(m.ratio), free(m.members);
+    free(lambda);
+    free(m.ratio);
+    free(m.members);
     return whole ? EXIT_SUCCESS : EXIT_INTERRUPTED;
 }
 
@@ -431,7 +542,9 @@ static void wise_ft_free(WiseFt *w) {
     for (int k = 0; k < w->count; k++) merge_file_close(w->members[k]);
     for (size_t i = 0; i < w->point_count; i++) sweep_point_free(&w->points[i]);
     sweep_close(&w->sweep);
-    free(w->members), free(w->alphas), free(w->points);
+    free(w->members);
+    free(w->alphas);
+    free(w->points);
     if (w->training.clip) training_free(&w->training);
     else options_free(w->o);
 }

@@ -1,5 +1,6 @@
-// A run's log: lines on the console and in FOLDER/out.log, records of numbers in FOLDER/metrics.jsonl, a progress bar on a
-// terminal. Logs are not worth a run: a full disk is told once and the run goes on; only opening them can end the program.
+// A run's log: lines on the console and in FOLDER/out.log, records of numbers in FOLDER/metrics.jsonl, a
+// progress bar on a terminal. Logs are not worth a run: a full disk is told once and the run goes on; only
+// opening them can end the program.
 //
 //     Logger log;
 //     logger_open(&log, "logs/my_run", resume);
@@ -21,7 +22,8 @@
 
 // ---------------------------------------------------------------- numbers and texts in JSON
 
-// The shortest decimal number that reads back as `x` (as a float where x is one); null for what JSON cannot say: NaN, infinity.
+// The shortest decimal number that reads back as `x` (as a float where x is one); null for what JSON cannot
+// say: NaN, infinity.
 static inline void number_format(char text[32], double x) {
     if (!isfinite(x)) snprintf(text, 32, "null");
     else if (x == floor(x) && fabs(x) < 1e15) snprintf(text, 32, "%.0f", x);
@@ -34,7 +36,8 @@ static inline void number_format(char text[32], double x) {
     }
 }
 
-// Copies a text that is to be valid UTF-8, as JSON and XML ask; in one that is not, whatever is not ASCII becomes '?'.
+// Copies a text that is to be valid UTF-8, as JSON and XML ask; in one that is not, whatever is not ASCII
+// becomes '?'.
 static inline void utf8_copy(char *out, size_t size, const char *text) {
     snprintf(out, size, "%s", text);
     json_t *valid = json_string(out);
@@ -54,7 +57,9 @@ typedef struct {
 
 static inline void record_append(Record *r, const char *text) {
     size_t n = strlen(text);
-    if (r->length + n >= RECORD_SIZE) die(EXIT_RUNTIME, "a record of metrics is longer than %d bytes; evaluate fewer sets at once", RECORD_SIZE);
+    if (r->length + n >= RECORD_SIZE)
+        die(EXIT_RUNTIME, "a record of metrics is longer than %d bytes; evaluate fewer sets at once",
+            RECORD_SIZE);
     memcpy(r->text + r->length, text, n);
     r->length += n;
 }
@@ -82,8 +87,8 @@ static inline Record record_new(int64_t step) {
     return r;
 }
 
-// The next whole record of a metrics file (the caller frees it with json_decref), NULL at the end. Lines that are none, such as
-// one cut off by a kill, are passed over. *line (getline's, to be freed) holds its text.
+// The next whole record of a metrics file (the caller frees it with json_decref), NULL at the end. Lines that
+// are none, such as one cut off by a kill, are passed over. *line (getline's, to be freed) holds its text.
 static inline json_t *metrics_next(FILE *f, char **line, size_t *capacity) {
     ssize_t n;
     while ((n = getline(line, capacity, f)) >= 0) {
@@ -132,10 +137,12 @@ typedef struct {
 static inline void log_file_open(LogFile *f, const char *folder, const char *name, bool resume) {
     path_format(f->path, "%s/%s", folder, name);
     f->fd = open(f->path, O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC | (resume ? 0 : O_EXCL), 0666);
-    if (f->fd < 0 && errno == EEXIST) die(EXIT_USAGE, "%s: exists already; choose another --name, or go on with --resume latest", f->path);
+    if (f->fd < 0 && errno == EEXIST)
+        die(EXIT_USAGE, "%s: exists already; choose another --name, or go on with --resume latest", f->path);
     if (f->fd < 0) die(EXIT_RUNTIME, "%s: cannot open (%s)", f->path, strerror(errno));
     char last;
-    f->torn = lseek(f->fd, -1, SEEK_END) >= 0 && read(f->fd, &last, 1) == 1 && last != '\n'; // killed in the middle of a line
+    f->torn = lseek(f->fd, -1, SEEK_END) >= 0 && read(f->fd, &last, 1) == 1 &&
+              last != '\n'; // killed in the middle of a line
 }
 
 // Appends a line in one write, so that what a kill leaves is whole lines and at most one torn at the end.
@@ -148,12 +155,13 @@ static inline void log_file_write(Logger *l, LogFile *f, const char *line, size_
         failed = written != (ssize_t)n;
         f->torn = failed && written > 0;
     }
-    if (failed && !l->full_told) warn("%s: cannot write (%s); the run goes on without it, free some space", f->path, strerror(errno));
+    if (failed && !l->full_told)
+        warn("%s: cannot write (%s); the run goes on without it, free some space", f->path, strerror(errno));
     l->full_told |= failed;
 }
 
-// Opens the log of the run in `folder` (made if need be); NULL: console only. Without `resume` files that exist are an error;
-// with it lines are added behind those that are there.
+// Opens the log of the run in `folder` (made if need be); NULL: console only. Without `resume` files that
+// exist are an error; with it lines are added behind those that are there.
 static inline void logger_open(Logger *l, const char *folder, bool resume) {
     memset(l, 0, sizeof *l);
     l->out.fd = l->metrics.fd = -1;
@@ -245,7 +253,8 @@ static inline void duration_format(char text[32], double seconds) {
     else snprintf(text, 32, "%lld:%02lld", s / 60, s % 60);
 }
 
-// Seconds that `done` of `total` leave at the speed so far; below 0: not known yet. Another `what` starts anew.
+// Seconds that `done` of `total` leave at the speed so far; below 0: not known yet. Another `what` starts
+// anew.
 static inline double logger_seconds_left(Logger *l, const char *what, int64_t done, int64_t total) {
     double now = seconds_now();
     if (strcmp(l->what, what) != 0 || done < l->first_done) {
@@ -253,21 +262,26 @@ static inline double logger_seconds_left(Logger *l, const char *what, int64_t do
         l->first_done = done;
         l->first_time = now;
     }
-    return done > l->first_done ? (now - l->first_time) / (double)(done - l->first_done) * (double)(total - done) : -1;
+    return done > l->first_done
+               ? (now - l->first_time) / (double)(done - l->first_done) * (double)(total - done)
+               : -1;
 }
 
 // Draws " 34% ━━━━────── train 340/1000  details  2:31 left" over the bar before, at most ten times a second.
-static inline void logger_draw_bar(Logger *l, const char *what, int64_t done, int64_t total, const char *details, double seconds_left) {
+static inline void logger_draw_bar(
+    Logger *l, const char *what, int64_t done, int64_t total, const char *details, double seconds_left) {
     double now = seconds_now();
     if (now - l->last_drawn < 0.1) return;
     l->last_drawn = now;
     char left[32] = "", text[512];
     if (seconds_left >= 0) duration_format(left, seconds_left);
-    snprintf(text, sizeof text, "%s %lld/%lld%s%s%s%s", what, (long long)done, (long long)total, details[0] ? "  " : "", details, left[0] ? "  " : "", left);
+    snprintf(text, sizeof text, "%s %lld/%lld%s%s%s%s", what, (long long)done, (long long)total,
+        details[0] ? "  " : "", details, left[0] ? "  " : "", left);
     if (left[0]) strncat(text, " left", sizeof text - strlen(text) - 1);
     struct winsize window;
     int columns = ioctl(fileno(stdout), TIOCGWINSZ, &window) == 0 && window.ws_col > 0 ? window.ws_col : 80;
-    int cells = columns - 1 - 6 - (int)strlen(text), share = total > 0 ? (int)(100 * done / total) : 0; // 6: " 34% " and a blank
+    int cells = columns - 1 - 6 - (int)strlen(text),
+        share = total > 0 ? (int)(100 * done / total) : 0; // 6: " 34% " and a blank
     if (cells > 30) cells = 30;
     printf("\r\033[K%4d%% ", share);
     for (int i = 0; i < cells; i++) fputs(i < cells * share / 100 ? "━" : "─", stdout);
@@ -276,8 +290,10 @@ static inline void logger_draw_bar(Logger *l, const char *what, int64_t done, in
     l->bar_shown = true;
 }
 
-// Shows on a terminal how far some work is, e.g. "zero-shot" with `done` of `total` pictures; gone when it is done. `details` may be "".
-static inline void logger_progress(Logger *l, const char *what, int64_t done, int64_t total, const char *details) {
+// Shows on a terminal how far some work is, e.g. "zero-shot" with `done` of `total` pictures; gone when it is
+// done. `details` may be "".
+static inline void logger_progress(
+    Logger *l, const char *what, int64_t done, int64_t total, const char *details) {
     if (!l->terminal) return;
     double left = logger_seconds_left(l, what, done, total);
     if (done < total) logger_draw_bar(l, what, done, total, details, left);
@@ -292,16 +308,18 @@ typedef struct {
     double epoch, loss, lr, samples_per_second;
 } LogStep;
 
-// A training step: a line in out.log at every `every`th and the last; on the console the bar, or the same line where it is no
-// terminal.
+// A training step: a line in out.log at every `every`th and the last; on the console the bar, or the same
+// line where it is no terminal.
 static inline void logger_step(Logger *l, const LogStep *s, int64_t every) {
     char details[160], line[320], left[32];
-    snprintf(details, sizeof details, "loss %.4f  lr %.3g  %.1f samples/s", s->loss, s->lr, s->samples_per_second);
+    snprintf(
+        details, sizeof details, "loss %.4f  lr %.3g  %.1f samples/s", s->loss, s->lr, s->samples_per_second);
     double seconds = logger_seconds_left(l, "step", s->step, s->steps);
     bool last = s->step == s->steps, bar = l->terminal && !last;
     if (bar) logger_draw_bar(l, "step", s->step, s->steps, details, seconds);
     if (s->step % every != 0 && !last) return;
-    int n = snprintf(line, sizeof line, "step %lld/%lld  epoch %.2f  %s", (long long)s->step, (long long)s->steps, s->epoch, details);
+    int n = snprintf(line, sizeof line, "step %lld/%lld  epoch %.2f  %s", (long long)s->step,
+        (long long)s->steps, s->epoch, details);
     if (seconds >= 0 && !last) {
         duration_format(left, seconds);
         snprintf(line + n, sizeof line - (size_t)n, "  %s left", left);

@@ -1,10 +1,11 @@
-// The table of options: of every one its group, kind, field, name, default, range and help. Names and meaning are open_clip's
-// wherever open_clip has the option. options.h walks it.
+// The table of options: of every one its group, kind, field, name, default, range and help. Names and meaning
+// are open_clip's wherever open_clip has the option. options.h walks it.
 //
 // A program with options of its own defines, before it includes this file,
 //     PROGRAM_OPTIONS(X)  its rows (group PROGRAM), as fields of the same struct
 //     PROGRAM_GROUPS      the groups it offers, e.g. (GROUP_BIT(PROGRAM) | GROUP_BIT(DATA)); without it: all
-//     PROGRAM_ALSO        single options of other groups that it offers, a|b|c, each a pattern as for file names
+//     PROGRAM_ALSO        single options of other groups that it offers, a|b|c, each a pattern as for file
+//         names
 //     PROGRAM_USAGE       the lines above the options in --help
 #ifndef CLIPC_OPTION_TABLE_H
 #define CLIPC_OPTION_TABLE_H
@@ -30,6 +31,7 @@ typedef struct {
 } TextList;
 
 // kind, type of the field, how --help writes the value (NULL: as the column "range" says)
+// clang-format off
 #define OPTION_KINDS(K) \
     K(FLAG, bool, "") \
     K(INT, int64_t, "N")             /* whole number in the range, also as 25e6; unset: -1 */ \
@@ -43,8 +45,8 @@ typedef struct {
     K(WORDS, const char *, NULL)     /* all words up to the next --option, joined by blanks; unset: NULL */ \
     K(LIST, TextList, NULL)          /* all words up to the next --option, may be repeated; unset: none */
 
-// range: [ and ] include the bound, ( and ) exclude it. A default in parentheses describes what happens when the option is unset.
-// group, kind, field, option, default, range, help
+// range: [ and ] include the bound, ( and ) exclude it. A default in parentheses describes what happens when
+// the option is unset. group, kind, field, option, default, range, help
 #define TRAIN_OPTIONS(X) \
     X(MODEL, TEXT, pretrained, "pretrained", "(none)", "FILE|TAG", "weights to start from: a packed .bin, or with --model a tag, e.g. laion2b_s34b_b79k") \
     X(MODEL, TEXT, model, "model", "(as the weights say)", "NAME|JSON", \
@@ -198,9 +200,9 @@ typedef struct {
 #endif
 #define ALL_OPTIONS(X) PROGRAM_OPTIONS(X) TRAIN_OPTIONS(X)
 
-// open_clip's options, and our own to come, that are no rows of the table: by name, or as "name value" for one value of an
-// option; | separates several, * stands for anything. IGNORED_FLAG, IGNORED_VALUE (with a value behind it): means nothing here;
-// REFUSED: would change the result, so it ends the program.
+// open_clip's options, and our own to come, that are no rows of the table: by name, or as "name value" for
+// one value of an option; | separates several, * stands for anything. IGNORED_FLAG, IGNORED_VALUE (with a
+// value behind it): means nothing here; REFUSED: would change the result, so it ends the program.
 // verdict, names, what to say
 #ifdef __CUDACC__
 #define DEVICE_OPTIONS(F) \
@@ -236,4 +238,5 @@ typedef struct {
     F(REFUSED, "imagenet-v*", "not offered yet; use --zeroshot-data DIR --classnames FILE") \
     F(REFUSED, "visual-layer-decay|wandb-*", "not offered yet; leave it out")
 
+// clang-format on
 #endif

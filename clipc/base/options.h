@@ -1,4 +1,5 @@
-// Command lines: strict parsing, --help, the settings at the start and params.txt, all by walking the table in option_table.h.
+// Command lines: strict parsing, --help, the settings at the start and params.txt, all by walking the table
+// in option_table.h.
 //
 //     Options o;
 //     options_parse(&o, argc, argv);              wrong usage ends the program with one line and exit code 2
@@ -19,7 +20,9 @@
 // ---------------------------------------------------------------- what the table makes
 
 // The share of `total` in whole units, rounded down.
-static inline int64_t share_of(Share s, int64_t total) { return (int64_t)floor(s.percent ? (double)total * s.value / 100 : s.value); }
+static inline int64_t share_of(Share s, int64_t total) {
+    return (int64_t)floor(s.percent ? (double)total * s.value / 100 : s.value);
+}
 
 #define K(kind, type, value) typedef type OptionType##kind;
 OPTION_KINDS(K)
@@ -59,8 +62,9 @@ typedef struct {
 
 static inline const OptionRow *option_rows(void) {
     static const OptionRow rows[OPTION_COUNT] = {
-#define X(group, kind, field, name, initial, range, help) \
-    {GROUP_##group, KIND_##kind, name, initial, range, help, offsetof(Options, field), sizeof(OptionType##kind)},
+#define X(group, kind, field, name, initial, range, help)                              \
+    {GROUP_##group, KIND_##kind, name, initial, range, help, offsetof(Options, field), \
+        sizeof(OptionType##kind)},
         ALL_OPTIONS(X)
 #undef X
     };
@@ -77,12 +81,17 @@ static inline bool matches_any(const char *alternatives, const char *text) {
     return false;
 }
 
-static inline bool option_offered(const OptionRow *row) { return PROGRAM_GROUPS >> row->group & 1 || matches_any(PROGRAM_ALSO, row->name); }
-static inline bool option_has_default(const OptionRow *row) { return row->initial[0] && row->initial[0] != '('; }
+static inline bool option_offered(const OptionRow *row) {
+    return PROGRAM_GROUPS >> row->group & 1 || matches_any(PROGRAM_ALSO, row->name);
+}
+static inline bool option_has_default(const OptionRow *row) {
+    return row->initial[0] && row->initial[0] != '(';
+}
 
 // ---------------------------------------------------------------- values
 
-// A decimal number and nothing else: no blanks, hex, inf or nan. Every strtod() that reaches the end gets past the rest.
+// A decimal number and nothing else: no blanks, hex, inf or nan. Every strtod() that reaches the end gets
+// past the rest.
 static inline bool parse_number(const char *text, double *value) {
     if (!*text || strspn(text, "0123456789+-.eE") != strlen(text)) return false;
     char *end;
@@ -103,7 +112,8 @@ static inline OptionRange option_range_parse(const char *text) {
     snprintf(r.low_text, sizeof r.low_text, "%.*s", (int)strcspn(text + 1, ","), text + 1);
     const char *high = strchr(text, ',') + 1;
     snprintf(r.high_text, sizeof r.high_text, "%.*s", (int)strlen(high) - 1, high);
-    r.low = strtod(r.low_text, NULL), r.high = strtod(r.high_text, NULL);
+    r.low = strtod(r.low_text, NULL);
+    r.high = strtod(r.high_text, NULL);
     return r;
 }
 
@@ -116,7 +126,9 @@ static inline void option_range_describe(const OptionRange *r, char text[96]) {
     const char *low = r->low_text, *high = r->high_text;
     if (isinf(r->high)) snprintf(text, 96, r->low_open ? "above %s" : "%s or more", low);
     else if (!r->low_open && !r->high_open) snprintf(text, 96, "%s to %s", low, high);
-    else snprintf(text, 96, r->low_open ? "above %s, %s %s" : "%s or more, %s %s", low, r->high_open ? "below" : "up to", high);
+    else
+        snprintf(text, 96, r->low_open ? "above %s, %s %s" : "%s or more, %s %s", low,
+            r->high_open ? "below" : "up to", high);
 }
 
 enum { OPTION_ERROR_SIZE = 512 };
@@ -126,12 +138,15 @@ static inline bool option_number(const OptionRow *row, const char *text, double 
     OptionRange range = option_range_parse(row->range);
     char allowed[96];
     option_range_describe(&range, allowed);
-    if (!parse_number(text, value)) return snprintf(error, OPTION_ERROR_SIZE, "is not a number; give %s", allowed), false;
-    if (!option_range_holds(&range, *value)) return snprintf(error, OPTION_ERROR_SIZE, "is out of range; give %s", allowed), false;
+    if (!parse_number(text, value))
+        return snprintf(error, OPTION_ERROR_SIZE, "is not a number; give %s", allowed), false;
+    if (!option_range_holds(&range, *value))
+        return snprintf(error, OPTION_ERROR_SIZE, "is out of range; give %s", allowed), false;
     return true;
 }
 
-// Beyond 2^53 not every whole number is a double: plain digits are read as an integer, 25e6 by way of a double.
+// Beyond 2^53 not every whole number is a double: plain digits are read as an integer, 25e6 by way of a
+// double.
 static inline bool option_integer(const OptionRow *row, const char *text, int64_t *value, char *error) {
     double number;
     if (!option_number(row, text, &number, error)) return false;
@@ -150,7 +165,8 @@ static inline bool option_share(const OptionRow *row, const char *text, Share *s
     share->percent = n > 0 && n < sizeof digits && text[n - 1] == '%';
     if (!share->percent) {
         int64_t count = 0;
-        if (!option_integer(row, text, &count, error)) return strcat(error, ", or a share such as 10%"), false;
+        if (!option_integer(row, text, &count, error))
+            return strcat(error, ", or a share such as 10%"), false;
         share->value = (double)count;
         return true;
     }
@@ -172,7 +188,9 @@ static inline bool option_triple(const OptionRow *row, const char *text, Triple 
         p += n + (p[n] != 0);
         p += strspn(p, " ");
     }
-    if (count != 3) snprintf(error, OPTION_ERROR_SIZE, "has %d number%s; give three: red, green, blue", count, count == 1 ? "" : "s");
+    if (count != 3)
+        snprintf(error, OPTION_ERROR_SIZE, "has %d number%s; give three: red, green, blue", count,
+            count == 1 ? "" : "s");
     return count == 3;
 }
 
@@ -180,7 +198,8 @@ static inline bool option_choice(const OptionRow *row, const char *text, const c
     size_t n = strlen(text);
     for (const char *p = row->range; *p; p += strcspn(p, " "), p += strspn(p, " "))
         if (strcspn(p, " ") == n && memcmp(p, text, n) == 0) return *word = text, true;
-    snprintf(error, OPTION_ERROR_SIZE, "is not offered; %s%s", strchr(row->range, ' ') ? "choose one of: " : "use ", row->range);
+    snprintf(error, OPTION_ERROR_SIZE, "is not offered; %s%s",
+        strchr(row->range, ' ') ? "choose one of: " : "use ", row->range);
     return false;
 }
 
@@ -218,7 +237,8 @@ static inline bool option_store(Options *o, const OptionRow *row, const char *te
 // ---------------------------------------------------------------- parsing
 
 static inline void options_free(Options *o) {
-    free(o->settings), free(o->preset_settings);
+    free(o->settings);
+    free(o->preset_settings);
     const OptionRow *rows = option_rows();
     for (int i = 0; i < OPTION_COUNT; i++) {
         free(o->owned[i]);
@@ -233,7 +253,8 @@ static inline void options_defaults(Options *o) {
     for (int i = 0; i < OPTION_COUNT; i++) {
         void *field = (char *)o + rows[i].offset;
         if (option_has_default(&rows[i])) {
-            if (!option_store(o, &rows[i], rows[i].initial, error)) die(EXIT_RUNTIME, "--%s: default %s %s", rows[i].name, rows[i].initial, error);
+            if (!option_store(o, &rows[i], rows[i].initial, error))
+                die(EXIT_RUNTIME, "--%s: default %s %s", rows[i].name, rows[i].initial, error);
         } else if (rows[i].kind == KIND_INT) *(int64_t *)field = -1;
         else if (rows[i].kind == KIND_REAL || rows[i].kind == KIND_RATE) *(double *)field = NAN;
     }
@@ -243,8 +264,8 @@ static inline void options_help(FILE *f);
 
 typedef enum { IGNORED_FLAG, IGNORED_VALUE, REFUSED } ForeignVerdict;
 
-// Is the option, or the option with this value (NULL: none), a foreign one? A refused one ends the program. Returns true for one
-// to ignore, with the number of values that it takes.
+// Is the option, or the option with this value (NULL: none), a foreign one? A refused one ends the program.
+// Returns true for one to ignore, with the number of values that it takes.
 static inline bool option_foreign(const char *name, const char *value, int *takes) {
     static const struct {
         ForeignVerdict verdict;
@@ -267,7 +288,8 @@ static inline bool option_foreign(const char *name, const char *value, int *take
     return false;
 }
 
-// The option that an unknown name may stand for: one that begins like it, else the one with the fewest letters to change.
+// The option that an unknown name may stand for: one that begins like it, else the one with the fewest
+// letters to change.
 static inline const char *option_nearest(const char *name) {
     const OptionRow *rows = option_rows();
     const char *nearest = "";
@@ -275,7 +297,10 @@ static inline const char *option_nearest(const char *name) {
     for (int i = 0; i < OPTION_COUNT; i++) {
         if (!option_offered(&rows[i])) continue;
         int distance = strncmp(rows[i].name, name, strlen(name)) == 0 ? 0 : edit_distance(name, rows[i].name);
-        if (distance < best) best = distance, nearest = rows[i].name;
+        if (distance < best) {
+            best = distance;
+            nearest = rows[i].name;
+        }
     }
     return edit_distance(name, "help") < best ? "help" : nearest;
 }
@@ -287,8 +312,8 @@ static inline const OptionRow *option_find(const char *name) {
     return NULL;
 }
 
-// Takes an option's values from `values` (`count` words up to the next --option; with `inlined` the one behind the =). Returns how
-// many were taken.
+// Takes an option's values from `values` (`count` words up to the next --option; with `inlined` the one
+// behind the =). Returns how many were taken.
 static inline int option_take(Options *o, const OptionRow *row, char **values, int count, bool inlined) {
     int index = (int)(row - option_rows());
     char error[OPTION_ERROR_SIZE] = "";
@@ -315,7 +340,8 @@ static inline int option_take(Options *o, const OptionRow *row, char **values, i
         text = joined;
     } else count = 1;
     int takes;
-    if (!option_store(o, row, text, error) && !option_foreign(row->name, text, &takes)) die(EXIT_USAGE, "--%s %s: %s", row->name, text, error);
+    if (!option_store(o, row, text, error) && !option_foreign(row->name, text, &takes))
+        die(EXIT_USAGE, "--%s %s: %s", row->name, text, error);
     return count;
 }
 
@@ -331,13 +357,18 @@ static inline void options_parse(Options *o, int argc, char **argv) {
             exit(0);
         }
         if (strncmp(arg, "--", 2) != 0 || !arg[2] || arg[2] == '=') {
-            if (!previous && file_exists(arg)) die(EXIT_USAGE, "%s: belongs to no option; to train on it write --train-data %s (--help tells more)", arg, arg);
+            if (!previous && file_exists(arg))
+                die(EXIT_USAGE,
+                    "%s: belongs to no option; to train on it write --train-data %s (--help tells more)", arg,
+                    arg);
             if (!previous) die(EXIT_USAGE, "%s: belongs to no option; write --name value, see --help", arg);
             die(EXIT_USAGE, "%s: belongs to no option: --%s takes %s", arg, previous->name,
-                previous->kind == KIND_FLAG ? "no value" : "one value here; quote patterns and values with blanks");
+                previous->kind == KIND_FLAG ? "no value"
+                                            : "one value here; quote patterns and values with blanks");
         }
         char *equals = strchr(arg, '=');
-        snprintf(name, sizeof name, "%.*s", (int)(equals ? equals - arg - 2 : (ptrdiff_t)strlen(arg) - 2), arg + 2);
+        snprintf(name, sizeof name, "%.*s", (int)(equals ? equals - arg - 2 : (ptrdiff_t)strlen(arg) - 2),
+            arg + 2);
         char *inlined[1] = {equals ? equals + 1 : NULL}, **values = equals ? inlined : argv + i + 1;
         int count = equals ? 1 : 0, taken = 0;
         while (!equals && i + 1 + count < argc && strncmp(values[count], "--", 2) != 0) count++;
@@ -381,9 +412,15 @@ static inline void option_print_value(FILE *f, int kind, const void *field, size
         } // fall through
     case KIND_REAL: print_number(f, *(const double *)field); break;
     case KIND_TRIPLE:
-        for (int i = 0; i < 3; i++) fputs(i ? " " : "", f), print_number(f, triple->v[i]);
+        for (int i = 0; i < 3; i++) {
+            fputs(i ? " " : "", f);
+            print_number(f, triple->v[i]);
+        }
         break;
-    case KIND_SHARE: print_number(f, share->value), fputs(share->percent ? "%" : "", f); break;
+    case KIND_SHARE:
+        print_number(f, share->value);
+        fputs(share->percent ? "%" : "", f);
+        break;
     case KIND_CHARACTER: {
         char text[2] = {*(const char *)field, 0};
         print_escaped(f, text);
@@ -394,8 +431,8 @@ static inline void option_print_value(FILE *f, int kind, const void *field, size
     }
 }
 
-// The settings, one line each: the name, a value (a line for each value of a list; backslash, tabulator and line break as \\ \t \n).
-// What is unset stands in no line; what the program set by then does.
+// The settings, one line each: the name, a value (a line for each value of a list; backslash, tabulator and
+// line break as \\ \t \n). What is unset stands in no line; what the program set by then does.
 static inline void options_print(const Options *o, FILE *f) {
     const OptionRow *rows = option_rows();
     Options unset;
@@ -403,7 +440,8 @@ static inline void options_print(const Options *o, FILE *f) {
     for (int i = 0; i < OPTION_COUNT; i++) {
         const OptionRow *row = &rows[i];
         const void *field = (const char *)o + row->offset;
-        bool known = o->set[i] || option_has_default(row) || memcmp(field, (const char *)&unset + row->offset, row->size) != 0;
+        bool known = o->set[i] || option_has_default(row) ||
+                     memcmp(field, (const char *)&unset + row->offset, row->size) != 0;
         size_t lines = row->kind == KIND_LIST ? ((const TextList *)field)->count : known;
         for (size_t k = 0; option_offered(row) && k < lines; k++) {
             fprintf(f, "%-28s ", row->name);
@@ -418,21 +456,24 @@ static inline void options_print(const Options *o, FILE *f) {
 // Would another value give other weights? Not what is only watched, written or waited for.
 static inline bool option_changes_result(const OptionRow *row) {
     return row->group != GROUP_EVALUATION && row->group != GROUP_OUTPUT &&
-           !matches_any("pretrained|resume|resume-override|cache-dir|val-data|val-num-samples|workers", row->name);
+           !matches_any(
+               "pretrained|resume|resume-override|cache-dir|val-data|val-num-samples|workers", row->name);
 }
 
 // Undoes print_escaped() in place.
 static inline void unescape(char *s) {
     char *to = s;
     for (; *s; s++) {
-        if (*s == '\\' && s[1]) s++, *to++ = *s == 't' ? '\t' : *s == 'n' ? '\n' : *s;
-        else *to++ = *s;
+        if (*s == '\\' && s[1]) {
+            s++;
+            *to++ = *s == 't' ? '\t' : *s == 'n' ? '\n' : *s;
+        } else *to++ = *s;
     }
     *to = 0;
 }
 
-// Takes over what options_print() wrote of an earlier run wherever the command line says nothing. What it says otherwise and would
-// change the result ends the program, unless `override`.
+// Takes over what options_print() wrote of an earlier run wherever the command line says nothing. What it
+// says otherwise and would change the result ends the program, unless `override`.
 static inline void options_adopt(Options *o, const char *settings, bool override) {
     bool adopted[OPTION_COUNT] = {false}, named[OPTION_COUNT] = {false};
     char *text = o->settings = strdup_check(settings), *line, *rest = text, error[OPTION_ERROR_SIZE];
@@ -446,7 +487,8 @@ static inline void options_adopt(Options *o, const char *settings, bool override
         named[i] = true;
         if (!o->set[i] || adopted[i]) {
             unescape(value);
-            if (!option_store(o, row, value, error)) die(EXIT_USAGE, "--%s, as the run was begun with: %s", row->name, error);
+            if (!option_store(o, row, value, error))
+                die(EXIT_USAGE, "--%s, as the run was begun with: %s", row->name, error);
             o->set[i] = adopted[i] = true;
             continue;
         }
@@ -456,24 +498,35 @@ static inline void options_adopt(Options *o, const char *settings, bool override
         option_print_value(f, row->kind, (const char *)o + row->offset, 0);
         fclose(f);
         if (strcmp(mine, value) != 0 && option_changes_result(row) && !override)
-            die(EXIT_USAGE, "--%s %s: the run was begun with %s; leave it out, or add --resume-override to go on with the new value", row->name, mine, value);
+            die(EXIT_USAGE,
+                "--%s %s: the run was begun with %s; leave it out, or add --resume-override to go on with "
+                "the new value",
+                row->name, mine, value);
         free(mine);
     }
     const OptionRow *rows = option_rows();
     for (int i = 0; i < OPTION_COUNT; i++)
         if (o->set[i] && !named[i] && option_changes_result(&rows[i]) && !override)
-            die(EXIT_USAGE, "--%s: the run was begun without it; leave it out, or add --resume-override to go on with it", rows[i].name);
+            die(EXIT_USAGE,
+                "--%s: the run was begun without it; leave it out, or add --resume-override to go on with it",
+                rows[i].name);
 }
 
 // ---------------------------------------------------------------- help
 
-// Prints `text` at `column` and wraps it there, at blanks, below 100 columns; what stands in [] stays on one line.
+// Prints `text` at `column` and wraps it there, at blanks, below 100 columns; what stands in [] stays on one
+// line.
 static inline void print_wrapped(FILE *f, int column, const char *text) {
     int x = column;
     while (*text) {
         int n = (int)strcspn(text, *text == '[' ? "" : " ");
-        if (x > column && x + 1 + n > 100) fprintf(f, "\n%*s", column, ""), x = column;
-        else if (x > column) fputc(' ', f), x++;
+        if (x > column && x + 1 + n > 100) {
+            fprintf(f, "\n%*s", column, "");
+            x = column;
+        } else if (x > column) {
+            fputc(' ', f);
+            x++;
+        }
         fwrite(text, 1, (size_t)n, f);
         x += n;
         text += n;
@@ -491,16 +544,19 @@ static inline void option_help(FILE *f, const OptionRow *row) {
     enum { HELP_COLUMN = 36 };
     char left[128], text[1024], note[512] = "";
     snprintf(left, sizeof left, "  --%s %s", row->name, takes[row->kind] ? takes[row->kind] : row->range);
-    if (row->kind == KIND_INT || row->kind == KIND_REAL || row->kind == KIND_RATE || row->kind == KIND_TRIPLE) {
+    if (row->kind == KIND_INT || row->kind == KIND_REAL || row->kind == KIND_RATE ||
+        row->kind == KIND_TRIPLE) {
         OptionRange range = option_range_parse(row->range);
         option_range_describe(&range, note);
     } else if (row->kind == KIND_CHOICE) {
         size_t n = 0;
-        for (const char *p = row->range; *p && n + 3 < sizeof note; p++) n += (size_t)snprintf(note + n, sizeof note - n, *p == ' ' ? ", " : "%c", *p);
+        for (const char *p = row->range; *p && n + 3 < sizeof note; p++)
+            n += (size_t)snprintf(note + n, sizeof note - n, *p == ' ' ? ", " : "%c", *p);
     }
     if (row->initial[0] && strcmp(row->initial, "(none)") != 0) {
         size_t n = strlen(note), open = row->initial[0] == '(';
-        snprintf(note + n, sizeof note - n, "%sdefault: %.*s", n ? "; " : "", (int)(strlen(row->initial) - 2 * open), row->initial + open);
+        snprintf(note + n, sizeof note - n, "%sdefault: %.*s", n ? "; " : "",
+            (int)(strlen(row->initial) - 2 * open), row->initial + open);
     }
     snprintf(text, sizeof text, note[0] ? "%s [%s]" : "%s", row->help, note);
     fprintf(f, "%-*s", HELP_COLUMN, left);
@@ -525,7 +581,8 @@ static inline void options_help(FILE *f) {
             option_help(f, &rows[i]);
         }
     }
-    fprintf(f, "\n  --help                            this text\n  --help strategies                 rates and epochs by strategy, presets, what curves say\n");
+    fprintf(f, "\n  --help                            this text\n  --help strategies                 rates "
+               "and epochs by strategy, presets, what curves say\n");
 }
 
 #endif

@@ -1,5 +1,6 @@
-// Line charts as SVG, readable in light and dark: panels one below the other, each with lines, their last values written at the
-// right edge in place of a legend, and marked places; and the curves of a run, drawn from its metrics.jsonl.
+// Line charts as SVG, readable in light and dark: panels one below the other, each with lines, their last
+// values written at the right edge in place of a legend, and marked places; and the curves of a run, drawn
+// from its metrics.jsonl.
 //
 //     PlotPanel p = plot_panel("loss", "learning rate", PLOT_LOG_X);
 //     plot_line(&p, "smoothed", rates, losses, n, 0, 0);
@@ -14,8 +15,14 @@
 
 // ---------------------------------------------------------------- what to draw
 
-enum { PLOT_LOG_X = 1, PLOT_LOG_Y = 2, PLOT_PERCENT = 4, PLOT_FROM_ZERO = 8, PLOT_LOGIT = 16 }; // a panel: y in percent; y axis begins at 0; x, y shares on logit scales
-enum { PLOT_FAINT = 1, PLOT_DOTS = 2 };                                      // a line: behind the others; a dot at every point
+enum {
+    PLOT_LOG_X = 1,
+    PLOT_LOG_Y = 2,
+    PLOT_PERCENT = 4,
+    PLOT_FROM_ZERO = 8,
+    PLOT_LOGIT = 16
+}; // a panel: y in percent; y axis begins at 0; x, y shares on logit scales
+enum { PLOT_FAINT = 1, PLOT_DOTS = 2 }; // a line: behind the others; a dot at every point
 enum { PLOT_SERIES = 8, PLOT_MARKS = 8, PLOT_COLORS = 6, PLOT_TICKS = 24 };
 
 typedef struct {
@@ -42,24 +49,34 @@ typedef struct {
 static inline PlotPanel plot_panel(const char *y_title, const char *x_title, int flags) {
     PlotPanel p;
     memset(&p, 0, sizeof p);
-    p.y_title = y_title, p.x_title = x_title, p.flags = flags;
+    p.y_title = y_title;
+    p.x_title = x_title;
+    p.flags = flags;
     p.height = 180;
     return p;
 }
 
-// Adds a line through (x[i], y[i]); NaN, infinity, and what a logarithmic axis cannot show are gaps. The arrays and the name are
-// kept, not copied. Beyond PLOT_SERIES lines nothing is added.
-static inline void plot_line(PlotPanel *p, const char *name, const double *x, const double *y, size_t n, int color, int style) {
+// Adds a line through (x[i], y[i]); NaN, infinity, and what a logarithmic axis cannot show are gaps. The
+// arrays and the name are kept, not copied. Beyond PLOT_SERIES lines nothing is added.
+static inline void plot_line(
+    PlotPanel *p, const char *name, const double *x, const double *y, size_t n, int color, int style) {
     if (p->series_count == PLOT_SERIES) return;
     PlotSeries *s = &p->series[p->series_count++];
-    s->name = name, s->x = x, s->y = y, s->n = n, s->color = color % PLOT_COLORS, s->style = style;
+    s->name = name;
+    s->x = x;
+    s->y = y;
+    s->n = n;
+    s->color = color % PLOT_COLORS;
+    s->style = style;
 }
 
 // A labelled vertical line. Beyond PLOT_MARKS of them nothing is added.
 static inline void plot_mark(PlotPanel *p, double x, const char *label) {
     if (p->mark_count == PLOT_MARKS) return;
     PlotMark *m = &p->marks[p->mark_count++];
-    m->x = x, m->y = NAN, m->label = label;
+    m->x = x;
+    m->y = NAN;
+    m->label = label;
 }
 
 // A label beside a point.
@@ -76,13 +93,18 @@ typedef struct {
     bool log, percent, logit;
 } PlotAxis;
 
-static inline bool axis_shows(const PlotAxis *a, double v) { return isfinite(v) && (!a->log || v > 0) && (!a->logit || (v > 0 && v < 1)); }
+static inline bool axis_shows(const PlotAxis *a, double v) {
+    return isfinite(v) && (!a->log || v > 0) && (!a->logit || (v > 0 && v < 1));
+}
 
 // Where a value stands, before scaling to pixels.
-static inline double axis_scale(const PlotAxis *a, double v) { return a->log ? log(v) : a->logit ? log(v / (1 - v)) : v; }
+static inline double axis_scale(const PlotAxis *a, double v) {
+    return a->log ? log(v) : a->logit ? log(v / (1 - v)) : v;
+}
 
 static inline double axis_pixel(const PlotAxis *a, double v) {
-    double low = axis_scale(a, a->low), share = (axis_scale(a, v) - low) / (axis_scale(a, a->high) - low);
+    double low = axis_scale(a, a->low);
+    double share = (axis_scale(a, v) - low) / (axis_scale(a, a->high) - low);
     return a->from + share * (a->to - a->from);
 }
 
@@ -99,17 +121,23 @@ static inline void axis_include(PlotAxis *a, const double *v, size_t n) {
 static inline void axis_pad(PlotAxis *a, double share) {
     if (a->log) {
         double factor = a->low < a->high ? pow(a->high / a->low, share) : 2;
-        a->low /= factor, a->high *= factor;
+        a->low /= factor;
+        a->high *= factor;
     } else if (a->logit) {
-        double low = axis_scale(a, a->low), high = axis_scale(a, a->high), room = low < high ? share * (high - low) : 0.5;
-        a->low = 1 / (1 + exp(room - low)), a->high = 1 / (1 + exp(-room - high));
+        double low = axis_scale(a, a->low);
+        double high = axis_scale(a, a->high);
+        double room = low < high ? share * (high - low) : 0.5;
+        a->low = 1 / (1 + exp(room - low));
+        a->high = 1 / (1 + exp(-room - high));
     } else {
         double room = a->low < a->high ? share * (a->high - a->low) : a->low != 0 ? 0.1 * fabs(a->low) : 1;
-        a->low -= room, a->high += room;
+        a->low -= room;
+        a->high += room;
     }
 }
 
-// 5e-6, 0.25, 12.5k, 40%. `size` (the largest value nearby) chooses the unit, `step` between ticks the decimals; 0: three digits.
+// 5e-6, 0.25, 12.5k, 40%. `size` (the largest value nearby) chooses the unit, `step` between ticks the
+// decimals; 0: three digits.
 static inline void plot_number(char text[32], double v, double size, double step, bool percent) {
     double scale = percent ? 100 : size >= 1e6 ? 1e-6 : size >= 1e4 ? 1e-3 : 1;
     if (v == 0) snprintf(text, 32, percent ? "0%%" : "0");
@@ -117,12 +145,19 @@ static inline void plot_number(char text[32], double v, double size, double step
         int exponent = (int)floor(log10(fabs(v)) + 1e-9);
         snprintf(text, 32, "%.3ge%d", v / pow(10, exponent), exponent);
     } else {
-        int decimals = percent ? fabs(v) < 0.9995 : scale < 1 ? 1 : size >= 1000 ? 0 : 2 - (int)floor(log10(fabs(v)));
+        int decimals = percent        ? fabs(v) < 0.9995
+                       : scale < 1    ? 1
+                       : size >= 1000 ? 0
+                                      : 2 - (int)floor(log10(fabs(v)));
         if (step > 0) {
             double s = step * scale;
             for (decimals = 0; decimals < 6 && fabs(s - round(s)) > 1e-6 * s; decimals++) s *= 10;
         }
-        snprintf(text, 32, "%.*f%s", decimals, v * scale, percent ? "%" : scale == 1 ? "" : scale < 1e-4 ? "M" : "k");
+        snprintf(text, 32, "%.*f%s", decimals, v * scale,
+            percent        ? "%"
+            : scale == 1   ? ""
+            : scale < 1e-4 ? "M"
+                           : "k");
     }
 }
 
@@ -131,13 +166,16 @@ typedef struct {
     char label[32];
 } PlotTick;
 
-// Round values, some `wanted` of them, between the ends. On a logarithmic axis powers of ten; 2 and 5 between them where there are few.
+// Round values, some `wanted` of them, between the ends. On a logarithmic axis powers of ten; 2 and 5 between
+// them where there are few.
 static inline int axis_ticks(const PlotAxis *a, int wanted, PlotTick ticks[PLOT_TICKS]) {
     int count = 0;
     double decades = a->log ? log10(a->high / a->low) : 0;
     if (decades >= 1) {
         static const double parts[] = {1, 2, 5};
-        int every = (int)ceil(decades / wanted), first = (int)floor(log10(a->low)), last = (int)ceil(log10(a->high));
+        int every = (int)ceil(decades / wanted);
+        int first = (int)floor(log10(a->low));
+        int last = (int)ceil(log10(a->high));
         for (int e = first; e <= last; e++) {
             for (int k = 0; k < (decades < 2.5 ? 3 : 1) && count < PLOT_TICKS; k++) {
                 double v = parts[k] * pow(10, e);
@@ -150,7 +188,8 @@ static inline int axis_ticks(const PlotAxis *a, int wanted, PlotTick ticks[PLOT_
     }
     double raw = (a->high - a->low) / wanted, power = pow(10, floor(log10(raw))), part = raw / power;
     double step = power * (part < 1.5 ? 1 : part < 2.25 ? 2 : part < 3.5 ? 2.5 : part < 7 ? 5 : 10);
-    for (double i = ceil(a->low / step - 1e-9); i * step <= a->high + 1e-9 * step && count < PLOT_TICKS; i++) {
+    for (double i = ceil(a->low / step - 1e-9); i * step <= a->high + 1e-9 * step && count < PLOT_TICKS;
+         i++) {
         ticks[count].value = i * step;
         plot_number(ticks[count++].label, i * step, fmax(fabs(a->low), fabs(a->high)), step, a->percent);
     }
@@ -178,25 +217,32 @@ static inline void svg_text(FILE *f, const char *text, int columns) {
     }
 }
 
-// Classes: t title, h heading, l small text, k text with a halo, g grid, a axis, m mark, s line, d dot, cN colour of a line, fN of text and dots.
+// Classes: t title, h heading, l small text, k text with a halo, g grid, a axis, m mark, s line, d dot, cN
+// colour of a line, fN of text and dots.
 static inline void svg_style(FILE *f) {
     static const char *const light[] = {"#2563eb", "#d9480f", "#0d8a5f", "#9333ea", "#b0186e", "#4b5563"};
     static const char *const dark[] = {"#6ea8fe", "#ff9d5c", "#45c99a", "#c08bfa", "#f57bbd", "#a3adba"};
     fputs("<style>\n"
           "text{font-family:system-ui,-apple-system,'Segoe UI','DejaVu Sans',sans-serif;font-size:11px}\n"
-          ".p{fill:#fff}.t{font-size:16px;font-weight:600}.h{font-size:12px;font-weight:600}.t,.h{fill:#1c2128}.l{fill:#5b6472}\n"
+          ".p{fill:#fff}.t{font-size:16px;font-weight:600}.h{font-size:12px;font-weight:600}.t,.h{fill:#"
+          "1c2128}.l{fill:#5b6472}\n"
           ".g{stroke:#e6e9ee}.a{stroke:#9aa3af}.m{stroke:#5b6472;stroke-dasharray:3 3}\n"
           ".d{stroke:#fff;stroke-width:1.5}.k{paint-order:stroke;stroke:#fff;stroke-width:4px}\n"
-          ".s{fill:none;stroke-width:2;stroke-linejoin:round;stroke-linecap:round}.s.faint{stroke-width:1;opacity:.3}\n", f);
-    for (int i = 0; i < PLOT_COLORS; i++) fprintf(f, ".c%d{stroke:%s}.f%d{fill:%s}", i, light[i], i, light[i]);
+          ".s{fill:none;stroke-width:2;stroke-linejoin:round;stroke-linecap:round}.s.faint{stroke-width:1;"
+          "opacity:.3}\n",
+        f);
+    for (int i = 0; i < PLOT_COLORS; i++)
+        fprintf(f, ".c%d{stroke:%s}.f%d{fill:%s}", i, light[i], i, light[i]);
     fputs("\n@media (prefers-color-scheme:dark){\n"
-          ".p{fill:#0f141b}.t,.h{fill:#e8ebf0}.l{fill:#98a2b0}.g{stroke:#252c36}.a{stroke:#5d6776}.m{stroke:#98a2b0}.d,.k{stroke:#0f141b}\n", f);
+          ".p{fill:#0f141b}.t,.h{fill:#e8ebf0}.l{fill:#98a2b0}.g{stroke:#252c36}.a{stroke:#5d6776}.m{stroke:#"
+          "98a2b0}.d,.k{stroke:#0f141b}\n",
+        f);
     for (int i = 0; i < PLOT_COLORS; i++) fprintf(f, ".c%d{stroke:%s}.f%d{fill:%s}", i, dark[i], i, dark[i]);
     fputs("\n}\n</style>\n", f);
 }
 
-// The line as a path. A hundred thousand steps fall on some hundred pixels: of the points in one pixel column the first, the lowest,
-// the highest and the last are drawn, which looks the same.
+// The line as a path. A hundred thousand steps fall on some hundred pixels: of the points in one pixel column
+// the first, the lowest, the highest and the last are drawn, which looks the same.
 static inline void svg_path(FILE *f, const PlotSeries *s, const PlotAxis *x, const PlotAxis *y) {
     fprintf(f, "<path class=\"s c%d%s\" d=\"", s->color, s->style & PLOT_FAINT ? " faint" : "");
     for (size_t i = 0, end; i < s->n; i = end) {
@@ -204,7 +250,9 @@ static inline void svg_path(FILE *f, const PlotSeries *s, const PlotAxis *x, con
         if (!axis_shows(x, s->x[i]) || !axis_shows(y, s->y[i])) continue;
         double column = floor(axis_pixel(x, s->x[i]));
         size_t low = i, high = i;
-        for (; end < s->n && axis_shows(x, s->x[end]) && axis_shows(y, s->y[end]) && floor(axis_pixel(x, s->x[end])) == column; end++) {
+        for (; end < s->n && axis_shows(x, s->x[end]) && axis_shows(y, s->y[end]) &&
+               floor(axis_pixel(x, s->x[end])) == column;
+             end++) {
             if (s->y[end] < s->y[low]) low = end;
             if (s->y[end] > s->y[high]) high = end;
         }
@@ -213,9 +261,11 @@ static inline void svg_path(FILE *f, const PlotSeries *s, const PlotAxis *x, con
         size_t keep[4] = {i, low < high ? low : high, low < high ? high : low, end - 1};
         for (int k = 0; k < 4; k++) {
             if (k > 0 && keep[k] == keep[k - 1]) continue;
-            fprintf(f, "%c%.1f %.1f", starts && k == 0 ? 'M' : 'L', axis_pixel(x, s->x[keep[k]]), axis_pixel(y, s->y[keep[k]]));
+            fprintf(f, "%c%.1f %.1f", starts && k == 0 ? 'M' : 'L', axis_pixel(x, s->x[keep[k]]),
+                axis_pixel(y, s->y[keep[k]]));
         }
-        if (starts && stops && end == i + 1) fputs("h0", f); // a point between gaps: the round ends of the line make it a dot
+        if (starts && stops && end == i + 1)
+            fputs("h0", f); // a point between gaps: the round ends of the line make it a dot
     }
     fputs("\"/>\n", f);
 }
@@ -266,11 +316,16 @@ static inline void svg_marks(FILE *f, const PlotPanel *p, const PlotAxis *x, con
             if (!axis_shows(x, m->x) || m->x < x->low || m->x > x->high) continue;
             bool line = isnan(m->y);
             if (!line && !axis_shows(y, m->y)) continue;
-            double at = axis_pixel(x, m->x), row = line ? y->to + 11 + 15 * (i % 5) : axis_pixel(y, m->y) - 7; // those of neighbours in different rows
+            double at = axis_pixel(x, m->x);
+            double row = line ? y->to + 11 + 15 * (i % 5)
+                              : axis_pixel(y, m->y) - 7; // those of neighbours in different rows
             bool left = at > (x->from + x->to) / 2;
-            if (!label && line) fprintf(f, "<line class=\"m\" x1=\"%.1f\" x2=\"%.1f\" y1=\"%.1f\" y2=\"%.1f\"/>\n", at, at, y->from, y->to);
+            if (!label && line)
+                fprintf(f, "<line class=\"m\" x1=\"%.1f\" x2=\"%.1f\" y1=\"%.1f\" y2=\"%.1f\"/>\n", at, at,
+                    y->from, y->to);
             if (!label) continue;
-            fprintf(f, "<text class=\"l k\" x=\"%.1f\" y=\"%.1f\" text-anchor=\"%s\">", at + (left ? -5 : 5), row, left ? "end" : "start");
+            fprintf(f, "<text class=\"l k\" x=\"%.1f\" y=\"%.1f\" text-anchor=\"%s\">", at + (left ? -5 : 5),
+                row, left ? "end" : "start");
             svg_text(f, m->label, 48);
             fputs("</text>\n", f);
         }
@@ -282,24 +337,32 @@ static inline void svg_grid(FILE *f, const PlotAxis *x, const PlotAxis *y) {
     int count = axis_ticks(y, (int)fmax(2, (y->from - y->to) / 40), ticks);
     for (int i = 0; i < count; i++) {
         double at = axis_pixel(y, ticks[i].value);
-        fprintf(f, "<line class=\"g\" x1=\"%.0f\" x2=\"%.0f\" y1=\"%.1f\" y2=\"%.1f\"/>", x->from, x->to, at, at);
-        fprintf(f, "<text class=\"l\" x=\"%.0f\" y=\"%.1f\" text-anchor=\"end\">%s</text>\n", x->from - 8, at + 4, ticks[i].label);
+        fprintf(
+            f, "<line class=\"g\" x1=\"%.0f\" x2=\"%.0f\" y1=\"%.1f\" y2=\"%.1f\"/>", x->from, x->to, at, at);
+        fprintf(f, "<text class=\"l\" x=\"%.0f\" y=\"%.1f\" text-anchor=\"end\">%s</text>\n", x->from - 8,
+            at + 4, ticks[i].label);
     }
-    fprintf(f, "<line class=\"a\" x1=\"%.0f\" x2=\"%.0f\" y1=\"%.1f\" y2=\"%.1f\"/>\n", x->from, x->to, y->from, y->from);
+    fprintf(f, "<line class=\"a\" x1=\"%.0f\" x2=\"%.0f\" y1=\"%.1f\" y2=\"%.1f\"/>\n", x->from, x->to,
+        y->from, y->from);
     count = axis_ticks(x, 8, ticks);
     for (int i = 0; i < count; i++) {
         double at = axis_pixel(x, ticks[i].value);
-        fprintf(f, "<line class=\"a\" x1=\"%.1f\" x2=\"%.1f\" y1=\"%.1f\" y2=\"%.1f\"/>", at, at, y->from, y->from + 4);
-        fprintf(f, "<text class=\"l\" x=\"%.1f\" y=\"%.1f\" text-anchor=\"middle\">%s</text>\n", at, y->from + 16, ticks[i].label);
+        fprintf(f, "<line class=\"a\" x1=\"%.1f\" x2=\"%.1f\" y1=\"%.1f\" y2=\"%.1f\"/>", at, at, y->from,
+            y->from + 4);
+        fprintf(f, "<text class=\"l\" x=\"%.1f\" y=\"%.1f\" text-anchor=\"middle\">%s</text>\n", at,
+            y->from + 16, ticks[i].label);
     }
 }
 
 // The ends of both axes from all that the panel holds.
 static inline void panel_axes(const PlotPanel *p, PlotAxis *x, PlotAxis *y) {
-    x->log = (p->flags & PLOT_LOG_X) != 0, y->log = (p->flags & PLOT_LOG_Y) != 0;
+    x->log = (p->flags & PLOT_LOG_X) != 0;
+    y->log = (p->flags & PLOT_LOG_Y) != 0;
     x->logit = y->logit = (p->flags & PLOT_LOGIT) != 0;
-    x->percent = x->logit, y->percent = y->logit || (p->flags & PLOT_PERCENT) != 0;
-    x->low = y->low = INFINITY, x->high = y->high = -INFINITY;
+    x->percent = x->logit;
+    y->percent = y->logit || (p->flags & PLOT_PERCENT) != 0;
+    x->low = y->low = INFINITY;
+    x->high = y->high = -INFINITY;
     for (int i = 0; i < p->series_count; i++) {
         axis_include(x, p->series[i].x, p->series[i].n);
         axis_include(y, p->series[i].y, p->series[i].n);
@@ -307,7 +370,10 @@ static inline void panel_axes(const PlotPanel *p, PlotAxis *x, PlotAxis *y) {
     static const double whole[] = {0.5, 0.9};
     if (x->low > x->high) axis_include(x, whole, 2); // nothing to show: an empty grid
     if (y->low > y->high) axis_include(y, whole, 2);
-    if (p->x_low < p->x_high) x->low = p->x_low, x->high = p->x_high;
+    if (p->x_low < p->x_high) {
+        x->low = p->x_low;
+        x->high = p->x_high;
+    }
     if (x->low == x->high || x->logit) axis_pad(x, x->logit ? 0.06 : 0);
     double low = y->low, high = y->high;
     axis_pad(y, 0.06);
@@ -320,8 +386,10 @@ static inline void panel_axes(const PlotPanel *p, PlotAxis *x, PlotAxis *y) {
 static inline double svg_panel(FILE *f, const PlotPanel *p, double top) {
     PlotAxis x, y;
     panel_axes(p, &x, &y);
-    x.from = PLOT_LEFT, x.to = PLOT_WIDTH - PLOT_RIGHT;
-    y.to = top + 26, y.from = y.to + p->height;
+    x.from = PLOT_LEFT;
+    x.to = PLOT_WIDTH - PLOT_RIGHT;
+    y.to = top + 26;
+    y.from = y.to + p->height;
     fprintf(f, "<text class=\"h\" x=\"%d\" y=\"%.0f\">", PLOT_LEFT, top + 14);
     svg_text(f, p->y_title, 96);
     fputs("</text>\n", f);
@@ -332,7 +400,8 @@ static inline double svg_panel(FILE *f, const PlotPanel *p, double top) {
     for (int i = 0; i < p->series_count; i++) {
         const PlotSeries *s = &p->series[i];
         for (size_t k = 0; s->style & PLOT_DOTS && k < s->n; k++)
-            if (axis_shows(&x, s->x[k]) && axis_shows(&y, s->y[k])) svg_dot(f, s->color, axis_pixel(&x, s->x[k]), axis_pixel(&y, s->y[k]));
+            if (axis_shows(&x, s->x[k]) && axis_shows(&y, s->y[k]))
+                svg_dot(f, s->color, axis_pixel(&x, s->x[k]), axis_pixel(&y, s->y[k]));
     }
     svg_marks(f, p, &x, &y);
     svg_ends(f, p, &x, &y);
@@ -364,7 +433,8 @@ static inline double svg_title(FILE *f, const char *title) {
     return y - 10;
 }
 
-// Writes the panels, one below the other, under a title that says what they show. A file that cannot be written: a warning and false.
+// Writes the panels, one below the other, under a title that says what they show. A file that cannot be
+// written: a warning and false.
 static inline bool plot_write(const char *path, const char *title, const PlotPanel *panels, int count) {
     char part[PATH_SIZE], *body = NULL;
     size_t bytes = 0;
@@ -377,7 +447,9 @@ static inline bool plot_write(const char *path, const char *title, const PlotPan
     FILE *f = fopen(part, "wb");
     bool written = f != NULL;
     if (f) {
-        fprintf(f, "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%d\" height=\"%.0f\" viewBox=\"0 0 %d %.0f\" ", PLOT_WIDTH, y, PLOT_WIDTH, y);
+        fprintf(f,
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%d\" height=\"%.0f\" viewBox=\"0 0 %d %.0f\" ",
+            PLOT_WIDTH, y, PLOT_WIDTH, y);
         fputs("role=\"img\">\n<title>", f);
         svg_text(f, title, 500);
         fputs("</title>\n", f);
@@ -409,8 +481,8 @@ typedef struct {
 } Curves;
 
 static inline void curve_label(char label[64], const char *name) {
-    static const char *const shorter[][2] = {
-        {"zeroshot_top", "top-"}, {"val_loss", "validation"}, {"image_to_text_", "image→text "}, {"text_to_image_", "text→image "}};
+    static const char *const shorter[][2] = {{"zeroshot_top", "top-"}, {"val_loss", "validation"},
+        {"image_to_text_", "image→text "}, {"text_to_image_", "text→image "}};
     snprintf(label, 64, "%s", name);
     for (size_t i = 0; i < sizeof shorter / sizeof *shorter; i++) {
         size_t n = strlen(shorter[i][0]);
@@ -430,11 +502,16 @@ static inline void curves_add(Curves *c, const char *name, double x, double y) {
     Curve *curve = &c->list[i];
     list_grow((void **)&curve->x, &curve->x_capacity, curve->n + 1, sizeof *curve->x);
     list_grow((void **)&curve->y, &curve->y_capacity, curve->n + 1, sizeof *curve->y);
-    curve->x[curve->n] = x, curve->y[curve->n++] = y;
+    curve->x[curve->n] = x;
+    curve->y[curve->n++] = y;
 }
 
 static inline void curves_free(Curves *c) {
-    for (size_t i = 0; i < c->count; i++) free(c->list[i].name), free(c->list[i].x), free(c->list[i].y);
+    for (size_t i = 0; i < c->count; i++) {
+        free(c->list[i].name);
+        free(c->list[i].x);
+        free(c->list[i].y);
+    }
     free(c->list);
     memset(c, 0, sizeof *c);
 }
@@ -457,16 +534,19 @@ static inline Curves curves_read(FILE *f) {
         if (!json_is_number(step)) continue;
         json_object_foreach(record, key, value) {
             if (value != step && (json_is_number(value) || json_is_null(value)))
-                curves_add(&curves, key, json_number_value(step), json_is_null(value) ? NAN : json_number_value(value));
+                curves_add(&curves, key, json_number_value(step),
+                    json_is_null(value) ? NAN : json_number_value(value));
         }
     }
     free(line);
     return curves;
 }
 
-// Mean over the neighbours, a sixtieth of the curve to both sides, twice; gaps stay gaps and count for nothing. free() it.
+// Mean over the neighbours, a sixtieth of the curve to both sides, twice; gaps stay gaps and count for
+// nothing. free() it.
 static inline double *curve_smooth(const Curve *c) {
-    double *out = (double *)malloc_check(c->n * sizeof *out), *sum = (double *)calloc_check(c->n + 1, sizeof *sum);
+    double *out = (double *)malloc_check(c->n * sizeof *out);
+    double *sum = (double *)calloc_check(c->n + 1, sizeof *sum);
     size_t *known = (size_t *)calloc_check(c->n + 1, sizeof *known), half = c->n / 60 + 1;
     memcpy(out, c->y, c->n * sizeof *out);
     for (int pass = 0; pass < 2; pass++) {
@@ -476,7 +556,9 @@ static inline double *curve_smooth(const Curve *c) {
             known[i + 1] = known[i] + finite;
         }
         for (size_t i = 0; i < c->n; i++) {
-            size_t reach = half < i + 1 + half / 8 ? half : i + 1 + half / 8; // the first points stay high where the loss falls fast
+            size_t reach = half < i + 1 + half / 8
+                               ? half
+                               : i + 1 + half / 8; // the first points stay high where the loss falls fast
             size_t from = i > reach ? i - reach : 0, to = i + reach + 1 < c->n ? i + reach + 1 : c->n;
             if (isfinite(out[i])) out[i] = (sum[to] - sum[from]) / (double)(known[to] - known[from]);
         }
@@ -490,7 +572,9 @@ static inline double *curve_smooth(const Curve *c) {
 static inline void panel_add_curves(PlotPanel *p, const Curves *c, const char *part) {
     for (size_t i = 0; i < c->count; i++) {
         const Curve *curve = &c->list[i];
-        if (strstr(curve->name, part)) plot_line(p, curve->label, curve->x, curve->y, curve->n, p->series_count, curve->n <= 60 ? PLOT_DOTS : 0);
+        if (strstr(curve->name, part))
+            plot_line(p, curve->label, curve->x, curve->y, curve->n, p->series_count,
+                curve->n <= 60 ? PLOT_DOTS : 0);
     }
 }
 
@@ -507,15 +591,19 @@ static inline void title_add(char title[512], const char *what, const double *y,
     if (strcmp(from, to) != 0) snprintf(title + length, 512 - length, " → %s", to);
 }
 
-// Draws a run's metrics.jsonl: loss, zero-shot accuracy, retrieval and learning rate over the step, whichever it holds. Without
-// any of them: a warning and false.
+// Draws a run's metrics.jsonl: loss, zero-shot accuracy, retrieval and learning rate over the step, whichever
+// it holds. Without any of them: a warning and false.
 static inline bool plot_curves(const char *metrics_path, const char *svg_path_name) {
     FILE *f = fopen(metrics_path, "rb");
-    if (!f) return warn("%s: cannot open (%s); the curves are not drawn", metrics_path, strerror(errno)), false;
+    if (!f)
+        return warn("%s: cannot open (%s); the curves are not drawn", metrics_path, strerror(errno)), false;
     Curves curves = curves_read(f);
     fclose(f);
-    const Curve *loss = curves_find(&curves, "loss"), *rate = curves_find(&curves, "lr"), *top1 = curves_find(&curves, "zeroshot_top1");
-    PlotPanel loss_panel = plot_panel("loss (nats)", NULL, 0), zeroshot = plot_panel("zero-shot accuracy", NULL, PLOT_PERCENT);
+    const Curve *loss = curves_find(&curves, "loss");
+    const Curve *rate = curves_find(&curves, "lr");
+    const Curve *top1 = curves_find(&curves, "zeroshot_top1");
+    PlotPanel loss_panel = plot_panel("loss (nats)", NULL, 0);
+    PlotPanel zeroshot = plot_panel("zero-shot accuracy", NULL, PLOT_PERCENT);
     PlotPanel retrieval = plot_panel("retrieval: the match is among the first k", NULL, PLOT_PERCENT);
     PlotPanel rates = plot_panel("learning rate", NULL, PLOT_FROM_ZERO), panels[4];
     double *smooth = loss ? curve_smooth(loss) : NULL, last_step = 0;
@@ -524,10 +612,12 @@ static inline bool plot_curves(const char *metrics_path, const char *svg_path_na
     if (loss) {
         bool noisy = loss->n >= 20;
         if (noisy) plot_line(&loss_panel, NULL, loss->x, loss->y, loss->n, 0, PLOT_FAINT);
-        plot_line(&loss_panel, "training", loss->x, noisy ? smooth : loss->y, loss->n, 0, loss->n <= 1 ? PLOT_DOTS : 0);
+        plot_line(&loss_panel, "training", loss->x, noisy ? smooth : loss->y, loss->n, 0,
+            loss->n <= 1 ? PLOT_DOTS : 0);
         title_add(title, "Loss", noisy ? smooth : loss->y, loss->n, false);
     }
-    for (size_t i = 0; i < curves.count; i++) last_step = fmax(last_step, curves.list[i].x[curves.list[i].n - 1]);
+    for (size_t i = 0; i < curves.count; i++)
+        last_step = fmax(last_step, curves.list[i].x[curves.list[i].n - 1]);
     panel_add_curves(&loss_panel, &curves, "val_loss");
     panel_add_curves(&zeroshot, &curves, "zeroshot_top");
     panel_add_curves(&retrieval, &curves, "_R@");

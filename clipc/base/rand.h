@@ -1,10 +1,11 @@
-// Random numbers as a pure function of (key, position): nothing to save, nothing that depends on the number of threads.
-// A key is mixed from what the number belongs to (seed, epoch, sample, purpose); draws are counted from there.
+// Random numbers as a pure function of (key, position): nothing to save, nothing that depends on the number
+// of threads. A key is mixed from what the number belongs to (seed, epoch, sample, purpose); draws are
+// counted from there.
 #ifndef CLIPC_RAND_H
 #define CLIPC_RAND_H
 
-#include <math.h>    // log, cos, sqrt
-#include <stdint.h>  // uint64_t
+#include <math.h>   // log, cos, sqrt
+#include <stdint.h> // uint64_t
 
 typedef struct {
     uint64_t state;
@@ -19,7 +20,8 @@ static inline uint64_t rand_mix(uint64_t x) {
 
 // An independent stream for each (seed, a, b): e.g. the seed, the epoch, the sample.
 static inline Rand rand_for(uint64_t seed, uint64_t a, uint64_t b) {
-    Rand r = {rand_mix(rand_mix(rand_mix(seed + 0x9e3779b97f4a7c15ull) + a + 0x632be59bd9b4e019ull) + b + 0xd1b54a32d192ed03ull)};
+    Rand r = {rand_mix(rand_mix(rand_mix(seed + 0x9e3779b97f4a7c15ull) + a + 0x632be59bd9b4e019ull) + b +
+                       0xd1b54a32d192ed03ull)};
     return r;
 }
 
@@ -28,7 +30,9 @@ static inline uint64_t rand_u64(Rand *r) { return rand_mix(r->state += 0x9e3779b
 // uniform in [0, 1), 53 bits
 static inline double rand_uniform(Rand *r) { return (double)(rand_u64(r) >> 11) * 0x1p-53; }
 
-static inline double rand_range(Rand *r, double low, double high) { return low + (high - low) * rand_uniform(r); }
+static inline double rand_range(Rand *r, double low, double high) {
+    return low + (high - low) * rand_uniform(r);
+}
 
 // uniform in 0 … n-1, n >= 1; unbiased (values of the last, incomplete round are drawn again)
 static inline uint64_t rand_below(Rand *r, uint64_t n) {

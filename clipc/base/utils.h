@@ -1,7 +1,9 @@
-// Ground helpers: one-line errors, checked allocation and files, files that are whole or absent, small maths and time.
+// Ground helpers: one-line errors, checked allocation and files, files that are whole or absent, small maths
+// and time.
 //
-// An error reads `program: what is wrong (where); what to do`. The exit code tells who is at fault: EXIT_USAGE (2) for
-// wrong options and wrong input, EXIT_RUNTIME (1) for what failed at run time (disk, memory, a child process).
+// An error reads `program: what is wrong (where); what to do`. The exit code tells who is at fault:
+// EXIT_USAGE (2) for wrong options and wrong input, EXIT_RUNTIME (1) for what failed at run time (disk,
+// memory, a child process).
 #ifndef CLIPC_UTILS_H
 #define CLIPC_UTILS_H
 
@@ -37,7 +39,7 @@
 // ---------------------------------------------------------------- messages
 
 static inline void message_v(const char *format, va_list args) {
-    fflush(stdout); // so that the error stands behind what was printed before it
+    fflush(stdout);  // so that the error stands behind what was printed before it
     char line[8192]; // one write a message: messages of several threads do not mix
     int n = snprintf(line, sizeof line, "%s: ", program_invocation_short_name);
     n += vsnprintf(line + n, sizeof line - (size_t)n, format, args);
@@ -70,19 +72,25 @@ PRINTF_LIKE(2, 3) static inline void die(int code, const char *format, ...) {
 
 static inline void *malloc_check(size_t bytes) {
     void *p = malloc(bytes ? bytes : 1);
-    if (!p) die(EXIT_RUNTIME, "out of memory (%.1f MB asked for); lower --batch-size or close other programs", (double)bytes / 1e6);
+    if (!p)
+        die(EXIT_RUNTIME, "out of memory (%.1f MB asked for); lower --batch-size or close other programs",
+            (double)bytes / 1e6);
     return p;
 }
 
 static inline void *calloc_check(size_t count, size_t size) {
     void *p = calloc(count ? count : 1, size ? size : 1);
-    if (!p) die(EXIT_RUNTIME, "out of memory (%.1f MB asked for); lower --batch-size or close other programs", (double)count * (double)size / 1e6);
+    if (!p)
+        die(EXIT_RUNTIME, "out of memory (%.1f MB asked for); lower --batch-size or close other programs",
+            (double)count * (double)size / 1e6);
     return p;
 }
 
 static inline void *realloc_check(void *old, size_t bytes) {
     void *p = realloc(old, bytes ? bytes : 1);
-    if (!p) die(EXIT_RUNTIME, "out of memory (%.1f MB asked for); lower --batch-size or close other programs", (double)bytes / 1e6);
+    if (!p)
+        die(EXIT_RUNTIME, "out of memory (%.1f MB asked for); lower --batch-size or close other programs",
+            (double)bytes / 1e6);
     return p;
 }
 
@@ -90,25 +98,31 @@ static inline void *realloc_check(void *old, size_t bytes) {
 static inline void *aligned_malloc_check(size_t bytes) {
     void *p = NULL;
     if (posix_memalign(&p, 64, bytes ? bytes : 64))
-        die(EXIT_RUNTIME, "out of memory (%.1f MB asked for); lower --batch-size or close other programs", (double)bytes / 1e6);
+        die(EXIT_RUNTIME, "out of memory (%.1f MB asked for); lower --batch-size or close other programs",
+            (double)bytes / 1e6);
     return p;
 }
 
-// The same, zeros in it. Whole pages are given back to the system, which puts zeros where one is touched: gigabytes are there at once.
+// The same, zeros in it. Whole pages are given back to the system, which puts zeros where one is touched:
+// gigabytes are there at once.
 static inline void *aligned_calloc_check(size_t bytes) {
     char *p = (char *)aligned_malloc_check(bytes);
     size_t front = bytes, whole = 0;
 #ifdef __linux__ // elsewhere MADV_DONTNEED promises no zeros
     const size_t page = (size_t)sysconf(_SC_PAGESIZE), lead = page - (size_t)((uintptr_t)p % page);
-    if (bytes > lead + page && madvise(p + lead, (bytes - lead) / page * page, MADV_DONTNEED) == 0) front = lead, whole = (bytes - lead) / page * page;
+    if (bytes > lead + page && madvise(p + lead, (bytes - lead) / page * page, MADV_DONTNEED) == 0) {
+        front = lead;
+        whole = (bytes - lead) / page * page;
+    }
 #endif
     memset(p, 0, front);
     memset(p + front + whole, 0, bytes - front - whole);
     return p;
 }
 
-// Tensors lie side by side in one allocation, where an index that runs over would go unnoticed. Under AddressSanitizer a gap is
-// left behind each and poisoned from the tensor's exact end on, so that any access there stops the program.
+// Tensors lie side by side in one allocation, where an index that runs over would go unnoticed. Under
+// AddressSanitizer a gap is left behind each and poisoned from the tensor's exact end on, so that any access
+// there stops the program.
 #if defined(__SANITIZE_ADDRESS__)
 #define CLIPC_GUARDS
 #elif defined(__has_feature)
@@ -119,12 +133,23 @@ static inline void *aligned_calloc_check(size_t bytes) {
 #ifdef CLIPC_GUARDS
 #include <sanitizer/asan_interface.h> // ASAN_POISON_MEMORY_REGION
 enum { GUARD_FLOATS = 16 };
-static inline void guard_behind(float *tensor, size_t n, float *next) { ASAN_POISON_MEMORY_REGION(tensor + n, (size_t)(next - tensor - (ptrdiff_t)n) * sizeof(float)); }
-static inline void guard_lift(float *arena, size_t n) { ASAN_UNPOISON_MEMORY_REGION(arena, n * sizeof(float)); }
+static inline void guard_behind(float *tensor, size_t n, float *next) {
+    ASAN_POISON_MEMORY_REGION(tensor + n, (size_t)(next - tensor - (ptrdiff_t)n) * sizeof(float));
+}
+static inline void guard_lift(float *arena, size_t n) {
+    ASAN_UNPOISON_MEMORY_REGION(arena, n * sizeof(float));
+}
 #else
 enum { GUARD_FLOATS = 0 };
-static inline void guard_behind(float *tensor, size_t n, float *next) { (void)tensor, (void)n, (void)next; }
-static inline void guard_lift(float *arena, size_t n) { (void)arena, (void)n; }
+static inline void guard_behind(float *tensor, size_t n, float *next) {
+    (void)tensor;
+    (void)n;
+    (void)next;
+}
+static inline void guard_lift(float *arena, size_t n) {
+    (void)arena;
+    (void)n;
+}
 #endif
 
 // Grows a list by doubling: list_grow((void **)&items, &capacity, count + 1, sizeof *items).
@@ -136,7 +161,8 @@ static inline void list_grow(void **items, size_t *capacity, size_t need, size_t
 
 // Bytes that can be taken without pushing others out.
 static inline size_t memory_available(void) {
-    size_t bytes = (size_t)sysconf(_SC_PHYS_PAGES) / 4 * (size_t)sysconf(_SC_PAGESIZE); // where the system does not tell
+    size_t bytes =
+        (size_t)sysconf(_SC_PHYS_PAGES) / 4 * (size_t)sysconf(_SC_PAGESIZE); // where the system does not tell
     FILE *f = fopen("/proc/meminfo", "r");
     char line[128];
     while (f && fgets(line, sizeof line, f))
@@ -164,7 +190,9 @@ static inline bool is_directory(const char *path) {
 
 static inline FILE *fopen_check(const char *path, const char *mode) {
     FILE *f = is_directory(path) ? NULL : fopen(path, mode);
-    if (!f) die(mode[0] == 'r' ? EXIT_USAGE : EXIT_RUNTIME, "%s: cannot open (%s)", path, is_directory(path) ? "it is a folder" : strerror(errno));
+    if (!f)
+        die(mode[0] == 'r' ? EXIT_USAGE : EXIT_RUNTIME, "%s: cannot open (%s)", path,
+            is_directory(path) ? "it is a folder" : strerror(errno));
     return f;
 }
 
@@ -175,7 +203,8 @@ static inline void fread_check(void *out, size_t bytes, FILE *f, const char *pat
 }
 
 static inline void fwrite_check(const void *data, size_t bytes, FILE *f, const char *path) {
-    if (fwrite(data, 1, bytes, f) != bytes) die(EXIT_RUNTIME, "%s: cannot write (%s); free some space", path, strerror(errno));
+    if (fwrite(data, 1, bytes, f) != bytes)
+        die(EXIT_RUNTIME, "%s: cannot write (%s); free some space", path, strerror(errno));
 }
 
 // The whole file, with a terminating NUL behind its *length bytes; free() it.
@@ -212,15 +241,17 @@ static inline void make_directories(const char *path) {
         if (*p && *p != '/') continue;
         char saved = *p;
         *p = 0;
-        if (mkdir(part, 0777) && errno != EEXIST) die(EXIT_RUNTIME, "%s: cannot make the folder (%s)", part, strerror(errno));
+        if (mkdir(part, 0777) && errno != EEXIST)
+            die(EXIT_RUNTIME, "%s: cannot make the folder (%s)", part, strerror(errno));
         *p = saved;
         if (!saved) break;
     }
     if (!is_directory(path)) die(EXIT_RUNTIME, "%s: is not a folder", path);
 }
 
-// A file that is whole or absent: written aside, then fsync and rename. A run that is killed before safe_file_commit() leaves
-// the previous file untouched; the left-over `.part` is overwritten by the next try.
+// A file that is whole or absent: written aside, then fsync and rename. A run that is killed before
+// safe_file_commit() leaves the previous file untouched; the left-over `.part` is overwritten by the next
+// try.
 typedef struct SafeFile {
     FILE *f;
     char path[PATH_SIZE], part[PATH_SIZE];
@@ -238,14 +269,16 @@ static inline void safe_file_failed(SafeFile *s) {
     int error = errno;
     unlink(s->part);
     if (s->goes_with) unlink(s->goes_with->part);
-    die(EXIT_RUNTIME, "%s: cannot write (%s); free some space, the previous file is untouched", s->path, strerror(error));
+    die(EXIT_RUNTIME, "%s: cannot write (%s); free some space, the previous file is untouched", s->path,
+        strerror(error));
 }
 
 static inline void safe_file_write(SafeFile *s, const void *data, size_t bytes) {
     if (bytes && fwrite(data, 1, bytes, s->f) != bytes) safe_file_failed(s);
 }
 
-// The two halves of safe_file_commit(), for files that change together: all are on the disk before the first is renamed.
+// The two halves of safe_file_commit(), for files that change together: all are on the disk before the first
+// is renamed.
 static inline void safe_file_sync(SafeFile *s) {
     if (fflush(s->f) || fsync(fileno(s->f)) || fclose(s->f)) safe_file_failed(s);
 }
@@ -302,7 +335,8 @@ static inline double seconds_now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-// FNV-1a by 8-byte words: identifies contents (a state file names its weights by it), no protection against intent.
+// FNV-1a by 8-byte words: identifies contents (a state file names its weights by it), no protection against
+// intent.
 static inline uint64_t hash_bytes(uint64_t hash, const void *data, size_t bytes) {
     const unsigned char *p = (const unsigned char *)data;
     for (; bytes >= 8; bytes -= 8, p += 8) {

@@ -1,5 +1,6 @@
-// Tables of text: fields by RFC 4180 (quotes, doubled quotes and line breaks within them) with any one-byte separator; LF,
-// CRLF or CR; with or without a UTF-8 byte order mark. Fields are unquoted in place and end with a NUL: nothing is copied.
+// Tables of text: fields by RFC 4180 (quotes, doubled quotes and line breaks within them) with any one-byte
+// separator; LF, CRLF or CR; with or without a UTF-8 byte order mark. Fields are unquoted in place and end
+// with a NUL: nothing is copied.
 #ifndef CLIPC_CSV_H
 #define CLIPC_CSV_H
 
@@ -32,9 +33,12 @@ static inline size_t csv_quote_end(const char *text, size_t length, size_t at) {
     return length;
 }
 
-static inline bool csv_ends_field(const CsvReader *r, char c) { return c == r->separator || c == '\n' || c == '\r'; }
+static inline bool csv_ends_field(const CsvReader *r, char c) {
+    return c == r->separator || c == '\n' || c == '\r';
+}
 
-// One field from r->at; returns the byte that ended it (the separator, \n, \r, or 0 at the end of the text), which is passed over.
+// One field from r->at; returns the byte that ended it (the separator, \n, \r, or 0 at the end of the text),
+// which is passed over.
 static inline char csv_read_field(CsvReader *r, CsvField *out) {
     char *text = r->text;
     size_t to = r->at, from = r->at;
@@ -50,7 +54,8 @@ static inline char csv_read_field(CsvReader *r, CsvField *out) {
             from = close + 1;
         }
     }
-    while (from < r->length && !csv_ends_field(r, text[from])) text[to++] = text[from++]; // also what follows a closing quotation mark
+    while (from < r->length && !csv_ends_field(r, text[from]))
+        text[to++] = text[from++]; // also what follows a closing quotation mark
     char end = from < r->length ? text[from] : 0;
     if (end == '\r' && from + 1 < r->length && text[from + 1] == '\n') from++;
     r->at = from < r->length ? from + 1 : from;
@@ -89,10 +94,13 @@ static inline int csv_find_column(const CsvReader *r, const char *name) {
     return -1;
 }
 
-// The separator under which the header line holds the most of `names` (NULL ones do not count), then the most columns.
-static inline char csv_find_separator(const char *text, size_t length, const char *const *names, int name_count) {
+// The separator under which the header line holds the most of `names` (NULL ones do not count), then the most
+// columns.
+static inline char csv_find_separator(
+    const char *text, size_t length, const char *const *names, int name_count) {
     size_t end = 0;
-    while (end < length && text[end] != '\n' && text[end] != '\r') end = text[end] == '"' ? csv_quote_end(text, length, end) + 1 : end + 1;
+    while (end < length && text[end] != '\n' && text[end] != '\r')
+        end = text[end] == '"' ? csv_quote_end(text, length, end) + 1 : end + 1;
     if (end > length) end = length;
     char best = ',', *copy = (char *)malloc_check(end + 1);
     int64_t best_score = -1;
@@ -101,28 +109,39 @@ static inline char csv_find_separator(const char *text, size_t length, const cha
         memcpy(copy, text, end);
         copy[end] = 0;
         int64_t score = csv_read_row(&r) ? r.count : 0;
-        for (int i = 0; i < name_count; i++) score += names[i] && csv_find_column(&r, names[i]) >= 0 ? (int64_t)1 << 40 : 0;
-        if (score > best_score) best = *s, best_score = score;
+        for (int i = 0; i < name_count; i++)
+            score += names[i] && csv_find_column(&r, names[i]) >= 0 ? (int64_t)1 << 40 : 0;
+        if (score > best_score) {
+            best = *s;
+            best_score = score;
+        }
         free(r.fields);
     }
     free(copy);
     return best;
 }
 
-// Reads `path` and its header line, which is then the row read last. separator 0: found out from the header line by `names`.
-// What is no text ends the program. The caller frees r->text and r->fields.
-static inline void csv_open(CsvReader *r, const char *path, char separator, const char *const *names, int name_count) {
+// Reads `path` and its header line, which is then the row read last. separator 0: found out from the header
+// line by `names`. What is no text ends the program. The caller frees r->text and r->fields.
+static inline void csv_open(
+    CsvReader *r, const char *path, char separator, const char *const *names, int name_count) {
     memset(r, 0, sizeof *r);
     r->text = file_read_all(path, &r->length);
     if (r->length >= 3 && !memcmp(r->text, "\xef\xbb\xbf", 3)) r->at = 3;
     if (memchr(r->text, 0, r->length < 65536 ? r->length : 65536))
-        die(EXIT_USAGE, "%s: is no table of UTF-8 text (it holds zero bytes); save it as CSV in UTF-8, or say --dataset-type", path);
-    r->separator = separator ? separator : csv_find_separator(r->text + r->at, r->length - r->at, names, name_count);
-    if (!csv_read_row(r)) die(EXIT_USAGE, "%s: is empty; a header line with the names of the columns is needed", path);
+        die(EXIT_USAGE,
+            "%s: is no table of UTF-8 text (it holds zero bytes); save it as CSV in UTF-8, or say "
+            "--dataset-type",
+            path);
+    r->separator =
+        separator ? separator : csv_find_separator(r->text + r->at, r->length - r->at, names, name_count);
+    if (!csv_read_row(r))
+        die(EXIT_USAGE, "%s: is empty; a header line with the names of the columns is needed", path);
 }
 
 // csv_find_column that ends the program when there is none; `option` names the column.
-static inline int csv_need_column(const CsvReader *r, const char *path, const char *name, const char *option) {
+static inline int csv_need_column(
+    const CsvReader *r, const char *path, const char *name, const char *option) {
     int found = csv_find_column(r, name);
     if (found >= 0) return found;
     char columns[400];

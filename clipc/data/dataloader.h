@@ -1,27 +1,28 @@
 // From a data set to batches: threads that read, decode, augment and tokenize ahead of the step.
 //
-// Each worker takes the next position of the order and fills a slot of a ring; the consumer takes the slots in the order of
-// their positions and passes over the bad ones. So a batch is a function of (seed, epoch, position) alone, whatever the number of workers.
-// The place of a skipped sample goes to the next in the order; behind its end, the order begins again within the epoch.
+// Each worker takes the next position of the order and fills a slot of a ring; the consumer takes the slots
+// in the order of their positions and passes over the bad ones. So a batch is a function of (seed, epoch,
+// position) alone, whatever the number of workers. The place of a skipped sample goes to the next in the
+// order; behind its end, the order begins again within the epoch.
 #ifndef CLIPC_DATALOADER_H
 #define CLIPC_DATALOADER_H
 
 #include "clipc/data/image_cache.h" // ImageCache, sample_decode
-#include "clipc/data/order.h"     // dataset_order
-#include "clipc/base/rand.h"      // rand_for
-#include "clipc/data/sample.h"    // dataset_read, sample_key
-#include "clipc/data/templates.h" // template_fill
-#include "clipc/data/tokenizer.h" // tokenizer_encode
-#include "clipc/data/transform.h" // image_train_transform
-#include "clipc/base/utils.h"     // die, warn, malloc_check
+#include "clipc/data/order.h"       // dataset_order
+#include "clipc/base/rand.h"        // rand_for
+#include "clipc/data/sample.h"      // dataset_read, sample_key
+#include "clipc/data/templates.h"   // template_fill
+#include "clipc/data/tokenizer.h"   // tokenizer_encode
+#include "clipc/data/transform.h"   // image_train_transform
+#include "clipc/base/utils.h"       // die, warn, malloc_check
 
 #include <pthread.h>
 #include <signal.h>
 
-#define PREFETCH_MOST_BYTES ((size_t)1 << 30)     // pixels kept ready beyond the next batch
-#define AUGMENT_STREAM 0x6175676d656e74ull        // "augment": what the random numbers are for
-#define PROMPT_STREAM 0x70726f6d7074ull           // "prompt"
-#define SYNTHETIC_TOKEN_STREAM 0x746f6b656e73ull  // "tokens"
+#define PREFETCH_MOST_BYTES ((size_t)1 << 30)    // pixels kept ready beyond the next batch
+#define AUGMENT_STREAM 0x6175676d656e74ull       // "augment": what the random numbers are for
+#define PROMPT_STREAM 0x70726f6d7074ull          // "prompt"
+#define SYNTHETIC_TOKEN_STREAM 0x746f6b656e73ull // "tokens"
 
 typedef struct {
     int batch_size, workers; // 1 …
@@ -38,20 +39,23 @@ typedef struct {
     int context;                // tokens of a caption; 0: images alone
     const Tokenizer *tokenizer; // NULL: only synthetic captions, by vocab_size
     int vocab_size;
-    const StringList *templates, *classnames; // of the captions that labels stand for (DatasetConfig.prompts), or NULL
-    int64_t distinct_step;                    // pairs of a step, in which no key stands twice; needs dataset_read_keys(); 0: as it comes
-    const char *skipped_path;                  // a file to name the skipped samples in, or NULL
-    const volatile sig_atomic_t *interrupted;  // not 0 after Ctrl-C: loader_next() waits no longer; or NULL
+    const StringList *templates,
+        *classnames; // of the captions that labels stand for (DatasetConfig.prompts), or NULL
+    int64_t
+        // pairs of a step, in which no key stands twice; needs dataset_read_keys(); 0: as it comes
+        distinct_step;
+    const char *skipped_path;                 // a file to name the skipped samples in, or NULL
+    const volatile sig_atomic_t *interrupted; // not 0 after Ctrl-C: loader_next() waits no longer; or NULL
 } LoaderConfig;
 
 typedef struct {
-    uint8_t *pixels;  // (B,3,S,S) 0 … 255
-    int *tokens;      // (B,context) zeros behind the end of text; NULL without captions
-    int *lengths;     // (B) tokens used, start and end of text included
-    int *labels;      // (B) -1: none
-    int64_t *indices; // (B) which samples of the data set
-    uint64_t *keys;   // (B) equal for false negatives of each other: sample_key()
-    int count;        // samples in it, B but at the end of one pass
+    uint8_t *pixels;     // (B,3,S,S) 0 … 255
+    int *tokens;         // (B,context) zeros behind the end of text; NULL without captions
+    int *lengths;        // (B) tokens used, start and end of text included
+    int *labels;         // (B) -1: none
+    int64_t *indices;    // (B) which samples of the data set
+    uint64_t *keys;      // (B) equal for false negatives of each other: sample_key()
+    int count;           // samples in it, B but at the end of one pass
     double wait_seconds; // that loader_next() waited for workers
 } Batch;
 
@@ -84,15 +88,17 @@ typedef struct {
     pthread_cond_t work, done;
     pthread_t *threads; // (config.workers)
     // of the consumer alone
-    int64_t *skips;                            // (files, SAMPLE_STATUS_COUNT) of this epoch
-    uint8_t *named;                            // (samples) bits: already named in skipped_path
-    uint8_t *counted;                          // (samples) bits: already counted in this epoch
-    FILE *skipped;                             // NULL: nothing was skipped yet, or no path
-    int64_t failed_in_a_row, good, rotated;    // since the last good sample; in this epoch
-    int64_t failures[SAMPLE_STATUS_COUNT];     // those in a row by reason
+    int64_t *skips;                         // (files, SAMPLE_STATUS_COUNT) of this epoch
+    uint8_t *named;                         // (samples) bits: already named in skipped_path
+    uint8_t *counted;                       // (samples) bits: already counted in this epoch
+    FILE *skipped;                          // NULL: nothing was skipped yet, or no path
+    int64_t failed_in_a_row, good, rotated; // since the last good sample; in this epoch
+    int64_t failures[SAMPLE_STATUS_COUNT];  // those in a row by reason
     bool rotated_told;
-    uint64_t *step_keys; // (step_room) of the step that is being filled: a hash table, 0 is free; NULL: not distinct
-    size_t step_room;    // a power of 2
+    uint64_t *
+        // (step_room) of the step that is being filled: a hash table, 0 is free; NULL: not distinct
+        step_keys;
+    size_t step_room; // a power of 2
     int64_t in_step, useless_in_a_row;
 } Loader;
 
@@ -106,34 +112,44 @@ static inline void synthetic_tokens(int *tokens, int context, int vocab_size, in
     tokens[context - 1] = vocab_size - 1;
 }
 
-// Transforms a picture into the slot. draw: another number for each place in the epoch, what is random is drawn by it.
-static inline SampleStatus loader_transform(const Loader *l, const Image *image, uint64_t draw, LoaderSlot *s) {
+// Transforms a picture into the slot. draw: another number for each place in the epoch, what is random is
+// drawn by it.
+static inline SampleStatus loader_transform(
+    const Loader *l, const Image *image, uint64_t draw, LoaderSlot *s) {
     const LoaderConfig *c = &l->config;
     if (c->augment && !c->augment->evaluation_transform) {
         Rand r = rand_for(c->seed ^ AUGMENT_STREAM, (uint64_t)l->epoch, draw);
-        image_train_transform(s->pixels, image, c->image_size, INTERPOLATION_BICUBIC, c->augment, &r); // whatever the weights say: open_clip's rule
+        image_train_transform(s->pixels, image, c->image_size, INTERPOLATION_BICUBIC, c->augment,
+            &r); // whatever the weights say: open_clip's rule
         return SAMPLE_OK;
     }
-    const ImageStatus status = image_eval_transform(s->pixels, image, c->image_size, c->interpolation, c->resize_mode);
+    const ImageStatus status =
+        image_eval_transform(s->pixels, image, c->image_size, c->interpolation, c->resize_mode);
     return status == IMAGE_OK ? SAMPLE_OK : SAMPLE_IMAGE + (SampleStatus)status;
 }
 
 // The picture of the slot's sample: decoded from `bytes`, or kept.
-static inline SampleStatus loader_fill_pixels(const Loader *l, const SampleBytes *bytes, uint64_t draw, LoaderSlot *s) {
+static inline SampleStatus loader_fill_pixels(
+    const Loader *l, const SampleBytes *bytes, uint64_t draw, LoaderSlot *s) {
     const LoaderConfig *c = &l->config;
     const ImageEntry *kept = c->cache ? &c->cache->entries[s->index] : NULL;
     int orientation = kept ? kept->orientation : 1;
-    Image image = {kept ? kept->width : 0, kept ? kept->height : 0, kept ? (uint8_t *)(uintptr_t)(c->cache->map + kept->offset) : NULL, 1};
-    SampleStatus status = kept ? kept->status : sample_decode(&image, &bytes->image, c->max_image_pixels, c->exif_rotate, &orientation);
+    Image image = {kept ? kept->width : 0, kept ? kept->height : 0,
+        kept ? (uint8_t *)(uintptr_t)(c->cache->map + kept->offset) : NULL, 1};
+    SampleStatus status =
+        kept ? kept->status
+             : sample_decode(&image, &bytes->image, c->max_image_pixels, c->exif_rotate, &orientation);
     s->rotated = orientation != 1;
     if (status != SAMPLE_OK) return status;
-    if (kept && c->cache->squares) memcpy(s->pixels, image.rgb, 3 * (size_t)c->image_size * (size_t)c->image_size);
+    if (kept && c->cache->squares)
+        memcpy(s->pixels, image.rgb, 3 * (size_t)c->image_size * (size_t)c->image_size);
     else status = loader_transform(l, &image, draw, s);
     if (!kept) image_free(&image);
     return status;
 }
 
-// A template with the name of the sample's class, in the place of the caption (FLYP). False for a class without a name.
+// A template with the name of the sample's class, in the place of the caption (FLYP). False for a class
+// without a name.
 static inline bool loader_draw_prompt(const Loader *l, uint64_t draw, SampleBytes *bytes) {
     const LoaderConfig *c = &l->config;
     if ((size_t)bytes->label >= c->classnames->count) return false;
@@ -148,19 +164,26 @@ static inline bool loader_draw_prompt(const Loader *l, uint64_t draw, SampleByte
 static inline void loader_fill(const Loader *l, int64_t position, LoaderSlot *s, SampleBytes *bytes) {
     const LoaderConfig *c = &l->config;
     const int64_t entry = l->order[position % l->count];
-    const uint64_t draw = (uint64_t)entry + (uint64_t)(position / l->count) * order_limit(l->data); // also when the order has begun again
+    const uint64_t draw = (uint64_t)entry + (uint64_t)(position / l->count) *
+                                                order_limit(l->data); // also when the order has begun again
     s->index = order_sample(l->data, entry);
     s->rotated = false;
-    s->status = c->cache ? dataset_read_words(l->data, s->index, bytes) : dataset_read(l->data, s->index, bytes);
+    s->status =
+        c->cache ? dataset_read_words(l->data, s->index, bytes) : dataset_read(l->data, s->index, bytes);
     s->label = bytes->label;
     s->length = c->context;
     if (s->status != SAMPLE_OK) return;
     s->key = sample_key(l->data, s->index, bytes->caption, bytes->caption_bytes);
-    if (sample_type(l->data, &l->data->samples[s->index]) == DATASET_SYNTHETIC) dataset_synthetic_pixels(s->index, s->pixels, c->image_size);
+    if (sample_type(l->data, &l->data->samples[s->index]) == DATASET_SYNTHETIC)
+        dataset_synthetic_pixels(s->index, s->pixels, c->image_size);
     else s->status = loader_fill_pixels(l, bytes, draw, s);
     if (s->status != SAMPLE_OK || !c->context) return;
-    if (c->templates && sample_is_prompted(l->data, &l->data->samples[s->index]) && !loader_draw_prompt(l, draw, bytes)) s->status = SAMPLE_NO_LABEL;
-    else if (c->tokenizer) s->length = tokenizer_encode(c->tokenizer, bytes->caption, bytes->caption_bytes, s->tokens, c->context);
+    if (c->templates && sample_is_prompted(l->data, &l->data->samples[s->index]) &&
+        !loader_draw_prompt(l, draw, bytes))
+        s->status = SAMPLE_NO_LABEL;
+    else if (c->tokenizer)
+        s->length =
+            tokenizer_encode(c->tokenizer, bytes->caption, bytes->caption_bytes, s->tokens, c->context);
     else synthetic_tokens(s->tokens, c->context, c->vocab_size, s->index);
 }
 
@@ -170,7 +193,8 @@ static inline void *loader_worker(void *argument) {
     memset(&bytes, 0, sizeof bytes);
     pthread_mutex_lock(&l->mutex);
     for (;;) {
-        while (!l->stop && !(l->next < l->end && l->next < l->position + l->ring)) pthread_cond_wait(&l->work, &l->mutex);
+        while (!l->stop && !(l->next < l->end && l->next < l->position + l->ring))
+            pthread_cond_wait(&l->work, &l->mutex);
         if (l->stop) break;
         int64_t position = l->next++;
         l->busy++;
@@ -190,7 +214,8 @@ static inline void *loader_worker(void *argument) {
 // ---------------------------------------------------------------- making and freeing
 
 static inline void loader_make_slots(Loader *l) {
-    size_t pixels = 3 * (size_t)l->config.image_size * (size_t)l->config.image_size, context = (size_t)l->config.context;
+    size_t pixels = 3 * (size_t)l->config.image_size * (size_t)l->config.image_size;
+    size_t context = (size_t)l->config.context;
     int64_t batch = l->config.batch_size;
     l->ring = batch + min_i64(batch, (int64_t)(PREFETCH_MOST_BYTES / pixels)) + l->config.workers;
     l->slots = (LoaderSlot *)calloc_check((size_t)l->ring, sizeof *l->slots);
@@ -203,13 +228,17 @@ static inline void loader_make_slots(Loader *l) {
 // Ends the program where captions are wanted that nothing can read.
 static inline void loader_check_captions(const Dataset *data, const LoaderConfig *config) {
     bool words = false;
-    for (size_t i = 0; i < data->source_count; i++) words = words || data->sources[i].type != DATASET_SYNTHETIC;
+    for (size_t i = 0; i < data->source_count; i++)
+        words = words || data->sources[i].type != DATASET_SYNTHETIC;
     if (config->context && !config->tokenizer && words)
-        die(EXIT_USAGE, "%s: the model's vocabulary of %d has no tokenizer, so captions cannot be read; use --train-data synthetic", data->files[0].path,
-            config->vocab_size);
+        die(EXIT_USAGE,
+            "%s: the model's vocabulary of %d has no tokenizer, so captions cannot be read; use --train-data "
+            "synthetic",
+            data->files[0].path, config->vocab_size);
 }
 
-// Starts the workers; they have nothing to do before loader_start_epoch(). `data` must outlive the loader, and what `config` points to.
+// Starts the workers; they have nothing to do before loader_start_epoch(). `data` must outlive the loader,
+// and what `config` points to.
 static inline Loader *loader_create(const Dataset *data, const LoaderConfig *config) {
     loader_check_captions(data, config);
     Loader *l = (Loader *)calloc_check(1, sizeof *l);
@@ -242,7 +271,9 @@ static inline Loader *loader_create(const Dataset *data, const LoaderConfig *con
     l->threads = (pthread_t *)malloc_check((size_t)l->config.workers * sizeof *l->threads);
     for (int i = 0; i < l->config.workers; i++) {
         int error = pthread_create(&l->threads[i], NULL, loader_worker, l);
-        if (error) die(EXIT_RUNTIME, "cannot start worker %d of %d (%s); lower --workers", i + 1, l->config.workers, strerror(error));
+        if (error)
+            die(EXIT_RUNTIME, "cannot start worker %d of %d (%s); lower --workers", i + 1, l->config.workers,
+                strerror(error));
     }
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     return l;
@@ -256,12 +287,21 @@ static inline void loader_free(Loader *l) {
     pthread_cond_broadcast(&l->work);
     pthread_mutex_unlock(&l->mutex);
     for (int i = 0; i < l->config.workers; i++) pthread_join(l->threads[i], NULL);
-    for (int64_t i = 0; i < l->ring; i++) free(l->slots[i].pixels), free(l->slots[i].tokens);
+    for (int64_t i = 0; i < l->ring; i++) {
+        free(l->slots[i].pixels);
+        free(l->slots[i].tokens);
+    }
     pthread_mutex_destroy(&l->mutex);
     pthread_cond_destroy(&l->work);
     pthread_cond_destroy(&l->done);
     if (l->skipped) fclose(l->skipped);
-    free(l->slots), free(l->threads), free(l->order), free(l->named), free(l->counted), free(l->skips), free(l->step_keys);
+    free(l->slots);
+    free(l->threads);
+    free(l->order);
+    free(l->named);
+    free(l->counted);
+    free(l->skips);
+    free(l->step_keys);
     free(l);
 }
 
@@ -280,7 +320,12 @@ static inline Batch batch_create(const LoaderConfig *c) {
 }
 
 static inline void batch_free(Batch *b) {
-    free(b->pixels), free(b->tokens), free(b->lengths), free(b->labels), free(b->indices), free(b->keys);
+    free(b->pixels);
+    free(b->tokens);
+    free(b->lengths);
+    free(b->labels);
+    free(b->indices);
+    free(b->keys);
     memset(b, 0, sizeof *b);
 }
 
@@ -289,14 +334,16 @@ static inline int compare_keys(const void *a, const void *b) {
     return x < y ? -1 : x > y;
 }
 
-// How many pairs (i,j), i ≠ j, over all `count` batches of a step have equal keys, (j,i) counted beside (i,j): the picture of i is as right
-// for the caption of j as for its own, but the loss says otherwise. Over the number of samples: false negatives of one of them.
+// How many pairs (i,j), i ≠ j, over all `count` batches of a step have equal keys, (j,i) counted beside
+// (i,j): the picture of i is as right for the caption of j as for its own, but the loss says otherwise. Over
+// the number of samples: false negatives of one of them.
 static inline int64_t batch_false_negatives(const Batch *batches, int64_t count) {
     int64_t n = 0, pairs = 0, same = 0;
     for (int64_t b = 0; b < count; b++) n += batches[b].count;
     uint64_t *keys = (uint64_t *)malloc_check((size_t)n * sizeof *keys);
     n = 0;
-    for (int64_t b = 0; b < count; n += batches[b++].count) memcpy(keys + n, batches[b].keys, (size_t)batches[b].count * sizeof *keys);
+    for (int64_t b = 0; b < count; n += batches[b++].count)
+        memcpy(keys + n, batches[b].keys, (size_t)batches[b].count * sizeof *keys);
     qsort(keys, (size_t)n, sizeof *keys, compare_keys);
     for (int64_t i = 1; i < n; i++) {
         same = keys[i] == keys[i - 1] ? same + 1 : 0; // the equal ones before it
@@ -308,8 +355,8 @@ static inline int64_t batch_false_negatives(const Batch *batches, int64_t count)
 
 // ---------------------------------------------------------------- an epoch
 
-// Begins an epoch at a position of its order: 0, or loader_position() of an earlier run. The workers start at once, so this may
-// be called before an evaluation, to have the first batches ready after it.
+// Begins an epoch at a position of its order: 0, or loader_position() of an earlier run. The workers start at
+// once, so this may be called before an evaluation, to have the first batches ready after it.
 static inline void loader_start_epoch(Loader *l, int64_t epoch, int64_t position) {
     pthread_mutex_lock(&l->mutex);
     l->end = 0;
@@ -317,7 +364,8 @@ static inline void loader_start_epoch(Loader *l, int64_t epoch, int64_t position
     l->epoch = epoch;
     if (!l->config.one_pass) dataset_order(l->data, l->config.seed, epoch, l->config.shuffle, l->order);
     for (int64_t i = 0; i < l->count && l->config.one_pass; i++) l->order[i] = i;
-    if (l->config.distinct_step) order_make_distinct(l->data, l->config.seed, epoch, l->config.distinct_step, l->order, l->count);
+    if (l->config.distinct_step)
+        order_make_distinct(l->data, l->config.seed, epoch, l->config.distinct_step, l->order, l->count);
     l->next = l->position = l->committed = position;
     for (int64_t i = 0; i < l->ring; i++) l->slots[i].ready = false;
     l->failed_in_a_row = l->good = l->useless_in_a_row = 0;
@@ -329,7 +377,8 @@ static inline void loader_start_epoch(Loader *l, int64_t epoch, int64_t position
     pthread_mutex_unlock(&l->mutex);
 }
 
-// How many entries of the epoch's order the batches have used up, the skipped ones included: where a resumed run goes on.
+// How many entries of the epoch's order the batches have used up, the skipped ones included: where a resumed
+// run goes on.
 static inline int64_t loader_position(const Loader *l) { return l->committed; }
 
 // "9 broken images, 3 without caption"
@@ -337,7 +386,9 @@ static inline void skip_reasons(char *out, size_t size, const int64_t counts[SAM
     size_t n = 0;
     out[0] = 0;
     for (int i = 0; i < SAMPLE_STATUS_COUNT && n < size; i++)
-        if (counts[i]) n += (size_t)snprintf(out + n, size - n, "%s%lld %s", n ? ", " : "", (long long)counts[i], sample_status_counted(i, counts[i]));
+        if (counts[i])
+            n += (size_t)snprintf(out + n, size - n, "%s%lld %s", n ? ", " : "", (long long)counts[i],
+                sample_status_counted(i, counts[i]));
 }
 
 // Sets a bit; was it 0?
@@ -354,7 +405,8 @@ static inline void loader_name_skipped(Loader *l, const char *origin, const Load
     if (!l->skipped) {
         l->skipped = fopen(l->config.skipped_path, "a");
         if (!l->skipped) {
-            warn("%s: cannot write (%s); skipped samples are only counted", l->config.skipped_path, strerror(errno));
+            warn("%s: cannot write (%s); skipped samples are only counted", l->config.skipped_path,
+                strerror(errno));
             l->config.skipped_path = NULL;
             return;
         }
@@ -363,7 +415,8 @@ static inline void loader_name_skipped(Loader *l, const char *origin, const Load
     fprintf(l->skipped, "%s\t%s\n", origin, sample_status_name(s->status));
 }
 
-// Counts a bad sample; when no good one can come any more, the program ends. Training needs two different ones.
+// Counts a bad sample; when no good one can come any more, the program ends. Training needs two different
+// ones.
 static inline void loader_skip(Loader *l, const LoaderSlot *s, bool first_time) {
     char origin[2 * PATH_SIZE], reasons[400];
     dataset_origin(l->data, s->index, origin, sizeof origin);
@@ -378,12 +431,15 @@ static inline void loader_skip(Loader *l, const LoaderSlot *s, bool first_time) 
     int64_t most = pass ? l->count : max_i64(l->count - 1, 1);
     if (l->failed_in_a_row < most) return;
     skip_reasons(reasons, sizeof reasons, l->failures);
-    die(EXIT_USAGE, "%s: %s of %lld samples can be used (%s; the last is %.1000s); check the data and its options", l->data->files[0].path,
-        pass ? "none" : "fewer than two", (long long)l->count, reasons, origin);
+    die(EXIT_USAGE,
+        "%s: %s of %lld samples can be used (%s; the last is %.1000s); check the data and its options",
+        l->data->files[0].path, pass ? "none" : "fewer than two", (long long)l->count, reasons, origin);
 }
 
 static inline void batch_add(Batch *b, const LoaderConfig *c, const LoaderSlot *s) {
-    size_t i = (size_t)b->count++, pixels = 3 * (size_t)c->image_size * (size_t)c->image_size, context = (size_t)c->context;
+    size_t i = (size_t)b->count++;
+    size_t pixels = 3 * (size_t)c->image_size * (size_t)c->image_size;
+    size_t context = (size_t)c->context;
     memcpy(b->pixels + i * pixels, s->pixels, pixels);
     if (context) memcpy(b->tokens + i * context, s->tokens, context * sizeof(int));
     b->lengths[i] = s->length;
@@ -392,8 +448,9 @@ static inline void batch_add(Batch *b, const LoaderConfig *c, const LoaderSlot *
     b->keys[i] = s->key;
 }
 
-// Where steps are to be distinct: may the sample into the step? The order sees to it that all may (order_make_distinct), but where a broken
-// sample has left its place to the next, one can meet its like: it is passed over. When no sample fits, the program ends.
+// Where steps are to be distinct: may the sample into the step? The order sees to it that all may
+// (order_make_distinct), but where a broken sample has left its place to the next, one can meet its like: it
+// is passed over. When no sample fits, the program ends.
 static inline bool loader_fits_step(Loader *l, const LoaderSlot *s) {
     if (!l->step_keys) return true;
     if (l->in_step == l->config.distinct_step) {
@@ -401,7 +458,9 @@ static inline bool loader_fits_step(Loader *l, const LoaderSlot *s) {
         l->in_step = 0;
     }
     if (++l->useless_in_a_row > l->count)
-        die(EXIT_USAGE, "%s: the samples that can be used have fewer than %lld different keys; lower --batch-size, or leave --distinct-batches out",
+        die(EXIT_USAGE,
+            "%s: the samples that can be used have fewer than %lld different keys; lower --batch-size, or "
+            "leave --distinct-batches out",
             l->data->files[0].path, (long long)l->config.distinct_step);
     if (s->status != SAMPLE_OK) return true;
     const uint64_t key = s->key ? s->key : 1;
@@ -409,7 +468,8 @@ static inline bool loader_fits_step(Loader *l, const LoaderSlot *s) {
     while (l->step_keys[i] && l->step_keys[i] != key) i = (i + 1) & (l->step_room - 1);
     if (l->step_keys[i] == key) return false;
     l->step_keys[i] = key;
-    l->in_step++, l->useless_in_a_row = 0;
+    l->in_step++;
+    l->useless_in_a_row = 0;
     return true;
 }
 
@@ -421,15 +481,18 @@ static inline bool loader_wait(Loader *l, const LoaderSlot *s, double *waited) {
         struct timespec until; // looks after Ctrl-C ten times a second
         clock_gettime(CLOCK_MONOTONIC, &until);
         until.tv_nsec += 100000000;
-        if (until.tv_nsec >= 1000000000) until.tv_sec++, until.tv_nsec -= 1000000000;
+        if (until.tv_nsec >= 1000000000) {
+            until.tv_sec++;
+            until.tv_nsec -= 1000000000;
+        }
         pthread_cond_timedwait(&l->done, &l->mutex, &until);
     }
     *waited += seconds_now() - start;
     return s->ready;
 }
 
-// The next batch; returns out->count: batch_size, or less at the end of one pass, 0 behind it; 0 also when Ctrl-C ended the
-// wait for a sample (loader_position() then is that of the batch before).
+// The next batch; returns out->count: batch_size, or less at the end of one pass, 0 behind it; 0 also when
+// Ctrl-C ended the wait for a sample (loader_position() then is that of the batch before).
 static inline int loader_next(Loader *l, Batch *out) {
     out->count = 0;
     out->wait_seconds = 0;
@@ -439,7 +502,9 @@ static inline int loader_next(Loader *l, Batch *out) {
         bool ready = loader_wait(l, s, &out->wait_seconds);
         pthread_mutex_unlock(&l->mutex);
         if (!ready) return out->count = 0;
-        const bool fits = loader_fits_step(l, s), told = s->status != SAMPLE_OK || s->rotated, first_time = told && set_bit(l->counted, s->index);
+        const bool fits = loader_fits_step(l, s);
+        const bool told = s->status != SAMPLE_OK || s->rotated;
+        const bool first_time = told && set_bit(l->counted, s->index);
         if (s->status == SAMPLE_OK) {
             if (fits) batch_add(out, &l->config, s);
             l->good++;
@@ -466,8 +531,8 @@ static inline int64_t loader_skipped(const Loader *l) {
     return total;
 }
 
-// One line a source file that samples were skipped of, for ten files at most, and one about pictures that EXIF would turn, once. To be called
-// at the end of each epoch; the counts begin again.
+// One line a source file that samples were skipped of, for ten files at most, and one about pictures that
+// EXIF would turn, once. To be called at the end of each epoch; the counts begin again.
 static inline void loader_report_skips(Loader *l) {
     enum { MOST_LINES = 10 };
     int64_t lines = 0, more_samples = 0;
@@ -482,12 +547,17 @@ static inline void loader_report_skips(Loader *l) {
         if (++lines > MOST_LINES) more_samples += skipped;
         else {
             skip_reasons(reasons, sizeof reasons, counts);
-            warn("%s: %lld of %lld samples skipped (%s)%s", f->path, (long long)skipped, (long long)f->samples, reasons, see);
+            warn("%s: %lld of %lld samples skipped (%s)%s", f->path, (long long)skipped,
+                (long long)f->samples, reasons, see);
         }
     }
-    if (more_samples) warn("%lld more files: %lld samples skipped%s", (long long)(lines - MOST_LINES), (long long)more_samples, see);
+    if (more_samples)
+        warn("%lld more files: %lld samples skipped%s", (long long)(lines - MOST_LINES),
+            (long long)more_samples, see);
     if (l->rotated && !l->config.exif_rotate && !l->rotated_told) {
-        warn("%lld pictures ask by EXIF to be turned and are taken as they lie, as open_clip does; --exif-rotate turns them", (long long)l->rotated);
+        warn("%lld pictures ask by EXIF to be turned and are taken as they lie, as open_clip does; "
+             "--exif-rotate turns them",
+            (long long)l->rotated);
         l->rotated_told = true;
     }
     memset(l->skips, 0, l->data->file_count * SAMPLE_STATUS_COUNT * sizeof *l->skips);

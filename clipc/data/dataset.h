@@ -1,10 +1,12 @@
-// A data set: the list of all its samples, made once at the start; sample.h reads one of them. It has one source or several, joined by
-// `::`, each of its own kind:
+// A data set: the list of all its samples, made once at the start; sample.h reads one of them. It has one
+// source or several, joined by `::`, each of its own kind:
 //   csv         a table of text with a column of image paths and one of captions (or labels)
 //   webdataset  tar shards: KEY.jpg beside KEY.txt, KEY.json or KEY.cls
-//   folder      images at any depth, each with a .txt of the same stem; or one sub-folder a class (DatasetConfig.prompts)
+//   folder      images at any depth, each with a .txt of the same stem; or one sub-folder a class
+//       (DatasetConfig.prompts)
 //   synthetic   random pixels and a fixed caption, for measurements
-// The number of samples is fixed from then on, the broken ones included: what is wrong with one is found when it is read.
+// The number of samples is fixed from then on, the broken ones included: what is wrong with one is found when
+// it is read.
 #ifndef CLIPC_DATASET_H
 #define CLIPC_DATASET_H
 
@@ -21,33 +23,48 @@ typedef struct {
     DatasetType type;
     const char *csv_img_key, *csv_caption_key, *csv_label_key; // names of columns
     char csv_separator;                                        // 0: found out from the header line
-    const char *image_key, *text_key;                          // kinds of members, best first: "jpg;png;jpeg;webp", "txt"
-    const char *json_text_key;                                 // captions are the string under this key of KEY.json; NULL: they are KEY.txt
-    bool need_caption, need_label;                             // a sample without one is skipped; captions are not read when not needed
-    int64_t num_samples;                                       // the first so many samples alone; synthetic: how many; 0: all
-    const char *const *classnames;                             // (classname_count) labels may be given by these names; NULL: by number only
+    const char *image_key, *text_key; // kinds of members, best first: "jpg;png;jpeg;webp", "txt"
+    const char *json_text_key; // captions are the string under this key of KEY.json; NULL: they are KEY.txt
+    bool need_caption, need_label; // a sample without one is skipped; captions are not read when not needed
+    int64_t num_samples;           // the first so many samples alone; synthetic: how many; 0: all
+    const char *const
+        *classnames; // (classname_count) labels may be given by these names; NULL: by number only
     int classname_count;
-    bool prompts;                   // labels stand for captions (LoaderConfig.templates): folders are class folders, what has no label needs a caption
-    const char *positives_key;      // which samples are false negatives of each other: sample_key(); NULL: "caption"
-    const char *upsampling_factors; // "A::B", one a source: how often an epoch holds each of its samples; NULL: once
-    bool resampled;                 // an epoch is drawn with replacement, num_samples times (0: as many as there are); the list is not cut to them
+    bool
+        // labels stand for captions (LoaderConfig.templates): folders are class folders, what has no label
+        // needs a caption
+        prompts;
+    const char
+        *positives_key; // which samples are false negatives of each other: sample_key(); NULL: "caption"
+    const char
+        *upsampling_factors; // "A::B", one a source: how often an epoch holds each of its samples; NULL: once
+    bool
+        // an epoch is drawn with replacement, num_samples times (0: as many as there are); the list is not
+        // cut to them
+        resampled;
 } DatasetConfig;
 
 static inline DatasetConfig dataset_config_default(void) {
-    DatasetConfig c = {DATASET_AUTO, "filepath", "title", "label", 0, "jpg;png;jpeg;webp", "txt", NULL, true, false, 0, NULL, 0,
-        false, NULL, NULL, false};
+    DatasetConfig c = {DATASET_AUTO, "filepath", "title", "label", 0, "jpg;png;jpeg;webp", "txt", NULL, true,
+        false, 0, NULL, 0, false, NULL, NULL, false};
     return c;
 }
 
-#define SYNTHETIC_SAMPLES 1000    // when --train-num-samples does not say
-#define CAPTION_MOST_BYTES 65536  // of one caption; what follows is cut off, far behind any context
+#define SYNTHETIC_SAMPLES 1000   // when --train-num-samples does not say
+#define CAPTION_MOST_BYTES 65536 // of one caption; what follows is cut off, far behind any context
 
 typedef struct {
-    int64_t image, caption;             // tar: where in the shard, or ~where in the unpacked data; else where in the file's text (image: its path)
-    int64_t name;                       // tar: the member's name in the file's text; CSV: there the text of the positives' key, -1: none
-    int32_t image_bytes, caption_bytes; // -1: the sample has none (folder: captions are looked for when they are read)
-    int32_t label;                      // -1: none
-    int32_t file;                       // index of its DataFile
+    int64_t image,
+        // tar: where in the shard, or ~where in the unpacked data; else where in the file's text (image: its
+        // path)
+        caption;
+    int64_t
+        // tar: the member's name in the file's text; CSV: there the text of the positives' key, -1: none
+        name;
+    int32_t image_bytes,
+        caption_bytes; // -1: the sample has none (folder: captions are looked for when they are read)
+    int32_t label;     // -1: none
+    int32_t file;      // index of its DataFile
 } DataSample;
 
 // One of the parts that `::` joins.
@@ -81,14 +98,18 @@ typedef struct {
     int64_t spill_bytes;
     StringList class_folders; // names of the sub-folders by label, where there are class folders
     uint64_t *keys;           // (count) of dataset_read_keys(), or NULL
-    bool borrowed;            // sources, text of the files and spill_fd belong to another Dataset (dataset_split)
+    bool borrowed; // sources, text of the files and spill_fd belong to another Dataset (dataset_split)
 } Dataset;
 
 static inline int64_t dataset_count(const Dataset *d) { return d->count; }
-static inline DatasetType sample_type(const Dataset *d, const DataSample *s) { return d->sources[d->files[s->file].source].type; }
+static inline DatasetType sample_type(const Dataset *d, const DataSample *s) {
+    return d->sources[d->files[s->file].source].type;
+}
 
 // Does its label stand for its caption?
-static inline bool sample_is_prompted(const Dataset *d, const DataSample *s) { return d->config.prompts && s->label >= 0; }
+static inline bool sample_is_prompted(const Dataset *d, const DataSample *s) {
+    return d->config.prompts && s->label >= 0;
+}
 
 // first (source_count + 1): the samples of source s are those from first[s] to below first[s + 1].
 static inline void dataset_source_ranges(const Dataset *d, int64_t *first) {
@@ -101,7 +122,10 @@ static inline void dataset_source_ranges(const Dataset *d, int64_t *first) {
 typedef enum { KEY_CAPTION, KEY_IMAGE, KEY_CLASS, KEY_COLUMN } PositivesKey;
 static inline PositivesKey positives_key(const DatasetConfig *c) {
     const char *name = c->positives_key;
-    return !name || !strcmp(name, "caption") ? KEY_CAPTION : !strcmp(name, "image") ? KEY_IMAGE : !strcmp(name, "cls") ? KEY_CLASS : KEY_COLUMN;
+    return !name || !strcmp(name, "caption") ? KEY_CAPTION
+           : !strcmp(name, "image")          ? KEY_IMAGE
+           : !strcmp(name, "cls")            ? KEY_CLASS
+                                             : KEY_COLUMN;
 }
 
 // ---------------------------------------------------------------- making the list
@@ -144,7 +168,10 @@ static inline int64_t data_file_add_text(DataFile *f, const char *text) {
 
 // A label is a number from 0, or the name of a class; -1 where it is neither, or no class has this number.
 static inline int label_parse(const DatasetConfig *c, const char *text, size_t length) {
-    while (length && isspace((unsigned char)text[0])) text++, length--;
+    while (length && isspace((unsigned char)text[0])) {
+        text++;
+        length--;
+    }
     while (length && isspace((unsigned char)text[length - 1])) length--;
     int64_t number = length <= 9 ? brace_number(text, length) : -1;
     if (number >= 0) return c->classnames && number >= c->classname_count ? -1 : (int)number;
@@ -163,13 +190,15 @@ typedef struct {
 // Opens the table and finds its columns. What has to be there and is not, ends the program.
 static inline CsvColumns dataset_open_csv(const DatasetConfig *c, CsvReader *r, const char *path) {
     const PositivesKey kind = positives_key(c);
-    const char *names[4] = {c->csv_img_key, c->need_caption ? c->csv_caption_key : NULL, c->need_label || c->prompts ? c->csv_label_key : NULL,
-        kind == KEY_COLUMN ? c->positives_key : NULL};
+    const char *names[4] = {c->csv_img_key, c->need_caption ? c->csv_caption_key : NULL,
+        c->need_label || c->prompts ? c->csv_label_key : NULL, kind == KEY_COLUMN ? c->positives_key : NULL};
     csv_open(r, path, c->csv_separator, names, 4);
-    CsvColumns out = {csv_need_column(r, path, c->csv_img_key, "--csv-img-key"), -1, csv_find_column(r, c->csv_label_key), -1};
+    CsvColumns out = {csv_need_column(r, path, c->csv_img_key, "--csv-img-key"), -1,
+        csv_find_column(r, c->csv_label_key), -1};
     if (c->need_label) out.label = csv_need_column(r, path, c->csv_label_key, "--csv-label-key");
     if (c->need_caption) out.caption = csv_find_column(r, c->csv_caption_key);
-    if (c->need_caption && !(c->prompts && out.label >= 0)) out.caption = csv_need_column(r, path, c->csv_caption_key, "--csv-caption-key");
+    if (c->need_caption && !(c->prompts && out.label >= 0))
+        out.caption = csv_need_column(r, path, c->csv_caption_key, "--csv-caption-key");
     if (kind == KEY_COLUMN) out.key = csv_need_column(r, path, c->positives_key, "--positives-key");
     if (kind == KEY_CLASS) out.key = out.label;
     return out;
@@ -192,10 +221,15 @@ static inline void dataset_add_csv(Dataset *d, int source, const char *path) {
             s->caption = r.fields[caption].start - r.text;
             s->caption_bytes = (int32_t)min_i64((int64_t)r.fields[caption].length, CAPTION_MOST_BYTES);
         }
-        if (label >= 0 && label < r.count) s->label = label_parse(c, r.fields[label].start, r.fields[label].length);
-        s->name = column.key >= 0 && column.key < r.count && r.fields[column.key].length ? r.fields[column.key].start - r.text : -1;
+        if (label >= 0 && label < r.count)
+            s->label = label_parse(c, r.fields[label].start, r.fields[label].length);
+        s->name = column.key >= 0 && column.key < r.count && r.fields[column.key].length
+                      ? r.fields[column.key].start - r.text
+                      : -1;
     }
-    if (r.unclosed) warn("%s: %lld fields begin with a quotation mark that is never closed; they are taken as they stand", path, (long long)r.unclosed);
+    if (r.unclosed)
+        warn("%s: %lld fields begin with a quotation mark that is never closed; they are taken as they stand",
+            path, (long long)r.unclosed);
     f->text = r.text;
     f->text_bytes = r.length;
     free(r.fields);
@@ -240,16 +274,21 @@ static inline bool member_group_add(MemberGroup *g, Dataset *d, TarReader *t, Ta
     int rank;
     MemberRole role = key_length ? member_role(&d->config, m->name + key_length + 1, &rank) : MEMBER_OTHER;
     bool same = key_length == g->key_length && !memcmp(m->name, g->key, key_length);
-    // a key that comes back in the next sample, which LAION-400M has: a member of a kind that is there already
-    bool again = (role == MEMBER_IMAGE && s->image_bytes >= 0 && rank == g->image_rank) || (role == MEMBER_CAPTION && s->caption_bytes >= 0);
+    // a key that comes back in the next sample, which LAION-400M has: a member of a kind that is there
+    // already
+    bool again = (role == MEMBER_IMAGE && s->image_bytes >= 0 && rank == g->image_rank) ||
+                 (role == MEMBER_CAPTION && s->caption_bytes >= 0);
     if (!same || again) {
         member_group_finish(g, d);
         list_grow((void **)&g->key, &g->capacity, key_length + 1, 1);
         memcpy(g->key, m->name, key_length);
         g->key_length = key_length;
     }
-    if (role == MEMBER_OTHER || (role == MEMBER_IMAGE && s->image_bytes >= 0 && rank > g->image_rank)) return true;
-    if (!g->any || role == MEMBER_IMAGE) s->name = data_file_add_text(&d->files[d->file_count - 1], m->name); // the image's name, if it has one
+    if (role == MEMBER_OTHER || (role == MEMBER_IMAGE && s->image_bytes >= 0 && rank > g->image_rank))
+        return true;
+    if (!g->any || role == MEMBER_IMAGE)
+        s->name =
+            data_file_add_text(&d->files[d->file_count - 1], m->name); // the image's name, if it has one
     g->any = true;
     if (role == MEMBER_LABEL) {
         char text[256];
@@ -263,8 +302,14 @@ static inline bool member_group_add(MemberGroup *g, Dataset *d, TarReader *t, Ta
         m->offset = ~m->offset;
     }
     int32_t bytes = (int32_t)min_i64(m->bytes, INT32_MAX);
-    if (role == MEMBER_IMAGE) s->image = m->offset, s->image_bytes = bytes, g->image_rank = rank;
-    else s->caption = m->offset, s->caption_bytes = bytes;
+    if (role == MEMBER_IMAGE) {
+        s->image = m->offset;
+        s->image_bytes = bytes;
+        g->image_rank = rank;
+    } else {
+        s->caption = m->offset;
+        s->caption_bytes = bytes;
+    }
     return true;
 }
 
@@ -283,8 +328,12 @@ static inline void dataset_add_shard(Dataset *d, int source, const char *path) {
     tar_close(&t);
     int64_t samples = d->files[d->file_count - 1].samples;
     make_one_line(t.error);
-    if (t.error[0]) warn("%s: broken shard (%s); %lld samples can be read; get it again", path, t.error, (long long)samples);
-    else if (!samples) warn("%s: holds no sample (members KEY.%s with KEY.%s); see --image-key, --text-key", path, d->config.image_key, d->config.text_key);
+    if (t.error[0])
+        warn("%s: broken shard (%s); %lld samples can be read; get it again", path, t.error,
+            (long long)samples);
+    else if (!samples)
+        warn("%s: holds no sample (members KEY.%s with KEY.%s); see --image-key, --text-key", path,
+            d->config.image_key, d->config.text_key);
     free(g.key);
 }
 
@@ -293,7 +342,8 @@ static inline void dataset_add_webdataset(Dataset *d, int source, const char *sp
     bool show = isatty(STDERR_FILENO);
     double start = seconds_now();
     for (size_t i = 0; i < shards.count; i++) {
-        if (show && seconds_now() - start > 1) fprintf(stderr, "\rlisting the samples: shard %zu of %zu ", i + 1, shards.count);
+        if (show && seconds_now() - start > 1)
+            fprintf(stderr, "\rlisting the samples: shard %zu of %zu ", i + 1, shards.count);
         dataset_add_shard(d, source, shards.list[i]);
     }
     if (show && seconds_now() - start > 1) fprintf(stderr, "\r\033[K");
@@ -303,13 +353,16 @@ static inline void dataset_add_webdataset(Dataset *d, int source, const char *sp
 // ---------------------------------------------------------------- folders
 
 static inline bool is_image_name(const char *name) {
-    return ends_with(name, ".jpg") || ends_with(name, ".jpeg") || ends_with(name, ".png") || ends_with(name, ".webp");
+    return ends_with(name, ".jpg") || ends_with(name, ".jpeg") || ends_with(name, ".png") ||
+           ends_with(name, ".webp");
 }
 
-static inline int compare_strings(const void *a, const void *b) { return strcmp(*(char *const *)a, *(char *const *)b); }
+static inline int compare_strings(const void *a, const void *b) {
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
 
-// The images at any depth and, when `folders` is not NULL, the names of the sub-folders; hidden files and folders are passed over.
-// Links are followed; a link to a folder above is seen as such and ends there.
+// The images at any depth and, when `folders` is not NULL, the names of the sub-folders; hidden files and
+// folders are passed over. Links are followed; a link to a folder above is seen as such and ends there.
 static inline void folder_walk(const char *root, StringList *images, StringList *folders) {
     char path[PATH_SIZE];
     path_format(path, "%s", root);
@@ -318,15 +371,19 @@ static inline void folder_walk(const char *root, StringList *images, StringList 
     FTS *walk = fts_open(roots, FTS_LOGICAL | FTS_NOCHDIR, NULL);
     if (!walk) die(EXIT_RUNTIME, "%s: cannot list the folder (%s)", root, strerror(errno));
     for (FTSENT *e; (e = fts_read(walk));) {
-        bool file = e->fts_info == FTS_F || e->fts_info == FTS_SLNONE || e->fts_info == FTS_NS; // a dead link, too: it is counted as missing
+        bool file = e->fts_info == FTS_F || e->fts_info == FTS_SLNONE ||
+                    e->fts_info == FTS_NS; // a dead link, too: it is counted as missing
         if (e->fts_level > 0 && e->fts_name[0] == '.') fts_set(walk, e, FTS_SKIP);
-        else if (e->fts_info == FTS_DNR) warn("%s: cannot list the folder (%s); its images are left out", e->fts_path, strerror(e->fts_errno));
+        else if (e->fts_info == FTS_DNR)
+            warn("%s: cannot list the folder (%s); its images are left out", e->fts_path,
+                strerror(e->fts_errno));
         else if (e->fts_info == FTS_D && e->fts_level == 1 && folders) string_list_add(folders, e->fts_name);
         else if (file && is_image_name(e->fts_name)) string_list_add(images, e->fts_path);
     }
     fts_close(walk);
     if (images->count) qsort(images->list, images->count, sizeof *images->list, compare_strings);
-    if (folders && folders->count) qsort(folders->list, folders->count, sizeof *folders->list, compare_strings);
+    if (folders && folders->count)
+        qsort(folders->list, folders->count, sizeof *folders->list, compare_strings);
 }
 
 static inline DataSample *dataset_add_image_file(Dataset *d, const char *path) {
@@ -346,7 +403,8 @@ static inline void dataset_add_folder(Dataset *d, int source, const char *root) 
     string_list_free(&images);
 }
 
-// The label of a class folder that has no classnames to look it up in: its place in d->class_folders, where it is added if it is new.
+// The label of a class folder that has no classnames to look it up in: its place in d->class_folders, where
+// it is added if it is new.
 static inline int class_folder_label(Dataset *d, const char *name) {
     for (size_t i = 0; i < d->class_folders.count; i++)
         if (!strcmp(d->class_folders.list[i], name)) return (int)i;
@@ -366,7 +424,8 @@ static inline int *class_folder_labels(Dataset *d, const char *root, const Strin
         named = labels[i] >= 0;
     }
     if (!named && c->classnames && folders->count != (size_t)c->classname_count)
-        die(EXIT_USAGE, "%s: %zu class folders, but %d class names; give --classnames one line a folder", root, folders->count, c->classname_count);
+        die(EXIT_USAGE, "%s: %zu class folders, but %d class names; give --classnames one line a folder",
+            root, folders->count, c->classname_count);
     for (size_t i = 0; i < folders->count; i++) {
         int place = class_folder_label(d, folders->list[i]);
         if (!named) labels[i] = c->classnames ? (int)i : place;
@@ -388,11 +447,13 @@ static inline void dataset_add_class_folders(Dataset *d, int source, const char 
         const char *below = images.list[i] + root_length + (root[root_length - 1] != '/');
         if (!strchr(below, '/')) continue; // an image beside the class folders
         path_format(name, "%.*s", (int)(strchr(below, '/') - below), below);
-        char **found = (char **)bsearch(&key, folders.list, folders.count, sizeof *folders.list, compare_strings);
+        char **found =
+            (char **)bsearch(&key, folders.list, folders.count, sizeof *folders.list, compare_strings);
         if (found) dataset_add_image_file(d, images.list[i])->label = labels[found - folders.list];
     }
     free(labels);
-    string_list_free(&images), string_list_free(&folders);
+    string_list_free(&images);
+    string_list_free(&folders);
 }
 
 // ---------------------------------------------------------------- sources
@@ -400,7 +461,8 @@ static inline void dataset_add_class_folders(Dataset *d, int source, const char 
 // .tar, .tgz or .tar.gz … at the end of a name or a brace.
 static inline bool is_shard_name(const char *spec) {
     for (const char *p = spec; (p = strchr(p, '.')); p++)
-        if ((!strncasecmp(p, ".tar", 4) || !strncasecmp(p, ".tgz", 4)) && strchr(".,}", p[4])) return true; // strchr finds the NUL, too
+        if ((!strncasecmp(p, ".tar", 4) || !strncasecmp(p, ".tgz", 4)) && strchr(".,}", p[4]))
+            return true; // strchr finds the NUL, too
     return false;
 }
 
@@ -409,18 +471,23 @@ static inline DatasetType dataset_find_type(const char *part) {
     if (!strcmp(part, "synthetic")) return DATASET_SYNTHETIC;
     if (is_directory(part)) return DATASET_FOLDER;
     if (shard_command(part) || is_shard_name(part)) return DATASET_WEBDATASET;
-    if (!file_exists(part)) die(EXIT_USAGE, "%s: no such file or folder; give a CSV file, tar shards, a folder of images, or synthetic", part);
+    if (!file_exists(part))
+        die(EXIT_USAGE,
+            "%s: no such file or folder; give a CSV file, tar shards, a folder of images, or synthetic",
+            part);
     return DATASET_CSV;
 }
 
 // Ends the program when a shard or folder is not there: before any source is read, which may take long.
 static inline void data_source_check(const DataSource *s) {
-    if (s->type == DATASET_FOLDER && !is_directory(s->spec)) die(EXIT_USAGE, "%s: no such folder; give a folder of images", s->spec);
+    if (s->type == DATASET_FOLDER && !is_directory(s->spec))
+        die(EXIT_USAGE, "%s: no such folder; give a folder of images", s->spec);
     if (s->type != DATASET_WEBDATASET) return;
     StringList shards = shard_list(s->spec);
     for (size_t i = 0; i < shards.count; i++)
         if (!shard_command(shards.list[i]) && !file_exists(shards.list[i]))
-            die(EXIT_USAGE, "%s: no such shard (%s; %zu of %zu); give the shards that there are", shards.list[i], s->spec, i + 1, shards.count);
+            die(EXIT_USAGE, "%s: no such shard (%s; %zu of %zu); give the shards that there are",
+                shards.list[i], s->spec, i + 1, shards.count);
     string_list_free(&shards);
 }
 
@@ -428,15 +495,21 @@ static inline void dataset_set_factors(Dataset *d, const char *text) {
     StringList parts = parts_split(text);
     double sum = 0;
     if (parts.count != d->source_count)
-        die(EXIT_USAGE, "--train-data-upsampling-factors %s: %zu factors for %zu sources; give one for each, joined by ::", text, parts.count, d->source_count);
+        die(EXIT_USAGE,
+            "--train-data-upsampling-factors %s: %zu factors for %zu sources; give one for each, joined by "
+            "::",
+            text, parts.count, d->source_count);
     for (size_t i = 0; i < parts.count; i++) {
         char *end;
         double factor = strtod(parts.list[i], &end);
         if (end == parts.list[i] || *end || !(factor >= 0 && factor <= MOST_FACTOR))
-            die(EXIT_USAGE, "--train-data-upsampling-factors %s: '%s' is no number from 0 to %g; give such as 1::2.5", text, parts.list[i], MOST_FACTOR);
+            die(EXIT_USAGE,
+                "--train-data-upsampling-factors %s: '%s' is no number from 0 to %g; give such as 1::2.5",
+                text, parts.list[i], MOST_FACTOR);
         sum += d->sources[i].factor = factor;
     }
-    if (sum == 0) die(EXIT_USAGE, "--train-data-upsampling-factors %s: leaves no data; give a factor above 0", text);
+    if (sum == 0)
+        die(EXIT_USAGE, "--train-data-upsampling-factors %s: leaves no data; give a factor above 0", text);
     string_list_free(&parts);
 }
 
@@ -454,7 +527,9 @@ static inline void dataset_add_sources(Dataset *d, const char *spec) {
     string_list_free(&parts);
     if (c->upsampling_factors) dataset_set_factors(d, c->upsampling_factors);
     if (positives_key(c) == KEY_COLUMN && !csv)
-        die(EXIT_USAGE, "--positives-key %s: is the column of a CSV, and %s is none; give caption, image or cls", c->positives_key, spec);
+        die(EXIT_USAGE,
+            "--positives-key %s: is the column of a CSV, and %s is none; give caption, image or cls",
+            c->positives_key, spec);
 }
 
 static inline void dataset_add_source_samples(Dataset *d, int source) {
@@ -493,7 +568,8 @@ static inline void dataset_cut(Dataset *d, int64_t limit) {
     dataset_source_ranges(d, first);
     d->count = 0;
     for (size_t s = 0; s < d->source_count; s++) {
-        int64_t end = (int64_t)((double)limit * (double)first[s + 1] / (double)total + 0.5); // of what is kept: rounded, they add up to the limit
+        int64_t end = (int64_t)((double)limit * (double)first[s + 1] / (double)total +
+                                0.5); // of what is kept: rounded, they add up to the limit
         for (int64_t i = first[s]; i < first[s + 1]; i++) {
             if (d->count < end) d->samples[d->count++] = d->samples[i];
             else d->files[d->samples[i].file].samples--;
@@ -506,14 +582,17 @@ static inline void dataset_cut(Dataset *d, int64_t limit) {
 static inline void dataset_finish(Dataset *d, const char *spec, int64_t least) {
     const char *hint[] = {"", "rows below the header line", "members such as 000.jpg and 000.txt",
         ".jpg .jpeg .png or .webp files (tar shards are given by name: FOLDER/{00000..00009}.tar)", ""};
-    if (d->count == 0) die(EXIT_USAGE, "%s: the data set is empty; it needs %s", spec, hint[d->sources[0].type]);
+    if (d->count == 0)
+        die(EXIT_USAGE, "%s: the data set is empty; it needs %s", spec, hint[d->sources[0].type]);
     if (d->config.num_samples && !d->config.resampled) dataset_cut(d, d->config.num_samples);
-    if (d->count < least) die(EXIT_USAGE, "%s: %lld samples, at least %lld are needed; give more data", spec, (long long)d->count, (long long)least);
+    if (d->count < least)
+        die(EXIT_USAGE, "%s: %lld samples, at least %lld are needed; give more data", spec,
+            (long long)d->count, (long long)least);
 }
 
-// Lists the samples of `spec`: sources joined by `::`, each a CSV file, tar shards, a folder, or "synthetic". least: fewer samples end
-// the program (training needs 2 pairs, anything else 1). Whatever makes the whole set unusable ends the program with one line. Free with
-// dataset_free.
+// Lists the samples of `spec`: sources joined by `::`, each a CSV file, tar shards, a folder, or "synthetic".
+// least: fewer samples end the program (training needs 2 pairs, anything else 1). Whatever makes the whole
+// set unusable ends the program with one line. Free with dataset_free.
 static inline Dataset dataset_open(const char *spec, const DatasetConfig *config, int64_t least) {
     Dataset d = dataset_new(config);
     dataset_add_sources(&d, spec);
@@ -522,24 +601,28 @@ static inline Dataset dataset_open(const char *spec, const DatasetConfig *config
     return d;
 }
 
-// A folder with one sub-folder a class; captions are not needed, labels are. A label is the line of the sub-folder's name in
-// config->classnames when all of them are named there; else the place of the name among the sorted names, and then there must be as many
-// as classnames, if those are given.
+// A folder with one sub-folder a class; captions are not needed, labels are. A label is the line of the
+// sub-folder's name in config->classnames when all of them are named there; else the place of the name among
+// the sorted names, and then there must be as many as classnames, if those are given.
 static inline Dataset dataset_open_class_folders(const char *root, const DatasetConfig *config) {
     Dataset d = dataset_new(config);
-    d.config.need_caption = false, d.config.need_label = true;
-    if (!is_directory(root)) die(EXIT_USAGE, "%s: no such folder; give a folder with one sub-folder a class", root);
+    d.config.need_caption = false;
+    d.config.need_label = true;
+    if (!is_directory(root))
+        die(EXIT_USAGE, "%s: no such folder; give a folder with one sub-folder a class", root);
     dataset_add_source(&d, root, DATASET_FOLDER);
     dataset_add_class_folders(&d, 0, root);
     dataset_finish(&d, root, 1);
     return d;
 }
 
-// Moves round(share · count) samples, drawn by `seed` alone, from `d` to the returned data set, which uses the files of `d` and is to be
-// freed before it. Both keep their order.
+// Moves round(share · count) samples, drawn by `seed` alone, from `d` to the returned data set, which uses
+// the files of `d` and is to be freed before it. Both keep their order.
 static inline Dataset dataset_split(Dataset *d, double share, uint64_t seed) {
     Dataset out = *d;
-    int64_t take = (int64_t)((double)d->count * share + 0.5), *order = (int64_t *)malloc_check((size_t)d->count * sizeof *order), kept = 0;
+    int64_t take = (int64_t)((double)d->count * share + 0.5);
+    int64_t *order = (int64_t *)malloc_check((size_t)d->count * sizeof *order);
+    int64_t kept = 0;
     bool *taken = (bool *)calloc_check((size_t)d->count, sizeof *taken);
     for (int64_t i = 0; i < d->count; i++) order[i] = i;
     Rand r = rand_for(seed, 0x73706c6974 /* "split" */, 0);
@@ -557,8 +640,11 @@ static inline Dataset dataset_split(Dataset *d, double share, uint64_t seed) {
     for (size_t i = 0; i < d->file_count; i++) out.files[i].samples = 0;
     for (int64_t i = 0; i < d->count; i++) {
         DataSample s = d->samples[i];
-        if (taken[i]) out.samples[out.count++] = s, out.files[s.file].samples++, d->files[s.file].samples--;
-        else d->samples[kept++] = s;
+        if (taken[i]) {
+            out.samples[out.count++] = s;
+            out.files[s.file].samples++;
+            d->files[s.file].samples--;
+        } else d->samples[kept++] = s;
     }
     d->count = kept;
     free(order);
@@ -568,13 +654,18 @@ static inline Dataset dataset_split(Dataset *d, double share, uint64_t seed) {
 
 static inline void dataset_free(Dataset *d) {
     if (!d->borrowed) {
-        for (size_t i = 0; i < d->file_count; i++) free(d->files[i].path), free(d->files[i].text);
+        for (size_t i = 0; i < d->file_count; i++) {
+            free(d->files[i].path);
+            free(d->files[i].text);
+        }
         for (size_t i = 0; i < d->source_count; i++) free(d->sources[i].spec);
         if (d->spill_fd >= 0) close(d->spill_fd);
         string_list_free(&d->class_folders);
         free(d->sources);
     }
-    free(d->samples), free(d->files), free(d->keys);
+    free(d->samples);
+    free(d->files);
+    free(d->keys);
     memset(d, 0, sizeof *d);
 }
 

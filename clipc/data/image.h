@@ -1,8 +1,10 @@
-// Pictures from bytes: JPEG (libjpeg-turbo), PNG (libpng) and WebP (libwebp), told apart by content, to 8-bit RGB.
+// Pictures from bytes: JPEG (libjpeg-turbo), PNG (libpng) and WebP (libwebp), told apart by content, to 8-bit
+// RGB.
 //
-// The yardstick is what Pillow gives for Image.open(f).convert("RGB"): the same pixels, and the same files refused (doc/images.md has
-// the list of differences). Bytes come from strangers: a size is checked against a limit before memory is taken for it, no
-// read leaves the buffer, and no file ends the program. Link with -ljpeg -lpng -lwebpdemux -lwebp.
+// The yardstick is what Pillow gives for Image.open(f).convert("RGB"): the same pixels, and the same files
+// refused (doc/images.md has the list of differences). Bytes come from strangers: a size is checked against a
+// limit before memory is taken for it, no read leaves the buffer, and no file ends the program. Link with
+// -ljpeg -lpng -lwebpdemux -lwebp.
 #ifndef CLIPC_IMAGE_H
 #define CLIPC_IMAGE_H
 
@@ -20,8 +22,8 @@
 #include <webp/decode.h>
 #include <webp/demux.h>
 
-// Why a picture gave no pixels. A sample with any of these but IMAGE_OK is skipped and counted, the run goes on.
-// name, of one, of several
+// Why a picture gave no pixels. A sample with any of these but IMAGE_OK is skipped and counted, the run goes
+// on. name, of one, of several
 #define IMAGE_STATUSES(X)                                                             \
     X(IMAGE_OK, "ok", "ok")                                                           \
     X(IMAGE_EMPTY, "empty file", "empty files")                                       \
@@ -77,9 +79,13 @@ static inline uint32_t exif_number(const uint8_t *p, int bytes, bool big_endian)
     return value;
 }
 
-// The orientation (tag 0x0112 of the first directory) from an EXIF block: "Exif\0\0" or not, then a TIFF header. 1 when it has none.
+// The orientation (tag 0x0112 of the first directory) from an EXIF block: "Exif\0\0" or not, then a TIFF
+// header. 1 when it has none.
 static inline int exif_orientation(const uint8_t *exif, size_t length) {
-    if (length >= 6 && memcmp(exif, "Exif\0", 6) == 0) exif += 6, length -= 6;
+    if (length >= 6 && memcmp(exif, "Exif\0", 6) == 0) {
+        exif += 6;
+        length -= 6;
+    }
     if (length < 8 || (memcmp(exif, "II*", 4) != 0 && memcmp(exif, "MM\0*", 4) != 0)) return 1;
     bool big = exif[0] == 'M';
     size_t at = exif_number(exif + 4, 4, big);
@@ -87,18 +93,22 @@ static inline int exif_orientation(const uint8_t *exif, size_t length) {
     uint32_t entries = exif_number(exif + at, 2, big);
     at += 2;
     for (uint32_t i = 0; i < entries && at + 12 <= length; i++, at += 12) {
-        if (exif_number(exif + at, 2, big) != 0x0112 || exif_number(exif + at + 2, 2, big) != 3 /* SHORT */) continue;
+        if (exif_number(exif + at, 2, big) != 0x0112 || exif_number(exif + at + 2, 2, big) != 3 /* SHORT */)
+            continue;
         uint32_t value = exif_number(exif + at + 8, 2, big);
         return value >= 1 && value <= 8 ? (int)value : 1;
     }
     return 1;
 }
 
-// Turns the pixels upright as the EXIF orientation says (Pillow's ImageOps.exif_transpose); afterwards the orientation is 1.
+// Turns the pixels upright as the EXIF orientation says (Pillow's ImageOps.exif_transpose); afterwards the
+// orientation is 1.
 static inline void image_apply_orientation(Image *image) {
     int o = image->orientation, w = image->width, h = image->height;
     if (o <= 1 || o > 8) return;
-    bool swap = o >= 5, mirror_x = o == 2 || o == 3 || o == 7 || o == 8, mirror_y = o == 3 || o == 4 || o == 6 || o == 7;
+    bool swap = o >= 5;
+    bool mirror_x = o == 2 || o == 3 || o == 7 || o == 8;
+    bool mirror_y = o == 3 || o == 4 || o == 6 || o == 7;
     int width = swap ? h : w, height = swap ? w : h;
     uint8_t *rgb = (uint8_t *)malloc_check((size_t)w * (size_t)h * 3), *to = rgb;
     for (int y = 0; y < height; y++) {
@@ -118,8 +128,8 @@ static inline void image_apply_orientation(Image *image) {
 
 // ---------------------------------------------------------------- JPEG
 
-// Progressive files of the wild have some ten scans. Each one costs a walk over the whole picture, so that a small file with
-// thousands of them would hold a worker for minutes.
+// Progressive files of the wild have some ten scans. Each one costs a walk over the whole picture, so that a
+// small file with thousands of them would hold a worker for minutes.
 #define JPEG_MOST_SCANS 500
 
 typedef struct {
@@ -130,18 +140,20 @@ typedef struct {
 
 static inline void jpeg_escape(j_common_ptr info) { longjmp(((JpegControl *)(void *)info->err)->escape, 1); }
 
-// Warnings (garbage between markers, noise instead of codes) are passed over, as Pillow does; but where the data ends before
-// the last row is complete libjpeg would fill up with gray, and Pillow refuses the file.
+// Warnings (garbage between markers, noise instead of codes) are passed over, as Pillow does; but where the
+// data ends before the last row is complete libjpeg would fill up with gray, and Pillow refuses the file.
 static inline void jpeg_warning(j_common_ptr info, int level) {
     j_decompress_ptr jpeg = (j_decompress_ptr)info;
-    if (level < 0 && jpeg->err->msg_code == JWRN_JPEG_EOF && jpeg->output_scanline < jpeg->output_height) jpeg_escape(info);
+    if (level < 0 && jpeg->err->msg_code == JWRN_JPEG_EOF && jpeg->output_scanline < jpeg->output_height)
+        jpeg_escape(info);
 }
 
 static inline void jpeg_scan_limit(j_common_ptr info) {
     if (((j_decompress_ptr)info)->input_scan_number > JPEG_MOST_SCANS) jpeg_escape(info);
 }
 
-// One row of CMYK to RGB. Four-component files hold the inverted inks (c' = 255 - c …), with an Adobe marker or without: Pillow inverts always.
+// One row of CMYK to RGB. Four-component files hold the inverted inks (c' = 255 - c …), with an Adobe marker
+// or without: Pillow inverts always.
 //   red = K' - C·K'/255, the division rounded, where C = 255 - c' and K' = 255 - K = k'
 static inline void cmyk_row(uint8_t *rgb, const uint8_t *cmyk, int width) {
     for (int x = 0; x < width; x++, cmyk += 4, rgb += 3) {
@@ -152,23 +164,28 @@ static inline void cmyk_row(uint8_t *rgb, const uint8_t *cmyk, int width) {
     }
 }
 
-// May leave by longjmp; the caller frees what was taken until then. Decodes at whole size by libjpeg-turbo's defaults: the
-// "islow" inverse DCT and "fancy" upsampling.
-static inline ImageStatus jpeg_read(Image *out, struct jpeg_decompress_struct *jpeg, const uint8_t *bytes, size_t length, int64_t max_pixels) {
+// May leave by longjmp; the caller frees what was taken until then. Decodes at whole size by libjpeg-turbo's
+// defaults: the "islow" inverse DCT and "fancy" upsampling.
+static inline ImageStatus jpeg_read(Image *out, struct jpeg_decompress_struct *jpeg, const uint8_t *bytes,
+    size_t length, int64_t max_pixels) {
     jpeg_create_decompress(jpeg);
     jpeg->progress = &((JpegControl *)(void *)jpeg->err)->progress;
     jpeg_mem_src(jpeg, bytes, (unsigned long)length);
     jpeg_save_markers(jpeg, JPEG_APP0 + 1, 0xffff); // EXIF
     jpeg_read_header(jpeg, TRUE);
     int components = jpeg->num_components;
-    if (jpeg->data_precision != 8 || (components != 1 && components != 3 && components != 4)) return IMAGE_BROKEN;
+    if (jpeg->data_precision != 8 || (components != 1 && components != 3 && components != 4))
+        return IMAGE_BROKEN;
     ImageStatus status = image_allocate(out, jpeg->image_width, jpeg->image_height, max_pixels);
     if (status != IMAGE_OK) return status;
     for (jpeg_saved_marker_ptr m = jpeg->marker_list; m && out->orientation == 1; m = m->next)
-        if (m->data_length >= 6 && memcmp(m->data, "Exif\0", 6) == 0) out->orientation = exif_orientation(m->data, m->data_length);
+        if (m->data_length >= 6 && memcmp(m->data, "Exif\0", 6) == 0)
+            out->orientation = exif_orientation(m->data, m->data_length);
     jpeg->out_color_space = components == 4 ? JCS_CMYK : JCS_RGB;
     jpeg_start_decompress(jpeg);
-    JSAMPARRAY inks = components == 4 ? jpeg->mem->alloc_sarray((j_common_ptr)jpeg, JPOOL_IMAGE, (JDIMENSION)out->width * 4, 1) : NULL;
+    JSAMPARRAY inks = components == 4 ? jpeg->mem->alloc_sarray(
+                                            (j_common_ptr)jpeg, JPOOL_IMAGE, (JDIMENSION)out->width * 4, 1)
+                                      : NULL;
     while (jpeg->output_scanline < jpeg->output_height) {
         JSAMPROW row = out->rgb + (size_t)jpeg->output_scanline * (size_t)out->width * 3;
         jpeg_read_scanlines(jpeg, inks ? inks : &row, 1);
@@ -188,10 +205,8 @@ static inline ImageStatus decode_jpeg(Image *out, const uint8_t *bytes, size_t l
     control.base.error_exit = jpeg_escape;
     control.base.emit_message = jpeg_warning;
     control.progress.progress_monitor = jpeg_scan_limit;
-    if (setjmp(control.escape) == 0)
-        status = jpeg_read(out, &jpeg, bytes, length, max_pixels);
-    else
-        status = IMAGE_BROKEN;
+    if (setjmp(control.escape) == 0) status = jpeg_read(out, &jpeg, bytes, length, max_pixels);
+    else status = IMAGE_BROKEN;
     jpeg_destroy_decompress(&jpeg);
     return status;
 }
@@ -209,7 +224,10 @@ static inline void png_escape(png_structp png, png_const_charp message) {
     longjmp(((PngControl *)png_get_error_ptr(png))->escape, 1);
 }
 
-static inline void png_silent(png_structp png, png_const_charp message) { (void)png, (void)message; }
+static inline void png_silent(png_structp png, png_const_charp message) {
+    (void)png;
+    (void)message;
+}
 
 static inline void png_take(png_structp png, png_bytep out, size_t bytes) {
     PngControl *control = (PngControl *)png_get_io_ptr(png);
@@ -219,7 +237,8 @@ static inline void png_take(png_structp png, png_bytep out, size_t bytes) {
     control->left -= bytes;
 }
 
-// Chunks: length, name, data, CRC. libpng hands eXIf out only from version 1.6.32 on, and not from behind the pixels.
+// Chunks: length, name, data, CRC. libpng hands eXIf out only from version 1.6.32 on, and not from behind the
+// pixels.
 static inline int png_orientation(const uint8_t *bytes, size_t length) {
     for (size_t at = 8; length - at >= 12;) {
         size_t size = exif_number(bytes + at, 4, true);
@@ -230,8 +249,9 @@ static inline int png_orientation(const uint8_t *bytes, size_t length) {
     return 1;
 }
 
-// 16-bit gray to RGB in place, as Pillow converts its mode I;16: values above 255 become 255. The samples (big-endian) stand in the last
-// two thirds of each row, so that the pixels, written from the left, never reach one before it is read.
+// 16-bit gray to RGB in place, as Pillow converts its mode I;16: values above 255 become 255. The samples
+// (big-endian) stand in the last two thirds of each row, so that the pixels, written from the left, never
+// reach one before it is read.
 static inline void png_gray16_to_rgb(Image *image) {
     for (int y = 0; y < image->height; y++) {
         uint8_t *rgb = image->rgb + (size_t)y * (size_t)image->width * 3;
@@ -240,10 +260,12 @@ static inline void png_gray16_to_rgb(Image *image) {
     }
 }
 
-// Whether all rows have been read: what is wrong or missing behind them (the rest of IDAT, IEND) does no harm, as in Pillow.
+// Whether all rows have been read: what is wrong or missing behind them (the rest of IDAT, IEND) does no
+// harm, as in Pillow.
 static inline bool png_is_complete(png_structp png, png_infop info, const Image *image) {
     if (!image->rgb) return false;
-    if (png_get_interlace_type(png, info) == PNG_INTERLACE_NONE) return png_get_current_row_number(png) == (png_uint_32)image->height;
+    if (png_get_interlace_type(png, info) == PNG_INTERLACE_NONE)
+        return png_get_current_row_number(png) == (png_uint_32)image->height;
     return png_get_current_pass_number(png) == PNG_INTERLACE_ADAM7_PASSES;
 }
 
@@ -251,11 +273,13 @@ static inline bool png_is_complete(png_structp png, png_infop info, const Image 
 static inline ImageStatus png_read(Image *out, png_structp png, png_infop info, int64_t max_pixels) {
     png_set_user_limits(png, PNG_UINT_31_MAX, PNG_UINT_31_MAX); // ours are below
     png_set_chunk_malloc_max(png, 0);
-    png_set_keep_unknown_chunks(png, PNG_HANDLE_CHUNK_NEVER, NULL, -1); // all but IHDR, PLTE, tRNS and IDAT: passed over, not unpacked
+    png_set_keep_unknown_chunks(png, PNG_HANDLE_CHUNK_NEVER, NULL,
+        -1); // all but IHDR, PLTE, tRNS and IDAT: passed over, not unpacked
     png_set_crc_action(png, PNG_CRC_ERROR_QUIT, PNG_CRC_ERROR_QUIT);
     png_read_info(png, info);
     png_set_crc_action(png, PNG_CRC_QUIET_USE, PNG_CRC_NO_CHANGE); // Pillow does not check the CRC of IDAT
-    ImageStatus status = image_allocate(out, png_get_image_width(png, info), png_get_image_height(png, info), max_pixels);
+    ImageStatus status =
+        image_allocate(out, png_get_image_width(png, info), png_get_image_height(png, info), max_pixels);
     if (status != IMAGE_OK) return status;
 
     int color = png_get_color_type(png, info), depth = png_get_bit_depth(png, info);
@@ -272,7 +296,8 @@ static inline ImageStatus png_read(Image *out, png_structp png, png_infop info, 
     size_t row_bytes = (size_t)out->width * 3, skip = gray16 ? (size_t)out->width : 0;
     if (png_get_rowbytes(png, info) + skip != row_bytes) return IMAGE_BROKEN;
     for (int pass = 0; pass < passes; pass++)
-        for (int y = 0; y < out->height; y++) png_read_row(png, out->rgb + (size_t)y * row_bytes + skip, NULL);
+        for (int y = 0; y < out->height; y++)
+            png_read_row(png, out->rgb + (size_t)y * row_bytes + skip, NULL);
     return IMAGE_OK;
 }
 
@@ -285,10 +310,8 @@ static inline ImageStatus decode_png(Image *out, const uint8_t *bytes, size_t le
     png_infop info = png ? png_create_info_struct(png) : NULL;
     if (info) {
         png_set_read_fn(png, &control, png_take);
-        if (setjmp(control.escape) == 0)
-            status = png_read(out, png, info, max_pixels);
-        else
-            status = png_is_complete(png, info, out) ? IMAGE_OK : IMAGE_BROKEN;
+        if (setjmp(control.escape) == 0) status = png_read(out, png, info, max_pixels);
+        else status = png_is_complete(png, info, out) ? IMAGE_OK : IMAGE_BROKEN;
         if (status == IMAGE_OK && png_get_bit_depth(png, info) == 16) png_gray16_to_rgb(out);
     } else {
         status = IMAGE_NO_MEMORY;
@@ -300,7 +323,8 @@ static inline ImageStatus decode_png(Image *out, const uint8_t *bytes, size_t le
 
 // ---------------------------------------------------------------- WebP
 
-// The first frame on its canvas, by the animation decoder for still pictures too, as Pillow does it: one path for all. Alpha is dropped.
+// The first frame on its canvas, by the animation decoder for still pictures too, as Pillow does it: one path
+// for all. Alpha is dropped.
 static inline ImageStatus decode_webp(Image *out, const uint8_t *bytes, size_t length, int64_t max_pixels) {
     WebPData data = {bytes, length};
     WebPBitstreamFeatures features;
@@ -312,8 +336,8 @@ static inline ImageStatus decode_webp(Image *out, const uint8_t *bytes, size_t l
     WebPAnimInfo info;
     uint8_t *rgba;
     int timestamp;
-    if (WebPAnimDecoderGetInfo(decoder, &info) && (int)info.canvas_width == out->width && (int)info.canvas_height == out->height &&
-        WebPAnimDecoderGetNext(decoder, &rgba, &timestamp)) {
+    if (WebPAnimDecoderGetInfo(decoder, &info) && (int)info.canvas_width == out->width &&
+        (int)info.canvas_height == out->height && WebPAnimDecoderGetNext(decoder, &rgba, &timestamp)) {
         size_t pixels = (size_t)out->width * (size_t)out->height;
         for (size_t i = 0; i < pixels; i++) memcpy(out->rgb + 3 * i, rgba + 4 * i, 3);
         WebPChunkIterator chunk;
@@ -337,9 +361,12 @@ static inline ImageStatus image_decode(Image *out, const uint8_t *bytes, size_t 
     memset(out, 0, sizeof *out);
     out->orientation = 1;
     if (length == 0) return IMAGE_EMPTY;
-    if (length >= 3 && memcmp(bytes, "\xff\xd8\xff", 3) == 0) status = decode_jpeg(out, bytes, length, max_pixels);
-    else if (length >= 8 && memcmp(bytes, "\x89PNG\r\n\x1a\n", 8) == 0) status = decode_png(out, bytes, length, max_pixels);
-    else if (length >= 12 && memcmp(bytes, "RIFF", 4) == 0 && memcmp(bytes + 8, "WEBP", 4) == 0) status = decode_webp(out, bytes, length, max_pixels);
+    if (length >= 3 && memcmp(bytes, "\xff\xd8\xff", 3) == 0)
+        status = decode_jpeg(out, bytes, length, max_pixels);
+    else if (length >= 8 && memcmp(bytes, "\x89PNG\r\n\x1a\n", 8) == 0)
+        status = decode_png(out, bytes, length, max_pixels);
+    else if (length >= 12 && memcmp(bytes, "RIFF", 4) == 0 && memcmp(bytes + 8, "WEBP", 4) == 0)
+        status = decode_webp(out, bytes, length, max_pixels);
     if (status != IMAGE_OK) image_free(out);
     return status;
 }

@@ -1,7 +1,8 @@
-// Decoded pictures of a data set in a file (--cache-images): what the workers would decode in every epoch is read through a memory map, the
-// same bits. Where each epoch sees the same pixels, it holds the squares that the image tower takes; where crops are random, the pictures as
-// they were decoded. A picture that several samples share stands there once. Like the features of a locked tower (feature_cache.h),
-// the file is whole or absent, and belongs to the data and the settings that made it.
+// Decoded pictures of a data set in a file (--cache-images): what the workers would decode in every epoch is
+// read through a memory map, the same bits. Where each epoch sees the same pixels, it holds the squares that
+// the image tower takes; where crops are random, the pictures as they were decoded. A picture that several
+// samples share stands there once. Like the features of a locked tower (feature_cache.h), the file is whole
+// or absent, and belongs to the data and the settings that made it.
 #ifndef CLIPC_IMAGE_CACHE_H
 #define CLIPC_IMAGE_CACHE_H
 
@@ -45,8 +46,10 @@ typedef struct {
     bool squares;
 } ImageCache;
 
-// Decodes a picture and turns it, if that is asked for; *orientation is what the file says. *out is to be freed when SAMPLE_OK is returned.
-static inline SampleStatus sample_decode(Image *out, const ByteBuffer *file, int64_t max_pixels, bool exif_rotate, int *orientation) {
+// Decodes a picture and turns it, if that is asked for; *orientation is what the file says. *out is to be
+// freed when SAMPLE_OK is returned.
+static inline SampleStatus sample_decode(
+    Image *out, const ByteBuffer *file, int64_t max_pixels, bool exif_rotate, int *orientation) {
     const ImageStatus status = image_decode(out, file->data, file->bytes, max_pixels);
     *orientation = 1;
     if (status != IMAGE_OK) return SAMPLE_IMAGE + (SampleStatus)status;
@@ -57,14 +60,17 @@ static inline SampleStatus sample_decode(Image *out, const ByteBuffer *file, int
 
 // ---------------------------------------------------------------- which picture is which
 
-// The settings, and of each sample where its picture comes from, with the sizes of shards: other data have another identity.
+// The settings, and of each sample where its picture comes from, with the sizes of shards: other data have
+// another identity.
 static inline uint64_t image_cache_identity(const Dataset *d, const ImageCacheConfig *c) {
-    const int64_t settings[] = {c->image_size, c->image_size ? c->interpolation : 0, c->image_size ? c->resize_mode : 0, c->exif_rotate, c->max_image_pixels, d->count};
+    const int64_t settings[] = {c->image_size, c->image_size ? c->interpolation : 0,
+        c->image_size ? c->resize_mode : 0, c->exif_rotate, c->max_image_pixels, d->count};
     uint64_t hash = hash_bytes(HASH_START, settings, sizeof settings);
     char origin[2 * PATH_SIZE];
     struct stat st;
     for (size_t i = 0; i < d->file_count; i++) {
-        const int64_t size = stat(d->files[i].path, &st) == 0 && S_ISREG(st.st_mode) ? (int64_t)st.st_size : 0;
+        const int64_t size =
+            stat(d->files[i].path, &st) == 0 && S_ISREG(st.st_mode) ? (int64_t)st.st_size : 0;
         hash = hash_bytes(hash, &size, sizeof size);
     }
     for (int64_t i = 0; i < d->count; i++) {
@@ -78,7 +84,8 @@ static inline uint64_t image_cache_identity(const Dataset *d, const ImageCacheCo
 static inline int64_t *image_cache_first(const Dataset *d) {
     size_t slots = 2;
     while (slots < 2 * (size_t)d->count) slots *= 2;
-    int64_t *first = (int64_t *)malloc_check((size_t)d->count * sizeof *first), *table = (int64_t *)malloc_check(slots * sizeof *table);
+    int64_t *first = (int64_t *)malloc_check((size_t)d->count * sizeof *first);
+    int64_t *table = (int64_t *)malloc_check(slots * sizeof *table);
     char origin[2 * PATH_SIZE], other[2 * PATH_SIZE];
     for (size_t i = 0; i < slots; i++) table[i] = -1;
     for (int64_t i = 0; i < d->count; i++) {
@@ -97,8 +104,10 @@ static inline int64_t *image_cache_first(const Dataset *d) {
 
 // ---------------------------------------------------------------- making the file
 
-// What is kept of a sample: *pixels to be freed, NULL where there is none. Synthetic samples have none: they are drawn.
-static inline ImageEntry image_cache_keep(uint8_t **pixels, const Dataset *d, int64_t index, const ImageCacheConfig *c, SampleBytes *bytes) {
+// What is kept of a sample: *pixels to be freed, NULL where there is none. Synthetic samples have none: they
+// are drawn.
+static inline ImageEntry image_cache_keep(
+    uint8_t **pixels, const Dataset *d, int64_t index, const ImageCacheConfig *c, SampleBytes *bytes) {
     ImageEntry e = {0, 0, 0, SAMPLE_OK, 1};
     Image image;
     int orientation;
@@ -106,18 +115,23 @@ static inline ImageEntry image_cache_keep(uint8_t **pixels, const Dataset *d, in
     *pixels = NULL;
     if (sample_type(d, s) == DATASET_SYNTHETIC) return e;
     e.status = s->image_bytes < 0 ? SAMPLE_NO_IMAGE : sample_read_image(d, s, bytes);
-    if (e.status == SAMPLE_OK) e.status = sample_decode(&image, &bytes->image, c->max_image_pixels, c->exif_rotate, &orientation);
+    if (e.status == SAMPLE_OK)
+        e.status = sample_decode(&image, &bytes->image, c->max_image_pixels, c->exif_rotate, &orientation);
     if (e.status != SAMPLE_OK) return e;
-    e.width = image.width, e.height = image.height, e.orientation = orientation;
+    e.width = image.width;
+    e.height = image.height;
+    e.orientation = orientation;
     if (!c->image_size) {
         *pixels = image.rgb;
         return e;
     }
     e.width = e.height = c->image_size;
     *pixels = (uint8_t *)malloc_check(3 * (size_t)c->image_size * (size_t)c->image_size);
-    const ImageStatus status = image_eval_transform(*pixels, &image, c->image_size, c->interpolation, c->resize_mode);
+    const ImageStatus status =
+        image_eval_transform(*pixels, &image, c->image_size, c->interpolation, c->resize_mode);
     if (status != IMAGE_OK) {
-        e.status = SAMPLE_IMAGE + (SampleStatus)status, e.width = e.height = 0;
+        e.status = SAMPLE_IMAGE + (SampleStatus)status;
+        e.width = e.height = 0;
         free(*pixels);
         *pixels = NULL;
     }
@@ -125,8 +139,10 @@ static inline ImageEntry image_cache_keep(uint8_t **pixels, const Dataset *d, in
     return e;
 }
 
-// Decodes all pictures of the data set into `path`, some at a time on all cores. False when `interrupted` became true: there is no file then.
-static inline bool image_cache_make(const char *path, const Dataset *d, const ImageCacheConfig *c, const volatile sig_atomic_t *interrupted) {
+// Decodes all pictures of the data set into `path`, some at a time on all cores. False when `interrupted`
+// became true: there is no file then.
+static inline bool image_cache_make(
+    const char *path, const Dataset *d, const ImageCacheConfig *c, const volatile sig_atomic_t *interrupted) {
     enum { CHUNK = 64 };
     const bool show = isatty(STDERR_FILENO);
     const ImagesHeader h = {IMAGES_MAGIC, 1, image_cache_identity(d, c), d->count};
@@ -147,7 +163,8 @@ static inline bool image_cache_make(const char *path, const Dataset *d, const Im
 #pragma omp for schedule(dynamic)
             for (int i = 0; i < n; i++) {
                 pixels[i] = NULL;
-                if (first[begin + i] == begin + i) entries[begin + i] = image_cache_keep(&pixels[i], d, begin + i, c, &bytes);
+                if (first[begin + i] == begin + i)
+                    entries[begin + i] = image_cache_keep(&pixels[i], d, begin + i, c, &bytes);
             }
             sample_bytes_free(&bytes);
         }
@@ -161,7 +178,9 @@ static inline bool image_cache_make(const char *path, const Dataset *d, const Im
             at += (int64_t)size;
             free(pixels[i]);
         }
-        if (show) fprintf(stderr, "\rdecoding the pictures: %lld of %lld ", (long long)(begin + n), (long long)d->count);
+        if (show)
+            fprintf(stderr, "\rdecoding the pictures: %lld of %lld ", (long long)(begin + n),
+                (long long)d->count);
         whole = !(interrupted && *interrupted);
     }
     if (show) fprintf(stderr, "\r\033[K");
@@ -170,37 +189,49 @@ static inline bool image_cache_make(const char *path, const Dataset *d, const Im
         safe_file_write(&file, entries, (size_t)d->count * sizeof *entries);
         safe_file_commit(&file);
     } else {
-        fclose(file.f), unlink(file.part);
+        fclose(file.f);
+        unlink(file.part);
     }
-    free(first), free(entries);
+    free(first);
+    free(entries);
     return whole;
 }
 
 // ---------------------------------------------------------------- using it
 
-// Maps a file that image_cache_make() wrote. One of other data or settings, or a damaged one, ends the program.
+// Maps a file that image_cache_make() wrote. One of other data or settings, or a damaged one, ends the
+// program.
 static inline ImageCache image_cache_open(const char *path, const Dataset *d, const ImageCacheConfig *c) {
     ImageCache cache;
     ImagesHeader h;
     struct stat st;
     FILE *f = fopen_check(path, "rb");
     if (fstat(fileno(f), &st)) die(EXIT_RUNTIME, "%s: %s", path, strerror(errno));
-    if (st.st_size < (int64_t)sizeof h) die(EXIT_USAGE, "%s: is no file of pictures; give --cache-images another name", path);
+    if (st.st_size < (int64_t)sizeof h)
+        die(EXIT_USAGE, "%s: is no file of pictures; give --cache-images another name", path);
     fread_check(&h, sizeof h, f, path);
-    if (h.magic != IMAGES_MAGIC || h.version != 1) die(EXIT_USAGE, "%s: is no file of pictures; give --cache-images another name", path);
+    if (h.magic != IMAGES_MAGIC || h.version != 1)
+        die(EXIT_USAGE, "%s: is no file of pictures; give --cache-images another name", path);
     if (h.identity != image_cache_identity(d, c) || h.count != d->count)
-        die(EXIT_USAGE, "%s: holds the pictures of other data, or for other image settings; remove it, or give --cache-images another name", path);
-    cache.bytes = (size_t)st.st_size, cache.count = h.count, cache.squares = c->image_size > 0;
+        die(EXIT_USAGE,
+            "%s: holds the pictures of other data, or for other image settings; remove it, or give "
+            "--cache-images another name",
+            path);
+    cache.bytes = (size_t)st.st_size;
+    cache.count = h.count;
+    cache.squares = c->image_size > 0;
     const int64_t table = st.st_size - h.count * (int64_t)sizeof(ImageEntry);
     if (table < (int64_t)sizeof h || table % 8) die(EXIT_USAGE, "%s: is not complete; remove it", path);
     void *map = mmap(NULL, cache.bytes, PROT_READ, MAP_SHARED, fileno(f), 0);
     if (map == MAP_FAILED) die(EXIT_RUNTIME, "%s: cannot be mapped (%s)", path, strerror(errno));
     fclose(f);
-    cache.map = (const uint8_t *)map, cache.entries = (const ImageEntry *)(const void *)(cache.map + table);
+    cache.map = (const uint8_t *)map;
+    cache.entries = (const ImageEntry *)(const void *)(cache.map + table);
     for (int64_t i = 0; i < h.count; i++) {
         const ImageEntry *e = &cache.entries[i];
         const int64_t room = table - e->offset;
-        if (e->status < 0 || e->status >= SAMPLE_STATUS_COUNT || e->width < 0 || e->height < 0 || e->offset < 0 || room < 0 || (e->height && e->width > room / 3 / e->height) ||
+        if (e->status < 0 || e->status >= SAMPLE_STATUS_COUNT || e->width < 0 || e->height < 0 ||
+            e->offset < 0 || room < 0 || (e->height && e->width > room / 3 / e->height) ||
             (c->image_size && e->width && (e->width != c->image_size || e->height != c->image_size)))
             die(EXIT_USAGE, "%s: is damaged; remove it", path);
     }

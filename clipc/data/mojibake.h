@@ -1,7 +1,8 @@
-// Repair of mojibake: UTF-8 that was read as a code page with one byte a character ("Ã©" for "é"), as open_clip's captions get
-// it from ftfy.fix_text (its step fix_encoding, by Robyn Speer, Apache-2.0; ftfy.readthedocs.io/en/latest/heuristic.html).
-// A line is repaired when it holds a sequence of characters that hardly occurs but by such a mistake (mojibake_suspect), by
-// writing it in each code page and reading the bytes as UTF-8; if that fails for the line, then for its suspect parts alone.
+// Repair of mojibake: UTF-8 that was read as a code page with one byte a character ("Ã©" for "é"), as
+// open_clip's captions get it from ftfy.fix_text (its step fix_encoding, by Robyn Speer, Apache-2.0;
+// ftfy.readthedocs.io/en/latest/heuristic.html). A line is repaired when it holds a sequence of characters
+// that hardly occurs but by such a mistake (mojibake_suspect), by writing it in each code page and reading
+// the bytes as UTF-8; if that fails for the line, then for its suspect parts alone.
 #ifndef CLIPC_MOJIBAKE_H
 #define CLIPC_MOJIBAKE_H
 
@@ -11,9 +12,11 @@
 
 // clang-format off
 enum {
-    M_COMMON = 1, M_C1 = 2, M_BAD = 4, M_LAW = 8, M_MONEY = 0x10, M_OPEN = 0x20, M_CLOSE = 0x40, M_NUMERIC = 0x80, M_FACE = 0x100, // M_FACE: in emoticons
+    // M_FACE: in emoticons
+    M_COMMON = 1, M_C1 = 2, M_BAD = 4, M_LAW = 8, M_MONEY = 0x10, M_OPEN = 0x20, M_CLOSE = 0x40, M_NUMERIC = 0x80, M_FACE = 0x100,
     M_UPPER = 0x200, M_LOWER = 0x400, M_UPPER_COMMON = 0x800, M_LOWER_COMMON = 0x1000, M_BOX = 0x2000,
-    M_LEAD_2 = 0x4000, M_LEAD_3 = 0x8000, M_LEAD_4 = 0x10000, M_TRAIL = 0x20000, M_PUNCTUATION = 0x40000, // what UTF-8's bytes look like, see below
+    // what UTF-8's bytes look like, see below
+    M_LEAD_2 = 0x4000, M_LEAD_3 = 0x8000, M_LEAD_4 = 0x10000, M_TRAIL = 0x20000, M_PUNCTUATION = 0x40000,
     M_ASCII_UPPER = 0x80000, M_ASCII_LOWER = 0x100000, M_BLANK = 0x200000, M_SPACE = 0x400000, M_WORD = 0x800000, M_NEWLINE = 0x1000000,
     M_OTHER = 0x2000000, M_START = 0x4000000, // any character that is no newline; before the first one
     M_ACCENTED = M_UPPER | M_LOWER, M_QUOTES = M_OPEN | M_CLOSE, M_ASCII_LETTER = M_ASCII_UPPER | M_ASCII_LOWER,
@@ -112,15 +115,22 @@ static inline void mojibake_classes_init(MojibakeClasses *m) {
         text_append_utf8(&t, mojibake_members[i].members, strlen(mojibake_members[i].members));
         for (size_t j = 0; j < t.length; j++) {
             bool range = j + 2 < t.length && t.at[j + 1] == '-';
-            for (uint32_t c = t.at[j]; c <= t.at[range ? j + 2 : j]; c++) mojibake_classes_add(m, c, mojibake_members[i].classes);
+            for (uint32_t c = t.at[j]; c <= t.at[range ? j + 2 : j]; c++)
+                mojibake_classes_add(m, c, mojibake_members[i].classes);
             if (range) j += 2;
         }
         text_free(&t);
     }
     for (uint32_t c = 0x80; c < 0xA0; c++) mojibake_classes_add(m, c, M_C1);
-    for (int page = -1; page < PAGE_ISO8859_2; page++) // Latin-1 (-1) and the Windows code pages: which byte a character may have been
+    for (int page = -1; page < PAGE_ISO8859_2;
+         page++) // Latin-1 (-1) and the Windows code pages: which byte a character may have been
         for (uint32_t b = 0x80; b <= 0xF3; b++) {
-            int classes = b < 0xC0 ? M_TRAIL : b < 0xC2 ? 0 : b < 0xE0 ? M_LEAD_2 : b < 0xF0 ? M_LEAD_3 : b == 0xF0 || b == 0xF3 ? M_LEAD_4 : 0;
+            int classes = b < 0xC0                 ? M_TRAIL
+                          : b < 0xC2               ? 0
+                          : b < 0xE0               ? M_LEAD_2
+                          : b < 0xF0               ? M_LEAD_3
+                          : b == 0xF0 || b == 0xF3 ? M_LEAD_4
+                                                   : 0;
             if (classes) mojibake_classes_add(m, page < 0 ? b : code_pages[page][b - 0x80], classes);
         }
 }
@@ -130,8 +140,8 @@ static inline int mojibake_classes_of(const MojibakeClasses *m, uint32_t c) {
     if (c >= 'A' && c <= 'Z') return M_ASCII_UPPER | M_WORD;
     if (c >= 'a' && c <= 'z') return M_ASCII_LOWER | M_WORD;
     char kind = unicode_class(c);
-    return M_OTHER | (c ? m->slots[mojibake_slot(m, c)].classes : 0) | (c == ' ' ? M_BLANK : 0) | (unicode_is_space(c) ? M_SPACE : 0) |
-        (kind == 'L' || kind == 'N' || c == '_' ? M_WORD : 0);
+    return M_OTHER | (c ? m->slots[mojibake_slot(m, c)].classes : 0) | (c == ' ' ? M_BLANK : 0) |
+           (unicode_is_space(c) ? M_SPACE : 0) | (kind == 'L' || kind == 'N' || c == '_' ? M_WORD : 0);
 }
 
 static inline bool mojibake_place_matches(const MojibakePlace *place, int classes, uint32_t c) {
@@ -156,7 +166,9 @@ static inline bool mojibake_suspect(const MojibakeClasses *m, const uint32_t *c,
         for (size_t s = 0; !found && s < sizeof mojibake_sequences / sizeof *mojibake_sequences; s++) {
             const MojibakePlace *place = mojibake_sequences[s];
             size_t k = 0;
-            while (k < MOJIBAKE_PLACES && place[k].characters && i + k <= n && mojibake_place_matches(&place[k], classes[i + k], i + k ? c[i + k - 1] : 0)) k++;
+            while (k < MOJIBAKE_PLACES && place[k].characters && i + k <= n &&
+                   mojibake_place_matches(&place[k], classes[i + k], i + k ? c[i + k - 1] : 0))
+                k++;
             found = k == MOJIBAKE_PLACES || !place[k].characters;
         }
     free(classes);
@@ -165,8 +177,8 @@ static inline bool mojibake_suspect(const MojibakeClasses *m, const uint32_t *c,
 
 // ---------------------------------------------------------------- undoing one wrong reading
 
-// The byte of a character in a code page (-1: Latin-1), or -1. In a Windows page U+FFFD stands for a byte that was lost, and
-// is written as 1A, which then cannot stand for itself.
+// The byte of a character in a code page (-1: Latin-1), or -1. In a Windows page U+FFFD stands for a byte
+// that was lost, and is written as 1A, which then cannot stand for itself.
 static inline int code_page_byte(int page, uint32_t c) {
     bool windows = page >= 0 && page < PAGE_ISO8859_2;
     if (windows && c == REPLACEMENT_CHARACTER) return 0x1A;
@@ -179,23 +191,29 @@ static inline int code_page_byte(int page, uint32_t c) {
 
 static inline bool is_trail_byte(unsigned char b) { return b >= 0x80 && b <= 0xBF; }
 
-// Length of a UTF-8 sequence at p whose trail byte A0 (no-break space) has become a blank, in the leads where that is likely; or 0.
+// Length of a UTF-8 sequence at p whose trail byte A0 (no-break space) has become a blank, in the leads where
+// that is likely; or 0.
 static inline size_t altered_length(const unsigned char *p, size_t n) {
     unsigned char b = p[0];
     if (n >= 2 && p[1] == ' ' && b && strchr("\xc2\xc3\xc5\xce\xd0\xd9", b)) return 2;
     if (n >= 3 && b >= 0xE0 && b <= 0xE3) {
-        bool trail_1 = is_trail_byte(p[1]) && p[1] != 0x85 && p[1] != 0xA0, trail_2 = is_trail_byte(p[2]) && p[2] != 0x85 && p[2] != 0xA0;
+        bool trail_1 = is_trail_byte(p[1]) && p[1] != 0x85 && p[1] != 0xA0;
+        bool trail_2 = is_trail_byte(p[2]) && p[2] != 0x85 && p[2] != 0xA0;
         if ((b >= 0xE2 && p[1] == ' ' && trail_2) || (trail_1 && p[2] == ' ')) return 3;
     }
     if (n >= 4 && b == 0xF0) {
         int blanks = 0, trails = 0;
-        for (int i = 1; i < 4; i++) blanks += p[i] == ' ', trails += is_trail_byte(p[i]);
+        for (int i = 1; i < 4; i++) {
+            blanks += p[i] == ' ';
+            trails += is_trail_byte(p[i]);
+        }
         if (blanks == 1 && trails == 2) return 4;
     }
     return 0;
 }
 
-// Puts those A0 back: n bytes to out (up to 3 n / 2), returns how many. "Ã " alone was "à ": the blank stays, save in Portuguese contractions.
+// Puts those A0 back: n bytes to out (up to 3 n / 2), returns how many. "Ã " alone was "à ": the blank stays,
+// save in Portuguese contractions.
 static inline size_t restore_no_break_spaces(unsigned char *out, const unsigned char *p, size_t n) {
     size_t altered = 0, m = 0;
     while (altered < n && !altered_length(p + altered, n - altered)) altered++;
@@ -221,21 +239,32 @@ static inline size_t restore_no_break_spaces(unsigned char *out, const unsigned 
 
 // Two surrogates as if UTF-8 had them, a pair; the last byte of either may be any.
 static inline bool is_surrogate_pair(const unsigned char *p, size_t n) {
-    return n >= 6 && p[0] == 0xED && p[1] >= 0xA0 && p[1] <= 0xAF && p[3] == 0xED && p[4] >= 0xB0 && p[4] <= 0xBF;
+    return n >= 6 && p[0] == 0xED && p[1] >= 0xA0 && p[1] <= 0xAF && p[3] == 0xED && p[4] >= 0xB0 &&
+           p[4] <= 0xBF;
 }
 
-// Length of a UTF-8 sequence at p (two of surrogates count as one) of which trail bytes were lost: 1A, once also '?'; or 0.
+// Length of a UTF-8 sequence at p (two of surrogates count as one) of which trail bytes were lost: 1A, once
+// also '?'; or 0.
 static inline size_t lossy_length(const unsigned char *p, size_t n) {
     if (is_surrogate_pair(p, n)) {
         bool lost_2 = p[2] == 0x1A || p[2] == '?', lost_5 = p[5] == 0x1A || p[5] == '?';
-        if ((lost_2 || lost_5) && (lost_2 || is_trail_byte(p[2])) && (lost_5 || is_trail_byte(p[5]))) return 6;
+        if ((lost_2 || lost_5) && (lost_2 || is_trail_byte(p[2])) && (lost_5 || is_trail_byte(p[5])))
+            return 6;
     }
-    size_t length = p[0] >= 0xC2 && p[0] <= 0xDF ? 2 : p[0] >= 0xE0 && p[0] <= 0xEF ? 3 : p[0] >= 0xF0 && p[0] <= 0xF4 ? 4 : 0;
+    size_t length = p[0] >= 0xC2 && p[0] <= 0xDF   ? 2
+                    : p[0] >= 0xE0 && p[0] <= 0xEF ? 3
+                    : p[0] >= 0xF0 && p[0] <= 0xF4 ? 4
+                                                   : 0;
     if (length && length <= n) {
         size_t lost = 0, asked = 0, kept = 0;
-        for (size_t i = 1; i < length; i++) lost += p[i] == 0x1A, asked += p[i] == '?', kept += is_trail_byte(p[i]);
+        for (size_t i = 1; i < length; i++) {
+            lost += p[i] == 0x1A;
+            asked += p[i] == '?';
+            kept += is_trail_byte(p[i]);
+        }
         bool may_ask = length > 2 || p[0] <= 0xC3;
-        if (lost + asked + kept == length - 1 && lost + asked > 0 && asked <= (may_ask ? 1u : 0u)) return length;
+        if (lost + asked + kept == length - 1 && lost + asked > 0 && asked <= (may_ask ? 1u : 0u))
+            return length;
     }
     return p[0] == 0x1A;
 }
@@ -251,18 +280,21 @@ static inline size_t replace_lossy_sequences(unsigned char *out, const unsigned 
     return m;
 }
 
-// Reads UTF-8, Java's C0 80 for U+0000 and CESU-8 (both halves of a surrogate pair in three bytes each); false where it is neither.
+// Reads UTF-8, Java's C0 80 for U+0000 and CESU-8 (both halves of a surrogate pair in three bytes each);
+// false where it is neither.
 static inline bool text_decode_utf8_variants(Text *out, const unsigned char *p, size_t n) {
     for (size_t i = 0; i < n;) {
         uint32_t c;
         bool valid = true;
         const unsigned char *q = p + i;
         size_t left = n - i;
-        if (left >= 2 && q[0] == 0xC0 && (q[1] == 0x80 || (left == 2 && q[1] == '\n'))) { // the newline: as ftfy's `$` has it
+        if (left >= 2 && q[0] == 0xC0 &&
+            (q[1] == 0x80 || (left == 2 && q[1] == '\n'))) { // the newline: as ftfy's `$` has it
             c = 0;
             i += 2;
         } else if (is_surrogate_pair(q, left) && is_trail_byte(q[2]) && is_trail_byte(q[5])) {
-            c = 0x10000 + ((q[1] & 0x0Fu) << 16 | (q[2] & 0x3Fu) << 10 | (q[4] & 0x0Fu) << 6 | (q[5] & 0x3Fu));
+            c = 0x10000 +
+                ((q[1] & 0x0Fu) << 16 | (q[2] & 0x3Fu) << 10 | (q[4] & 0x0Fu) << 6 | (q[5] & 0x3Fu));
             i += 6;
         } else {
             i += utf8_next(q, left, &c, &valid);
@@ -300,17 +332,23 @@ static inline bool mojibake_reread(Text *out, const Text *t, int page) {
 // ---------------------------------------------------------------- the repair
 
 // C1 controls (80…9F) are Windows-1252's characters of those bytes, as browsers have it.
-static inline uint32_t fix_c1(uint32_t c) { return c >= 0x80 && c < 0xA0 ? code_pages[PAGE_CP1252][c - 0x80] : c; }
+static inline uint32_t fix_c1(uint32_t c) {
+    return c >= 0x80 && c < 0xA0 ? code_pages[PAGE_CP1252][c - 0x80] : c;
+}
 
 static inline void text_fix_encoding(Text *t, const MojibakeClasses *m);
 
-// Length of the run of sequences at t[i] that look like UTF-8 in some code page; 0 right behind something that looks like its middle.
+// Length of the run of sequences at t[i] that look like UTF-8 in some code page; 0 right behind something
+// that looks like its middle.
 static inline size_t mojibake_run(const Text *t, size_t start, const MojibakeClasses *m) {
-    if (start > 0 && (mojibake_classes_of(m, t->at[start - 1]) & (M_TRAIL | M_PUNCTUATION)) == M_TRAIL) return 0;
+    if (start > 0 && (mojibake_classes_of(m, t->at[start - 1]) & (M_TRAIL | M_PUNCTUATION)) == M_TRAIL)
+        return 0;
     for (size_t i = start;;) {
         int lead = i < t->length ? mojibake_classes_of(m, t->at[i]) : 0;
         size_t trails = 0;
-        while (trails < 3 && i + 1 + trails < t->length && mojibake_classes_of(m, t->at[i + 1 + trails]) & (M_TRAIL | M_BLANK)) trails++;
+        while (trails < 3 && i + 1 + trails < t->length &&
+               mojibake_classes_of(m, t->at[i + 1 + trails]) & (M_TRAIL | M_BLANK))
+            trails++;
         if (lead & M_LEAD_2 && trails >= 1) i += 2;
         else if (lead & M_LEAD_3 && trails >= 2) i += 3;
         else if (lead & M_LEAD_4 && trails >= 3) i += 4;

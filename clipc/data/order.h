@@ -1,35 +1,40 @@
-// The order of an epoch: which samples, in which order, as a function of (seed, epoch) and the list of samples alone. Its length is the
-// same in every epoch, so that steps and the place where a run goes on can be counted.
+// The order of an epoch: which samples, in which order, as a function of (seed, epoch) and the list of
+// samples alone. Its length is the same in every epoch, so that steps and the place where a run goes on can
+// be counted.
 //
-// An entry of an order is sample + k · (samples of the data set): the sample is taken for the k-th time in this epoch, from 0. So each
-// entry is another number, and what is drawn at random for it (crop, prompt) another draw.
+// An entry of an order is sample + k · (samples of the data set): the sample is taken for the k-th time in
+// this epoch, from 0. So each entry is another number, and what is drawn at random for it (crop, prompt)
+// another draw.
 #ifndef CLIPC_ORDER_H
 #define CLIPC_ORDER_H
 
 #include "clipc/data/dataset.h" // Dataset
 #include "clipc/base/rand.h"    // rand_for, rand_shuffle
 
-#define SHUFFLE_BUFFER 5000                     // tar: samples of the stream that one is drawn from, open_clip's number
-#define ORDER_STREAM 0x6f72646572ull            // "order": what the random numbers are for
-#define TURN_STREAM 0x7475726eull               // "turn"
-#define MERGE_STREAM 0x6d65726765ull            // "merge"
-#define RESAMPLE_STREAM 0x726573616d706c65ull   // "resample"
-#define DISTINCT_STREAM 0x64697374696e6374ull   // "distinct"
+#define SHUFFLE_BUFFER 5000          // tar: samples of the stream that one is drawn from, open_clip's number
+#define ORDER_STREAM 0x6f72646572ull // "order": what the random numbers are for
+#define TURN_STREAM 0x7475726eull    // "turn"
+#define MERGE_STREAM 0x6d65726765ull // "merge"
+#define RESAMPLE_STREAM 0x726573616d706c65ull // "resample"
+#define DISTINCT_STREAM 0x64697374696e6374ull // "distinct"
 
 static inline int64_t order_sample(const Dataset *d, int64_t entry) { return entry % d->count; }
 
 // ---------------------------------------------------------------- how many
 
 // What an epoch holds of a source of `samples`.
-static inline int64_t source_quota(const DataSource *s, int64_t samples) { return (int64_t)(s->factor * (double)samples + 0.5); }
+static inline int64_t source_quota(const DataSource *s, int64_t samples) {
+    return (int64_t)(s->factor * (double)samples + 0.5);
+}
 
-// The entries of an epoch: each sample once; with upsampling factors round(factor · samples) of each source; resampled: num_samples, or
-// as many as there are samples.
+// The entries of an epoch: each sample once; with upsampling factors round(factor · samples) of each source;
+// resampled: num_samples, or as many as there are samples.
 static inline int64_t dataset_epoch_length(const Dataset *d) {
     if (d->config.resampled) return d->config.num_samples ? d->config.num_samples : d->count;
     int64_t *first = (int64_t *)malloc_check((d->source_count + 1) * sizeof *first), length = 0;
     dataset_source_ranges(d, first);
-    for (size_t s = 0; s < d->source_count; s++) length += source_quota(&d->sources[s], first[s + 1] - first[s]);
+    for (size_t s = 0; s < d->source_count; s++)
+        length += source_quota(&d->sources[s], first[s + 1] - first[s]);
     free(first);
     return length;
 }
@@ -37,7 +42,8 @@ static inline int64_t dataset_epoch_length(const Dataset *d) {
 // (source_count) what an epoch holds of each source; resampled: in the mean, rounded
 static inline int64_t *dataset_source_shares(const Dataset *d) {
     const size_t S = d->source_count;
-    int64_t *first = (int64_t *)malloc_check((S + 1) * sizeof *first), *out = (int64_t *)malloc_check(S * sizeof *out);
+    int64_t *first = (int64_t *)malloc_check((S + 1) * sizeof *first);
+    int64_t *out = (int64_t *)malloc_check(S * sizeof *out);
     double total = 0;
     dataset_source_ranges(d, first);
     for (size_t s = 0; s < S; s++) total += d->sources[s].factor * (double)(first[s + 1] - first[s]);
@@ -53,14 +59,16 @@ static inline int64_t *dataset_source_shares(const Dataset *d) {
 // Above all entries of an epoch.
 static inline uint64_t order_limit(const Dataset *d) {
     double most = 1;
-    for (size_t s = 0; s < d->source_count; s++) most = d->sources[s].factor > most ? d->sources[s].factor : most;
-    return (uint64_t)d->count * (d->config.resampled ? (uint64_t)dataset_epoch_length(d) : (uint64_t)ceil(most));
+    for (size_t s = 0; s < d->source_count; s++)
+        most = d->sources[s].factor > most ? d->sources[s].factor : most;
+    return (uint64_t)d->count *
+           (d->config.resampled ? (uint64_t)dataset_epoch_length(d) : (uint64_t)ceil(most));
 }
 
 // ---------------------------------------------------------------- one source
 
-// The `rest` samples of n that the epoch takes once more than the others, as flags: they take turns, so that over the epochs no one is
-// taken more than once above another.
+// The `rest` samples of n that the epoch takes once more than the others, as flags: they take turns, so that
+// over the epochs no one is taken more than once above another.
 static inline bool *source_turn(uint64_t seed, int64_t epoch, uint64_t source, int64_t n, int64_t rest) {
     int64_t *turns = (int64_t *)malloc_check((size_t)n * sizeof *turns);
     bool *taken = (bool *)calloc_check((size_t)n, sizeof *taken);
@@ -72,23 +80,31 @@ static inline bool *source_turn(uint64_t seed, int64_t epoch, uint64_t source, i
     return taken;
 }
 
-// Tar shards: the shards are shuffled, then each place is drawn from the SHUFFLE_BUFFER entries that are next in their stream. Other
-// sources: the same with a buffer that holds all.
+// Tar shards: the shards are shuffled, then each place is drawn from the SHUFFLE_BUFFER entries that are next
+// in their stream. Other sources: the same with a buffer that holds all.
 static inline void source_shuffle(const Dataset *d, Rand *r, bool shards, int64_t *order, int64_t n) {
     const int64_t buffer = shards ? SHUFFLE_BUFFER : n;
     if (buffer < n) {
-        int64_t *starts = (int64_t *)malloc_check((size_t)n * sizeof *starts), *from = (int64_t *)malloc_check((size_t)n * sizeof *from), runs = 0, to = 0;
+        int64_t *starts = (int64_t *)malloc_check((size_t)n * sizeof *starts);
+        int64_t *from = (int64_t *)malloc_check((size_t)n * sizeof *from);
+        int64_t runs = 0;
+        int64_t to = 0;
         memcpy(from, order, (size_t)n * sizeof *from);
         for (int64_t i = 0; i < n; i++) // a shard's samples stand side by side
-            if (i == 0 || d->samples[order_sample(d, from[i])].file != d->samples[order_sample(d, from[i - 1])].file) starts[runs++] = i;
+            if (i == 0 ||
+                d->samples[order_sample(d, from[i])].file != d->samples[order_sample(d, from[i - 1])].file)
+                starts[runs++] = i;
         rand_shuffle(r, starts, runs);
         for (int64_t k = 0; k < runs; k++) {
             const int32_t file = d->samples[order_sample(d, from[starts[k]])].file;
-            for (int64_t i = starts[k]; i < n && d->samples[order_sample(d, from[i])].file == file; i++) order[to++] = from[i];
+            for (int64_t i = starts[k]; i < n && d->samples[order_sample(d, from[i])].file == file; i++)
+                order[to++] = from[i];
         }
-        free(starts), free(from);
+        free(starts);
+        free(from);
     }
-    for (int64_t i = 0; i < n; i++) { // the window from i on is the buffer: what is drawn leaves it, the next of the stream enters
+    for (int64_t i = 0; i < n;
+         i++) { // the window from i on is the buffer: what is drawn leaves it, the next of the stream enters
         int64_t j = i + (int64_t)rand_below(r, (uint64_t)min_i64(buffer, n - i)), t = order[i];
         order[i] = order[j];
         order[j] = t;
@@ -96,8 +112,11 @@ static inline void source_shuffle(const Dataset *d, Rand *r, bool shards, int64_
 }
 
 // order (quota) of the n samples from `first` on; returns the quota.
-static inline int64_t source_order(const Dataset *d, uint64_t seed, int64_t epoch, size_t source, int64_t first, int64_t n, bool shuffle, int64_t *order) {
-    const int64_t quota = source_quota(&d->sources[source], n), whole = n ? quota / n : 0, rest = n ? quota % n : 0;
+static inline int64_t source_order(const Dataset *d, uint64_t seed, int64_t epoch, size_t source,
+    int64_t first, int64_t n, bool shuffle, int64_t *order) {
+    const int64_t quota = source_quota(&d->sources[source], n);
+    const int64_t whole = n ? quota / n : 0;
+    const int64_t rest = n ? quota % n : 0;
     int64_t to = 0;
     for (int64_t k = 0; k < whole; k++)
         for (int64_t i = 0; i < n; i++) order[to++] = first + i + k * d->count;
@@ -114,9 +133,10 @@ static inline int64_t source_order(const Dataset *d, uint64_t seed, int64_t epoc
 
 // ---------------------------------------------------------------- all sources
 
-// Each place is drawn from what is left of all sources, so that every stretch of the epoch holds them in their proportion.
-// lists: the orders of the sources one behind the other, left (sources) their lengths.
-static inline void orders_merge(int64_t *order, const int64_t *lists, int64_t *left, size_t sources, Rand *r) {
+// Each place is drawn from what is left of all sources, so that every stretch of the epoch holds them in
+// their proportion. lists: the orders of the sources one behind the other, left (sources) their lengths.
+static inline void orders_merge(
+    int64_t *order, const int64_t *lists, int64_t *left, size_t sources, Rand *r) {
     const int64_t **next = (const int64_t **)malloc_check(sources * sizeof *next);
     int64_t total = 0;
     for (size_t s = 0; s < sources; total += left[s++]) next[s] = lists + total;
@@ -130,28 +150,36 @@ static inline void orders_merge(int64_t *order, const int64_t *lists, int64_t *l
     free(next);
 }
 
-// Draws with replacement: a sample of source s is as likely as its factor says, against those of other sources.
-static inline void order_resample(const Dataset *d, uint64_t seed, int64_t epoch, const int64_t *first, int64_t *order, int64_t length) {
+// Draws with replacement: a sample of source s is as likely as its factor says, against those of other
+// sources.
+static inline void order_resample(
+    const Dataset *d, uint64_t seed, int64_t epoch, const int64_t *first, int64_t *order, int64_t length) {
     double total = 0;
-    for (size_t s = 0; s < d->source_count; s++) total += d->sources[s].factor * (double)(first[s + 1] - first[s]);
+    for (size_t s = 0; s < d->source_count; s++)
+        total += d->sources[s].factor * (double)(first[s + 1] - first[s]);
     for (int64_t p = 0; p < length; p++) {
         Rand r = rand_for(seed ^ RESAMPLE_STREAM, (uint64_t)epoch, (uint64_t)p);
         double left = total * rand_uniform(&r);
         size_t source = 0;
-        for (size_t s = 0; s < d->source_count && left >= 0; s++) { // the last one with a share, however the sums are rounded
+        for (size_t s = 0; s < d->source_count && left >= 0;
+             s++) { // the last one with a share, however the sums are rounded
             const double share = d->sources[s].factor * (double)(first[s + 1] - first[s]);
             if (share > 0) source = s;
             left -= share;
         }
-        order[p] = first[source] + (int64_t)rand_below(&r, (uint64_t)(first[source + 1] - first[source])) + p * d->count;
+        order[p] = first[source] + (int64_t)rand_below(&r, (uint64_t)(first[source + 1] - first[source])) +
+                   p * d->count;
     }
 }
 
-// order (dataset_epoch_length) of an epoch. Without shuffle the sources and their samples stand as in the list.
-static inline void dataset_order(const Dataset *d, uint64_t seed, int64_t epoch, bool shuffle, int64_t *order) {
+// order (dataset_epoch_length) of an epoch. Without shuffle the sources and their samples stand as in the
+// list.
+static inline void dataset_order(
+    const Dataset *d, uint64_t seed, int64_t epoch, bool shuffle, int64_t *order) {
     const size_t S = d->source_count;
     const int64_t length = dataset_epoch_length(d);
-    int64_t *first = (int64_t *)malloc_check((S + 1) * sizeof *first), *left = (int64_t *)malloc_check(S * sizeof *left);
+    int64_t *first = (int64_t *)malloc_check((S + 1) * sizeof *first);
+    int64_t *left = (int64_t *)malloc_check(S * sizeof *left);
     const bool merge = shuffle && S > 1 && !d->config.resampled;
     int64_t *lists = merge ? (int64_t *)malloc_check((size_t)length * sizeof *lists) : order, to = 0;
     dataset_source_ranges(d, first);
@@ -163,7 +191,8 @@ static inline void dataset_order(const Dataset *d, uint64_t seed, int64_t epoch,
         orders_merge(order, lists, left, S, &r);
         free(lists);
     }
-    free(first), free(left);
+    free(first);
+    free(left);
 }
 
 // ---------------------------------------------------------------- distinct steps
@@ -185,7 +214,8 @@ static inline KeyedEntry *order_by_key(const Dataset *d, const int64_t *order, i
     KeyedEntry *out = (KeyedEntry *)malloc_check((size_t)n * sizeof *out);
     const uint64_t turn = rand_u64(r);
     for (int64_t i = 0; i < n; i++) {
-        out[i].key = rand_mix(d->keys[order_sample(d, order[i])] ^ turn); // one to one: equal keys stay equal, others stay different
+        out[i].key = rand_mix(d->keys[order_sample(d, order[i])] ^
+                              turn); // one to one: equal keys stay equal, others stay different
         out[i].place = i;
         out[i].entry = order[i];
     }
@@ -193,8 +223,8 @@ static inline KeyedEntry *order_by_key(const Dataset *d, const int64_t *order, i
     return out;
 }
 
-// How many steps of `step` entries with different keys can be made of them: the most K with Σ min(K, entries of a key) ≥ K · step, since
-// K steps have room for K entries of a key.
+// How many steps of `step` entries with different keys can be made of them: the most K with Σ min(K, entries
+// of a key) ≥ K · step, since K steps have room for K entries of a key.
 static inline int64_t distinct_steps(const KeyedEntry *sorted, int64_t n, int64_t step) {
     int64_t low = 0, high = n / step;
     while (low < high) {
@@ -210,22 +240,31 @@ static inline int64_t distinct_steps(const KeyedEntry *sorted, int64_t n, int64_
     return low;
 }
 
-// Rearranges an epoch's order so that each of its first K steps, K as above, holds every key at most once: key by key the entries are dealt
-// to the steps in turn, so that those of one key come into different steps. What is too much stands behind the steps: other entries
-// in each epoch. d->keys has to be there (dataset_read_keys). Returns K.
-static inline int64_t order_make_distinct(const Dataset *d, uint64_t seed, int64_t epoch, int64_t step, int64_t *order, int64_t n) {
+// Rearranges an epoch's order so that each of its first K steps, K as above, holds every key at most once:
+// key by key the entries are dealt to the steps in turn, so that those of one key come into different steps.
+// What is too much stands behind the steps: other entries in each epoch. d->keys has to be there
+// (dataset_read_keys). Returns K.
+static inline int64_t order_make_distinct(
+    const Dataset *d, uint64_t seed, int64_t epoch, int64_t step, int64_t *order, int64_t n) {
     Rand r = rand_for(seed ^ DISTINCT_STREAM, (uint64_t)epoch, 0);
     KeyedEntry *sorted = order_by_key(d, order, n, &r);
     const int64_t K = distinct_steps(sorted, n, step);
-    int64_t *turn = (int64_t *)malloc_check((size_t)K * sizeof *turn), dealt = 0, same = 0, rest = K * step;
+    int64_t *turn = (int64_t *)malloc_check((size_t)K * sizeof *turn);
+    int64_t dealt = 0;
+    int64_t same = 0;
+    int64_t rest = K * step;
     for (int64_t k = 0; k < K; k++) turn[k] = k;
     rand_shuffle(&r, turn, K);
     for (int64_t i = 0; i < n; i++) {
         same = i > 0 && sorted[i].key == sorted[i - 1].key ? same + 1 : 1;
         if (same > K || dealt == K * step) order[rest++] = sorted[i].entry;
-        else order[turn[dealt % K] * step + dealt / K] = sorted[i].entry, dealt++;
+        else {
+            order[turn[dealt % K] * step + dealt / K] = sorted[i].entry;
+            dealt++;
+        }
     }
-    free(turn), free(sorted);
+    free(turn);
+    free(sorted);
     return K;
 }
 

@@ -1,5 +1,6 @@
-// How one sample of a data set is read: the bytes of its image file, its caption, its label. What is wrong with a sample is a
-// status and never ends the program. Thread-safe: a Dataset does not change, each thread reads into its own SampleBytes.
+// How one sample of a data set is read: the bytes of its image file, its caption, its label. What is wrong
+// with a sample is a status and never ends the program. Thread-safe: a Dataset does not change, each thread
+// reads into its own SampleBytes.
 #ifndef CLIPC_SAMPLE_H
 #define CLIPC_SAMPLE_H
 
@@ -17,16 +18,19 @@
 
 // Why a sample was skipped; the reasons of image.h follow: SAMPLE_IMAGE + IMAGE_BROKEN ….
 // name, of one, of several
-#define SAMPLE_STATUSES(X)                                                           \
-    X(SAMPLE_OK, "ok", "ok")                                                         \
-    X(SAMPLE_MISSING, "missing file", "missing files")                               \
-    X(SAMPLE_UNREADABLE, "unreadable file", "unreadable files")                      \
-    X(SAMPLE_NO_IMAGE, "without image", "without image")                             \
-    X(SAMPLE_NO_CAPTION, "without caption", "without caption")                       \
-    X(SAMPLE_NO_LABEL, "without a label of the set", "without a label of the set")   \
+#define SAMPLE_STATUSES(X)                                                         \
+    X(SAMPLE_OK, "ok", "ok")                                                       \
+    X(SAMPLE_MISSING, "missing file", "missing files")                             \
+    X(SAMPLE_UNREADABLE, "unreadable file", "unreadable files")                    \
+    X(SAMPLE_NO_IMAGE, "without image", "without image")                           \
+    X(SAMPLE_NO_CAPTION, "without caption", "without caption")                     \
+    X(SAMPLE_NO_LABEL, "without a label of the set", "without a label of the set") \
     X(SAMPLE_BAD_JSON, "with broken JSON", "with broken JSON")
 #define SAMPLE_STATUS_ENUM(name, one, many) name,
-enum { SAMPLE_STATUSES(SAMPLE_STATUS_ENUM) SAMPLE_IMAGE, SAMPLE_STATUS_COUNT = SAMPLE_IMAGE + IMAGE_STATUS_COUNT };
+enum {
+    SAMPLE_STATUSES(SAMPLE_STATUS_ENUM) SAMPLE_IMAGE,
+    SAMPLE_STATUS_COUNT = SAMPLE_IMAGE + IMAGE_STATUS_COUNT
+};
 typedef int SampleStatus;
 
 #define SAMPLE_STATUS_ONE(name, one, many) one,
@@ -50,7 +54,8 @@ typedef struct {
     size_t bytes, capacity;
 } ByteBuffer;
 
-// What one thread reads the samples of one data set into: its buffers grow to the largest sample and are used again; the shards read last stay open.
+// What one thread reads the samples of one data set into: its buffers grow to the largest sample and are used
+// again; the shards read last stay open.
 enum { SAMPLE_OPEN_SHARDS = 8 };
 typedef struct {
     ByteBuffer image;    // the image file as it is; nothing for synthetic
@@ -77,13 +82,16 @@ static inline bool is_blank(const char *text, size_t length) {
     return length == 0;
 }
 
-static inline SampleStatus sample_open_error(int error) { return error == ENOENT || error == ENOTDIR ? SAMPLE_MISSING : SAMPLE_UNREADABLE; }
+static inline SampleStatus sample_open_error(int error) {
+    return error == ENOENT || error == ENOTDIR ? SAMPLE_MISSING : SAMPLE_UNREADABLE;
+}
 
 // Bytes [offset, offset + bytes) of an open file.
 static inline SampleStatus sample_pread(ByteBuffer *out, int fd, int64_t offset, int64_t bytes) {
     list_grow((void **)&out->data, &out->capacity, (size_t)bytes + 1, 1); // never NULL
     for (out->bytes = 0; out->bytes < (size_t)bytes;) {
-        ssize_t got = pread(fd, out->data + out->bytes, (size_t)bytes - out->bytes, (off_t)(offset + (int64_t)out->bytes));
+        ssize_t got = pread(
+            fd, out->data + out->bytes, (size_t)bytes - out->bytes, (off_t)(offset + (int64_t)out->bytes));
         if (got < 0 && errno == EINTR) continue;
         if (got <= 0) return SAMPLE_UNREADABLE; // also a file that has become shorter
         out->bytes += (size_t)got;
@@ -96,7 +104,9 @@ static inline SampleStatus sample_read_file(ByteBuffer *out, const char *path, i
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0) return sample_open_error(errno);
     struct stat st;
-    SampleStatus status = fstat(fd, &st) || !S_ISREG(st.st_mode) ? SAMPLE_UNREADABLE : sample_pread(out, fd, 0, min_i64(st.st_size, most));
+    SampleStatus status = fstat(fd, &st) || !S_ISREG(st.st_mode)
+                              ? SAMPLE_UNREADABLE
+                              : sample_pread(out, fd, 0, min_i64(st.st_size, most));
     close(fd);
     return status;
 }
@@ -114,7 +124,8 @@ static inline int sample_shard(const Dataset *d, int file, SampleBytes *b) {
 }
 
 // One member, from the shard or the unpacked data.
-static inline SampleStatus sample_read_member(ByteBuffer *out, const Dataset *d, int file, int64_t offset, int64_t bytes, SampleBytes *b) {
+static inline SampleStatus sample_read_member(
+    ByteBuffer *out, const Dataset *d, int file, int64_t offset, int64_t bytes, SampleBytes *b) {
     if (offset < 0) return sample_pread(out, d->spill_fd, ~offset, bytes);
     int fd = sample_shard(d, file, b);
     return fd < 0 ? sample_open_error(errno) : sample_pread(out, fd, offset, bytes);
@@ -127,7 +138,8 @@ static inline const json_t *json_first_text(const json_t *root, const char *keys
         char key[256];
         snprintf(key, sizeof key, "%.*s", (int)min_i64((int64_t)n, 255), keys);
         const json_t *value = json_object_get(root, key); // NULL for what is no object
-        if (json_is_string(value) && !is_blank(json_string_value(value), json_string_length(value))) return value;
+        if (json_is_string(value) && !is_blank(json_string_value(value), json_string_length(value)))
+            return value;
         keys += n;
         if (!*keys) return NULL;
     }
@@ -166,7 +178,8 @@ static inline bool csv_image_beside(const DataFile *f, const DataSample *s, char
 // The image's path: absolute, else from the CSV's folder, else from the working directory.
 static inline SampleStatus sample_csv_image(const DataFile *f, const DataSample *s, ByteBuffer *out) {
     char beside[2 * PATH_SIZE];
-    SampleStatus status = csv_image_beside(f, s, beside) ? sample_read_file(out, beside, IMAGE_MOST_BYTES) : SAMPLE_MISSING;
+    SampleStatus status =
+        csv_image_beside(f, s, beside) ? sample_read_file(out, beside, IMAGE_MOST_BYTES) : SAMPLE_MISSING;
     return status == SAMPLE_MISSING ? sample_read_file(out, f->text + s->image, IMAGE_MOST_BYTES) : status;
 }
 
@@ -193,7 +206,8 @@ static inline SampleStatus sample_read_caption(const Dataset *d, const DataSampl
         out->caption = f->text + s->caption;
         out->caption_bytes = (size_t)s->caption_bytes;
     } else {
-        SampleStatus status = type == DATASET_FOLDER ? sample_folder_caption(f, s, out) : sample_tar_caption(d, s, out);
+        SampleStatus status =
+            type == DATASET_FOLDER ? sample_folder_caption(f, s, out) : sample_tar_caption(d, s, out);
         if (status != SAMPLE_OK) return status;
         out->caption = (const char *)out->text.data;
         out->caption_bytes = out->text.bytes;
@@ -207,13 +221,16 @@ static inline SampleStatus sample_read_image(const Dataset *d, const DataSample 
     switch (sample_type(d, s)) {
     case DATASET_CSV: return sample_csv_image(f, s, &out->image);
     case DATASET_FOLDER: return sample_read_file(&out->image, f->text + s->image, IMAGE_MOST_BYTES);
-    case DATASET_WEBDATASET: return sample_read_member(&out->image, d, s->file, s->image, min_i64(s->image_bytes, IMAGE_MOST_BYTES), out);
+    case DATASET_WEBDATASET:
+        return sample_read_member(
+            &out->image, d, s->file, s->image, min_i64(s->image_bytes, IMAGE_MOST_BYTES), out);
     default: return SAMPLE_OK;
     }
 }
 
-// Reads sample `index` (0 … count-1) but for its picture: its caption (when captions are needed and no prompt takes its place), its label.
-// What `out` shows is valid until its next use. `out` starts as zeros and is freed with sample_bytes_free.
+// Reads sample `index` (0 … count-1) but for its picture: its caption (when captions are needed and no prompt
+// takes its place), its label. What `out` shows is valid until its next use. `out` starts as zeros and is
+// freed with sample_bytes_free.
 static inline SampleStatus dataset_read_words(const Dataset *d, int64_t index, SampleBytes *out) {
     const DataSample *s = &d->samples[index];
     out->caption = "";
@@ -237,7 +254,11 @@ static inline void dataset_origin(const Dataset *d, int64_t index, char *out, si
     const DatasetType type = sample_type(d, s);
     if (type == DATASET_SYNTHETIC) snprintf(out, size, "synthetic:%lld", (long long)index);
     else if (type == DATASET_FOLDER) snprintf(out, size, "%s", f->text + s->image);
-    else snprintf(out, size, "%s:%s", f->path, type == DATASET_WEBDATASET ? f->text + s->name : s->image_bytes < 0 ? "" : f->text + s->image);
+    else
+        snprintf(out, size, "%s:%s", f->path,
+            type == DATASET_WEBDATASET ? f->text + s->name
+            : s->image_bytes < 0       ? ""
+                                       : f->text + s->image);
     make_one_line(out);
 }
 
@@ -252,7 +273,9 @@ static inline void dataset_synthetic_pixels(int64_t index, uint8_t *out, int siz
 #define CLASS_STREAM 0x636c617373ull // "class": what a key is made of
 #define ALONE_STREAM 0x616c6f6e65ull // "alone"
 
-static inline uint64_t key_of_text(const char *text, size_t length) { return rand_mix(hash_bytes(HASH_START, text, length)); }
+static inline uint64_t key_of_text(const char *text, size_t length) {
+    return rand_mix(hash_bytes(HASH_START, text, length));
+}
 
 // White space and the case of ASCII letters aside: the tokenizer does not see them either.
 static inline uint64_t key_of_caption(const char *text, size_t length) {
@@ -266,19 +289,22 @@ static inline uint64_t key_of_caption(const char *text, size_t length) {
         }
         const unsigned char seen[2] = {' ', (unsigned char)(c >= 'A' && c <= 'Z' ? c + 'a' - 'A' : c)};
         hash = hash_bytes(hash, blank ? seen : seen + 1, blank ? 2 : 1);
-        blank = false, begun = true;
+        blank = false;
+        begun = true;
     }
     return rand_mix(hash);
 }
 
-// Samples with the same key are false negatives of each other when they meet in a step (--positives-key). By default these are those
-// with the same caption; where labels stand for captions, those of the same class. `caption` is what dataset_read gave.
+// Samples with the same key are false negatives of each other when they meet in a step (--positives-key). By
+// default these are those with the same caption; where labels stand for captions, those of the same class.
+// `caption` is what dataset_read gave.
 //   caption  the text
 //   image    the path of the file: several captions of one picture
 //   cls      the label; of a CSV also a text that is none of the classnames
 //   COLUMN   the text in this column of a CSV
 // A sample without it has a key of its own.
-static inline uint64_t sample_key(const Dataset *d, int64_t index, const char *caption, size_t caption_bytes) {
+static inline uint64_t sample_key(
+    const Dataset *d, int64_t index, const char *caption, size_t caption_bytes) {
     const DataSample *s = &d->samples[index];
     const DataFile *f = &d->files[s->file];
     PositivesKey kind = positives_key(&d->config);
@@ -288,16 +314,19 @@ static inline uint64_t sample_key(const Dataset *d, int64_t index, const char *c
     if (kind == KEY_CAPTION && caption_bytes) return key_of_caption(caption, caption_bytes);
     if (kind == KEY_IMAGE) {
         if (sample_type(d, s) != DATASET_CSV) dataset_origin(d, index, path, sizeof path);
-        else if (s->image_bytes >= 0 && !csv_image_beside(f, s, path)) snprintf(path, sizeof path, "%s", f->text + s->image);
+        else if (s->image_bytes >= 0 && !csv_image_beside(f, s, path))
+            snprintf(path, sizeof path, "%s", f->text + s->image);
         if (s->image_bytes >= 0) return key_of_text(path, strlen(path));
     }
     if (kind == KEY_CLASS && s->label >= 0) return rand_for(CLASS_STREAM, (uint64_t)s->label, 0).state;
-    const bool column = (kind == KEY_CLASS || kind == KEY_COLUMN) && sample_type(d, s) == DATASET_CSV && s->name >= 0;
+    const bool column =
+        (kind == KEY_CLASS || kind == KEY_COLUMN) && sample_type(d, s) == DATASET_CSV && s->name >= 0;
     if (column) return key_of_text(f->text + s->name, strlen(f->text + s->name));
     return rand_for(ALONE_STREAM, (uint64_t)index, 0).state;
 }
 
-// The keys of all samples at once, into d->keys: captions of shards and folders are read for it, if they are the keys.
+// The keys of all samples at once, into d->keys: captions of shards and folders are read for it, if they are
+// the keys.
 static inline void dataset_read_keys(Dataset *d) {
     uint64_t *keys = (uint64_t *)malloc_check((size_t)d->count * sizeof *keys);
     const bool show = isatty(STDERR_FILENO), captions = positives_key(&d->config) == KEY_CAPTION;
@@ -309,7 +338,8 @@ static inline void dataset_read_keys(Dataset *d) {
         const DataSample *s = &d->samples[i];
         bool read = captions && !sample_is_prompted(d, s) && sample_read_caption(d, s, &bytes) == SAMPLE_OK;
         keys[i] = sample_key(d, i, bytes.caption, read ? bytes.caption_bytes : 0);
-        if (show && i % 10000 == 9999) fprintf(stderr, "\rreading the captions: %lld of %lld ", (long long)i + 1, (long long)d->count);
+        if (show && i % 10000 == 9999)
+            fprintf(stderr, "\rreading the captions: %lld of %lld ", (long long)i + 1, (long long)d->count);
     }
     if (show && d->count > 9999) fprintf(stderr, "\r\033[K");
     sample_bytes_free(&bytes);

@@ -1,5 +1,5 @@
-// Sentences with a place for the name of a class: what zero-shot classification asks the text tower, and the captions of training on
-// labels (FLYP, Goyal et al. 2023).
+// Sentences with a place for the name of a class: what zero-shot classification asks the text tower, and the
+// captions of training on labels (FLYP, Goyal et al. 2023).
 #ifndef CLIPC_TEMPLATES_H
 #define CLIPC_TEMPLATES_H
 
@@ -8,13 +8,15 @@
 
 #define DEFAULT_TEMPLATE "a photo of a {}." // where no --templates are given
 
-// The lines of a file of `what` ("class names", "templates") in UTF-8, without blanks at their ends (a CR is one), empty ones left
-// out. A file without a single line, or with a NUL in it, ends the program. Free with string_list_free().
+// The lines of a file of `what` ("class names", "templates") in UTF-8, without blanks at their ends (a CR is
+// one), empty ones left out. A file without a single line, or with a NUL in it, ends the program. Free with
+// string_list_free().
 static inline StringList lines_read(const char *path, const char *what) {
     StringList lines = {NULL, 0, 0};
     size_t length;
     char *text = file_read_all(path, &length), *line = text, *next;
-    if (memchr(text, 0, length)) die(EXIT_USAGE, "%s: holds a NUL byte; save the %s as UTF-8 text, one a line", path, what);
+    if (memchr(text, 0, length))
+        die(EXIT_USAGE, "%s: holds a NUL byte; save the %s as UTF-8 text, one a line", path, what);
     if (strncmp(text, "\xef\xbb\xbf", 3) == 0) line += 3; // a byte order mark
     for (; *line; line = next) {
         char *end = line + strcspn(line, "\n");
@@ -30,14 +32,16 @@ static inline StringList lines_read(const char *path, const char *what) {
     return lines;
 }
 
-// Where in a template the class name goes, and how many bytes to leave out there; NULL when there is no such place.
+// Where in a template the class name goes, and how many bytes to leave out there; NULL when there is no such
+// place.
 static inline const char *template_slot(const char *sentence, int *bytes) {
     const char *a = strstr(sentence, "{}"), *b = strstr(sentence, "{c}");
     *bytes = a && (!b || a < b) ? 2 : 3;
     return *bytes == 2 ? a : b;
 }
 
-// Templates, one a line; `{}` stands for the class name, `{c}` (open_clip's own files) too. Without a path: DEFAULT_TEMPLATE.
+// Templates, one a line; `{}` stands for the class name, `{c}` (open_clip's own files) too. Without a path:
+// DEFAULT_TEMPLATE.
 static inline StringList templates_read(const char *path) {
     StringList templates = {NULL, 0, 0};
     if (!path) {
@@ -47,7 +51,8 @@ static inline StringList templates_read(const char *path) {
     templates = lines_read(path, "templates");
     for (size_t i = 0; i < templates.count; i++) {
         int bytes;
-        if (!template_slot(templates.list[i], &bytes)) die(EXIT_USAGE, "%s: no {} in '%.80s'; mark where the class name goes", path, templates.list[i]);
+        if (!template_slot(templates.list[i], &bytes))
+            die(EXIT_USAGE, "%s: no {} in '%.80s'; mark where the class name goes", path, templates.list[i]);
     }
     return templates;
 }

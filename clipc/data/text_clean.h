@@ -1,5 +1,5 @@
-// What open_clip does to a caption before it cuts it into words: ftfy.fix_text, html.unescape twice, white space to single
-// blanks, lower(). doc/tokenizer.md tells the order and the traps.
+// What open_clip does to a caption before it cuts it into words: ftfy.fix_text, html.unescape twice, white
+// space to single blanks, lower(). doc/tokenizer.md tells the order and the traps.
 #ifndef CLIPC_TEXT_CLEAN_H
 #define CLIPC_TEXT_CLEAN_H
 
@@ -31,10 +31,13 @@ static inline int entity_find(const uint32_t *name, size_t n) {
     return -1;
 }
 
-static inline void entity_push(Text *out, int entity) { text_append_utf8(out, html_entities[entity].text, strlen(html_entities[entity].text)); }
+static inline void entity_push(Text *out, int entity) {
+    text_append_utf8(out, html_entities[entity].text, strlen(html_entities[entity].text));
+}
 
-// A numeric reference at c ("&#65;", "&#x41", the semicolon may be missing): its length, or 0. *value is the code point as
-// HTML5 has it: Windows-1252 for 80…9F, U+FFFD for impossible ones; -1: nothing comes in its place (controls, non-characters).
+// A numeric reference at c ("&#65;", "&#x41", the semicolon may be missing): its length, or 0. *value is the
+// code point as HTML5 has it: Windows-1252 for 80…9F, U+FFFD for impossible ones; -1: nothing comes in its
+// place (controls, non-characters).
 static inline size_t numeric_reference(const uint32_t *c, size_t n, int64_t *value) {
     if (n < 3 || c[0] != '&' || c[1] != '#') return 0;
     uint32_t base = (c[2] | 32) == 'x' ? 16 : 10, number = 0;
@@ -46,14 +49,17 @@ static inline size_t numeric_reference(const uint32_t *c, size_t n, int64_t *val
         if (number > 0x10FFFF) number = 0x110000; // and stays above
     }
     if (i == start) return 0;
-    bool control = (number >= 1 && number <= 8) || number == 0xB || (number >= 0xE && number < 0x20) || number == 0x7F;
-    if (number == 0 || (number >= 0xD800 && number < 0xE000) || number > 0x10FFFF) *value = REPLACEMENT_CHARACTER;
+    bool control =
+        (number >= 1 && number <= 8) || number == 0xB || (number >= 0xE && number < 0x20) || number == 0x7F;
+    if (number == 0 || (number >= 0xD800 && number < 0xE000) || number > 0x10FFFF)
+        *value = REPLACEMENT_CHARACTER;
     else if (control || (number >= 0xFDD0 && number <= 0xFDEF) || (number & 0xFFFE) == 0xFFFE) *value = -1;
     else *value = fix_c1(number);
     return i + (i < n && c[i] == ';');
 }
 
-// Python's html.unescape(): names that are allowed to may lack their semicolon, and may have letters behind ("&notit;" is "¬it;").
+// Python's html.unescape(): names that are allowed to may lack their semicolon, and may have letters behind
+// ("&notit;" is "¬it;").
 static inline void html_unescape(Text *out, const Text *in) {
     for (size_t i = 0, used; i < in->length; i += used) {
         const uint32_t *c = in->at + i;
@@ -67,15 +73,21 @@ static inline void html_unescape(Text *out, const Text *in) {
             used = n;
         } else {
             int entity = -1;
-            while (n < ENTITY_NAME_MAX && 1 + n < left && (is_ascii_digit(c[1 + n]) || is_ascii_letter(c[1 + n]))) n++;
+            while (n < ENTITY_NAME_MAX && 1 + n < left &&
+                   (is_ascii_digit(c[1 + n]) || is_ascii_letter(c[1 + n])))
+                n++;
             bool semicolon = 1 + n < left && c[1 + n] == ';';
             for (; n >= 2; n--, semicolon = false) {
                 entity = entity_find(c + 1, n);
-                if (entity >= 0 && (html_entities[entity].kind == ENTITY_BARE || (semicolon && html_entities[entity].kind == ENTITY_SEMICOLON))) break;
+                if (entity >= 0 && (html_entities[entity].kind == ENTITY_BARE ||
+                                       (semicolon && html_entities[entity].kind == ENTITY_SEMICOLON)))
+                    break;
                 entity = -1;
             }
-            if (entity >= 0) entity_push(out, entity), used = 1 + n + semicolon;
-            else text_push(out, '&');
+            if (entity >= 0) {
+                entity_push(out, entity);
+                used = 1 + n + semicolon;
+            } else text_push(out, '&');
         }
     }
 }
@@ -85,13 +97,16 @@ static inline void ftfy_unescape(Text *out, const Text *in) {
     for (size_t i = 0, used; i < in->length; i += used) {
         const uint32_t *c = in->at + i;
         size_t left = in->length - i, hash = left > 1 && c[1] == '#', n = 0;
-        while (c[0] == '&' && n < 25 && 1 + hash + n < left && (is_ascii_digit(c[1 + hash + n]) || is_ascii_letter(c[1 + hash + n]))) n++;
+        while (c[0] == '&' && n < 25 && 1 + hash + n < left &&
+               (is_ascii_digit(c[1 + hash + n]) || is_ascii_letter(c[1 + hash + n])))
+            n++;
         bool whole = n >= 1 && n <= 24 && 1 + hash + n < left && c[1 + hash + n] == ';';
         int entity = whole && !hash ? entity_find(c + 1, n) : -1;
         int64_t value = ';'; // which ftfy leaves alone
         used = whole ? 1 + hash + n + 1 : 1;
         if (entity >= 0) entity_push(out, entity);
-        else if (!whole || !hash || numeric_reference(c, used, &value) < used || value == ';') text_append(out, c, used);
+        else if (!whole || !hash || numeric_reference(c, used, &value) < used || value == ';')
+            text_append(out, c, used);
         else if (value >= 0) text_push(out, (uint32_t)value);
     }
 }
@@ -104,9 +119,28 @@ static inline const char *ligature_letters(uint32_t c) {
         uint16_t c;
         const char *letters;
     } ligatures[] = {
-        {0x132, "IJ"}, {0x133, "ij"}, {0x149, "\u02bcn"}, {0x1C4, "DŽ"}, {0x1C5, "Dž"}, {0x1C6, "dž"}, {0x1C7, "LJ"}, {0x1C8, "Lj"}, {0x1C9, "lj"},
-        {0x1CA, "NJ"}, {0x1CB, "Nj"}, {0x1CC, "nj"}, {0x1F1, "DZ"}, {0x1F2, "Dz"}, {0x1F3, "dz"}, {0xFB00, "ff"}, {0xFB01, "fi"}, {0xFB02, "fl"},
-        {0xFB03, "ffi"}, {0xFB04, "ffl"}, {0xFB05, "ſt"}, {0xFB06, "st"},
+        {0x132, "IJ"},
+        {0x133, "ij"},
+        {0x149, "\u02bcn"},
+        {0x1C4, "DŽ"},
+        {0x1C5, "Dž"},
+        {0x1C6, "dž"},
+        {0x1C7, "LJ"},
+        {0x1C8, "Lj"},
+        {0x1C9, "lj"},
+        {0x1CA, "NJ"},
+        {0x1CB, "Nj"},
+        {0x1CC, "nj"},
+        {0x1F1, "DZ"},
+        {0x1F2, "Dz"},
+        {0x1F3, "dz"},
+        {0xFB00, "ff"},
+        {0xFB01, "fi"},
+        {0xFB02, "fl"},
+        {0xFB03, "ffi"},
+        {0xFB04, "ffl"},
+        {0xFB05, "ſt"},
+        {0xFB06, "st"},
     };
     for (size_t i = 0; i < sizeof ligatures / sizeof *ligatures; i++)
         if (ligatures[i].c == c) return ligatures[i].letters;
@@ -120,7 +154,8 @@ static inline void push_straightened(Text *out, uint32_t c) {
     text_push(out, c);
 }
 
-// C1 controls, Latin ligatures, full- and half-width forms, curly quotes, line breaks: in ftfy's order, character by character.
+// C1 controls, Latin ligatures, full- and half-width forms, curly quotes, line breaks: in ftfy's order,
+// character by character.
 static inline void fix_characters(Text *out, const Text *in) {
     for (size_t i = 0; i < in->length; i++) {
         uint32_t c = fix_c1(in->at[i]);
@@ -146,13 +181,16 @@ static inline void remove_controls(Text *out, const Text *in) {
         uint32_t c = in->at[i];
         if (c == 0x1B && i + 1 < in->length && in->at[i + 1] == '[') {
             size_t end = i + 2;
-            while (end < in->length && (in->at[end] == ';' || unicode_category(in->at[end]) == UTF8PROC_CATEGORY_ND)) end++;
+            while (end < in->length &&
+                   (in->at[end] == ';' || unicode_category(in->at[end]) == UTF8PROC_CATEGORY_ND))
+                end++;
             if (end < in->length && is_ascii_letter(in->at[end])) {
                 i = end;
                 continue;
             }
         }
-        bool control = c < 9 || c == 0xB || (c >= 0xE && c < 0x20) || c == 0x7F || (c >= 0x206A && c <= 0x206F) || c == 0xFEFF || (c >= 0xFFF9 && c <= 0xFFFC);
+        bool control = c < 9 || c == 0xB || (c >= 0xE && c < 0x20) || c == 0x7F ||
+                       (c >= 0x206A && c <= 0x206F) || c == 0xFEFF || (c >= 0xFFF9 && c <= 0xFFFC);
         if (!control) text_push(out, c);
     }
 }
@@ -161,7 +199,11 @@ static inline void remove_controls(Text *out, const Text *in) {
 
 enum {
     FTFY_SEGMENT = 1000000, // ftfy looks at no more characters at once
-    FTFY_WORK = 1 << 26,    // characters looked at in all rounds, then a line is left as it is: "&amp;amp;amp;…" takes a round each
+    FTFY_WORK =
+        1
+        // characters looked at in all rounds, then a line is left as it is: "&amp;amp;amp;…" takes a round
+        // each
+        << 26,
 };
 
 // ftfy.fix_text of one line: every fix in turn, until nothing changes.
@@ -185,7 +227,8 @@ static inline void ftfy_fix_line(Text *line, const MojibakeClasses *m, bool enti
     }
 }
 
-// ftfy.fix_text: line by line. The first `<` on turns its HTML entities off, as such text seems to be HTML by itself.
+// ftfy.fix_text: line by line. The first `<` on turns its HTML entities off, as such text seems to be HTML by
+// itself.
 static inline void ftfy_fix_text(Text *out, const Text *in, const MojibakeClasses *m) {
     bool entities = true;
     for (size_t i = 0, n; i < in->length; i += n) {
@@ -208,7 +251,8 @@ static inline void collapse_space(Text *out, const Text *in) {
     }
 }
 
-// Plain ASCII, which none of ftfy's fixes and no entity changes: lower case and white space are all there is to do. False when it is not.
+// Plain ASCII, which none of ftfy's fixes and no entity changes: lower case and white space are all there is
+// to do. False when it is not.
 static inline bool clean_ascii(Text *out, const char *caption, size_t length) {
     list_grow((void **)&out->at, &out->capacity, length + 1, sizeof *out->at);
     size_t n = 0;
@@ -222,7 +266,8 @@ static inline bool clean_ascii(Text *out, const char *caption, size_t length) {
     return true;
 }
 
-// The caption (length bytes, any) as it is cut into words: no white space but single blanks between words, lower case.
+// The caption (length bytes, any) as it is cut into words: no white space but single blanks between words,
+// lower case.
 static inline void text_clean(Text *out, const MojibakeClasses *m, const char *caption, size_t length) {
     out->length = 0;
     if (clean_ascii(out, caption, length)) return;

@@ -1,4 +1,5 @@
 // Made by dev/data/make_text_tables.py; do not edit.
+// clang-format off
 #ifndef CLIPC_TEXT_TABLES_H
 #define CLIPC_TEXT_TABLES_H
 

@@ -1,7 +1,8 @@
-// open_clip's SimpleTokenizer: a caption becomes the ids of byte-pair-encoded words (Radford et al. 2021, Sennrich et al. 2016).
+// open_clip's SimpleTokenizer: a caption becomes the ids of byte-pair-encoded words (Radford et al. 2021,
+// Sennrich et al. 2016).
 //
-// Ids: 256 bytes, 256 bytes that end a word, one for every merge in the order of the table, start of text, end of text. With
-// CLIP's 48,894 merges that is 49,408, start 49406, end 49407.
+// Ids: 256 bytes, 256 bytes that end a word, one for every merge in the order of the table, start of text,
+// end of text. With CLIP's 48,894 merges that is 49,408, start 49406, end 49407.
 #ifndef CLIPC_TOKENIZER_H
 #define CLIPC_TOKENIZER_H
 
@@ -12,11 +13,14 @@
 // data/bpe_merges.txt, as it is: built from the repository's root. Not terminated.
 #ifndef __CUDA_ARCH__
 #ifdef __APPLE__
-__asm__(".const_data\n.globl _tokenizer_builtin_merges, _tokenizer_builtin_merges_length\n_tokenizer_builtin_merges:\n.incbin \"data/bpe_merges.txt\"\n"
+__asm__(".const_data\n.globl _tokenizer_builtin_merges, "
+        "_tokenizer_builtin_merges_length\n_tokenizer_builtin_merges:\n.incbin \"data/bpe_merges.txt\"\n"
         "1:\n.balign 8\n_tokenizer_builtin_merges_length:\n.quad 1b - _tokenizer_builtin_merges\n.text\n");
 #else
-__asm__(".pushsection .rodata\n.globl tokenizer_builtin_merges, tokenizer_builtin_merges_length\ntokenizer_builtin_merges:\n.incbin \"data/bpe_merges.txt\"\n"
-        "1:\n.balign 8\ntokenizer_builtin_merges_length:\n.quad 1b - tokenizer_builtin_merges\n.popsection\n");
+__asm__(
+    ".pushsection .rodata\n.globl tokenizer_builtin_merges, "
+    "tokenizer_builtin_merges_length\ntokenizer_builtin_merges:\n.incbin \"data/bpe_merges.txt\"\n"
+    "1:\n.balign 8\ntokenizer_builtin_merges_length:\n.quad 1b - tokenizer_builtin_merges\n.popsection\n");
 #endif
 #endif
 #ifdef __cplusplus
@@ -41,8 +45,8 @@ typedef struct Tokenizer {
     int vocabulary, start_of_text, end_of_text;
     int byte_id[TOKENIZER_BYTES]; // of a byte inside a word; at its end 256 more
     struct {
-        uint32_t pair; // left id << 16 | right id
-        int merged;    // the id that the two become; 0: an empty slot
+        uint32_t pair;             // left id << 16 | right id
+        int merged;                // the id that the two become; 0: an empty slot
     } pairs[TOKENIZER_PAIR_SLOTS]; // a hash table with open addressing
     MojibakeClasses mojibake;
 } Tokenizer;
@@ -80,7 +84,8 @@ static inline size_t tokenizer_symbol_slot(const TokenizerSymbols *s, const char
 }
 
 // Adds the symbol left + right; returns its id, or -1 when it exists.
-static inline int tokenizer_symbol_add(TokenizerSymbols *s, const char *left, size_t left_length, const char *right, size_t right_length) {
+static inline int tokenizer_symbol_add(
+    TokenizerSymbols *s, const char *left, size_t left_length, const char *right, size_t right_length) {
     char *spelling = s->spellings + s->used;
     memcpy(spelling, left, left_length);
     memcpy(spelling + left_length, right, right_length);
@@ -93,7 +98,8 @@ static inline int tokenizer_symbol_add(TokenizerSymbols *s, const char *left, si
     return s->count - 1;
 }
 
-// GPT-2's spelling of bytes: the visible ones of Latin-1 first, as themselves; then the others, as U+0100 and on.
+// GPT-2's spelling of bytes: the visible ones of Latin-1 first, as themselves; then the others, as U+0100 and
+// on.
 static inline void tokenizer_add_bytes(Tokenizer *t, TokenizerSymbols *s) {
     for (int pass = 0, next = 0x100; pass < 2; pass++)
         for (int b = 0; b < TOKENIZER_BYTES; b++) {
@@ -103,21 +109,30 @@ static inline void tokenizer_add_bytes(Tokenizer *t, TokenizerSymbols *s) {
             size_t n = utf8_write(spelling, (uint32_t)(visible ? b : next++));
             t->byte_id[b] = tokenizer_symbol_add(s, (char *)spelling, n, "", 0);
         }
-    for (int id = 0; id < TOKENIZER_BYTES; id++) tokenizer_symbol_add(s, s->spellings + s->symbol[id].start, s->symbol[id].length, "</w>", 4);
+    for (int id = 0; id < TOKENIZER_BYTES; id++)
+        tokenizer_symbol_add(s, s->spellings + s->symbol[id].start, s->symbol[id].length, "</w>", 4);
 }
 
-// Reads `left right` (length bytes); false with the reason when it is no merge of two earlier symbols to a new one.
-static inline bool tokenizer_add_merge(Tokenizer *t, TokenizerSymbols *s, const char *line, size_t length, int number, char error[256]) {
-    const char *blank = (const char *)memchr(line, ' ', length), *part[2] = {line, blank ? blank + 1 : line};
+// Reads `left right` (length bytes); false with the reason when it is no merge of two earlier symbols to a
+// new one.
+static inline bool tokenizer_add_merge(
+    Tokenizer *t, TokenizerSymbols *s, const char *line, size_t length, int number, char error[256]) {
+    const char *blank = (const char *)memchr(line, ' ', length);
+    const char *part[2] = {line, blank ? blank + 1 : line};
     size_t n[2] = {(size_t)(part[1] - line), length - (size_t)(part[1] - line)};
-    if (n[0] < 2 || !n[1] || memchr(part[1], ' ', n[1])) return snprintf(error, 256, "merge %d is not two symbols with a blank between", number), false;
+    if (n[0] < 2 || !n[1] || memchr(part[1], ' ', n[1]))
+        return snprintf(error, 256, "merge %d is not two symbols with a blank between", number), false;
     n[0]--; // the blank
     int id[2];
     for (int i = 0; i < 2; i++) {
         id[i] = s->slots[tokenizer_symbol_slot(s, part[i], n[i])] - 1;
-        if (id[i] < 0) return snprintf(error, 256, "merge %d: no earlier merge makes '%.*s'", number, n[i] < 99 ? (int)n[i] : 99, part[i]), false;
+        if (id[i] < 0)
+            return snprintf(error, 256, "merge %d: no earlier merge makes '%.*s'", number,
+                       n[i] < 99 ? (int)n[i] : 99, part[i]),
+                   false;
     }
-    if (s->count >= TOKENIZER_MAX_VOCABULARY - 2) return snprintf(error, 256, "more than %d merges", number - 1), false;
+    if (s->count >= TOKENIZER_MAX_VOCABULARY - 2)
+        return snprintf(error, 256, "more than %d merges", number - 1), false;
     int merged = tokenizer_symbol_add(s, part[0], n[0], part[1], n[1]);
     if (merged < 0) return snprintf(error, 256, "merge %d makes what an earlier one makes", number), false;
     uint32_t pair = (uint32_t)id[0] << 16 | (uint32_t)id[1];
@@ -129,7 +144,8 @@ static inline bool tokenizer_add_merge(Tokenizer *t, TokenizerSymbols *s, const 
 
 static inline void tokenizer_free(Tokenizer *t) { free(t); }
 
-// From the text of a merge table: `left right` a line, in order of rank, no head line. NULL, with the reason, when it is malformed.
+// From the text of a merge table: `left right` a line, in order of rank, no head line. NULL, with the reason,
+// when it is malformed.
 static inline Tokenizer *tokenizer_create(const char *merges, size_t length, char error[256]) {
     Tokenizer *t = (Tokenizer *)calloc_check(1, sizeof *t);
     TokenizerSymbols *s = (TokenizerSymbols *)calloc_check(1, sizeof *s);
@@ -159,13 +175,16 @@ static inline size_t special_token_length(const uint32_t *c, size_t n) {
     static const char *const tokens[] = {"<start_of_text>", "<end_of_text>"};
     for (int k = 0; k < 2; k++) {
         size_t length = strlen(tokens[k]), i = 0;
-        while (i < length && i < n && (c[i] == (uint32_t)tokens[k][i] || (tokens[k][i] == 's' && c[i] == 0x17F))) i++;
+        while (
+            i < length && i < n && (c[i] == (uint32_t)tokens[k][i] || (tokens[k][i] == 's' && c[i] == 0x17F)))
+            i++;
         if (i == length) return length;
     }
     return 0;
 }
 
-// U+0345 (iota below) is lost like a blank: ignoring case, the pattern's [^\s\p{L}\p{N}] takes it for the letter iota, \p{L} does not.
+// U+0345 (iota below) is lost like a blank: ignoring case, the pattern's [^\s\p{L}\p{N}] takes it for the
+// letter iota, \p{L} does not.
 static inline char piece_class(uint32_t c) { return c == 0x345 ? 'S' : unicode_class(c); }
 
 // Length of the piece at c, which is no blank: the pattern of SimpleTokenizer, alternatives in its order.
@@ -174,7 +193,9 @@ static inline size_t piece_length(const uint32_t *c, size_t n) {
     if (special) return special;
     if (c[0] == '\'' && n >= 2) {
         if (c[1] == 's' || c[1] == 0x17F || c[1] == 't' || c[1] == 'm' || c[1] == 'd') return 2;
-        if (n >= 3 && ((c[1] == 'r' && c[2] == 'e') || (c[1] == 'v' && c[2] == 'e') || (c[1] == 'l' && c[2] == 'l'))) return 3;
+        if (n >= 3 &&
+            ((c[1] == 'r' && c[2] == 'e') || (c[1] == 'v' && c[2] == 'e') || (c[1] == 'l' && c[2] == 'l')))
+            return 3;
     }
     char kind = piece_class(c[0]);
     size_t length = 1;
@@ -182,7 +203,8 @@ static inline size_t piece_length(const uint32_t *c, size_t n) {
     return length;
 }
 
-// Merges neighbours, the pair of the lowest rank first and everywhere, until none is in the table. Returns the ids left of n > 0.
+// Merges neighbours, the pair of the lowest rank first and everywhere, until none is in the table. Returns
+// the ids left of n > 0.
 //   ids (n): of the bytes; then of what they became.   merged (n): scratch, what ids[i] and ids[i+1] become
 static inline size_t tokenizer_merge_all(const Tokenizer *t, int *ids, int *merged, size_t n) {
     for (size_t i = 0; i + 1 < n; i++) merged[i] = tokenizer_merge(t, ids[i], ids[i + 1]);
@@ -204,7 +226,8 @@ static inline size_t tokenizer_merge_all(const Tokenizer *t, int *ids, int *merg
 }
 
 // Ids of one piece, in ids (4 length); merged (4 length) is scratch. Returns how many.
-static inline size_t tokenizer_encode_piece(const Tokenizer *t, const uint32_t *piece, size_t length, int *ids, int *merged) {
+static inline size_t tokenizer_encode_piece(
+    const Tokenizer *t, const uint32_t *piece, size_t length, int *ids, int *merged) {
     bool special = piece[0] == '<' && length > 1 && special_token_length(piece, length) == length;
     if (special && piece[1] != 0x17F) { // with a long s it matches the pattern, but is a word like others
         ids[0] = piece[1] == 's' ? t->start_of_text : t->end_of_text;
@@ -220,13 +243,16 @@ static inline size_t tokenizer_encode_piece(const Tokenizer *t, const uint32_t *
     return tokenizer_merge_all(t, ids, merged, n);
 }
 
-// Encodes a caption of length bytes: any bytes; what is no UTF-8 counts as U+FFFD. ids (context) get the start of text, the
-// words, the end of text, then zeros; a caption that is too long is cut and ends in the end of text all the same.
-// Returns the number of ids in use, 2…context. Safe to call from several threads.
-static inline int tokenizer_encode(const Tokenizer *t, const char *text, size_t length, int *ids, int context) {
+// Encodes a caption of length bytes: any bytes; what is no UTF-8 counts as U+FFFD. ids (context) get the
+// start of text, the words, the end of text, then zeros; a caption that is too long is cut and ends in the
+// end of text all the same. Returns the number of ids in use, 2…context. Safe to call from several threads.
+static inline int tokenizer_encode(
+    const Tokenizer *t, const char *text, size_t length, int *ids, int context) {
     Text clean = {NULL, 0, 0};
     text_clean(&clean, &t->mojibake, text, length);
-    int *piece_ids = (int *)malloc_check(8 * (clean.length + 1) * sizeof *piece_ids), *scratch = piece_ids + 4 * clean.length, used = 0;
+    int *piece_ids = (int *)malloc_check(8 * (clean.length + 1) * sizeof *piece_ids);
+    int *scratch = piece_ids + 4 * clean.length;
+    int used = 0;
     ids[used++] = t->start_of_text;
     for (size_t i = 0, n; i < clean.length && used < context; i += n) {
         n = 1;

@@ -1,9 +1,12 @@
-// From a decoded picture to the square that the image tower sees: resize, crop or pad, and the augmentation of training.
+// From a decoded picture to the square that the image tower sees: resize, crop or pad, and the augmentation
+// of training.
 //
-// Equal to the byte to what open_clip does with Pillow 13.0 and torchvision on a picture that was converted to RGB first. The resize is
-// antialiased: two passes, 8 bits between them, weights with 22 fraction bits. Build without -ffast-math.
+// Equal to the byte to what open_clip does with Pillow 13.0 and torchvision on a picture that was converted
+// to RGB first. The resize is antialiased: two passes, 8 bits between them, weights with 22 fraction bits.
+// Build without -ffast-math.
 //
-// Sources: Pillow's Image.resize and ImageEnhance, torchvision's RandomResizedCrop, ColorJitter, Grayscale; open_clip's transform.py.
+// Sources: Pillow's Image.resize and ImageEnhance, torchvision's RandomResizedCrop, ColorJitter, Grayscale;
+// open_clip's transform.py.
 #ifndef CLIPC_TRANSFORM_H
 #define CLIPC_TRANSFORM_H
 
@@ -48,7 +51,8 @@ typedef struct {
     int32_t *weight; // (count, most), RESAMPLE_BITS fraction bits, sum 1
 } ResizeAxis;
 
-static inline void axis_init(ResizeAxis *axis, int64_t size_in, int64_t size_out, int64_t start, int count, Interpolation filter) {
+static inline void axis_init(
+    ResizeAxis *axis, int64_t size_in, int64_t size_out, int64_t start, int count, Interpolation filter) {
     double scale = (double)size_in / (double)size_out, stretch = fmax(scale, 1);
     double support = (filter == INTERPOLATION_BICUBIC ? 2 : 1) * stretch;
     int most = (int)fmin((double)size_in, ceil(support) * 2 + 1);
@@ -63,14 +67,16 @@ static inline void axis_init(ResizeAxis *axis, int64_t size_in, int64_t size_out
     double *w = (double *)malloc_check((size_t)most * sizeof(double));
     for (int o = 0; o < count; o++) {
         double center = ((double)(start + o) + 0.5) * scale, total = 0;
-        int first = (int)fmax(0, center - support + 0.5), taps = (int)fmin((double)size_in, center + support + 0.5) - first;
+        int first = (int)fmax(0, center - support + 0.5);
+        int taps = (int)fmin((double)size_in, center + support + 0.5) - first;
         for (int i = 0; i < taps; i++) {
             double x = (i + first - center + 0.5) * (1 / stretch);
             w[i] = filter == INTERPOLATION_BICUBIC ? bicubic(x) : bilinear(x);
             total += w[i]; // one after the other: the order of the additions decides the last bit
         }
         for (int i = 0; i < taps; i++) // half away from zero
-            axis->weight[(size_t)o * (size_t)most + (size_t)i] = (int32_t)(w[i] / total * (1 << RESAMPLE_BITS) + (w[i] / total < 0 ? -0.5 : 0.5));
+            axis->weight[(size_t)o * (size_t)most + (size_t)i] =
+                (int32_t)(w[i] / total * (1 << RESAMPLE_BITS) + (w[i] / total < 0 ? -0.5 : 0.5));
         axis->first[o] = first;
         axis->taps[o] = taps;
     }
@@ -85,9 +91,10 @@ static inline void axis_free(ResizeAxis *axis) {
     free(axis->weight);
 }
 
-// out (n) = the weighted sum of `taps` lines of n bytes, `stride` bytes apart, rounded and clamped to 0 … 255. Most of the time of a
-// resize goes here. Integers: every compiler and instruction set gives the same.
-static inline void weighted_sum_plain(uint8_t *out, const uint8_t *in, size_t stride, size_t n, const int32_t *weight, int taps) {
+// out (n) = the weighted sum of `taps` lines of n bytes, `stride` bytes apart, rounded and clamped to 0 …
+// 255. Most of the time of a resize goes here. Integers: every compiler and instruction set gives the same.
+static inline void weighted_sum_plain(
+    uint8_t *out, const uint8_t *in, size_t stride, size_t n, const int32_t *weight, int taps) {
     const size_t block = 256; // the sums stay in the first cache
     int32_t sum[256];
     for (size_t start = 0; start < n; start += block) {
@@ -107,7 +114,8 @@ static inline void weighted_sum_plain(uint8_t *out, const uint8_t *in, size_t st
 
 #if defined(__x86_64__) && defined(__GNUC__)
 // The same of n / 32 * 32 bytes, 32 sums in registers. Returns how many.
-__attribute__((target("avx2"))) static inline size_t weighted_sum_avx2(uint8_t *out, const uint8_t *in, size_t stride, size_t n, const int32_t *weight, int taps) {
+__attribute__((target("avx2"))) static inline size_t weighted_sum_avx2(
+    uint8_t *out, const uint8_t *in, size_t stride, size_t n, const int32_t *weight, int taps) {
     size_t start = 0;
     for (; start + 32 <= n; start += 32) {
         const uint8_t *line = in + start;
@@ -115,19 +123,25 @@ __attribute__((target("avx2"))) static inline size_t weighted_sum_avx2(uint8_t *
         for (int i = 0; i < 4; i++) sum[i] = _mm256_set1_epi32(1 << (RESAMPLE_BITS - 1));
         for (int k = 0; k < taps; k++, line += stride) {
             const __m256i w = _mm256_set1_epi32(weight[k]);
-            for (int i = 0; i < 4; i++) sum[i] = _mm256_add_epi32(sum[i], _mm256_mullo_epi32(w, _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(line + 8 * i)))));
+            for (int i = 0; i < 4; i++)
+                sum[i] = _mm256_add_epi32(
+                    sum[i], _mm256_mullo_epi32(w, _mm256_cvtepu8_epi32(_mm_loadl_epi64(
+                                                      (const __m128i *)(const void *)(line + 8 * i)))));
         }
         for (int i = 0; i < 4; i++) sum[i] = _mm256_srai_epi32(sum[i], RESAMPLE_BITS);
         // packing cuts to the range, but by halves of a register: 0 4 1 5 2 6 3 7 in units of 4 bytes
-        const __m256i packed = _mm256_packus_epi16(_mm256_packs_epi32(sum[0], sum[1]), _mm256_packs_epi32(sum[2], sum[3]));
-        const __m256i ordered = _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+        const __m256i packed =
+            _mm256_packus_epi16(_mm256_packs_epi32(sum[0], sum[1]), _mm256_packs_epi32(sum[2], sum[3]));
+        const __m256i ordered =
+            _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
         _mm256_storeu_si256((__m256i *)(void *)(out + start), ordered);
     }
     return start;
 }
 #endif
 
-static inline void weighted_sum(uint8_t *out, const uint8_t *in, size_t stride, size_t n, const int32_t *weight, int taps) {
+static inline void weighted_sum(
+    uint8_t *out, const uint8_t *in, size_t stride, size_t n, const int32_t *weight, int taps) {
     size_t done = 0;
 #if defined(__x86_64__) && defined(__GNUC__)
     if (__builtin_cpu_supports("avx2")) done = weighted_sum_avx2(out, in, stride, n, weight, taps);
@@ -136,23 +150,29 @@ static inline void weighted_sum(uint8_t *out, const uint8_t *in, size_t stride, 
 }
 
 // out (count, n): lines of n bytes from lines of n bytes; `in` points to line axis->low.
-static inline void pass_down(uint8_t *out, const uint8_t *in, size_t stride, size_t n, const ResizeAxis *axis) {
+static inline void pass_down(
+    uint8_t *out, const uint8_t *in, size_t stride, size_t n, const ResizeAxis *axis) {
     for (int o = 0; o < axis->count; o++)
         weighted_sum(out + (size_t)o * n, in + (size_t)(axis->first[o] - axis->low) * stride, stride, n,
             axis->weight + (size_t)o * (size_t)axis->most, axis->taps[o]);
 }
 
-// out (columns, rows, 3) = in (rows, columns, 3), transposed. Four bytes at once: the fourth is written over by the next pixel, but for the last
-// column, which has three.
-static inline void transpose_pixels(uint8_t *out, size_t out_stride, const uint8_t *in, size_t in_stride, int rows, int columns) {
+// out (columns, rows, 3) = in (rows, columns, 3), transposed. Four bytes at once: the fourth is written over
+// by the next pixel, but for the last column, which has three.
+static inline void transpose_pixels(
+    uint8_t *out, size_t out_stride, const uint8_t *in, size_t in_stride, int rows, int columns) {
     for (int x = 0; x < columns - 1; x++)
-        for (int y = 0; y < rows; y++) memcpy(out + (size_t)x * out_stride + (size_t)y * 3, in + (size_t)y * in_stride + (size_t)x * 3, 4);
-    for (int y = 0, x = columns - 1; y < rows; y++) memcpy(out + (size_t)x * out_stride + (size_t)y * 3, in + (size_t)y * in_stride + (size_t)x * 3, 3);
+        for (int y = 0; y < rows; y++)
+            memcpy(
+                out + (size_t)x * out_stride + (size_t)y * 3, in + (size_t)y * in_stride + (size_t)x * 3, 4);
+    for (int y = 0, x = columns - 1; y < rows; y++)
+        memcpy(out + (size_t)x * out_stride + (size_t)y * 3, in + (size_t)y * in_stride + (size_t)x * 3, 3);
 }
 
-// out (rows, count, 3) from rows of pixels; `in` points to column axis->low of the first row. A strip of rows at a time is
-// turned on its side, so that neighbouring bytes are to be weighted alike, as in pass_down.
-static inline void pass_across(uint8_t *out, const uint8_t *in, size_t stride, int rows, const ResizeAxis *axis) {
+// out (rows, count, 3) from rows of pixels; `in` points to column axis->low of the first row. A strip of rows
+// at a time is turned on its side, so that neighbouring bytes are to be weighted alike, as in pass_down.
+static inline void pass_across(
+    uint8_t *out, const uint8_t *in, size_t stride, int rows, const ResizeAxis *axis) {
     enum { STRIP = 32 };
     int most = rows < STRIP ? rows : STRIP, columns = axis->high - axis->low;
     size_t out_stride = (size_t)axis->count * 3;
@@ -171,10 +191,12 @@ static inline void pass_across(uint8_t *out, const uint8_t *in, size_t stride, i
 
 // out (down->count, across->count, 3): the wanted part of the resized picture
 //   rgb: (down->size_in, across->size_in, 3), its rows `stride` bytes apart
-// The order of the two passes shows, because of the rounding in between: Pillow 13.0 takes the columns first where the height shrinks by more
-// than twice what the width shrinks by (in pixels; negative where it grows).
-static inline void resize_pixels(uint8_t *out, const uint8_t *rgb, size_t stride, const ResizeAxis *across, const ResizeAxis *down) {
-    int64_t shrink_down = down->size_in - down->size_out, shrink_across = across->size_in - across->size_out;
+// The order of the two passes shows, because of the rounding in between: Pillow 13.0 takes the columns first
+// where the height shrinks by more than twice what the width shrinks by (in pixels; negative where it grows).
+static inline void resize_pixels(
+    uint8_t *out, const uint8_t *rgb, size_t stride, const ResizeAxis *across, const ResizeAxis *down) {
+    int64_t shrink_down = down->size_in - down->size_out;
+    int64_t shrink_across = across->size_in - across->size_out;
     const uint8_t *in = rgb + (size_t)down->low * stride + (size_t)across->low * 3; // only what is looked at
     int columns = across->high - across->low, rows = down->high - down->low;
     if (shrink_down > 0 && shrink_down > 2 * shrink_across) {
@@ -192,16 +214,17 @@ static inline void resize_pixels(uint8_t *out, const uint8_t *rgb, size_t stride
     }
 }
 
-// Where the window of `size` lies in a line of `length` pixels: what is too long is cut (round half to even), what is too
-// short gets ⌊d/2⌋ pixels of padding in front, a negative offset.
+// Where the window of `size` lies in a line of `length` pixels: what is too long is cut (round half to even),
+// what is too short gets ⌊d/2⌋ pixels of padding in front, a negative offset.
 static inline int64_t window_offset(int64_t length, int size) {
     return length >= size ? (int64_t)nearbyint((double)(length - size) / 2) : -((size - length) / 2);
 }
 
-// Resizes (height_in, width_in, 3) to height × width and takes the middle size × size of it, padded with black.
+// Resizes (height_in, width_in, 3) to height × width and takes the middle size × size of it, padded with
+// black.
 //   out (3,size,size)
-static inline void resize_to_planes(
-    uint8_t *out, const uint8_t *rgb, size_t stride, int width_in, int height_in, int64_t width, int64_t height, int size, Interpolation filter) {
+static inline void resize_to_planes(uint8_t *out, const uint8_t *rgb, size_t stride, int width_in,
+    int height_in, int64_t width, int64_t height, int size, Interpolation filter) {
     int64_t left = window_offset(width, size), top = window_offset(height, size);
     int columns = (int)min_i64(width, size), rows = (int)min_i64(height, size);
     size_t plane = (size_t)size * (size_t)size;
@@ -213,7 +236,11 @@ static inline void resize_to_planes(
     if (columns < size || rows < size) memset(out, 0, 3 * plane);
     for (int y = 0; y < rows; y++) {
         uint8_t *to = out + (size_t)(y + max_i64(-top, 0)) * (size_t)size + max_i64(-left, 0);
-        for (int x = 0; x < columns; x++, to++, from += 3) to[0] = from[0], to[plane] = from[1], to[2 * plane] = from[2];
+        for (int x = 0; x < columns; x++, to++, from += 3) {
+            to[0] = from[0];
+            to[plane] = from[1];
+            to[2 * plane] = from[2];
+        }
     }
     free(pixels);
     axis_free(&across);
@@ -223,8 +250,12 @@ static inline void resize_to_planes(
 // The evaluation transform of open_clip.
 //   out (3,size,size) 0 … 255; size 1 …
 // IMAGE_TOO_THIN: "longest" would leave no pixel of the short side.
-static inline ImageStatus image_eval_transform(uint8_t *out, const Image *image, int size, Interpolation filter, ResizeMode mode) {
-    int64_t w = image->width, h = image->height, width = size, height = size;
+static inline ImageStatus image_eval_transform(
+    uint8_t *out, const Image *image, int size, Interpolation filter, ResizeMode mode) {
+    int64_t w = image->width;
+    int64_t h = image->height;
+    int64_t width = size;
+    int64_t height = size;
     if (mode == RESIZE_SHORTEST) { // the long side is cut to an integer, not rounded
         if (w <= h) height = (int64_t)((double)(size * h) / (double)w);
         else width = (int64_t)((double)(size * w) / (double)h);
@@ -234,19 +265,25 @@ static inline ImageStatus image_eval_transform(uint8_t *out, const Image *image,
         height = (int64_t)nearbyint((double)h / ratio);
         if (width < 1 || height < 1) return IMAGE_TOO_THIN;
     }
-    resize_to_planes(out, image->rgb, (size_t)w * 3, image->width, image->height, width, height, size, filter);
+    resize_to_planes(
+        out, image->rgb, (size_t)w * 3, image->width, image->height, width, height, size, filter);
     return IMAGE_OK;
 }
 
-// The box (top, left, height, width), inside the picture, resized to size × size: nothing outside the box has an influence.
+// The box (top, left, height, width), inside the picture, resized to size × size: nothing outside the box has
+// an influence.
 //   out (3,size,size)
-static inline void image_crop_resize(uint8_t *out, const Image *image, int top, int left, int height, int width, int size, Interpolation filter) {
+static inline void image_crop_resize(uint8_t *out, const Image *image, int top, int left, int height,
+    int width, int size, Interpolation filter) {
     size_t stride = (size_t)image->width * 3;
-    resize_to_planes(out, image->rgb + (size_t)top * stride + (size_t)left * 3, stride, width, height, size, size, size, filter);
+    resize_to_planes(out, image->rgb + (size_t)top * stride + (size_t)left * 3, stride, width, height, size,
+        size, size, filter);
 }
 
-// What the image tower takes: out (3,size,size) = (pixel/255 - mean)/std, each step rounded to float as PyTorch does it.
-static inline void image_normalize(float *out, const uint8_t *pixels, int size, const float mean[3], const float std[3]) {
+// What the image tower takes: out (3,size,size) = (pixel/255 - mean)/std, each step rounded to float as
+// PyTorch does it.
+static inline void image_normalize(
+    float *out, const uint8_t *pixels, int size, const float mean[3], const float std[3]) {
     size_t plane = (size_t)size * (size_t)size;
     for (int c = 0; c < 3; c++) {
         float table[256];
@@ -259,15 +296,17 @@ static inline void image_normalize(float *out, const uint8_t *pixels, int size, 
 
 // --aug-cfg, open_clip's AugmentationCfg
 typedef struct {
-    bool evaluation_transform;  // "none": the caller takes image_eval_transform for training too
-    double scale[2];            // share of the area that a crop keeps
-    double ratio[2];            // its width/height
-    double color_jitter[4];     // brightness, contrast, saturation: factor 1 ± this; hue: ± this share of the circle; 0 off
-    double color_jitter_prob;   // share of the pictures that are jittered
-    double gray_scale_prob;     // share of the pictures made gray
+    bool evaluation_transform; // "none": the caller takes image_eval_transform for training too
+    double scale[2];           // share of the area that a crop keeps
+    double ratio[2];           // its width/height
+    double color_jitter
+        [4]; // brightness, contrast, saturation: factor 1 ± this; hue: ± this share of the circle; 0 off
+    double color_jitter_prob; // share of the pictures that are jittered
+    double gray_scale_prob;   // share of the pictures made gray
 } AugmentConfig;
 
-// One value of --aug-cfg: "0.9,1.0", "(0.9, 1.0)", "'[0.9,1.0]'". Advances *text behind it. Returns the count of numbers, -1 when it is garbled.
+// One value of --aug-cfg: "0.9,1.0", "(0.9, 1.0)", "'[0.9,1.0]'". Advances *text behind it. Returns the count
+// of numbers, -1 when it is garbled.
 static inline int augment_numbers(double numbers[4], const char **text) {
     char plain[128];
     size_t n = 0;
@@ -292,7 +331,8 @@ static inline int augment_numbers(double numbers[4], const char **text) {
     }
 }
 
-static inline bool augment_set(AugmentConfig *config, const char *key, const double *v, int count, char error[256]) {
+static inline bool augment_set(
+    AugmentConfig *config, const char *key, const double *v, int count, char error[256]) {
     struct {
         const char *name;
         double *to;
@@ -300,19 +340,26 @@ static inline bool augment_set(AugmentConfig *config, const char *key, const dou
         double low, high;
         const char *form;
     } keys[] = {
-        {"scale", config->scale, 2, 2, 1e-6, 1, "two numbers above 0, at most 1, the smaller first, such as scale=0.9,1.0"},
-        {"ratio", config->ratio, 2, 2, 1e-6, 1e6, "two numbers above 0, the smaller first, such as ratio=0.75,1.333"},
-        {"color_jitter", config->color_jitter, 1, 4, 0, 1e6, "brightness,contrast,saturation,hue (hue at most 0.5), such as 0.4,0.4,0.4,0.1"},
+        {"scale", config->scale, 2, 2, 1e-6, 1,
+            "two numbers above 0, at most 1, the smaller first, such as scale=0.9,1.0"},
+        {"ratio", config->ratio, 2, 2, 1e-6, 1e6,
+            "two numbers above 0, the smaller first, such as ratio=0.75,1.333"},
+        {"color_jitter", config->color_jitter, 1, 4, 0, 1e6,
+            "brightness,contrast,saturation,hue (hue at most 0.5), such as 0.4,0.4,0.4,0.1"},
         {"color_jitter_prob", &config->color_jitter_prob, 1, 1, 0, 1, "a number from 0 to 1"},
         {"gray_scale_prob", &config->gray_scale_prob, 1, 1, 0, 1, "a number from 0 to 1"},
     };
     int k = 0, n = (int)(sizeof keys / sizeof *keys);
     while (k < n && strcmp(keys[k].name, key) != 0) k++;
     if (k == n) {
-        snprintf(error, 256, "'%.40s' is not offered; known are scale, ratio, color_jitter, color_jitter_prob, gray_scale_prob, or none alone", key);
+        snprintf(error, 256,
+            "'%.40s' is not offered; known are scale, ratio, color_jitter, color_jitter_prob, "
+            "gray_scale_prob, or none alone",
+            key);
         return false;
     }
-    bool ok = count >= keys[k].least && count <= keys[k].most && !(keys[k].to == config->color_jitter && count == 2);
+    bool ok = count >= keys[k].least && count <= keys[k].most &&
+              !(keys[k].to == config->color_jitter && count == 2);
     for (int i = 0; i < count && ok; i++) ok = v[i] >= keys[k].low && v[i] <= keys[k].high;
     if (keys[k].most == 2) ok = ok && v[0] <= v[1];
     if (keys[k].to == config->color_jitter && count == 4) ok = ok && v[3] <= 0.5;
@@ -321,13 +368,14 @@ static inline bool augment_set(AugmentConfig *config, const char *key, const dou
         return false;
     }
     memcpy(keys[k].to, v, (size_t)count * sizeof *v);
-    if (keys[k].to == config->color_jitter && count == 1) config->color_jitter[1] = config->color_jitter[2] = v[0]; // as timm reads one number
+    if (keys[k].to == config->color_jitter && count == 1)
+        config->color_jitter[1] = config->color_jitter[2] = v[0]; // as timm reads one number
     return true;
 }
 
-// Reads --aug-cfg: "none", or "key=value key=value …" in any of open_clip's spellings. What is not named keeps its default: crops of 0.9 to 1 of the
-// area, ratio 3/4 to 4/3, no jitter, no gray; color_jitter without color_jitter_prob jitters 0.8 of the pictures.
-// false: *error says what is wrong.
+// Reads --aug-cfg: "none", or "key=value key=value …" in any of open_clip's spellings. What is not named
+// keeps its default: crops of 0.9 to 1 of the area, ratio 3/4 to 4/3, no jitter, no gray; color_jitter
+// without color_jitter_prob jitters 0.8 of the pictures. false: *error says what is wrong.
 static inline bool augment_parse(AugmentConfig *config, const char *text, char error[256]) {
     const AugmentConfig start = {false, {0.9, 1.0}, {3.0 / 4, 4.0 / 3}, {0, 0, 0, 0}, 0.8, 0};
     *config = start;
@@ -354,9 +402,11 @@ static inline bool augment_parse(AugmentConfig *config, const char *text, char e
 
 // ---------------------------------------------------------------- augmentation: random crop
 
-// torchvision's RandomResizedCrop.get_params: ten tries of a box of a random share of the area and a random shape, each
-// uniform (the shape in its logarithm); where none fits, the largest middle box of an admissible shape.
-static inline void image_random_box(int *top, int *left, int *height, int *width, const Image *image, const AugmentConfig *config, Rand *rand) {
+// torchvision's RandomResizedCrop.get_params: ten tries of a box of a random share of the area and a random
+// shape, each uniform (the shape in its logarithm); where none fits, the largest middle box of an admissible
+// shape.
+static inline void image_random_box(int *top, int *left, int *height, int *width, const Image *image,
+    const AugmentConfig *config, Rand *rand) {
     int w = image->width, h = image->height;
     for (int i = 0; i < 10; i++) {
         double area = (double)w * h * rand_range(rand, config->scale[0], config->scale[1]);
@@ -381,9 +431,12 @@ static inline void image_random_box(int *top, int *left, int *height, int *width
 // ---------------------------------------------------------------- augmentation: colours
 
 // Pillow's convert("L"): ITU-R 601 with 16 fraction bits
-static inline uint8_t gray_of(uint8_t r, uint8_t g, uint8_t b) { return (uint8_t)((r * 19595 + g * 38470 + b * 7471 + 0x8000) >> 16); }
+static inline uint8_t gray_of(uint8_t r, uint8_t g, uint8_t b) {
+    return (uint8_t)((r * 19595 + g * 38470 + b * 7471 + 0x8000) >> 16);
+}
 
-// Pillow's Image.blend of a constant or gray `from` towards `to`, in float, cut to an integer; beyond 1 it extrapolates
+// Pillow's Image.blend of a constant or gray `from` towards `to`, in float, cut to an integer; beyond 1 it
+// extrapolates
 static inline uint8_t blend_byte(int from, int to, float factor) {
     float value = (float)from + factor * (float)(to - from);
     return (uint8_t)(value <= 0 ? 0 : value >= 255 ? 255 : (int)value);
@@ -408,21 +461,32 @@ static inline void adjust_saturation(uint8_t *pixels, size_t n, float factor) {
     }
 }
 
-// RGB → HSV (each 0 … 255, cut to an integer) → the hue turned → RGB (rounded), with Pillow's mixture of float and double.
+// RGB → HSV (each 0 … 255, cut to an integer) → the hue turned → RGB (rounded), with Pillow's mixture of
+// float and double.
 static inline void turn_hue(uint8_t *r, uint8_t *g, uint8_t *b, uint8_t turn) {
-    int high = *r > *g ? (*r > *b ? *r : *b) : (*g > *b ? *g : *b), low = *r < *g ? (*r < *b ? *r : *b) : (*g < *b ? *g : *b);
+    int high = *r > *g ? (*r > *b ? *r : *b) : (*g > *b ? *g : *b);
+    int low = *r < *g ? (*r < *b ? *r : *b) : (*g < *b ? *g : *b);
     if (high == low) return; // gray has no hue
-    float span = (float)(high - low), red = (float)(high - *r) / span, green = (float)(high - *g) / span, blue = (float)(high - *b) / span;
-    float sector = *r == high ? blue - green : *g == high ? (float)(2.0 + red - blue) : (float)(4.0 + green - red);
+    float span = (float)(high - low);
+    float red = (float)(high - *r) / span;
+    float green = (float)(high - *g) / span;
+    float blue = (float)(high - *b) / span;
+    float sector = *r == high   ? blue - green
+                   : *g == high ? (float)(2.0 + red - blue)
+                                : (float)(4.0 + green - red);
     float around = (float)fmod(sector / 6.0 + 1.0, 1.0);
-    uint8_t hue = (uint8_t)((uint8_t)(int)(around * 255.0) + turn), saturation = (uint8_t)(int)(span / (float)high * 255.0);
+    uint8_t hue = (uint8_t)((uint8_t)(int)(around * 255.0) + turn);
+    uint8_t saturation = (uint8_t)(int)(span / (float)high * 255.0);
     if (saturation == 0) {
         *r = *g = *b = (uint8_t)high;
         return;
     }
     int i = (int)((float)hue * 6.0 / 255.0);
     float f = (float)((float)hue * 6.0 / 255.0 - i), s = (float)(saturation / 255.0);
-    uint8_t v = (uint8_t)high, p = (uint8_t)round(high * (1.0 - s)), q = (uint8_t)round(high * (1.0 - s * f)), t = (uint8_t)round(high * (1.0 - s * (1.0 - f)));
+    uint8_t v = (uint8_t)high;
+    uint8_t p = (uint8_t)round(high * (1.0 - s));
+    uint8_t q = (uint8_t)round(high * (1.0 - s * f));
+    uint8_t t = (uint8_t)round(high * (1.0 - s * (1.0 - f)));
     const uint8_t sectors[6][3] = {{v, t, p}, {q, v, p}, {p, v, t}, {p, q, v}, {t, p, v}, {v, p, q}};
     *r = sectors[i % 6][0];
     *g = sectors[i % 6][1];
@@ -437,10 +501,12 @@ static inline void adjust_hue(uint8_t *pixels, size_t n, double shift) {
 
 // torchvision's Grayscale(3)
 static inline void gray_scale(uint8_t *pixels, size_t n) {
-    for (size_t i = 0; i < n; i++) pixels[i] = pixels[n + i] = pixels[2 * n + i] = gray_of(pixels[i], pixels[n + i], pixels[2 * n + i]);
+    for (size_t i = 0; i < n; i++)
+        pixels[i] = pixels[n + i] = pixels[2 * n + i] = gray_of(pixels[i], pixels[n + i], pixels[2 * n + i]);
 }
 
-// torchvision's ColorJitter: the four in random order, each with a factor of its own; those at 0 are left out.
+// torchvision's ColorJitter: the four in random order, each with a factor of its own; those at 0 are left
+// out.
 static inline void color_jitter(uint8_t *pixels, size_t n, const double jitter[4], Rand *rand) {
     int64_t order[4] = {0, 1, 2, 3};
     rand_shuffle(rand, order, 4);
@@ -457,13 +523,15 @@ static inline void color_jitter(uint8_t *pixels, size_t n, const double jitter[4
 
 // The training transform of open_clip: random crop, resize, colour jitter, gray scale. No flip.
 //   out (3,size,size) 0 … 255; the same rand gives the same picture
-static inline void image_train_transform(uint8_t *out, const Image *image, int size, Interpolation filter, const AugmentConfig *config, Rand *rand) {
+static inline void image_train_transform(uint8_t *out, const Image *image, int size, Interpolation filter,
+    const AugmentConfig *config, Rand *rand) {
     int top, left, height, width;
     size_t n = (size_t)size * (size_t)size;
     const double *j = config->color_jitter;
     image_random_box(&top, &left, &height, &width, image, config, rand);
     image_crop_resize(out, image, top, left, height, width, size, filter);
-    if ((j[0] > 0 || j[1] > 0 || j[2] > 0 || j[3] > 0) && rand_uniform(rand) < config->color_jitter_prob) color_jitter(out, n, j, rand);
+    if ((j[0] > 0 || j[1] > 0 || j[2] > 0 || j[3] > 0) && rand_uniform(rand) < config->color_jitter_prob)
+        color_jitter(out, n, j, rand);
     if (config->gray_scale_prob > 0 && rand_uniform(rand) < config->gray_scale_prob) gray_scale(out, n);
 }
 

@@ -1,6 +1,7 @@
-// WebDataset's tar shards: lists of shards written as brace ranges, and the members of one shard with the place of their data,
-// so that samples are read later with pread(), in any order. Format: github.com/webdataset/webdataset, as open_clip uses it.
-// A shard is a file, or what the shell command behind `pipe:` writes.
+// WebDataset's tar shards: lists of shards written as brace ranges, and the members of one shard with the
+// place of their data, so that samples are read later with pread(), in any order. Format:
+// github.com/webdataset/webdataset, as open_clip uses it. A shard is a file, or what the shell command behind
+// `pipe:` writes.
 #ifndef CLIPC_WEBDATASET_H
 #define CLIPC_WEBDATASET_H
 
@@ -49,21 +50,25 @@ static inline int64_t brace_number(const char *s, size_t length) {
 static inline void brace_expand_part(StringList *out, const char *spec, const char *whole, int depth);
 
 // Puts head + middle + tail together and expands what braces it still has.
-static inline void brace_expand_with(StringList *out, const char *spec, const char *open, const char *middle, int middle_length, const char *tail,
-                                     const char *whole, int depth) {
+static inline void brace_expand_with(StringList *out, const char *spec, const char *open, const char *middle,
+    int middle_length, const char *tail, const char *whole, int depth) {
     char name[PATH_SIZE];
     path_format(name, "%.*s%.*s%s", (int)(open - spec), spec, middle_length, middle, tail);
     brace_expand_part(out, name, whole, depth + 1);
 }
 
 // {FIRST..LAST}: zero padded to the longer of the two where one of them begins with a zero, as shells do.
-static inline void brace_expand_range(StringList *out, const char *spec, const char *open, const char *dots, const char *close, const char *whole, int depth) {
+static inline void brace_expand_range(StringList *out, const char *spec, const char *open, const char *dots,
+    const char *close, const char *whole, int depth) {
     size_t first_length = (size_t)(dots - open) - 1, last_length = (size_t)(close - dots) - 2;
     int64_t first = brace_number(open + 1, first_length), last = brace_number(dots + 2, last_length);
     int shown = (int)(close - open) + 1;
-    if (first < 0 || last < 0) die(EXIT_USAGE, "%s: %.*s is no range of numbers; " BRACE_HELP, whole, shown, open);
+    if (first < 0 || last < 0)
+        die(EXIT_USAGE, "%s: %.*s is no range of numbers; " BRACE_HELP, whole, shown, open);
     if (last < first) die(EXIT_USAGE, "%s: %.*s runs backwards; " BRACE_HELP, whole, shown, open);
-    if (last - first >= MOST_SHARDS) die(EXIT_USAGE, "%s: %.*s is more than %d shards; give a smaller range", whole, shown, open, MOST_SHARDS);
+    if (last - first >= MOST_SHARDS)
+        die(EXIT_USAGE, "%s: %.*s is more than %d shards; give a smaller range", whole, shown, open,
+            MOST_SHARDS);
     bool pad = (open[1] == '0' && first_length > 1) || (dots[2] == '0' && last_length > 1);
     int width = pad ? (int)(first_length > last_length ? first_length : last_length) : 1;
     for (int64_t i = first; i <= last; i++) {
@@ -77,11 +82,13 @@ static inline void brace_expand_part(StringList *out, const char *spec, const ch
     const char *open = strchr(spec, '{'), *close = NULL, *comma = NULL;
     if (!open && strchr(spec, '}')) die(EXIT_USAGE, "%s: } without {; " BRACE_HELP, whole);
     if (!open) {
-        if (out->count >= MOST_SHARDS) die(EXIT_USAGE, "%s: more than %d shards; give a smaller range", whole, MOST_SHARDS);
+        if (out->count >= MOST_SHARDS)
+            die(EXIT_USAGE, "%s: more than %d shards; give a smaller range", whole, MOST_SHARDS);
         string_list_add(out, spec);
         return;
     }
-    if (depth >= MOST_BRACES) die(EXIT_USAGE, "%s: more than %d pairs of braces; give a simpler list", whole, MOST_BRACES);
+    if (depth >= MOST_BRACES)
+        die(EXIT_USAGE, "%s: more than %d pairs of braces; give a simpler list", whole, MOST_BRACES);
     int level = 0;
     for (const char *p = open; *p && !close; p++) {
         level += (*p == '{') - (*p == '}');
@@ -90,7 +97,9 @@ static inline void brace_expand_part(StringList *out, const char *spec, const ch
     }
     if (!close) die(EXIT_USAGE, "%s: { without }; " BRACE_HELP, whole);
     const char *dots = (const char *)memmem(open, (size_t)(close - open), "..", 2);
-    if (!comma && !dots) die(EXIT_USAGE, "%s: %.*s is neither a range nor a list; " BRACE_HELP, whole, (int)(close - open) + 1, open);
+    if (!comma && !dots)
+        die(EXIT_USAGE, "%s: %.*s is neither a range nor a list; " BRACE_HELP, whole, (int)(close - open) + 1,
+            open);
     if (!comma) {
         brace_expand_range(out, spec, open, dots, close, whole, depth);
         return;
@@ -118,8 +127,8 @@ static inline StringList parts_split(const char *spec) {
     }
 }
 
-// The shards of one part: its braces {00000..00099} or {a,b}, several or one within another, written out. Nonsense ends the program.
-// Free with string_list_free.
+// The shards of one part: its braces {00000..00099} or {a,b}, several or one within another, written out.
+// Nonsense ends the program. Free with string_list_free.
 static inline StringList shard_list(const char *part) {
     StringList out = {NULL, 0, 0};
     brace_expand_part(&out, part, part, 0);
@@ -127,12 +136,15 @@ static inline StringList shard_list(const char *part) {
 }
 
 // The command of a shard that is one, else NULL.
-static inline const char *shard_command(const char *shard) { return strncmp(shard, "pipe:", 5) == 0 ? shard + 5 : NULL; }
+static inline const char *shard_command(const char *shard) {
+    return strncmp(shard, "pipe:", 5) == 0 ? shard + 5 : NULL;
+}
 
 // ---------------------------------------------------------------- keys
 
-// The sample a member belongs to is its path up to the first dot of the base name; what follows is its kind ("jpg").
-// Returns the length of the key; 0 for names without one (no dot, hidden files), which belong to no sample.
+// The sample a member belongs to is its path up to the first dot of the base name; what follows is its kind
+// ("jpg"). Returns the length of the key; 0 for names without one (no dot, hidden files), which belong to no
+// sample.
 static inline size_t member_key_length(const char *name) {
     const char *base = strrchr(name, '/');
     base = base ? base + 1 : name;
@@ -163,8 +175,11 @@ typedef struct {
 } TarReader;
 
 typedef struct {
-    const char *name;      // valid until the next member
-    int64_t offset, bytes; // where its data lies in the shard; offset -1: not as it is (compressed, sparse, of a command), tar_copy_member() brings it
+    const char *name; // valid until the next member
+    int64_t offset,
+        // where its data lies in the shard; offset -1: not as it is (compressed, sparse, of a command),
+        // tar_copy_member() brings it
+        bytes;
 } TarMember;
 
 // Opens the file, or starts the command: t->fd; false with t->error.
@@ -199,12 +214,14 @@ static inline bool tar_open(TarReader *t, const char *path) {
     archive_read_support_filter_lz4(t->archive);
     archive_read_support_format_tar(t->archive);
     if (!tar_open_fd(t)) return false;
-    if (archive_read_open_fd(t->archive, t->fd, 4096) == ARCHIVE_OK) return true; // a page for a header; by name it would be 64 KiB
+    if (archive_read_open_fd(t->archive, t->fd, 4096) == ARCHIVE_OK)
+        return true; // a page for a header; by name it would be 64 KiB
     snprintf(t->error, sizeof t->error, "%s", archive_error_string(t->archive));
     return false;
 }
 
-// A command that fails ends the program: its shard would be a part of what it should be, and another one in the next run.
+// A command that fails ends the program: its shard would be a part of what it should be, and another one in
+// the next run.
 static inline void tar_close(TarReader *t) {
     char rest[4096];
     archive_read_free(t->archive);
@@ -212,44 +229,57 @@ static inline void tar_close(TarReader *t) {
         if (t->fd >= 0) close(t->fd);
         return;
     }
-    while (read(t->fd, rest, sizeof rest) > 0) {} // what follows the end of the archive: closed before, the command would fail for it
+    while (read(t->fd, rest, sizeof rest) > 0) {
+    } // what follows the end of the archive: closed before, the command would fail for it
     int status = pclose(t->command);
     if (status < 0) die(EXIT_RUNTIME, "%s: the command's end is not known (%s)", t->path, strerror(errno));
-    if (WIFSIGNALED(status)) die(EXIT_RUNTIME, "%s: the command was ended by signal %d (%s)", t->path, WTERMSIG(status), strsignal(WTERMSIG(status)));
-    if (status) die(EXIT_RUNTIME, "%s: the command failed with exit status %d; try it in a shell", t->path, WEXITSTATUS(status));
+    if (WIFSIGNALED(status))
+        die(EXIT_RUNTIME, "%s: the command was ended by signal %d (%s)", t->path, WTERMSIG(status),
+            strsignal(WTERMSIG(status)));
+    if (status)
+        die(EXIT_RUNTIME, "%s: the command failed with exit status %d; try it in a shell", t->path,
+            WEXITSTATUS(status));
 }
 
-// The next regular file; false at the end, or where the shard is broken (t->error). The data is not read but passed over.
+// The next regular file; false at the end, or where the shard is broken (t->error). The data is not read but
+// passed over.
 static inline bool tar_next(TarReader *t, TarMember *out) {
     for (;;) {
         struct archive_entry *entry;
         int status = archive_read_next_header(t->archive, &entry);
         if (status == ARCHIVE_EOF) return false;
         if (status != ARCHIVE_OK && status != ARCHIVE_WARN) {
-            snprintf(t->error, sizeof t->error, "%s", archive_error_string(t->archive) ? archive_error_string(t->archive) : "damaged");
+            snprintf(t->error, sizeof t->error, "%s",
+                archive_error_string(t->archive) ? archive_error_string(t->archive) : "damaged");
             return false;
         }
         if (archive_entry_filetype(entry) != AE_IFREG || archive_entry_hardlink(entry)) continue;
         out->name = archive_entry_pathname(entry);
-        if (!out->name) out->name = archive_entry_pathname_utf8(entry); // names in UTF-8 under a locale that has none
+        if (!out->name)
+            out->name = archive_entry_pathname_utf8(entry); // names in UTF-8 under a locale that has none
         if (!out->name) continue;
         out->bytes = archive_entry_size(entry);
-        bool stored = !t->command && archive_filter_count(t->archive) == 1 && archive_entry_sparse_count(entry) == 0; // the one filter: none
+        bool stored = !t->command && archive_filter_count(t->archive) == 1 &&
+                      archive_entry_sparse_count(entry) == 0; // the one filter: none
         out->offset = stored ? archive_filter_bytes(t->archive, 0) : -1;
-        if (!stored || (out->bytes >= 0 && out->offset >= 0 && out->offset <= t->file_bytes && out->bytes <= t->file_bytes - out->offset)) return true;
+        if (!stored || (out->bytes >= 0 && out->offset >= 0 && out->offset <= t->file_bytes &&
+                           out->bytes <= t->file_bytes - out->offset))
+            return true;
         snprintf(t->error, sizeof t->error, "the file ends within %.150s", out->name);
         return false;
     }
 }
 
-// Up to `capacity` bytes of the member that tar_next() gave; returns how many, -1 where the shard is broken (t->error).
+// Up to `capacity` bytes of the member that tar_next() gave; returns how many, -1 where the shard is broken
+// (t->error).
 static inline int64_t tar_read(TarReader *t, void *out, size_t capacity) {
     size_t n = 0;
     while (n < capacity) {
         ssize_t got = archive_read_data(t->archive, (char *)out + n, capacity - n);
         if (got == 0) break;
         if (got < 0) {
-            snprintf(t->error, sizeof t->error, "%s", archive_error_string(t->archive) ? archive_error_string(t->archive) : "damaged");
+            snprintf(t->error, sizeof t->error, "%s",
+                archive_error_string(t->archive) ? archive_error_string(t->archive) : "damaged");
             return -1;
         }
         n += (size_t)got;
@@ -257,25 +287,31 @@ static inline int64_t tar_read(TarReader *t, void *out, size_t capacity) {
     return (int64_t)n;
 }
 
-// An unnamed file for the data of compressed shards and of commands: gone with the program, however that ends.
+// An unnamed file for the data of compressed shards and of commands: gone with the program, however that
+// ends.
 static inline int spill_open(void) {
     const char *folder = getenv("TMPDIR");
     char path[PATH_SIZE];
     path_format(path, "%s/clipc-XXXXXX", folder && folder[0] ? folder : "/tmp");
     int fd = mkostemp(path, O_CLOEXEC);
-    if (fd < 0) die(EXIT_RUNTIME, "%s: cannot make a temporary file (%s); set TMPDIR to a folder with space", path, strerror(errno));
+    if (fd < 0)
+        die(EXIT_RUNTIME, "%s: cannot make a temporary file (%s); set TMPDIR to a folder with space", path,
+            strerror(errno));
     unlink(path);
     return fd;
 }
 
-// Appends the data of the member that tar_next() gave to `fd` and sets out->offset and out->bytes to where it lies there.
+// Appends the data of the member that tar_next() gave to `fd` and sets out->offset and out->bytes to where it
+// lies there.
 static inline bool tar_copy_member(TarReader *t, TarMember *out, int fd, int64_t *end) {
     char buffer[65536];
     out->offset = *end;
     for (int64_t n; (n = tar_read(t, buffer, sizeof buffer)) != 0; *end += n) {
         if (n < 0) return false;
         if (pwrite(fd, buffer, (size_t)n, (off_t)*end) != n)
-            die(EXIT_RUNTIME, "%s: cannot unpack it into a temporary file (%s); set TMPDIR to a folder with space", t->path, strerror(errno));
+            die(EXIT_RUNTIME,
+                "%s: cannot unpack it into a temporary file (%s); set TMPDIR to a folder with space", t->path,
+                strerror(errno));
     }
     out->bytes = *end - out->offset;
     return true;

@@ -1,12 +1,16 @@
-// The CUDA names that the programs use, and three macros that let the same .cu be compiled by nvcc and, with CLIPC_EMULATE, as C++ for a
-// CPU (dev/cuda/emulate.h), where every kernel is checked without a GPU.
+// The CUDA names that the programs use, and three macros that let the same .cu be compiled by nvcc and, with
+// CLIPC_EMULATE, as C++ for a CPU (dev/cuda/emulate.h), where every kernel is checked without a GPU.
 //
-//     LAUNCH(kernel, grid, block, shared_bytes, stream, arguments…);   (kernel<1, 2>) in parentheses where it has commas
-//     SHARED_ARRAY(float, sums);                                       in a kernel: its dynamic shared memory, 128-byte aligned
-//     CUDA_CHECK(cudaMalloc(&p, bytes));                               every call of the CUDA runtime stands in one
+//     LAUNCH(kernel, grid, block, shared_bytes, stream, arguments…);   (kernel<1, 2>) in parentheses where it
+//         has commas
+//     SHARED_ARRAY(float, sums);                                       in a kernel: its dynamic shared
+//         memory, 128-byte aligned
+//     CUDA_CHECK(cudaMalloc(&p, bytes));                               every call of the CUDA runtime stands
+//         in one
 //
-// What the emulation asks of a kernel beyond CUDA: every thread of the block reaches every __syncthreads(), every lane named in a mask
-// reaches its warp function, block sizes are multiples of 32 where warp functions are used; no atomics on floats (their order is not fixed).
+// What the emulation asks of a kernel beyond CUDA: every thread of the block reaches every __syncthreads(),
+// every lane named in a mask reaches its warp function, block sizes are multiples of 32 where warp functions
+// are used; no atomics on floats (their order is not fixed).
 #ifndef CLIPC_GPU_H
 #define CLIPC_GPU_H
 
@@ -20,10 +24,10 @@
 #include <cuda_runtime.h>
 #include <mma.h>
 
-#define LAUNCH(kernel, grid, block, shared_bytes, stream, ...)           \
-    do {                                                                 \
-        kernel<<<grid, block, shared_bytes, stream>>>(__VA_ARGS__);      \
-        gpu_check(cudaGetLastError(), #kernel, __FILE__, __LINE__);      \
+#define LAUNCH(kernel, grid, block, shared_bytes, stream, ...)      \
+    do {                                                            \
+        kernel<<<grid, block, shared_bytes, stream>>>(__VA_ARGS__); \
+        gpu_check(cudaGetLastError(), #kernel, __FILE__, __LINE__); \
     } while (0)
 
 #define SHARED_ARRAY(type, name)                                         \
@@ -38,7 +42,10 @@
 static inline void gpu_check(cudaError_t error, const char *call, const char *file, int line) {
     if (error == cudaSuccess) return;
     if (error == cudaErrorMemoryAllocation)
-        die(EXIT_RUNTIME, "out of GPU memory (%s, %s:%d); lower --batch-size and raise --accum-freq instead, or add --grad-checkpointing", call, file, line);
+        die(EXIT_RUNTIME,
+            "out of GPU memory (%s, %s:%d); lower --batch-size and raise --accum-freq instead, or add "
+            "--grad-checkpointing",
+            call, file, line);
     die(EXIT_RUNTIME, "CUDA: %s (%s, %s:%d)", cudaGetErrorString(error), call, file, line);
 }
 

@@ -1,8 +1,9 @@
-// AdamW on a GPU: all tensors in one launch, a piece of one for each block of threads; the norm of all gradients.
+// AdamW on a GPU: all tensors in one launch, a piece of one for each block of threads; the norm of all
+// gradients.
 #ifndef CLIPC_GPU_ADAMW_H
 #define CLIPC_GPU_ADAMW_H
 
-#include "clipc/model/clip.h"       // AdamW, Tensor, LOGIT_SCALE_MAX
+#include "clipc/model/clip.h"      // AdamW, Tensor, LOGIT_SCALE_MAX
 #include "clipc/math/gpu_kernel.h" // load, store, block_sum, bf16
 
 // A stretch of a tensor that one block of threads updates.
@@ -15,8 +16,9 @@ enum { PIECE_NUMBERS = 8192 };
 // What one step makes of the settings for a tensor.
 static inline AdamWTerms adamw_terms(const AdamW *a, const Tensor *x) {
     const double lr = a->lr * x->lr_scale, decay = x->decay ? a->weight_decay : 0;
-    const AdamWTerms t = {1, (float)a->beta1, (float)(1 - a->beta1), (float)a->beta2, (float)(1 - a->beta2), (float)(lr / (1 - pow(a->beta1, (double)a->step))),
-                          (float)(1 / (1 - pow(a->beta2, (double)a->step))), (float)a->eps, (float)(1 - lr * decay)};
+    const AdamWTerms t = {1, (float)a->beta1, (float)(1 - a->beta1), (float)a->beta2, (float)(1 - a->beta2),
+        (float)(lr / (1 - pow(a->beta1, (double)a->step))), (float)(1 / (1 - pow(a->beta2, (double)a->step))),
+        (float)a->eps, (float)(1 - lr * decay)};
     return t;
 }
 
@@ -47,10 +49,11 @@ template <typename Real> __device__ inline void store_some(Real *p, const float 
     for (int j = 0; j < n; j++) p[j] = rounded<Real>(x[j]);
 }
 
-// AdamW (Loshchilov and Hutter 2019) on one piece a block: weights, m, v, the weights in bf16 (or NULL) and their moving average (or NULL).
-// Gradients are scaled down where their norm is above clip_norm > 0.
-__global__ void adamw_kernel(float *params, bf16 *halves, const float *grads, float *m, float *v, float *ema, const Piece *pieces, const AdamWTerms *terms,
-                             const double *squares, double clip_norm, float ema_decay, int logit_scale) {
+// AdamW (Loshchilov and Hutter 2019) on one piece a block: weights, m, v, the weights in bf16 (or NULL) and
+// their moving average (or NULL). Gradients are scaled down where their norm is above clip_norm > 0.
+__global__ void adamw_kernel(float *params, bf16 *halves, const float *grads, float *m, float *v, float *ema,
+    const Piece *pieces, const AdamWTerms *terms, const double *squares, double clip_norm, float ema_decay,
+    int logit_scale) {
     const Piece piece = pieces[blockIdx.x];
     const AdamWTerms t = terms[piece.tensor];
     const float scale = clip_norm > 0 ? (float)fmin(1.0, clip_norm / (sqrt(*squares) + 1e-6)) : 1;
@@ -58,7 +61,10 @@ __global__ void adamw_kernel(float *params, bf16 *halves, const float *grads, fl
         const int n = min(4, piece.count - i);
         const size_t at = piece.offset + i, slot = piece.slot + i;
         float p[4], g[4], m1[4], v1[4], average[4];
-        load_some(p, params + at, n), load_some(g, grads + slot, n), load_some(m1, m + slot, n), load_some(v1, v + slot, n);
+        load_some(p, params + at, n);
+        load_some(g, grads + slot, n);
+        load_some(m1, m + slot, n);
+        load_some(v1, v + slot, n);
         if (ema) load_some(average, ema + slot, n);
         for (int j = 0; j < 4; j++) {
             const float x = g[j] * scale;
@@ -68,7 +74,9 @@ __global__ void adamw_kernel(float *params, bf16 *halves, const float *grads, fl
             if (piece.tensor == logit_scale) p[j] = fminf(fmaxf(p[j], 0), (float)LOGIT_SCALE_MAX);
             if (ema) average[j] = fmaf(average[j] - p[j], ema_decay, p[j]);
         }
-        store_some(params + at, p, n), store_some(m + slot, m1, n), store_some(v + slot, v1, n);
+        store_some(params + at, p, n);
+        store_some(m + slot, m1, n);
+        store_some(v + slot, v1, n);
         if (ema) store_some(ema + slot, average, n);
         if (halves) store_some(halves + at, p, n);
     }
@@ -80,7 +88,10 @@ __global__ void exchange_kernel(float *params, bf16 *halves, float *ema, const P
     for (int i = threadIdx.x; i < piece.count; i += blockDim.x) {
         const size_t at = piece.offset + i, slot = piece.slot + i;
         const float old = params[at], now = ema ? ema[slot] : old;
-        if (ema) params[at] = now, ema[slot] = old;
+        if (ema) {
+            params[at] = now;
+            ema[slot] = old;
+        }
         if (halves) halves[at] = rounded<bf16>(now);
     }
 }

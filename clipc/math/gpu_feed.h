@@ -10,8 +10,10 @@ static inline void *gpu_malloc(size_t bytes, const char *what) {
     const cudaError_t error = cudaMalloc(&p, bytes ? bytes : 1);
     if (error != cudaErrorMemoryAllocation) return CUDA_CHECK(error), p;
     CUDA_CHECK(cudaMemGetInfo(&free, &total));
-    die(EXIT_RUNTIME, "out of GPU memory: %s take %.2f GB, %.2f of %.2f GB are free; lower --batch-size (and raise --accum-freq as much), or add --grad-checkpointing", what,
-        (double)bytes / 1e9, (double)free / 1e9, (double)total / 1e9);
+    die(EXIT_RUNTIME,
+        "out of GPU memory: %s take %.2f GB, %.2f of %.2f GB are free; lower --batch-size (and raise "
+        "--accum-freq as much), or add --grad-checkpointing",
+        what, (double)bytes / 1e9, (double)free / 1e9, (double)total / 1e9);
 }
 
 // One allocation that is handed out piece by piece, each at a multiple of 256 bytes.
@@ -27,8 +29,8 @@ template <typename T> static void arena_take(Arena *a, T **out, size_t n) {
     if (a->base) guard_behind((float *)(a->base + at), floats, (float *)(a->base + a->used));
 }
 
-// What a batch brings to the GPU: gathered in pinned memory, then copied on a stream of its own. Two of them take turns, so that the next
-// batch can be gathered while kernels still read the last.
+// What a batch brings to the GPU: gathered in pinned memory, then copied on a stream of its own. Two of them
+// take turns, so that the next batch can be gathered while kernels still read the last.
 typedef struct {
     char *pinned, *device;
     size_t capacity, used, sent; // bytes
@@ -36,7 +38,9 @@ typedef struct {
 } Feed;
 
 static inline void feed_send(const Gpu *k, Feed *f) {
-    if (f->used > f->sent) CUDA_CHECK(cudaMemcpyAsync(f->device + f->sent, f->pinned + f->sent, f->used - f->sent, cudaMemcpyHostToDevice, k->copies));
+    if (f->used > f->sent)
+        CUDA_CHECK(cudaMemcpyAsync(
+            f->device + f->sent, f->pinned + f->sent, f->used - f->sent, cudaMemcpyHostToDevice, k->copies));
     f->sent = f->used;
 }
 
@@ -47,7 +51,8 @@ static inline void feed_begin(const Gpu *k, Feed *f, size_t bytes) {
         CUDA_CHECK(cudaFreeHost(f->pinned));
         CUDA_CHECK(cudaFree(f->device));
         CUDA_CHECK(cudaMallocHost(&f->pinned, bytes));
-        f->device = (char *)gpu_malloc(bytes, "pixels and captions of a batch"), f->capacity = bytes;
+        f->device = (char *)gpu_malloc(bytes, "pixels and captions of a batch");
+        f->capacity = bytes;
     }
     CUDA_CHECK(cudaStreamWaitEvent(k->copies, f->read, 0));
     f->used = f->sent = 0;
@@ -76,14 +81,17 @@ template <typename T> static const T *feed_add(const Gpu *k, Feed *f, const T *f
     for (size_t at = 0; at < bytes; at += PIECE) {
         const size_t piece = bytes - at < PIECE ? bytes - at : PIECE;
 #pragma omp parallel for schedule(static)
-        for (size_t i = 0; i < piece; i += STRETCH) memcpy(f->pinned + f->used + i, (const char *)from + at + i, piece - i < STRETCH ? piece - i : STRETCH);
+        for (size_t i = 0; i < piece; i += STRETCH)
+            memcpy(f->pinned + f->used + i, (const char *)from + at + i,
+                piece - i < STRETCH ? piece - i : STRETCH);
         f->used += round_up(piece, 256);
         feed_send(k, f);
     }
     return device;
 }
 
-// Which rows of a batch share a row of a table: those of key[i] are row[start[i]] … row[start[i+1]-1], ascending.
+// Which rows of a batch share a row of a table: those of key[i] are row[start[i]] … row[start[i+1]-1],
+// ascending.
 typedef struct {
     int count;
     const int *key, *start, *row;
@@ -92,12 +100,20 @@ typedef struct {
 // The rows by their key, below `bound`: a counting sort.
 static inline RowGroups feed_groups(Feed *f, const int *keys, int R, int bound) {
     RowGroups g = {0, NULL, NULL, NULL};
-    int *key = feed_room(f, R, &g.key), *start = feed_room(f, (size_t)R + 1, &g.start), *row = feed_room(f, R, &g.row), *next = (int *)calloc_check(bound, sizeof(int)), at = 0;
+    int *key = feed_room(f, R, &g.key);
+    int *start = feed_room(f, (size_t)R + 1, &g.start);
+    int *row = feed_room(f, R, &g.row);
+    int *next = (int *)calloc_check(bound, sizeof(int));
+    int at = 0;
     for (int i = 0; i < R; i++) next[keys[i]]++;
     for (int v = 0; v < bound; v++) {
         const int n = next[v];
         next[v] = at;
-        if (n) key[g.count] = v, start[g.count++] = at, at += n;
+        if (n) {
+            key[g.count] = v;
+            start[g.count++] = at;
+            at += n;
+        }
     }
     start[g.count] = R;
     for (int i = 0; i < R; i++) row[next[keys[i]]++] = i;

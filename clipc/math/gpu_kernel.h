@@ -1,4 +1,5 @@
-// What GPU kernels share: the types of numbers, loads and stores of several at once, sums over a warp and a block.
+// What GPU kernels share: the types of numbers, loads and stores of several at once, sums over a warp and a
+// block.
 #ifndef CLIPC_GPU_KERNEL_H
 #define CLIPC_GPU_KERNEL_H
 
@@ -28,14 +29,18 @@ __device__ inline float widened(float x) { return x; }
 __device__ inline float widened(bf16 x) { return __bfloat162float(x); }
 __device__ inline float widened(uint8_t x) { return (float)x; }
 
-// e^x and 1 / x for results of type Real: for bf16 by the fast instructions, whose error is far below its rounding
-template <typename Real> __device__ inline float exponential(float x) { return sizeof(Real) == 2 ? __expf(x) : expf(x); }
-template <typename Real> __device__ inline float reciprocal(float x) { return sizeof(Real) == 2 ? __fdividef(1.0f, x) : 1.0f / x; }
+// e^x and 1 / x for results of type Real: for bf16 by the fast instructions, whose error is far below its
+// rounding
+template <typename Real> __device__ inline float exponential(float x) {
+    return sizeof(Real) == 2 ? __expf(x) : expf(x);
+}
+template <typename Real> __device__ inline float reciprocal(float x) {
+    return sizeof(Real) == 2 ? __fdividef(1.0f, x) : 1.0f / x;
+}
 
-// V neighbours that are loaded and stored at once: 16 bytes where the rows' length allows it, else one number.
-template <typename Real, int V> struct alignas(V * sizeof(Real)) Pack {
-    Real x[V];
-};
+// V neighbours that are loaded and stored at once: 16 bytes where the rows' length allows it, else one
+// number.
+template <typename Real, int V> struct alignas(V * sizeof(Real)) Pack { Real x[V]; };
 template <typename Real> constexpr int PACK = 16 / (int)sizeof(Real);
 
 template <int V, typename Real> __device__ inline void load(float (&out)[V], const Real *p) {
@@ -60,20 +65,23 @@ template <int V, typename Real> __device__ inline void store(Real *p, const floa
 }
 
 // LAUNCH of kernel<Real, V> with the widest V that divides C
-#define LAUNCH_PACKED(kernel, Real, C, grid, ...) \
-    do { \
+#define LAUNCH_PACKED(kernel, Real, C, grid, ...)                                                     \
+    do {                                                                                              \
         if ((C) % PACK<Real> == 0) LAUNCH((kernel<Real, PACK<Real>>), grid(PACK<Real>), __VA_ARGS__); \
-        else LAUNCH((kernel<Real, 1>), grid(1), __VA_ARGS__); \
+        else LAUNCH((kernel<Real, 1>), grid(1), __VA_ARGS__);                                         \
     } while (0)
 
-static inline unsigned blocks_for(size_t n, size_t a_block) { return (unsigned)((n + a_block - 1) / a_block); }
+static inline unsigned blocks_for(size_t n, size_t a_block) {
+    return (unsigned)((n + a_block - 1) / a_block);
+}
 
 template <typename T> __device__ inline T warp_sum(T x) {
     for (int lanes = 16; lanes; lanes /= 2) x += __shfl_xor_sync(0xffffffff, x, lanes);
     return x;
 }
 
-// The sum over a block of up to 1,024 threads, for all of them; `shared`: room for 32 numbers, free when this is called.
+// The sum over a block of up to 1,024 threads, for all of them; `shared`: room for 32 numbers, free when this
+// is called.
 template <typename T> __device__ inline T block_sum(T x, T *shared) {
     x = warp_sum(x);
     if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = x;

@@ -1,7 +1,8 @@
-// Matrix products on a GPU by cuBLASLt, for row-major matrices: one function, whose descriptors and algorithms are found once a shape and kept.
+// Matrix products on a GPU by cuBLASLt, for row-major matrices: one function, whose descriptors and
+// algorithms are found once a shape and kept.
 //
-// cuBLASLt counts in columns: a row-major (M,N) is its column-major (N,M), so C = A · B is asked for as Cᵀ = Bᵀ · Aᵀ, operands exchanged.
-// With CLIPC_EMULATE the same interface over a plain product on the CPU.
+// cuBLASLt counts in columns: a row-major (M,N) is its column-major (N,M), so C = A · B is asked for as Cᵀ =
+// Bᵀ · Aᵀ, operands exchanged. With CLIPC_EMULATE the same interface over a plain product on the CPU.
 #ifndef CLIPC_GPU_MATMUL_H
 #define CLIPC_GPU_MATMUL_H
 
@@ -18,10 +19,9 @@ template <typename T> struct GpuMatrix {
 template <typename T> static inline GpuMatrix<T> plain(const T *p, int ld) { return {p, ld, false}; }
 template <typename T> static inline GpuMatrix<T> transposed(const T *p, int ld) { return {p, ld, true}; }
 
-// What is added to a product: bias (N) to every row, residual (M,N) with the rows of the output (the output itself: to accumulate).
-template <typename Out> struct MatmulEnd {
-    const Out *bias, *residual;
-};
+// What is added to a product: bias (N) to every row, residual (M,N) with the rows of the output (the output
+// itself: to accumulate).
+template <typename Out> struct MatmulEnd { const Out *bias, *residual; };
 
 #if defined(CLIPC_EMULATE)
 
@@ -37,8 +37,10 @@ template <typename T> static inline float gpu_matrix_at(GpuMatrix<T> x, int row,
 }
 
 template <typename Out, typename In>
-static void matmul(const Matmul *mm, cudaStream_t stream, Out *out, int ldo, GpuMatrix<In> a, GpuMatrix<In> b, int M, int N, int K, float alpha, MatmulEnd<Out> end, bool exact = false) {
-    (void)mm, (void)exact;
+static void matmul(const Matmul *mm, cudaStream_t stream, Out *out, int ldo, GpuMatrix<In> a, GpuMatrix<In> b,
+    int M, int N, int K, float alpha, MatmulEnd<Out> end, bool exact = false) {
+    (void)mm;
+    (void)exact;
     emulate::enqueue(stream, [=] {
         const emulate::DeviceAccess access;
         for (int i = 0; i < M; i++)
@@ -58,7 +60,7 @@ static void matmul(const Matmul *mm, cudaStream_t stream, Out *out, int ldo, Gpu
 // What makes two products the same to cuBLASLt.
 typedef struct {
     int M, N, K, lda, ldb, ldo;
-    int in, out;               // cudaDataType of the operands, of the output
+    int in, out; // cudaDataType of the operands, of the output
     int transposed_a, transposed_b, bias, tf32;
     int align; // bytes to which all pointers are aligned, at most 256
 } MatmulShape;
@@ -70,7 +72,9 @@ typedef struct {
     cublasLtMatmulAlgo_t algorithm;
 } MatmulPlan;
 
-enum { MATMUL_PLANS = 1024 }; // captions give a new number of rows each step: the table keeps the latest of those that fall on one entry
+enum {
+    MATMUL_PLANS = 1024
+}; // captions give a new number of rows each step: the table keeps the latest of those that fall on one entry
 static const size_t MATMUL_WORKSPACE = 32 << 20; // bytes, as NVIDIA advises for Hopper
 
 typedef struct {
@@ -78,13 +82,15 @@ typedef struct {
     cublasLtMatmulPreference_t preference;
     void *workspace;
     MatmulPlan *plans; // (MATMUL_PLANS)
-    bool tf32;         // fp32 operands are rounded to 10 bits of mantissa, except in products that ask to be exact
+    bool tf32; // fp32 operands are rounded to 10 bits of mantissa, except in products that ask to be exact
 } Matmul;
 
-#define CUBLAS_CHECK(call)                                                                                                                                    \
-    do {                                                                                                                                                      \
-        const cublasStatus_t status = (call);                                                                                                                 \
-        if (status != CUBLAS_STATUS_SUCCESS) die(EXIT_RUNTIME, "cuBLASLt: %s (%s, %s:%d)", cublasLtGetStatusString(status), #call, __FILE__, __LINE__);       \
+#define CUBLAS_CHECK(call)                                                                                  \
+    do {                                                                                                    \
+        const cublasStatus_t status = (call);                                                               \
+        if (status != CUBLAS_STATUS_SUCCESS)                                                                \
+            die(EXIT_RUNTIME, "cuBLASLt: %s (%s, %s:%d)", cublasLtGetStatusString(status), #call, __FILE__, \
+                __LINE__);                                                                                  \
     } while (0)
 
 static inline cudaDataType matmul_type(const float *) { return CUDA_R_32F; }
@@ -97,8 +103,10 @@ static inline void matmul_create(Matmul *mm) {
     CUDA_CHECK(cudaMalloc(&mm->workspace, MATMUL_WORKSPACE));
     // sums over a split K are added in the workspace, in fp32 and in order: the same bits in every run
     const uint32_t reduction = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
-    CUBLAS_CHECK(cublasLtMatmulPreferenceSetAttribute(mm->preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &MATMUL_WORKSPACE, sizeof MATMUL_WORKSPACE));
-    CUBLAS_CHECK(cublasLtMatmulPreferenceSetAttribute(mm->preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &reduction, sizeof reduction));
+    CUBLAS_CHECK(cublasLtMatmulPreferenceSetAttribute(mm->preference,
+        CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &MATMUL_WORKSPACE, sizeof MATMUL_WORKSPACE));
+    CUBLAS_CHECK(cublasLtMatmulPreferenceSetAttribute(
+        mm->preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &reduction, sizeof reduction));
     mm->plans = (MatmulPlan *)calloc_check(MATMUL_PLANS, sizeof *mm->plans);
 }
 
@@ -116,33 +124,48 @@ static inline void matmul_free(Matmul *mm) {
 }
 
 static inline void matmul_plan_bias(const MatmulPlan *p, const void *bias) {
-    if (bias) CUBLAS_CHECK(cublasLtMatmulDescSetAttribute(p->product, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias));
+    if (bias)
+        CUBLAS_CHECK(cublasLtMatmulDescSetAttribute(
+            p->product, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias));
 }
 
 // The first algorithm that cuBLASLt's heuristic names for a shape.
-static inline void matmul_plan_create(const Matmul *mm, MatmulPlan *p, const MatmulShape *s, const void *bias) {
+static inline void matmul_plan_create(
+    const Matmul *mm, MatmulPlan *p, const MatmulShape *s, const void *bias) {
     const cudaDataType in = (cudaDataType)s->in, out = (cudaDataType)s->out;
-    const cublasOperation_t first = s->transposed_b ? CUBLAS_OP_T : CUBLAS_OP_N, second = s->transposed_a ? CUBLAS_OP_T : CUBLAS_OP_N;
+    const cublasOperation_t first = s->transposed_b ? CUBLAS_OP_T : CUBLAS_OP_N,
+                            second = s->transposed_a ? CUBLAS_OP_T : CUBLAS_OP_N;
     const cublasLtEpilogue_t epilogue = s->bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
     p->shape = *s;
-    CUBLAS_CHECK(cublasLtMatmulDescCreate(&p->product, s->tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F, CUDA_R_32F));
-    CUBLAS_CHECK(cublasLtMatmulDescSetAttribute(p->product, CUBLASLT_MATMUL_DESC_TRANSA, &first, sizeof first));
-    CUBLAS_CHECK(cublasLtMatmulDescSetAttribute(p->product, CUBLASLT_MATMUL_DESC_TRANSB, &second, sizeof second));
-    CUBLAS_CHECK(cublasLtMatmulDescSetAttribute(p->product, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue));
-    CUBLAS_CHECK(cublasLtMatmulDescSetAttribute(p->product, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &out, sizeof out));
+    CUBLAS_CHECK(cublasLtMatmulDescCreate(
+        &p->product, s->tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F, CUDA_R_32F));
+    CUBLAS_CHECK(
+        cublasLtMatmulDescSetAttribute(p->product, CUBLASLT_MATMUL_DESC_TRANSA, &first, sizeof first));
+    CUBLAS_CHECK(
+        cublasLtMatmulDescSetAttribute(p->product, CUBLASLT_MATMUL_DESC_TRANSB, &second, sizeof second));
+    CUBLAS_CHECK(cublasLtMatmulDescSetAttribute(
+        p->product, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue));
+    CUBLAS_CHECK(
+        cublasLtMatmulDescSetAttribute(p->product, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &out, sizeof out));
     matmul_plan_bias(p, bias);
-    CUBLAS_CHECK(cublasLtMatrixLayoutCreate(&p->b, in, s->transposed_b ? s->K : s->N, s->transposed_b ? s->N : s->K, s->ldb));
-    CUBLAS_CHECK(cublasLtMatrixLayoutCreate(&p->a, in, s->transposed_a ? s->M : s->K, s->transposed_a ? s->K : s->M, s->lda));
+    CUBLAS_CHECK(cublasLtMatrixLayoutCreate(
+        &p->b, in, s->transposed_b ? s->K : s->N, s->transposed_b ? s->N : s->K, s->ldb));
+    CUBLAS_CHECK(cublasLtMatrixLayoutCreate(
+        &p->a, in, s->transposed_a ? s->M : s->K, s->transposed_a ? s->K : s->M, s->lda));
     CUBLAS_CHECK(cublasLtMatrixLayoutCreate(&p->out, out, s->N, s->M, s->ldo));
     const uint32_t align = (uint32_t)s->align;
-    const cublasLtMatmulPreferenceAttributes_t which[] = {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
-                                                          CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES};
-    for (int i = 0; i < 4; i++) CUBLAS_CHECK(cublasLtMatmulPreferenceSetAttribute(mm->preference, which[i], &align, sizeof align));
+    const cublasLtMatmulPreferenceAttributes_t which[] = {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES};
+    for (int i = 0; i < 4; i++)
+        CUBLAS_CHECK(cublasLtMatmulPreferenceSetAttribute(mm->preference, which[i], &align, sizeof align));
     cublasLtMatmulHeuristicResult_t found;
     int count = 0;
-    const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(mm->handle, p->product, p->b, p->a, p->out, p->out, mm->preference, 1, &found, &count);
+    const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(
+        mm->handle, p->product, p->b, p->a, p->out, p->out, mm->preference, 1, &found, &count);
     if (status != CUBLAS_STATUS_SUCCESS || !count)
-        die(EXIT_RUNTIME, "cuBLASLt has no algorithm for a product of (%d,%d) and (%d,%d) (%s)", s->M, s->K, s->K, s->N, cublasLtGetStatusString(status));
+        die(EXIT_RUNTIME, "cuBLASLt has no algorithm for a product of (%d,%d) and (%d,%d) (%s)", s->M, s->K,
+            s->K, s->N, cublasLtGetStatusString(status));
     p->algorithm = found.algo;
 }
 
@@ -154,17 +177,21 @@ static inline const MatmulPlan *matmul_plan(const Matmul *mm, const MatmulShape 
     return p;
 }
 
-// out (M,N), rows ldo apart, = alpha * a (M,K) · b (K,N) + what `end` says. bf16 operands are summed in fp32, fp32 ones multiplied as they are
-// unless mm->tf32; `exact`: even then.
+// out (M,N), rows ldo apart, = alpha * a (M,K) · b (K,N) + what `end` says. bf16 operands are summed in fp32,
+// fp32 ones multiplied as they are unless mm->tf32; `exact`: even then.
 template <typename Out, typename In>
-static void matmul(const Matmul *mm, cudaStream_t stream, Out *out, int ldo, GpuMatrix<In> a, GpuMatrix<In> b, int M, int N, int K, float alpha, MatmulEnd<Out> end, bool exact = false) {
-    const uintptr_t bits = (uintptr_t)a.p | (uintptr_t)b.p | (uintptr_t)out | (uintptr_t)end.residual | (uintptr_t)end.bias | 256;
-    const MatmulShape shape = {M, N, K, a.ld, b.ld, ldo, matmul_type(a.p), matmul_type(out), a.transposed, b.transposed, end.bias != NULL,
-                               mm->tf32 && !exact && matmul_type(a.p) == CUDA_R_32F, (int)(bits & -bits)};
+static void matmul(const Matmul *mm, cudaStream_t stream, Out *out, int ldo, GpuMatrix<In> a, GpuMatrix<In> b,
+    int M, int N, int K, float alpha, MatmulEnd<Out> end, bool exact = false) {
+    const uintptr_t bits = (uintptr_t)a.p | (uintptr_t)b.p | (uintptr_t)out | (uintptr_t)end.residual |
+                           (uintptr_t)end.bias | 256;
+    const MatmulShape shape = {M, N, K, a.ld, b.ld, ldo, matmul_type(a.p), matmul_type(out), a.transposed,
+        b.transposed, end.bias != NULL, mm->tf32 && !exact && matmul_type(a.p) == CUDA_R_32F,
+        (int)(bits & -bits)};
     const float beta = end.residual ? 1.0f : 0.0f;
     const MatmulPlan *p = matmul_plan(mm, &shape, end.bias);
-    CUBLAS_CHECK(cublasLtMatmul(mm->handle, p->product, &alpha, b.p, p->b, a.p, p->a, &beta, end.residual ? end.residual : out, p->out, out, p->out, &p->algorithm, mm->workspace,
-                                MATMUL_WORKSPACE, stream));
+    CUBLAS_CHECK(cublasLtMatmul(mm->handle, p->product, &alpha, b.p, p->b, a.p, p->a, &beta,
+        end.residual ? end.residual : out, p->out, out, p->out, &p->algorithm, mm->workspace,
+        MATMUL_WORKSPACE, stream));
 }
 
 #endif

@@ -1,12 +1,14 @@
-// The inner loops of a CPU: one tile of a matrix product, one row of a LayerNorm, a softmax, an activation, AdamW on a stretch of
-// numbers. No include guard: clipc/math/isa.h includes this text once for each instruction set, with
+// The inner loops of a CPU: one tile of a matrix product, one row of a LayerNorm, a softmax, an activation,
+// AdamW on a stretch of numbers. No include guard: clipc/math/isa.h includes this text once for each
+// instruction set, with
 //   ISA        its name, which NAME(x) puts behind x
 //   LANES      floats in a vector register
 //   TILE_ROWS  rows of the register tile (its width is 2 * LANES)
-//   FMA(a, b, c), SQRT(v), MIN(a, b), MAX(a, b), IF_POSITIVE(v, yes, no)   by lanes; MIN and MAX give b where one of them is NaN
+//   FMA(a, b, c), SQRT(v), MIN(a, b), MAX(a, b), IF_POSITIVE(v, yes, no)   by lanes; MIN and MAX give b where
+//       one of them is NaN
 // All of these are undefined again at its end.
-// Vectors are GNU C's, so that arithmetic is written with + and *. Sums run in a fixed order given by LANES alone: the same
-// bits for any number of threads. No call into libm.
+// Vectors are GNU C's, so that arithmetic is written with + and *. Sums run in a fixed order given by LANES
+// alone: the same bits for any number of threads. No call into libm.
 
 typedef float NAME(vec) __attribute__((vector_size(4 * LANES)));
 typedef int32_t NAME(ivec) __attribute__((vector_size(4 * LANES)));
@@ -67,63 +69,75 @@ INNER float NAME(sum)(vec v) {
     return t[0];
 }
 
-// Runs a statement for the vectors of 0 … n-1; within it LOAD and STORE go by whole registers, in the last, incomplete one by
-// its `part` entries (the others read as 0); CLEAR zeroes what is not part.
-#define FOR_VECTORS(n, ...) \
-    do { \
-        int i = 0; \
+// Runs a statement for the vectors of 0 … n-1; within it LOAD and STORE go by whole registers, in the last,
+// incomplete one by its `part` entries (the others read as 0); CLEAR zeroes what is not part.
+#define FOR_VECTORS(n, ...)                    \
+    do {                                       \
+        int i = 0;                             \
         for (; i + LANES <= (n); i += LANES) { \
-            enum { part = LANES }; \
-            __VA_ARGS__ \
-        } \
-        if (i < (n)) { \
-            const int part = (n)-i; \
-            __VA_ARGS__ \
-        } \
+            enum { part = LANES };             \
+            __VA_ARGS__                        \
+        }                                      \
+        if (i < (n)) {                         \
+            const int part = (n)-i;            \
+            __VA_ARGS__                        \
+        }                                      \
     } while (0)
 #define LOAD(p) (part == LANES ? NAME(load)((p) + i) : NAME(load_part)((p) + i, part))
 #define STORE(p, v) (part == LANES ? NAME(store)((p) + i, v) : NAME(store_part)((p) + i, v, part))
 // of an operand's numbers from `at` on, fp32 or bf16
-#define LOAD_OPERAND(x, at) ((x).bf16 ? NAME(load_bf16)((const uint16_t *)(x).p + (at) + i, part) : LOAD((const float *)(x).p + (at)))
-#define STORE_OPERAND(x, at, v) \
-    do { \
+#define LOAD_OPERAND(x, at) \
+    ((x).bf16 ? NAME(load_bf16)((const uint16_t *)(x).p + (at) + i, part) : LOAD((const float *)(x).p + (at)))
+#define STORE_OPERAND(x, at, v)                                                \
+    do {                                                                       \
         if ((x).bf16) NAME(store_bf16)((uint16_t *)(x).p + (at) + i, v, part); \
-        else STORE((float *)(x).p + (at), v); \
+        else STORE((float *)(x).p + (at), v);                                  \
     } while (0)
 #define CLEAR(v) (part == LANES ? (v) : NAME(load_part)((const float *)&(v), part))
 
 // ---------------------------------------------------------------- LayerNorm (Ba et al. 2016, eq. 4), one row
 
-static void NAME(layernorm)(Operand out, float *mean, float *rstd, const float *x, const float *gain, const float *bias, int C, float eps) {
+static void NAME(layernorm)(Operand out, float *mean, float *rstd, const float *x, const float *gain,
+    const float *bias, int C, float eps) {
     vec sum = {0}, squares = {0};
     FOR_VECTORS(C, sum += LOAD(x););
     float m = NAME(sum)(sum) / (float)C;
     FOR_VECTORS(C, vec d = LOAD(x) - NAME(splat)(m); d = CLEAR(d); squares = FMA(d, d, squares););
     float r = 1.0f / sqrtf(NAME(sum)(squares) / (float)C + eps);
-    FOR_VECTORS(C, vec y = FMA((LOAD(x) - NAME(splat)(m)) * NAME(splat)(r), LOAD(gain), LOAD(bias)); STORE_OPERAND(out, 0, y););
-    *mean = m, *rstd = r;
+    FOR_VECTORS(C, vec y = FMA((LOAD(x) - NAME(splat)(m)) * NAME(splat)(r), LOAD(gain), LOAD(bias));
+                STORE_OPERAND(out, 0, y););
+    *mean = m;
+    *rstd = r;
 }
 
-// dx = skip + rstd * (g - mean(g) - n * mean(g * n)),  g = dout * gain,  n = (x - mean) * rstd; skip is the gradient that passes
-// by on the residual stream. dgain += dout * n, dbias += dout where given.
-static void NAME(layernorm_backward)(float *dx, float *dgain, float *dbias, const float *skip, const float *dout, const float *x, const float *gain,
-                                     float mean, float rstd, int C) {
-    vec m = NAME(splat)(mean), r = NAME(splat)(rstd), sum_g = {0}, sum_gn = {0};
-    FOR_VECTORS(C, vec g = LOAD(dout) * LOAD(gain); sum_g += g; vec n = (LOAD(x) - m) * r; sum_gn = FMA(g, n, sum_gn););
-    vec mean_g = NAME(splat)(NAME(sum)(sum_g) / (float)C), mean_gn = NAME(splat)(NAME(sum)(sum_gn) / (float)C);
+// dx = skip + rstd * (g - mean(g) - n * mean(g * n)),  g = dout * gain,  n = (x - mean) * rstd; skip is the
+// gradient that passes by on the residual stream. dgain += dout * n, dbias += dout where given.
+static void NAME(layernorm_backward)(float *dx, float *dgain, float *dbias, const float *skip,
+    const float *dout, const float *x, const float *gain, float mean, float rstd, int C) {
+    vec m = NAME(splat)(mean);
+    vec r = NAME(splat)(rstd);
+    vec sum_g = {0};
+    vec sum_gn = {0};
+    FOR_VECTORS(C, vec g = LOAD(dout) * LOAD(gain); sum_g += g; vec n = (LOAD(x) - m) * r;
+                sum_gn = FMA(g, n, sum_gn););
+    vec mean_g = NAME(splat)(NAME(sum)(sum_g) / (float)C);
+    vec mean_gn = NAME(splat)(NAME(sum)(sum_gn) / (float)C);
     if (dx)
-        FOR_VECTORS(C, vec n = (LOAD(x) - m) * r; vec d = r * (LOAD(dout) * LOAD(gain) - mean_g - n * mean_gn); if (skip) d += LOAD(skip); STORE(dx, d););
+        FOR_VECTORS(C, vec n = (LOAD(x) - m) * r;
+                    vec d = r * (LOAD(dout) * LOAD(gain) - mean_g - n * mean_gn); if (skip) d += LOAD(skip);
+                    STORE(dx, d););
     if (dgain) FOR_VECTORS(C, STORE(dgain, FMA(LOAD(dout), (LOAD(x) - m) * r, LOAD(dgain))););
     if (dbias) FOR_VECTORS(C, STORE(dbias, LOAD(dbias) + LOAD(dout)););
 }
 
 // ---------------------------------------------------------------- exponential, softmax
 
-// e^x to 1.5 ulp for -87 <= x <= 88, clamped outside: x = n ln 2 + r with |r| <= ln 2 / 2, a polynomial for e^r (Cephes' degree),
-// 2^n by its exponent bits.
+// e^x to 1.5 ulp for -87 <= x <= 88, clamped outside: x = n ln 2 + r with |r| <= ln 2 / 2, a polynomial for
+// e^r (Cephes' degree), 2^n by its exponent bits.
 INNER vec NAME(exp)(vec x) {
     x = MAX(NAME(splat)(-87.0f), MIN(NAME(splat)(88.0f), x)); // NaN stays
-    vec magic = NAME(splat)(12582912.0f), t = FMA(x, NAME(splat)(1.44269504f), magic); // 1.5 * 2^23: the integer ends in the low bits
+    vec magic = NAME(splat)(12582912.0f),
+        t = FMA(x, NAME(splat)(1.44269504f), magic); // 1.5 * 2^23: the integer ends in the low bits
     vec n = t - magic, r = FMA(n, NAME(splat)(-0.693359375f), x);
     r = FMA(n, NAME(splat)(2.12194440e-4f), r);
     vec p = NAME(splat)(1.9875691500e-4f);
@@ -168,10 +182,12 @@ static void NAME(softmax_backward)(float *dp, const float *p, int n, int room, f
 
 // ---------------------------------------------------------------- activations
 
-// The cumulative normal distribution, absolute error below 1e-7: erfc(z) = e^(-z^2) t P(t), t = 1 / (1 + 0.4 z), the form of
-// Abramowitz and Stegun 7.1.26 with more terms (minimax fit, 2e-9); z = |x| / sqrt(2). *density = e^(-x^2/2).
+// The cumulative normal distribution, absolute error below 1e-7: erfc(z) = e^(-z^2) t P(t), t = 1 / (1 + 0.4
+// z), the form of Abramowitz and Stegun 7.1.26 with more terms (minimax fit, 2e-9); z = |x| / sqrt(2).
+// *density = e^(-x^2/2).
 INNER vec NAME(normal_cdf)(vec x, vec *density) {
-    vec a = (vec)((ivec)x & 0x7fffffff), t = 1.0f / FMA(a, NAME(splat)(0.282842712f), NAME(splat)(1.0f));
+    vec a = (vec)((ivec)x & 0x7fffffff);
+    vec t = 1.0f / FMA(a, NAME(splat)(0.282842712f), NAME(splat)(1.0f));
     vec p = NAME(splat)(0.0754980984f);
     p = FMA(p, t, NAME(splat)(-0.398413772f));
     p = FMA(p, t, NAME(splat)(0.687805392f));
@@ -180,7 +196,8 @@ INNER vec NAME(normal_cdf)(vec x, vec *density) {
     p = FMA(p, t, NAME(splat)(0.143248878f));
     p = FMA(p, t, NAME(splat)(0.235330311f));
     p = FMA(p, t, NAME(splat)(0.225077641f));
-    *density = NAME(exp)(MAX(NAME(splat)(-80.0f), x * x * -0.5f)); // above the subnormal numbers, which are slow, with all that is made of it
+    *density = NAME(exp)(MAX(NAME(splat)(-80.0f),
+        x * x * -0.5f)); // above the subnormal numbers, which are slow, with all that is made of it
     vec tail = *density * t * p * 0.5f;
     return IF_POSITIVE(x, 1.0f - tail, tail);
 }
@@ -188,10 +205,12 @@ INNER vec NAME(normal_cdf)(vec x, vec *density) {
 // GELU (Hendrycks and Gimpel 2016) with erf: x * cdf(x); QuickGELU, as OpenAI trained: x * sigmoid(1.702 x)
 INNER vec NAME(gelu_of)(vec x, const bool quick) {
     vec density;
-    return quick ? x / (1.0f + NAME(exp)(MIN(NAME(splat)(84.0f), x * -1.702f))) : x * NAME(normal_cdf)(x, &density);
+    return quick ? x / (1.0f + NAME(exp)(MIN(NAME(splat)(84.0f), x * -1.702f)))
+                 : x * NAME(normal_cdf)(x, &density);
 }
 
-// Its derivative, and the value beside it: cdf + x * pdf; s + 1.702 x s (1 - s) with s = 1 / (1 + e), where e s is 1 - s without cancellation
+// Its derivative, and the value beside it: cdf + x * pdf; s + 1.702 x s (1 - s) with s = 1 / (1 + e), where e
+// s is 1 - s without cancellation
 INNER vec NAME(gelu_slope)(vec x, const bool quick, vec *value) {
     vec density;
     if (quick) {
@@ -218,8 +237,9 @@ INNER vec NAME(dot_bf16)(vec c, vec a, vec b) { // both products of a unit
 #define DOT(c, a, b) NAME(dot_bf16)(c, a, b)
 #include "clipc/math/tile.h"
 
-INNER void NAME(finish_as)(int m, int n, const float *partial, size_t next, Operand c, size_t ldc, size_t row, size_t column, const TileEnd *end, const bool add, const bool bias,
-                           const bool residual, const bool activate, const bool slope, const bool quick) {
+INNER void NAME(finish_as)(int m, int n, const float *partial, size_t next, Operand c, size_t ldc, size_t row,
+    size_t column, const TileEnd *end, const bool add, const bool bias, const bool residual,
+    const bool activate, const bool slope, const bool quick) {
     const Operand hidden = {(void *)end->hidden, c.bf16}, activated = {end->activated, c.bf16};
     for (int r = 0; r < m; r++, partial += 2 * LANES) {
         const size_t at = (row + (size_t)r) * ldc + column;
@@ -232,28 +252,34 @@ INNER void NAME(finish_as)(int m, int n, const float *partial, size_t next, Oper
                 if (activate) __builtin_prefetch(operand_at(activated, ahead + (size_t)i).p, 1);
             }
         }
-        FOR_VECTORS(n, const float *sums = partial + (size_t)(i / (2 * LANES)) * (next - 2 * LANES); // of vector i, less i
-                    vec v = LOAD(sums);
-                    if (add) v += LOAD_OPERAND(c, at);
-                    if (bias) v += LOAD(end->bias + column);
-                    if (residual) v += LOAD(end->residual + at);
-                    vec value = v;
-                    if (slope) v *= NAME(gelu_slope)(LOAD_OPERAND(hidden, at), quick, &value);
-                    STORE_OPERAND(c, at, v);
-                    if (activate) { if (!slope) value = NAME(gelu_of)(v, quick); STORE_OPERAND(activated, at, value); });
+        FOR_VECTORS(
+            n, const float *sums =
+                   partial + (size_t)(i / (2 * LANES)) * (next - 2 * LANES); // of vector i, less i
+            vec v = LOAD(sums); if (add) v += LOAD_OPERAND(c, at); if (bias) v += LOAD(end->bias + column);
+            if (residual) v += LOAD(end->residual + at); vec value = v;
+            if (slope) v *= NAME(gelu_slope)(LOAD_OPERAND(hidden, at), quick, &value);
+            STORE_OPERAND(c, at, v); if (activate) {
+                if (!slope) value = NAME(gelu_of)(v, quick);
+                STORE_OPERAND(activated, at, value);
+            });
     }
 }
 
-// Writes m rows and n columns of sums, as `end` says, to C from (row, column) on; see TileEnd. partial (m, 2 * LANES), the next 2 * LANES columns
-// `next` floats behind it. The usual ends are loops of their own, without a question in them.
-static void NAME(finish)(int m, int n, const float *partial, size_t next, Operand c, size_t ldc, size_t row, size_t column, const TileEnd *end) {
+// Writes m rows and n columns of sums, as `end` says, to C from (row, column) on; see TileEnd. partial (m, 2
+// * LANES), the next 2 * LANES columns `next` floats behind it. The usual ends are loops of their own,
+// without a question in them.
+static void NAME(finish)(int m, int n, const float *partial, size_t next, Operand c, size_t ldc, size_t row,
+    size_t column, const TileEnd *end) {
 #define FINISH(...) NAME(finish_as)(m, n, partial, next, c, ldc, row, column, end, __VA_ARGS__)
-#define FINISH_TYPE(...) \
-    do { \
+#define FINISH_TYPE(...)                                \
+    do {                                                \
         if (c.bf16) c.bf16 = true, FINISH(__VA_ARGS__); \
-        else c.bf16 = false, FINISH(__VA_ARGS__); \
+        else c.bf16 = false, FINISH(__VA_ARGS__);       \
     } while (0)
-    const bool add = end->add, bias = end->bias != NULL, residual = end->residual != NULL, quick = end->quick_gelu;
+    const bool add = end->add;
+    const bool bias = end->bias != NULL;
+    const bool residual = end->residual != NULL;
+    const bool quick = end->quick_gelu;
     if (end->hidden && end->activated && quick) FINISH_TYPE(false, false, false, true, true, true);
     else if (end->hidden && end->activated) FINISH_TYPE(false, false, false, true, true, false);
     else if (end->hidden) FINISH_TYPE(false, false, false, false, true, quick);
@@ -274,12 +300,19 @@ static void NAME(transpose)(uint32_t *to, size_t pitch, const uint32_t *from) {
 #if LANES == 16
     __m512i a[16], b[16]; // neighbours change places: single units, then pairs, fours, eights
     UNROLL for (int i = 0; i < 16; i++) a[i] = _mm512_loadu_si512(from + 16 * i);
-    UNROLL for (int i = 0; i < 16; i += 2) b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]), b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
-    UNROLL for (int i = 0; i < 16; i += 4)
-        UNROLL for (int h = 0; h < 2; h++) a[i + 2 * h] = _mm512_unpacklo_epi64(b[i + h], b[i + h + 2]), a[i + 2 * h + 1] = _mm512_unpackhi_epi64(b[i + h], b[i + h + 2]);
+    UNROLL for (int i = 0; i < 16; i += 2) {
+        b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
+        b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
+    }
+    UNROLL for (int i = 0; i < 16; i += 4) UNROLL for (int h = 0; h < 2; h++) {
+        a[i + 2 * h] = _mm512_unpacklo_epi64(b[i + h], b[i + h + 2]);
+        a[i + 2 * h + 1] = _mm512_unpackhi_epi64(b[i + h], b[i + h + 2]);
+    }
     UNROLL for (int i = 0; i < 4; i++) {
-        b[i] = _mm512_shuffle_i32x4(a[i], a[i + 4], 0x88), b[i + 4] = _mm512_shuffle_i32x4(a[i], a[i + 4], 0xdd);
-        b[i + 8] = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0x88), b[i + 12] = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0xdd);
+        b[i] = _mm512_shuffle_i32x4(a[i], a[i + 4], 0x88);
+        b[i + 4] = _mm512_shuffle_i32x4(a[i], a[i + 4], 0xdd);
+        b[i + 8] = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0x88);
+        b[i + 12] = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0xdd);
     }
     UNROLL for (int i = 0; i < 8; i++) {
         _mm512_storeu_si512(to + (size_t)i * pitch, _mm512_shuffle_i32x4(b[i], b[i + 8], 0x88));
@@ -291,13 +324,16 @@ static void NAME(transpose)(uint32_t *to, size_t pitch, const uint32_t *from) {
 #endif
 }
 
-INNER void NAME(across_part)(uint32_t *to, size_t pitch, Operand x, size_t along, int units, const int part, const bool from_bf16, const bool bf16) {
+INNER void NAME(across_part)(uint32_t *to, size_t pitch, Operand x, size_t along, int units, const int part,
+    const bool from_bf16, const bool bf16) {
     for (int u = 0; u < units; u++, to += pitch) {
         const uint16_t *half = (const uint16_t *)x.p + 2 * (size_t)u * along;
         const float *whole = (const float *)x.p + (size_t)u * (bf16 ? 2 : 1) * along;
         ivec unit;
         if (!bf16) unit = (ivec)(part == LANES ? NAME(load)(whole) : NAME(load_part)(whole, part));
-        else if (from_bf16) unit = (ivec)((uvec)(ivec)NAME(load_bf16)(half, part) >> 16) | (ivec)NAME(load_bf16)(half + along, part);
+        else if (from_bf16)
+            unit = (ivec)((uvec)(ivec)NAME(load_bf16)(half, part) >> 16) |
+                   (ivec)NAME(load_bf16)(half + along, part);
         else {
             const vec low = part == LANES ? NAME(load)(whole) : NAME(load_part)(whole, part);
             const vec high = part == LANES ? NAME(load)(whole + along) : NAME(load_part)(whole + along, part);
@@ -307,44 +343,54 @@ INNER void NAME(across_part)(uint32_t *to, size_t pitch, Operand x, size_t along
     }
 }
 
-// to (units,n), rows pitch apart: units of n columns of x, whose rows are `along` entries apart and contiguous. bf16: the units' type
-static void NAME(units_across)(uint32_t *to, size_t pitch, Operand x, size_t along, int units, int n, bool bf16) {
-#define ACROSS(part) \
-    do { \
-        if (!bf16) NAME(across_part)(to + c, pitch, from, along, units, part, false, false); \
+// to (units,n), rows pitch apart: units of n columns of x, whose rows are `along` entries apart and
+// contiguous. bf16: the units' type
+static void NAME(units_across)(
+    uint32_t *to, size_t pitch, Operand x, size_t along, int units, int n, bool bf16) {
+#define ACROSS(part)                                                                             \
+    do {                                                                                         \
+        if (!bf16) NAME(across_part)(to + c, pitch, from, along, units, part, false, false);     \
         else if (x.bf16) NAME(across_part)(to + c, pitch, from, along, units, part, true, true); \
-        else NAME(across_part)(to + c, pitch, from, along, units, part, false, true); \
+        else NAME(across_part)(to + c, pitch, from, along, units, part, false, true);            \
     } while (0)
     for (int c = 0; c < n; c += LANES) {
         const Operand from = operand_at(x, (size_t)c);
         if (n - c >= LANES) ACROSS(LANES);
-        else if (n - c == TILE_ROWS % LANES) ACROSS(TILE_ROWS % LANES); // a constant: no call to copy a few bytes
+        else if (n - c == TILE_ROWS % LANES)
+            ACROSS(TILE_ROWS % LANES); // a constant: no call to copy a few bytes
         else ACROSS(n - c);
     }
 #undef ACROSS
 }
 
 // to (n,units), rows pitch apart: units of n columns of x, which are contiguous and `across` entries apart
-static void NAME(units_along)(uint32_t *to, size_t pitch, Operand x, size_t across, int units, int n, bool bf16) {
+static void NAME(units_along)(
+    uint32_t *to, size_t pitch, Operand x, size_t across, int units, int n, bool bf16) {
     for (int c = 0; c < n; c++, to += pitch) {
         const Operand from = operand_at(x, (size_t)c * across);
-        if (bf16 && !x.bf16) FOR_VECTORS(2 * units, NAME(store_bf16)((uint16_t *)to + i, LOAD((const float *)from.p), part););
+        if (bf16 && !x.bf16)
+            FOR_VECTORS(2 * units, NAME(store_bf16)((uint16_t *)to + i, LOAD((const float *)from.p), part););
         else if (units == 16) memcpy(to, from.p, 64); // a constant: no call
         else memcpy(to, from.p, (size_t)units * 4);
     }
 }
 
 // to (n) = x (n) rounded to bf16
-static void NAME(narrow)(uint16_t *to, const float *x, int n) { FOR_VECTORS(n, NAME(store_bf16)(to + i, LOAD(x), part);); }
+static void NAME(narrow)(uint16_t *to, const float *x, int n) {
+    FOR_VECTORS(n, NAME(store_bf16)(to + i, LOAD(x), part););
+}
 
 // to (n) = x (n) in fp32
-static void NAME(widen)(float *to, const uint16_t *x, int n) { FOR_VECTORS(n, STORE(to, NAME(load_bf16)(x + i, part));); }
+static void NAME(widen)(float *to, const uint16_t *x, int n) {
+    FOR_VECTORS(n, STORE(to, NAME(load_bf16)(x + i, part)););
+}
 
 // ---------------------------------------------------------------- sums, AdamW
 
 // out (n) += the columns of x (rows, n), rows ld apart
 static void NAME(column_sums)(float *out, Operand x, int rows, size_t ld, int n) {
-    FOR_VECTORS(n, vec s = {0}; for (int r = 0; r < rows; r++) s += LOAD_OPERAND(x, (size_t)r * ld); STORE(out, LOAD(out) + s););
+    FOR_VECTORS(n, vec s = {0}; for (int r = 0; r < rows; r++) s += LOAD_OPERAND(x, (size_t)r * ld);
+                STORE(out, LOAD(out) + s););
 }
 
 static double NAME(sum_squares)(const float *x, size_t n) {
@@ -377,7 +423,8 @@ static void NAME(add_exp)(float *sum, const float *x, const float *shift, int n)
     FOR_VECTORS(n, STORE(sum, LOAD(sum) + NAME(exp)(LOAD(x) - LOAD(shift))););
 }
 
-// x (n) logits of one row, in place: g = factor * (e^(x - row_lse) + e^(x - column_lse)). Returns the sum of g x.
+// x (n) logits of one row, in place: g = factor * (e^(x - row_lse) + e^(x - column_lse)). Returns the sum of
+// g x.
 static double NAME(logit_gradient)(float *x, float row_lse, const float *column_lse, float factor, int n) {
     double total = 0;
     for (int at = 0; at < n; at += 1024) {
@@ -385,7 +432,9 @@ static double NAME(logit_gradient)(float *x, float row_lse, const float *column_
         float *y = x + at;
         const float *lse = column_lse + at;
         vec s = {0};
-        FOR_VECTORS(stretch, vec v = LOAD(y); vec g = (NAME(exp)(v - NAME(splat)(row_lse)) + NAME(exp)(v - LOAD(lse))) * factor; s = FMA(g, v, s); STORE(y, g););
+        FOR_VECTORS(stretch, vec v = LOAD(y);
+                    vec g = (NAME(exp)(v - NAME(splat)(row_lse)) + NAME(exp)(v - LOAD(lse))) * factor;
+                    s = FMA(g, v, s); STORE(y, g););
         total += NAME(sum)(s);
     }
     return total;
@@ -396,8 +445,7 @@ static void NAME(adamw)(float *p, const float *grad, float *m, float *v, int n, 
     FOR_VECTORS(n, vec g = LOAD(grad) * w.grad_scale;
                 vec m1 = FMA(LOAD(m), NAME(splat)(w.beta1), g * w.one_minus_beta1);
                 vec v1 = FMA(LOAD(v), NAME(splat)(w.beta2), g * g * w.one_minus_beta2);
-                vec root = v1 * w.correct2;
-                STORE(m, m1); STORE(v, v1);
+                vec root = v1 * w.correct2; STORE(m, m1); STORE(v, v1);
                 STORE(p, LOAD(p) * w.keep - m1 * w.rate / (SQRT(root) + w.eps)););
 }
 

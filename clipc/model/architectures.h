@@ -1,4 +1,5 @@
-// Which models there are: open_clip's plain ViT + causal text configurations by name, or any other one from a JSON file.
+// Which models there are: open_clip's plain ViT + causal text configurations by name, or any other one from a
+// JSON file.
 //
 // dev/convert.py reads the lines of MODEL_CONFIGS and CONFIG_KEYS too; one entry a line, please.
 #ifndef CLIPC_ARCHITECTURES_H
@@ -8,121 +9,125 @@
 
 #include <jansson.h>
 
-// name, embed_dim, image_size, patch_size, image tower: width, layers, width of a head, MLP ratio, text tower: width, heads, layers,
-// 1 where open_clip also has the name with the suffix -quickgelu. All: context 77, vocabulary 49408, text MLP ratio 4.
-#define MODEL_CONFIGS(X) \
-    X("ViT-S-32", 384, 224, 32, 384, 12, 64, 4, 384, 6, 12, 0) \
-    X("ViT-S-16", 384, 224, 16, 384, 12, 64, 4, 384, 6, 12, 0) \
-    X("ViT-S-32-alt", 256, 224, 32, 384, 12, 64, 4, 256, 4, 10, 0) \
-    X("ViT-S-16-alt", 256, 224, 16, 384, 12, 64, 4, 256, 4, 10, 0) \
-    X("ViT-M-32", 512, 224, 32, 512, 12, 64, 4, 512, 8, 12, 0) \
-    X("ViT-M-16", 512, 224, 16, 512, 12, 64, 4, 512, 8, 12, 0) \
-    X("ViT-M-32-alt", 384, 224, 32, 512, 12, 64, 4, 384, 6, 12, 0) \
-    X("ViT-B-32", 512, 224, 32, 768, 12, 64, 4, 512, 8, 12, 1) \
-    X("ViT-B-32-256", 512, 256, 32, 768, 12, 64, 4, 512, 8, 12, 0) \
-    X("ViT-B-16", 512, 224, 16, 768, 12, 64, 4, 512, 8, 12, 1) \
-    X("ViT-B-32-plus-256", 640, 256, 32, 896, 12, 64, 4, 640, 10, 12, 0) \
-    X("ViT-B-16-plus", 640, 224, 16, 896, 12, 64, 4, 640, 10, 12, 0) \
-    X("ViT-B-16-plus-240", 640, 240, 16, 896, 12, 64, 4, 640, 10, 12, 0) \
-    X("ViT-L-14", 768, 224, 14, 1024, 24, 64, 4, 768, 12, 12, 1) \
-    X("ViT-L-14-280", 768, 280, 14, 1024, 24, 64, 4, 768, 12, 12, 0) \
-    X("ViT-L-14-336", 768, 336, 14, 1024, 24, 64, 4, 768, 12, 12, 1) \
-    X("ViT-L-16", 768, 224, 16, 1024, 24, 64, 4, 768, 12, 12, 0) \
-    X("ViT-L-16-320", 768, 320, 16, 1024, 24, 64, 4, 768, 12, 12, 0) \
-    X("ViT-H-14", 1024, 224, 14, 1280, 32, 80, 4, 1024, 16, 24, 1) \
-    X("ViT-H-14-378", 1024, 378, 14, 1280, 32, 80, 4, 1024, 16, 24, 1) \
-    X("ViT-H-16", 1024, 224, 16, 1280, 32, 80, 4, 1024, 16, 24, 0) \
-    X("ViT-g-14", 1024, 224, 14, 1408, 40, 88, 4.3637, 1024, 16, 24, 0) \
+// name, embed_dim, image_size, patch_size, image tower: width, layers, width of a head, MLP ratio, text
+// tower: width, heads, layers, 1 where open_clip also has the name with the suffix -quickgelu. All: context
+// 77, vocabulary 49408, text MLP ratio 4. clang-format off
+#define MODEL_CONFIGS(X)                                                    \
+    X("ViT-S-32", 384, 224, 32, 384, 12, 64, 4, 384, 6, 12, 0)              \
+    X("ViT-S-16", 384, 224, 16, 384, 12, 64, 4, 384, 6, 12, 0)              \
+    X("ViT-S-32-alt", 256, 224, 32, 384, 12, 64, 4, 256, 4, 10, 0)          \
+    X("ViT-S-16-alt", 256, 224, 16, 384, 12, 64, 4, 256, 4, 10, 0)          \
+    X("ViT-M-32", 512, 224, 32, 512, 12, 64, 4, 512, 8, 12, 0)              \
+    X("ViT-M-16", 512, 224, 16, 512, 12, 64, 4, 512, 8, 12, 0)              \
+    X("ViT-M-32-alt", 384, 224, 32, 512, 12, 64, 4, 384, 6, 12, 0)          \
+    X("ViT-B-32", 512, 224, 32, 768, 12, 64, 4, 512, 8, 12, 1)              \
+    X("ViT-B-32-256", 512, 256, 32, 768, 12, 64, 4, 512, 8, 12, 0)          \
+    X("ViT-B-16", 512, 224, 16, 768, 12, 64, 4, 512, 8, 12, 1)              \
+    X("ViT-B-32-plus-256", 640, 256, 32, 896, 12, 64, 4, 640, 10, 12, 0)    \
+    X("ViT-B-16-plus", 640, 224, 16, 896, 12, 64, 4, 640, 10, 12, 0)        \
+    X("ViT-B-16-plus-240", 640, 240, 16, 896, 12, 64, 4, 640, 10, 12, 0)    \
+    X("ViT-L-14", 768, 224, 14, 1024, 24, 64, 4, 768, 12, 12, 1)            \
+    X("ViT-L-14-280", 768, 280, 14, 1024, 24, 64, 4, 768, 12, 12, 0)        \
+    X("ViT-L-14-336", 768, 336, 14, 1024, 24, 64, 4, 768, 12, 12, 1)        \
+    X("ViT-L-16", 768, 224, 16, 1024, 24, 64, 4, 768, 12, 12, 0)            \
+    X("ViT-L-16-320", 768, 320, 16, 1024, 24, 64, 4, 768, 12, 12, 0)        \
+    X("ViT-H-14", 1024, 224, 14, 1280, 32, 80, 4, 1024, 16, 24, 1)          \
+    X("ViT-H-14-378", 1024, 378, 14, 1280, 32, 80, 4, 1024, 16, 24, 1)      \
+    X("ViT-H-16", 1024, 224, 16, 1280, 32, 80, 4, 1024, 16, 24, 0)          \
+    X("ViT-g-14", 1024, 224, 14, 1408, 40, 88, 4.3637, 1024, 16, 24, 0)     \
     X("ViT-bigG-14", 1280, 224, 14, 1664, 48, 104, 4.9231, 1280, 20, 32, 1) \
     X("ViT-e-14", 1280, 224, 14, 1792, 56, 112, 8.5715, 1280, 20, 36, 0)
+// clang-format on
 
-// section of the JSON file, key, what it may hold: "read" is used here; "any" has no effect on what the model computes (it concerns
-// training, or a tower that another key names); "off" must be null, false, 0 or empty, else the model is another one than ours;
-// "=x" must be x or null. The section "" is the top. Any other key is refused, as open_clip does.
-#define CONFIG_KEYS(X) \
-    X("", "embed_dim", "read") \
-    X("", "quick_gelu", "read") \
-    X("", "vision_cfg", "read") \
-    X("", "text_cfg", "read") \
-    X("", "custom_text", "any") \
-    X("", "init_logit_scale", "any") \
-    X("", "nonscalar_logit_scale", "any") \
-    X("", "output_dict", "any") \
-    X("", "cast_dtype", "any") \
-    X("", "init_logit_bias", "off") \
-    X("", "multimodal_cfg", "off") \
-    X("vision_cfg", "image_size", "read") \
-    X("vision_cfg", "patch_size", "read") \
-    X("vision_cfg", "width", "read") \
-    X("vision_cfg", "layers", "read") \
-    X("vision_cfg", "head_width", "read") \
-    X("vision_cfg", "mlp_ratio", "read") \
-    X("vision_cfg", "norm_kwargs", "read") \
-    X("vision_cfg", "patch_dropout", "any") \
-    X("vision_cfg", "output_tokens", "any") \
-    X("vision_cfg", "image_seq_len", "any") \
-    X("vision_cfg", "final_ln_after_pool", "any") \
-    X("vision_cfg", "attn_pooler_queries", "any") \
-    X("vision_cfg", "attn_pooler_heads", "any") \
+// section of the JSON file, key, what it may hold: "read" is used here; "any" has no effect on what the model
+// computes (it concerns training, or a tower that another key names); "off" must be null, false, 0 or empty,
+// else the model is another one than ours; "=x" must be x or null. The section "" is the top. Any other key
+// is refused, as open_clip does. clang-format off
+#define CONFIG_KEYS(X)                              \
+    X("", "embed_dim", "read")                      \
+    X("", "quick_gelu", "read")                     \
+    X("", "vision_cfg", "read")                     \
+    X("", "text_cfg", "read")                       \
+    X("", "custom_text", "any")                     \
+    X("", "init_logit_scale", "any")                \
+    X("", "nonscalar_logit_scale", "any")           \
+    X("", "output_dict", "any")                     \
+    X("", "cast_dtype", "any")                      \
+    X("", "init_logit_bias", "off")                 \
+    X("", "multimodal_cfg", "off")                  \
+    X("vision_cfg", "image_size", "read")           \
+    X("vision_cfg", "patch_size", "read")           \
+    X("vision_cfg", "width", "read")                \
+    X("vision_cfg", "layers", "read")               \
+    X("vision_cfg", "head_width", "read")           \
+    X("vision_cfg", "mlp_ratio", "read")            \
+    X("vision_cfg", "norm_kwargs", "read")          \
+    X("vision_cfg", "patch_dropout", "any")         \
+    X("vision_cfg", "output_tokens", "any")         \
+    X("vision_cfg", "image_seq_len", "any")         \
+    X("vision_cfg", "final_ln_after_pool", "any")   \
+    X("vision_cfg", "attn_pooler_queries", "any")   \
+    X("vision_cfg", "attn_pooler_heads", "any")     \
     X("vision_cfg", "timm_model_pretrained", "any") \
-    X("vision_cfg", "timm_pool", "any") \
-    X("vision_cfg", "timm_proj", "any") \
-    X("vision_cfg", "timm_proj_bias", "any") \
-    X("vision_cfg", "timm_drop", "any") \
-    X("vision_cfg", "timm_drop_path", "any") \
-    X("vision_cfg", "timm_model_kwargs", "any") \
-    X("vision_cfg", "timm_model_name", "off") \
-    X("vision_cfg", "attentional_pool", "off") \
-    X("vision_cfg", "no_ln_pre", "read") \
-    X("vision_cfg", "ls_init_value", "off") \
-    X("vision_cfg", "act_kwargs", "off") \
-    X("vision_cfg", "qk_norm", "off") \
-    X("vision_cfg", "scaled_cosine_attn", "off") \
-    X("vision_cfg", "scale_heads", "off") \
-    X("vision_cfg", "scale_attn_inner", "off") \
-    X("vision_cfg", "scale_attn", "off") \
-    X("vision_cfg", "scale_fc", "off") \
+    X("vision_cfg", "timm_pool", "any")             \
+    X("vision_cfg", "timm_proj", "any")             \
+    X("vision_cfg", "timm_proj_bias", "any")        \
+    X("vision_cfg", "timm_drop", "any")             \
+    X("vision_cfg", "timm_drop_path", "any")        \
+    X("vision_cfg", "timm_model_kwargs", "any")     \
+    X("vision_cfg", "timm_model_name", "off")       \
+    X("vision_cfg", "attentional_pool", "off")      \
+    X("vision_cfg", "no_ln_pre", "read")            \
+    X("vision_cfg", "ls_init_value", "off")         \
+    X("vision_cfg", "act_kwargs", "off")            \
+    X("vision_cfg", "qk_norm", "off")               \
+    X("vision_cfg", "scaled_cosine_attn", "off")    \
+    X("vision_cfg", "scale_heads", "off")           \
+    X("vision_cfg", "scale_attn_inner", "off")      \
+    X("vision_cfg", "scale_attn", "off")            \
+    X("vision_cfg", "scale_fc", "off")              \
     X("vision_cfg", "pos_embed_type", "=learnable") \
-    X("vision_cfg", "pool_type", "=tok") \
-    X("vision_cfg", "block_type", "=default") \
-    X("text_cfg", "context_length", "read") \
-    X("text_cfg", "vocab_size", "read") \
-    X("text_cfg", "width", "read") \
-    X("text_cfg", "heads", "read") \
-    X("text_cfg", "layers", "read") \
-    X("text_cfg", "mlp_ratio", "read") \
-    X("text_cfg", "norm_kwargs", "read") \
-    X("text_cfg", "pad_id", "any") \
-    X("text_cfg", "bos_id", "any") \
-    X("text_cfg", "eos_id", "any") \
-    X("text_cfg", "output_tokens", "any") \
-    X("text_cfg", "final_ln_after_pool", "any") \
-    X("text_cfg", "tiktoken_name", "any") \
-    X("text_cfg", "hf_model_pretrained", "any") \
-    X("text_cfg", "hf_proj_type", "any") \
-    X("text_cfg", "hf_pooler_type", "any") \
-    X("text_cfg", "hf_model_config", "any") \
-    X("text_cfg", "hf_model_name", "off") \
-    X("text_cfg", "hf_tokenizer_name", "off") \
-    X("text_cfg", "tokenizer_mode", "off") \
-    X("text_cfg", "tokenizer_kwargs", "off") \
-    X("text_cfg", "tokenizer_type", "off") \
-    X("text_cfg", "variable_text", "off") \
-    X("text_cfg", "embed_cls", "off") \
-    X("text_cfg", "no_causal_mask", "off") \
-    X("text_cfg", "ls_init_value", "off") \
-    X("text_cfg", "act_kwargs", "off") \
-    X("text_cfg", "proj_bias", "off") \
-    X("text_cfg", "qk_norm", "off") \
-    X("text_cfg", "scaled_cosine_attn", "off") \
-    X("text_cfg", "scale_heads", "off") \
-    X("text_cfg", "scale_attn_inner", "off") \
-    X("text_cfg", "scale_attn", "off") \
-    X("text_cfg", "scale_fc", "off") \
-    X("text_cfg", "text_arch", "=clip") \
-    X("text_cfg", "pool_type", "=argmax") \
-    X("text_cfg", "proj_type", "=linear") \
+    X("vision_cfg", "pool_type", "=tok")            \
+    X("vision_cfg", "block_type", "=default")       \
+    X("text_cfg", "context_length", "read")         \
+    X("text_cfg", "vocab_size", "read")             \
+    X("text_cfg", "width", "read")                  \
+    X("text_cfg", "heads", "read")                  \
+    X("text_cfg", "layers", "read")                 \
+    X("text_cfg", "mlp_ratio", "read")              \
+    X("text_cfg", "norm_kwargs", "read")            \
+    X("text_cfg", "pad_id", "any")                  \
+    X("text_cfg", "bos_id", "any")                  \
+    X("text_cfg", "eos_id", "any")                  \
+    X("text_cfg", "output_tokens", "any")           \
+    X("text_cfg", "final_ln_after_pool", "any")     \
+    X("text_cfg", "tiktoken_name", "any")           \
+    X("text_cfg", "hf_model_pretrained", "any")     \
+    X("text_cfg", "hf_proj_type", "any")            \
+    X("text_cfg", "hf_pooler_type", "any")          \
+    X("text_cfg", "hf_model_config", "any")         \
+    X("text_cfg", "hf_model_name", "off")           \
+    X("text_cfg", "hf_tokenizer_name", "off")       \
+    X("text_cfg", "tokenizer_mode", "off")          \
+    X("text_cfg", "tokenizer_kwargs", "off")        \
+    X("text_cfg", "tokenizer_type", "off")          \
+    X("text_cfg", "variable_text", "off")           \
+    X("text_cfg", "embed_cls", "off")               \
+    X("text_cfg", "no_causal_mask", "off")          \
+    X("text_cfg", "ls_init_value", "off")           \
+    X("text_cfg", "act_kwargs", "off")              \
+    X("text_cfg", "proj_bias", "off")               \
+    X("text_cfg", "qk_norm", "off")                 \
+    X("text_cfg", "scaled_cosine_attn", "off")      \
+    X("text_cfg", "scale_heads", "off")             \
+    X("text_cfg", "scale_attn_inner", "off")        \
+    X("text_cfg", "scale_attn", "off")              \
+    X("text_cfg", "scale_fc", "off")                \
+    X("text_cfg", "text_arch", "=clip")             \
+    X("text_cfg", "pool_type", "=argmax")           \
+    X("text_cfg", "proj_type", "=linear")           \
     X("text_cfg", "block_type", "=default")
+// clang-format on
 
 // ---------------------------------------------------------------- by name
 
@@ -133,38 +138,48 @@ static inline void model_defaults(ClipConfig *c) {
     memset(c, 0, sizeof *c);
     c->ln_pre = 1;
     c->image_ln_eps = c->text_ln_eps = 1e-5f;
-    c->mean_r = 0.48145466f, c->mean_g = 0.4578275f, c->mean_b = 0.40821073f;
-    c->std_r = 0.26862954f, c->std_g = 0.26130258f, c->std_b = 0.27577711f;
-    c->context_length = 77, c->vocab_size = CLIP_VOCABULARY;
+    c->mean_r = 0.48145466f;
+    c->mean_g = 0.4578275f;
+    c->mean_b = 0.40821073f;
+    c->std_r = 0.26862954f;
+    c->std_g = 0.26130258f;
+    c->std_b = 0.27577711f;
+    c->context_length = 77;
+    c->vocab_size = CLIP_VOCABULARY;
 }
 
-// The numbers that follow from others: heads and MLP widths as open_clip counts them (rounded down), the end-of-text id.
-static inline void model_derive(ClipConfig *c, double head_width, double image_mlp_ratio, double text_mlp_ratio) {
+// The numbers that follow from others: heads and MLP widths as open_clip counts them (rounded down), the
+// end-of-text id.
+static inline void model_derive(
+    ClipConfig *c, double head_width, double image_mlp_ratio, double text_mlp_ratio) {
     c->image_heads = head_width >= 1 ? (int)(c->image_width / head_width) : 0; // 0 is refused by config_check
     c->image_mlp = (int)(c->image_width * image_mlp_ratio);
     c->text_mlp = (int)(c->text_width * text_mlp_ratio);
     c->eot_id = c->vocab_size - 1;
 }
 
-// True when `name` is `known`, or is it with the suffix where `suffix` is set; a slash counts as a dash ("ViT-B/32").
+// True when `name` is `known`, or is it with the suffix where `suffix` is set; a slash counts as a dash
+// ("ViT-B/32").
 static inline bool model_name_is(const char *name, const char *known, const char *suffix) {
     size_t n = strlen(known), i = 0;
     while (i < n && (name[i] == known[i] || (name[i] == '/' && known[i] == '-'))) i++;
     return i == n && strcmp(name + n, suffix) == 0;
 }
 
-// Fills `out` by a name of MODEL_CONFIGS, with or without -quickgelu; false when there is none (`out` is then undefined).
+// Fills `out` by a name of MODEL_CONFIGS, with or without -quickgelu; false when there is none (`out` is then
+// undefined).
 static inline bool model_find(const char *name, ClipConfig *out) {
     model_defaults(out);
-#define X(known, embed, image, patch, width, layers, head_width, ratio, text_width_, text_heads_, text_layers_, suffixed) \
+#define X(known, embed, image, patch, width, layers, head_width, ratio, text_width_, text_heads_,       \
+    text_layers_, suffixed)                                                                             \
     if (model_name_is(name, known, "") || (suffixed && model_name_is(name, known, QUICKGELU_SUFFIX))) { \
-        out->embed_dim = embed, out->image_size = image, out->patch_size = patch; \
-        out->image_width = width, out->image_layers = layers; \
-        out->text_width = text_width_, out->text_heads = text_heads_, out->text_layers = text_layers_; \
-        out->quick_gelu = !model_name_is(name, known, ""); \
-        model_derive(out, head_width, ratio, 4); \
-        snprintf(out->name, sizeof out->name, "%s%s", known, out->quick_gelu ? QUICKGELU_SUFFIX : ""); \
-        return true; \
+        out->embed_dim = embed, out->image_size = image, out->patch_size = patch;                       \
+        out->image_width = width, out->image_layers = layers;                                           \
+        out->text_width = text_width_, out->text_heads = text_heads_, out->text_layers = text_layers_;  \
+        out->quick_gelu = !model_name_is(name, known, "");                                              \
+        model_derive(out, head_width, ratio, 4);                                                        \
+        snprintf(out->name, sizeof out->name, "%s%s", known, out->quick_gelu ? QUICKGELU_SUFFIX : "");  \
+        return true;                                                                                    \
     }
     MODEL_CONFIGS(X)
 #undef X
@@ -175,10 +190,12 @@ static inline bool model_find(const char *name, ClipConfig *out) {
 static inline void model_nearest(const char *name, char nearest[NAME_BYTES]) {
     int best = 1 << 30, distance;
     char candidate[NAME_BYTES];
-#define X(known, embed, image, patch, width, layers, head_width, ratio, text_width, text_heads, text_layers, suffixed) \
-    for (int quick = 0; quick <= suffixed; quick++) { \
-        snprintf(candidate, sizeof candidate, "%s%s", known, quick ? QUICKGELU_SUFFIX : ""); \
-        if ((distance = edit_distance(name, candidate)) < best) best = distance, memcpy(nearest, candidate, sizeof candidate); \
+#define X(known, embed, image, patch, width, layers, head_width, ratio, text_width, text_heads, text_layers, \
+    suffixed)                                                                                                \
+    for (int quick = 0; quick <= suffixed; quick++) {                                                        \
+        snprintf(candidate, sizeof candidate, "%s%s", known, quick ? QUICKGELU_SUFFIX : "");                 \
+        if ((distance = edit_distance(name, candidate)) < best)                                              \
+            best = distance, memcpy(nearest, candidate, sizeof candidate);                                   \
     }
     MODEL_CONFIGS(X)
 #undef X
@@ -193,8 +210,9 @@ typedef struct {
 } JsonPart;
 
 static inline bool json_is_off(const json_t *v) {
-    return !v || json_is_null(v) || json_is_false(v) || (json_is_number(v) && json_number_value(v) == 0) || (json_is_string(v) && !*json_string_value(v)) ||
-           (json_is_object(v) && json_object_size(v) == 0) || (json_is_array(v) && json_array_size(v) == 0);
+    return !v || json_is_null(v) || json_is_false(v) || (json_is_number(v) && json_number_value(v) == 0) ||
+           (json_is_string(v) && !*json_string_value(v)) || (json_is_object(v) && json_object_size(v) == 0) ||
+           (json_is_array(v) && json_array_size(v) == 0);
 }
 
 #ifdef __cplusplus
@@ -202,7 +220,8 @@ static inline bool json_is_off(const json_t *v) {
 #else
 _Noreturn
 #endif
-static inline void json_die(const JsonPart *p, const char *key, const char *what) {
+static inline void
+json_die(const JsonPart *p, const char *key, const char *what) {
     die(EXIT_USAGE, "%s: %s%s%s %s", p->path, p->section, *p->section ? "." : "", key, what);
 }
 
@@ -220,13 +239,17 @@ static inline double json_number(const JsonPart *p, const char *key, double fall
     return json_number_value(v);
 }
 
-// An int of the range that ClipConfig can hold; a pair of equal ones is taken for one (image sizes). fallback < 0: there is no default.
+// An int of the range that ClipConfig can hold; a pair of equal ones is taken for one (image sizes). fallback
+// < 0: there is no default.
 static inline int json_int(const JsonPart *p, const char *key, int fallback) {
     const json_t *v = json_object_get(p->object, key);
-    if (json_is_array(v) && json_array_size(v) == 2 && json_equal(json_array_get(v, 0), json_array_get(v, 1))) v = json_array_get(v, 0);
+    if (json_is_array(v) && json_array_size(v) == 2 && json_equal(json_array_get(v, 0), json_array_get(v, 1)))
+        v = json_array_get(v, 0);
     if ((!v || json_is_null(v)) && fallback >= 0) return fallback;
     if (json_is_array(v))
-        json_die(p, key, strcmp(key, "layers") ? "must be one number: oblong is not supported" : "is a list: a ResNet; only ViT image towers are supported");
+        json_die(p, key,
+            strcmp(key, "layers") ? "must be one number: oblong is not supported"
+                                  : "is a list: a ResNet; only ViT image towers are supported");
     if (!v || !json_is_integer(v)) json_die(p, key, v ? "must be a whole number" : "is missing");
     if (json_integer_value(v) < 0 || json_integer_value(v) > 1 << 24) json_die(p, key, "is out of range");
     return (int)json_integer_value(v);
@@ -235,7 +258,9 @@ static inline int json_int(const JsonPart *p, const char *key, int fallback) {
 // The part's object `key`, every key of it looked up in CONFIG_KEYS.
 static inline JsonPart json_section(const char *path, json_t *top, const char *section) {
     JsonPart p = {path, section, *section ? json_object_get(top, section) : top};
-    if (!json_is_object(p.object)) die(EXIT_USAGE, "%s: has no %s; give a configuration in open_clip's form", path, *section ? section : "object at its top");
+    if (!json_is_object(p.object))
+        die(EXIT_USAGE, "%s: has no %s; give a configuration in open_clip's form", path,
+            *section ? section : "object at its top");
     const char *key;
     json_t *value;
     json_object_foreach(p.object, key, value) {
@@ -246,8 +271,11 @@ static inline JsonPart json_section(const char *path, json_t *top, const char *s
 #undef X
         if (!rule) json_die(&p, key, "is not a known key");
         bool refused = strcmp(rule, "off") == 0 && !json_is_off(value);
-        if (rule[0] == '=') refused = !json_is_null(value) && !(json_is_string(value) && strcmp(json_string_value(value), rule + 1) == 0);
-        if (refused) json_die(&p, key, "is set: not the plain ViT and causal text transformer that is supported");
+        if (rule[0] == '=')
+            refused = !json_is_null(value) &&
+                      !(json_is_string(value) && strcmp(json_string_value(value), rule + 1) == 0);
+        if (refused)
+            json_die(&p, key, "is set: not the plain ViT and causal text transformer that is supported");
     }
     return p;
 }
@@ -257,7 +285,8 @@ static inline float json_ln_eps(const JsonPart *p) {
     json_t *kwargs = json_object_get(p->object, "norm_kwargs");
     if (json_is_off(kwargs)) return 1e-5f;
     json_t *eps = json_object_get(kwargs, "eps");
-    if (json_object_size(kwargs) != 1 || !json_is_number(eps)) json_die(p, "norm_kwargs", "may hold eps only");
+    if (json_object_size(kwargs) != 1 || !json_is_number(eps))
+        json_die(p, "norm_kwargs", "may hold eps only");
     return (float)json_number_value(eps);
 }
 
@@ -292,7 +321,8 @@ static inline void json_triple(const JsonPart *p, const char *key, float *r, flo
 static inline void model_from_json(const char *path, json_t *file, ClipConfig *out) {
     json_t *hub = json_object_get(file, "model_cfg");
     JsonPart top = json_section(path, hub ? hub : file, "");
-    JsonPart image = json_section(path, top.object, "vision_cfg"), text = json_section(path, top.object, "text_cfg");
+    JsonPart image = json_section(path, top.object, "vision_cfg");
+    JsonPart text = json_section(path, top.object, "text_cfg");
     model_defaults(out);
     out->embed_dim = json_int(&top, "embed_dim", -1);
     out->quick_gelu = json_bool(&top, "quick_gelu", false);
@@ -306,9 +336,12 @@ static inline void model_from_json(const char *path, json_t *file, ClipConfig *o
     out->text_width = json_int(&text, "width", 512);
     out->text_heads = json_int(&text, "heads", 8);
     out->text_layers = json_int(&text, "layers", 12);
-    out->image_ln_eps = json_ln_eps(&image), out->text_ln_eps = json_ln_eps(&text);
-    double image_ratio = json_number(&image, "mlp_ratio", 4), text_ratio = json_number(&text, "mlp_ratio", 4);
-    if (!(image_ratio > 0 && image_ratio <= 64)) json_die(&image, "mlp_ratio", "must lie above 0 and below 64");
+    out->image_ln_eps = json_ln_eps(&image);
+    out->text_ln_eps = json_ln_eps(&text);
+    double image_ratio = json_number(&image, "mlp_ratio", 4);
+    double text_ratio = json_number(&text, "mlp_ratio", 4);
+    if (!(image_ratio > 0 && image_ratio <= 64))
+        json_die(&image, "mlp_ratio", "must lie above 0 and below 64");
     if (!(text_ratio > 0 && text_ratio <= 64)) json_die(&text, "mlp_ratio", "must lie above 0 and below 64");
     model_derive(out, json_int(&image, "head_width", 64), image_ratio, text_ratio);
 
@@ -322,14 +355,17 @@ static inline void model_from_json(const char *path, json_t *file, ClipConfig *o
     json_triple(&look, "std", &out->std_r, &out->std_g, &out->std_b);
 }
 
-// A name of MODEL_CONFIGS, or the path of a JSON file; out->name is the name, or the file's stem. Ends the program with one line when
-// there is no such model, or when the file describes another kind of model than the plain ViT with a causal text transformer.
+// A name of MODEL_CONFIGS, or the path of a JSON file; out->name is the name, or the file's stem. Ends the
+// program with one line when there is no such model, or when the file describes another kind of model than
+// the plain ViT with a causal text transformer.
 static inline void model_load(const char *name_or_json, ClipConfig *out) {
     if (model_find(name_or_json, out)) return;
     if (!file_exists(name_or_json)) {
         char nearest[NAME_BYTES] = "";
         model_nearest(name_or_json, nearest);
-        die(EXIT_USAGE, "%s: no such model, and no such file; did you mean %s? (dev/convert.py --list shows all)", name_or_json, nearest);
+        die(EXIT_USAGE,
+            "%s: no such model, and no such file; did you mean %s? (dev/convert.py --list shows all)",
+            name_or_json, nearest);
     }
     size_t length;
     char *text = file_read_all(name_or_json, &length), why[256];

@@ -1,7 +1,9 @@
-// Checkpoints: a pair of files, STEM.bin with the weights and STEM.state with what a run needs to go on from there to the bit.
+// Checkpoints: a pair of files, STEM.bin with the weights and STEM.state with what a run needs to go on from
+// there to the bit.
 //
-// The state names the hash of its .bin; a pair that does not match is no checkpoint. Both files are on the disk before the first is
-// renamed, and a state that was not renamed any more is found under its name aside: killed at any moment, one whole pair is left.
+// The state names the hash of its .bin; a pair that does not match is no checkpoint. Both files are on the
+// disk before the first is renamed, and a state that was not renamed any more is found under its name aside:
+// killed at any moment, one whole pair is left.
 #ifndef CLIPC_CHECKPOINT_H
 #define CLIPC_CHECKPOINT_H
 
@@ -13,37 +15,48 @@
 #define STATE_VERSION 2
 enum { STATE_SETTINGS_MOST = 1 << 20 };
 
-// Where a run stands: the data order, all random numbers and the schedule are functions of it and of the settings.
+// Where a run stands: the data order, all random numbers and the schedule are functions of it and of the
+// settings.
 typedef struct {
-    int64_t step;     // steps done
-    int64_t epoch;    // epochs done
-    int64_t position; // entries of this epoch's order that are used up
-    int64_t evaluated; // 1 + the step of the last evaluation that was due and is done; 0 before the first
-    double best_metric; // of checkpoints/best,
-    int64_t best_step;  // and its step; 0: there is none
+    int64_t step;         // steps done
+    int64_t epoch;        // epochs done
+    int64_t position;     // entries of this epoch's order that are used up
+    int64_t evaluated;    // 1 + the step of the last evaluation that was due and is done; 0 before the first
+    double best_metric;   // of checkpoints/best,
+    int64_t best_step;    // and its step; 0: there is none
     double best_val_loss; // where `validated`
     int64_t validated, evaluations_without_better;
 } RunState;
 
-// The beginning of a .state file, little-endian; behind it the settings (text), then m, v and moving average of each trainable tensor in order.
+// The beginning of a .state file, little-endian; behind it the settings (text), then m, v and moving average
+// of each trainable tensor in order.
 typedef struct {
     int32_t magic, version;
     uint64_t weights_hash; // of the .bin
     RunState run;
-    char kernels[16]; // which kernels computed: others round differently
+    char kernels[16];                        // which kernels computed: others round differently
     int64_t settings_bytes, tensors, floats; // trainable tensors, and floats of their arenas together
 } StateHeader;
 
-// The arenas that a state holds of each trainable tensor, from ARENA_M on: m, v, and the moving average of the weights where there is one.
+// The arenas that a state holds of each trainable tensor, from ARENA_M on: m, v, and the moving average of
+// the weights where there is one.
 static inline int state_arenas(const Clip *clip) { return clip_has_ema(clip) ? 3 : 2; }
 
-static inline StateHeader state_header(const Clip *clip, const RunState *run, size_t settings_bytes, uint64_t weights_hash) {
+static inline StateHeader state_header(
+    const Clip *clip, const RunState *run, size_t settings_bytes, uint64_t weights_hash) {
     StateHeader h;
     memset(&h, 0, sizeof h);
-    h.magic = STATE_MAGIC, h.version = STATE_VERSION, h.weights_hash = weights_hash, h.run = *run, h.settings_bytes = (int64_t)settings_bytes;
+    h.magic = STATE_MAGIC;
+    h.version = STATE_VERSION;
+    h.weights_hash = weights_hash;
+    h.run = *run;
+    h.settings_bytes = (int64_t)settings_bytes;
     snprintf(h.kernels, sizeof h.kernels, "%s", clip_kernels(clip));
     for (int i = 0; i < clip->tensors.count; i++)
-        if (clip->tensors.list[i].trainable) h.tensors++, h.floats += state_arenas(clip) * (int64_t)clip->tensors.list[i].count;
+        if (clip->tensors.list[i].trainable) {
+            h.tensors++;
+            h.floats += state_arenas(clip) * (int64_t)clip->tensors.list[i].count;
+        }
     return h;
 }
 
@@ -72,8 +85,10 @@ static inline void checkpoint_save(Clip *clip, const char *stem, const RunState 
         }
     }
     free(values);
-    safe_file_sync(&weights), safe_file_sync(&state);
-    safe_file_rename(&weights), safe_file_rename(&state);
+    safe_file_sync(&weights);
+    safe_file_sync(&state);
+    safe_file_rename(&weights);
+    safe_file_rename(&state);
 }
 
 static inline void checkpoint_delete(const char *stem) {
@@ -102,15 +117,19 @@ static inline const char *checkpoint_open(Checkpoint *c) {
     const char *why = NULL;
     c->settings = NULL;
     if (!f || fstat(fileno(f), &st)) why = "cannot be opened";
-    else if (fread(&c->header, 1, sizeof c->header, f) != sizeof c->header || c->header.magic != STATE_MAGIC) why = "is no training state";
+    else if (fread(&c->header, 1, sizeof c->header, f) != sizeof c->header || c->header.magic != STATE_MAGIC)
+        why = "is no training state";
     else if (c->header.version != STATE_VERSION) why = "was written by another version of this program";
-    else if (c->header.run.step < 0 || c->header.run.epoch < 0 || c->header.run.position < 0) why = "is damaged";
-    else if (c->header.settings_bytes < 0 || c->header.settings_bytes > STATE_SETTINGS_MOST || c->header.floats < 0 || c->header.floats > st.st_size ||
+    else if (c->header.run.step < 0 || c->header.run.epoch < 0 || c->header.run.position < 0)
+        why = "is damaged";
+    else if (c->header.settings_bytes < 0 || c->header.settings_bytes > STATE_SETTINGS_MOST ||
+             c->header.floats < 0 || c->header.floats > st.st_size ||
              st.st_size != (int64_t)sizeof c->header + c->header.settings_bytes + 4 * c->header.floats)
         why = "is not complete";
     if (!why) {
         c->settings = (char *)calloc_check((size_t)c->header.settings_bytes + 1, 1);
-        if (fread(c->settings, 1, (size_t)c->header.settings_bytes, f) != (size_t)c->header.settings_bytes) why = "is not complete";
+        if (fread(c->settings, 1, (size_t)c->header.settings_bytes, f) != (size_t)c->header.settings_bytes)
+            why = "is not complete";
     }
     if (f) fclose(f);
     c->header.kernels[sizeof c->header.kernels - 1] = 0;
@@ -121,10 +140,13 @@ static inline const char *checkpoint_open(Checkpoint *c) {
 static inline void checkpoint_restore(const Checkpoint *c, Clip *clip) {
     const StateHeader mine = state_header(clip, &c->header.run, 0, 0);
     if (mine.tensors != c->header.tensors || mine.floats != c->header.floats)
-        die(EXIT_USAGE, "%s: holds the optimizer state of %lld tensors, this run trains %lld; give the locks and --ema-decay the run began with", c->state, (long long)c->header.tensors,
-            (long long)mine.tensors);
+        die(EXIT_USAGE,
+            "%s: holds the optimizer state of %lld tensors, this run trains %lld; give the locks and "
+            "--ema-decay the run began with",
+            c->state, (long long)c->header.tensors, (long long)mine.tensors);
     FILE *f = fopen_check(c->state, "rb");
-    if (fseeko(f, (off_t)sizeof c->header + c->header.settings_bytes, SEEK_SET)) die(EXIT_RUNTIME, "%s: %s", c->state, strerror(errno));
+    if (fseeko(f, (off_t)sizeof c->header + c->header.settings_bytes, SEEK_SET))
+        die(EXIT_RUNTIME, "%s: %s", c->state, strerror(errno));
     float *values = NULL;
     size_t capacity = 0;
     for (int i = 0; i < clip->tensors.count; i++) {
@@ -134,7 +156,9 @@ static inline void checkpoint_restore(const Checkpoint *c, Clip *clip) {
         for (int arena = ARENA_M; arena < ARENA_M + state_arenas(clip); arena++) {
             fread_check(values, x->count * sizeof *values, f, c->state);
             for (size_t j = 0; j < x->count; j++)
-                if (!isfinite(values[j])) die(EXIT_USAGE, "%s: the optimizer state of %s is not finite; take an earlier checkpoint", c->state, x->name);
+                if (!isfinite(values[j]))
+                    die(EXIT_USAGE, "%s: the optimizer state of %s is not finite; take an earlier checkpoint",
+                        c->state, x->name);
             clip_write(clip, (ClipArena)arena, x, values);
         }
     }
@@ -150,15 +174,16 @@ static inline int checkpoint_newer(const void *a, const void *b) {
     return strcmp(x->state, y->state);
 }
 
-// All state files of a folder that can be read, also those killed before their renaming, newest first. The caller frees the list and
-// the settings in it.
+// All state files of a folder that can be read, also those killed before their renaming, newest first. The
+// caller frees the list and the settings in it.
 static inline Checkpoint *checkpoint_list(const char *folder, size_t *count) {
     Checkpoint *list = NULL;
     size_t capacity = 0;
     *count = 0;
     DIR *d = opendir(folder);
     for (struct dirent *e; d && (e = readdir(d));) {
-        const size_t length = strlen(e->d_name), tail = ends_with(e->d_name, ".state") ? 6 : ends_with(e->d_name, ".state.part") ? 11 : 0;
+        const size_t length = strlen(e->d_name);
+        const size_t tail = ends_with(e->d_name, ".state") ? 6 : ends_with(e->d_name, ".state.part") ? 11 : 0;
         if (!tail) continue;
         list_grow((void **)&list, &capacity, *count + 1, sizeof *list);
         Checkpoint *c = &list[*count];
@@ -190,7 +215,8 @@ static inline void checkpoint_clear_parts(const char *folder) {
     if (d) closedir(d);
 }
 
-// The newest whole pair in a run's folder of checkpoints, with its model; ends the program when there is none.
+// The newest whole pair in a run's folder of checkpoints, with its model; ends the program when there is
+// none.
 static inline Clip *checkpoint_load_latest(Checkpoint *out, const char *folder) {
     size_t count;
     Checkpoint *list = checkpoint_list(folder, &count);
@@ -200,7 +226,9 @@ static inline Clip *checkpoint_load_latest(Checkpoint *out, const char *folder) 
             *out = list[i];
             continue;
         }
-        if (!clip && file_exists(list[i].weights) && !ends_with(list[i].state, ".part")) warn("%s: is damaged or not the file that %s belongs to; taking the checkpoint before", list[i].weights, list[i].state);
+        if (!clip && file_exists(list[i].weights) && !ends_with(list[i].state, ".part"))
+            warn("%s: is damaged or not the file that %s belongs to; taking the checkpoint before",
+                list[i].weights, list[i].state);
         free(list[i].settings);
     }
     free(list);
@@ -222,9 +250,14 @@ static inline Clip *checkpoint_load_pair(Checkpoint *out, const char *path) {
     path_format(out->weights, "%.*s.bin", (int)(strlen(path) - tail), path);
     path_format(out->state, "%.*s.state", (int)(strlen(path) - tail), path);
     const char *why = checkpoint_open(out);
-    if (why) die(EXIT_USAGE, "%s: %s; to begin a new run from the weights alone use --pretrained %s", out->state, why, out->weights);
+    if (why)
+        die(EXIT_USAGE, "%s: %s; to begin a new run from the weights alone use --pretrained %s", out->state,
+            why, out->weights);
     Clip *clip = checkpoint_load(out);
-    if (!clip) die(EXIT_USAGE, "%s: is not the state of %s; to begin a new run from the weights alone use --pretrained %s", out->state, out->weights, out->weights);
+    if (!clip)
+        die(EXIT_USAGE,
+            "%s: is not the state of %s; to begin a new run from the weights alone use --pretrained %s",
+            out->state, out->weights, out->weights);
     return clip;
 }
 

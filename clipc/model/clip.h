@@ -1,15 +1,18 @@
-// What a CLIP is, and the few functions that every back end offers: train_clip.c implements them for a CPU, train_clip.cu for
-// a GPU; training, evaluation and checkpoints are written once, above them.
+// What a CLIP is, and the few functions that every back end offers: train_clip.c implements them for a CPU,
+// train_clip.cu for a GPU; training, evaluation and checkpoints are written once, above them.
 //
-// One training step (k = accumulation, B pairs a micro-batch; features and their gradients stay inside the back end):
-//     for j in 0 … k-1: clip_forward(clip, &batch[j], j * B, keep = k == 1)      both towers, L2-normalised features
-//     loss = clip_loss(clip, k * B, keys, positives, true)                       over all pairs at once: exact for any k
+// One training step (k = accumulation, B pairs a micro-batch; features and their gradients stay inside the
+// back end):
+//     for j in 0 … k-1: clip_forward(clip, &batch[j], j * B, keep = k == 1)      both towers, L2-normalised
+//         features
+//     loss = clip_loss(clip, k * B, keys, positives, true)                       over all pairs at once:
+//         exact for any k
 //     for j in 0 … k-1: if k > 1 clip_forward(…, keep = true); clip_backward(clip, &batch[j], j * B)
 //     norm = clip_update(clip, &adamw)
 #ifndef CLIPC_CLIP_H
 #define CLIPC_CLIP_H
 
-#include "clipc/math/loss.h"    // Positives
+#include "clipc/math/loss.h"     // Positives
 #include "clipc/model/weights.h" // ClipConfig, TensorTable, the packed file
 
 #include <fnmatch.h>
@@ -24,35 +27,48 @@ typedef struct {
     Backend *back;
 } Clip;
 
-// Images and captions as the model takes them. Exactly one of pixels and images is given, or neither where only text is asked for.
+// Images and captions as the model takes them. Exactly one of pixels and images is given, or neither where
+// only text is asked for.
 typedef struct {
     int size;              // B
     const uint8_t *pixels; // (B,3,S,S), 0 … 255: normalised with the configuration's mean and std
     const float *images;   // (B,3,S,S), normalised already
-    const int *tokens;     // (B,T), T = context_length; only what stands before and at the first end of text is computed
-    const float *pooled[2]; // (B,C) of the image and the text tower from clip_pool(): in place of pixels and tokens; else NULL
-    const int *kept;       // (B,kept_count) patch dropout (Li et al. 2023): the patches of each image that are computed, ascending; NULL: all
+    const int *
+        tokens; // (B,T), T = context_length; only what stands before and at the first end of text is computed
+    const float *pooled
+        // (B,C) of the image and the text tower from clip_pool(): in place of pixels and tokens; else NULL
+        [2];
+    const int *
+        // (B,kept_count) patch dropout (Li et al. 2023): the patches of each image that are computed,
+        // ascending; NULL: all
+        kept;
     int kept_count;
 } ClipBatch;
 
-// The optimizer's settings for one step (Loshchilov and Hutter 2019, as torch.optim.AdamW and open_clip use it).
+// The optimizer's settings for one step (Loshchilov and Hutter 2019, as torch.optim.AdamW and open_clip use
+// it).
 typedef struct {
     double lr, beta1, beta2, eps, weight_decay;
-    double ema_decay;      // of the moving average of the weights, where clip_start_training() made room for one
-    double grad_clip_norm; // 0: off; else gradients are scaled by min(1, grad_clip_norm / (norm + 1e-6)), norm over all parameters
-    int64_t step;          // counted from 1: the exponent in the bias correction
+    double ema_decay; // of the moving average of the weights, where clip_start_training() made room for one
+    double
+        // 0: off; else gradients are scaled by min(1, grad_clip_norm / (norm + 1e-6)), norm over all
+        // parameters
+        grad_clip_norm;
+    int64_t step; // counted from 1: the exponent in the bias correction
 } AdamW;
 
 // What of a model can be copied out and in, tensor by tensor.
 typedef enum { ARENA_PARAMETERS, ARENA_GRADIENTS, ARENA_M, ARENA_V, ARENA_EMA } ClipArena;
 
-// Logits are exp(logit_scale) times cosines; the parameter is kept in [0, ln 100] after every update (Radford et al. 2021, 2.5).
+// Logits are exp(logit_scale) times cosines; the parameter is kept in [0, ln 100] after every update (Radford
+// et al. 2021, 2.5).
 #define LOGIT_SCALE_INIT 2.6592600369327779 // ln(1 / 0.07)
 #define LOGIT_SCALE_MAX 4.6051701859880914  // ln 100
 
 // ---------------------------------------------------------------- the back end's functions
 
-// A model read from a packed file; a wrong file ends the program with one line. Ready to encode, not yet to train.
+// A model read from a packed file; a wrong file ends the program with one line. Ready to encode, not yet to
+// train.
 Clip *clip_load(const char *path);
 
 // A model whose weights are all zero, to be filled with clip_write(); merges may be NULL (no tokenizer).
@@ -68,48 +84,57 @@ void clip_free(Clip *clip);
 
 // How a model is to be trained; see open_clip's options of these names.
 typedef struct {
-    int pairs;               // a step, over all micro-batches
-    bool ema;                // keep a moving average of the trainable tensors, beginning with their values now
-    bool grad_checkpointing; // keep only each block's input, and compute the rest again in the backward pass: the same bits
+    int pairs; // a step, over all micro-batches
+    bool ema;  // keep a moving average of the trainable tensors, beginning with their values now
+    bool
+        // keep only each block's input, and compute the rest again in the backward pass: the same bits
+        grad_checkpointing;
 } ClipTraining;
 
-// What the operands of matrix products are rounded to. Weights, gradients, m and v, sums, softmax, LayerNorm and the loss are fp32 in each of
-// them (open_clip's --precision fp32 and amp_bf16; tf32 exists on GPUs alone).
+// What the operands of matrix products are rounded to. Weights, gradients, m and v, sums, softmax, LayerNorm
+// and the loss are fp32 in each of them (open_clip's --precision fp32 and amp_bf16; tf32 exists on GPUs
+// alone).
 typedef enum { PRECISION_FP32, PRECISION_AMP_BF16, PRECISION_TF32, PRECISIONS } Precision;
 
-// Not there at all; right, but without instructions for it, so that nothing is gained; at the machine's full rate.
+// Not there at all; right, but without instructions for it, so that nothing is gained; at the machine's full
+// rate.
 typedef enum { SUPPORT_NONE, SUPPORT_SLOW, SUPPORT_NATIVE } PrecisionSupport;
 
 PrecisionSupport clip_precision_support(Precision precision);
 
-// A model computes in fp32 until this is called; call it after locking and before clip_start_training(). The precision has to be supported.
+// A model computes in fp32 until this is called; call it after locking and before clip_start_training(). The
+// precision has to be supported.
 void clip_set_precision(Clip *clip, Precision precision);
 
-// Takes memory for gradients and optimizer state of the trainable tensors (m = v = 0), and for the features of a step. Locking comes before.
+// Takes memory for gradients and optimizer state of the trainable tensors (m = v = 0), and for the features
+// of a step. Locking comes before.
 void clip_start_training(Clip *clip, const ClipTraining *how);
 
-// Bytes: of parameters; of gradients and optimizer state; of activations and scratch for training on `batch_size` pairs, at most
-// (captions that fill the context).
+// Bytes: of parameters; of gradients and optimizer state; of activations and scratch for training on
+// `batch_size` pairs, at most (captions that fill the context).
 void clip_memory(const Clip *clip, int batch_size, size_t *parameters, size_t *training, size_t *activations);
 
 // Features of images (B,E) or captions (B,E), L2-normalised; no activations are kept.
 void clip_encode_image(Clip *clip, const ClipBatch *batch, float *features);
 void clip_encode_text(Clip *clip, const ClipBatch *batch, float *features);
 
-// What a tower computes before its projection (B,C), after the last LayerNorm: all that a locked tower's later epochs need.
+// What a tower computes before its projection (B,C), after the last LayerNorm: all that a locked tower's
+// later epochs need.
 void clip_pool(Clip *clip, int tower, const ClipBatch *batch, float *pooled);
 
-// Encodes a micro-batch into rows first_row … first_row + size - 1 of the step's features; `keep`: with activations for clip_backward().
+// Encodes a micro-batch into rows first_row … first_row + size - 1 of the step's features; `keep`: with
+// activations for clip_backward().
 void clip_forward(Clip *clip, const ClipBatch *batch, int first_row, bool keep);
 
-// CLIP's loss over the first `pairs` rows, see contrastive_loss() for `positives` and keys (pairs); `gradient`: also by the features and
-// by logit_scale.
+// CLIP's loss over the first `pairs` rows, see contrastive_loss() for `positives` and keys (pairs);
+// `gradient`: also by the features and by logit_scale.
 double clip_loss(Clip *clip, int pairs, const uint64_t *keys, Positives positives, bool gradient);
 
 // Adds to the gradients what the micro-batch of the last clip_forward(…, first_row, keep = true) contributes.
 void clip_backward(Clip *clip, const ClipBatch *batch, int first_row);
 
-// One AdamW step over all trainable tensors, gradients consumed. Returns the L2 norm of all gradients before clipping.
+// One AdamW step over all trainable tensors, gradients consumed. Returns the L2 norm of all gradients before
+// clipping.
 double clip_update(Clip *clip, const AdamW *hyper);
 
 // Is there a moving average of the weights?
@@ -130,10 +155,13 @@ const char *clip_kernels(const Clip *clip);
 
 // ---------------------------------------------------------------- the same for every back end
 
-static inline int clip_tower_layers(const ClipConfig *c, int tower) { return tower == IMAGE_TOWER ? c->image_layers : c->text_layers; }
+static inline int clip_tower_layers(const ClipConfig *c, int tower) {
+    return tower == IMAGE_TOWER ? c->image_layers : c->text_layers;
+}
 
-// open_clip's --lock-image --lock-image-unlocked-groups n and --lock-text --lock-text-unlocked-layers n: of the tower's L + 2
-// groups (see weights.h) the last n train; n >= L + 2 trains all. logit_scale always trains.
+// open_clip's --lock-image --lock-image-unlocked-groups n and --lock-text --lock-text-unlocked-layers n: of
+// the tower's L + 2 groups (see weights.h) the last n train; n >= L + 2 trains all. logit_scale always
+// trains.
 static inline void clip_lock(Clip *clip, int tower, int unlocked_groups) {
     int first = clip_tower_layers(&clip->config, tower) + 2 - unlocked_groups;
     for (int i = 0; i < clip->tensors.count; i++) {
@@ -143,8 +171,8 @@ static inline void clip_lock(Clip *clip, int tower, int unlocked_groups) {
     tensor_table_pack(&clip->tensors);
 }
 
-// Layer-wise rates (open_clip's --image-layer-decay, --text-layer-decay; Clark et al. 2020): decay^(groups above), times the tower's
-// own factor on the rate. logit_scale keeps the plain rate.
+// Layer-wise rates (open_clip's --image-layer-decay, --text-layer-decay; Clark et al. 2020): decay^(groups
+// above), times the tower's own factor on the rate. logit_scale keeps the plain rate.
 static inline void clip_scale_rates(Clip *clip, int tower, double decay, double factor) {
     const int groups = clip_tower_layers(&clip->config, tower) + 2;
     for (int i = 0; i < clip->tensors.count; i++) {
@@ -153,16 +181,21 @@ static inline void clip_scale_rates(Clip *clip, int tower, double decay, double 
     }
 }
 
-// open_clip's --wd-exclude: no weight decay where a pattern (as of file names) matches a tensor's name. Returns how many it matches.
+// open_clip's --wd-exclude: no weight decay where a pattern (as of file names) matches a tensor's name.
+// Returns how many it matches.
 static inline int clip_exclude_decay(Clip *clip, const char *pattern) {
     int matched = 0;
     for (int i = 0; i < clip->tensors.count; i++)
-        if (fnmatch(pattern, clip->tensors.list[i].name, 0) == 0) clip->tensors.list[i].decay = false, matched++;
+        if (fnmatch(pattern, clip->tensors.list[i].name, 0) == 0) {
+            clip->tensors.list[i].decay = false;
+            matched++;
+        }
     return matched;
 }
 
-// The number of tokens that count: up to and including the first end of text (the whole row when there is none, as open_clip's
-// argmax over ids then reads the largest id; such rows do not come out of the tokenizer).
+// The number of tokens that count: up to and including the first end of text (the whole row when there is
+// none, as open_clip's argmax over ids then reads the largest id; such rows do not come out of the
+// tokenizer).
 static inline int caption_length(const int *tokens, int context, int eot_id) {
     for (int t = 0; t < context; t++)
         if (tokens[t] == eot_id) return t + 1;

@@ -1,9 +1,12 @@
-// Arithmetic on packed weight files: entries of several models of one architecture become those of a new one. Streamed: a chunk of
-// every file is read, combined and written by each thread, so that no model is ever held whole.
+// Arithmetic on packed weight files: entries of several models of one architecture become those of a new one.
+// Streamed: a chunk of every file is read, combined and written by each thread, so that no model is ever held
+// whole.
 //
-//   WiSE-FT (Wortsman et al. 2021)          (1-α) A + α B, α for all, for a tower, or rising with depth as LiNeS has it
+//   WiSE-FT (Wortsman et al. 2021)          (1-α) A + α B, α for all, for a tower, or rising with depth as
+//       LiNeS has it
 //   uniform soup (Wortsman et al. 2022)     the mean
-//   Model Stock (Jang et al. 2024)          t mean + (1-t) A, t for each tensor from the angle between the runs
+//   Model Stock (Jang et al. 2024)          t mean + (1-t) A, t for each tensor from the angle between the
+//       runs
 //   task arithmetic (Ilharco et al. 2022)   A + Σ λ (B - A)
 #ifndef CLIPC_MERGE_H
 #define CLIPC_MERGE_H
@@ -44,12 +47,16 @@ static inline MergeFile *merge_file_open(const char *path) {
 static inline void merge_file_close(MergeFile *f) {
     for (int i = 0; i < f->tensors.count; i++) free(f->resized[i]);
     fclose(f->w.f);
-    free(f->resized), free(f->at), free(f->w.merges);
+    free(f->resized);
+    free(f->at);
+    free(f->w.merges);
     tensor_table_free(&f->tensors);
     free(f);
 }
 
-static inline bool merge_same_file(const struct stat *a, const struct stat *b) { return a->st_dev == b->st_dev && a->st_ino == b->st_ino; }
+static inline bool merge_same_file(const struct stat *a, const struct stat *b) {
+    return a->st_dev == b->st_dev && a->st_ino == b->st_ino;
+}
 
 typedef enum { MERGE_OK, MERGE_READ_ERROR, MERGE_NOT_FINITE, MERGE_WRITE_ERROR } MergeStatus;
 
@@ -60,9 +67,11 @@ static inline MergeStatus merge_read(const MergeFile *f, int i, size_t from, siz
         return MERGE_OK;
     }
     const size_t size = weights_element_bytes(f->w.dtype);
-    char *raw = (char *)out + (sizeof(float) - size) * n; // bf16 lies behind the place where its widened form goes
+    char *raw =
+        (char *)out + (sizeof(float) - size) * n; // bf16 lies behind the place where its widened form goes
     for (size_t done = 0; done < n * size;) {
-        const ssize_t got = pread(fileno(f->w.f), raw + done, n * size - done, (off_t)(f->at[i] + from * size + done));
+        const ssize_t got =
+            pread(fileno(f->w.f), raw + done, n * size - done, (off_t)(f->at[i] + from * size + done));
         if (got < 0 && errno == EINTR) continue;
         if (got <= 0) return MERGE_READ_ERROR;
         done += (size_t)got;
@@ -83,7 +92,9 @@ static inline MergeStatus merge_read(const MergeFile *f, int i, size_t from, siz
 
 static inline void merge_failed(MergeStatus status, const MergeFile *f, int i) {
     const char *tensor = f->tensors.list[i].name;
-    if (status == MERGE_NOT_FINITE) die(EXIT_USAGE, "%s: %s holds a number that is not finite; take an earlier checkpoint", f->w.path, tensor);
+    if (status == MERGE_NOT_FINITE)
+        die(EXIT_USAGE, "%s: %s holds a number that is not finite; take an earlier checkpoint", f->w.path,
+            tensor);
     die(EXIT_RUNTIME, "%s: cannot read %s; has the file changed?", f->w.path, tensor);
 }
 
@@ -91,36 +102,49 @@ static inline void merge_failed(MergeStatus status, const MergeFile *f, int i) {
 static inline void merge_resize(MergeFile *f, const MergeFile *like) {
     for (int i = 0; i < f->tensors.count; i++) {
         const Tensor *from = &f->tensors.list[i], *to = &like->tensors.list[i];
-        if (from->count == to->count) continue; // only positional embeddings depend on the sizes that may differ
+        if (from->count == to->count)
+            continue; // only positional embeddings depend on the sizes that may differ
         const int C = from->shape[1];
-        float *in = (float *)malloc_check(from->count * sizeof *in), *out = (float *)malloc_check(to->count * sizeof *out);
+        float *in = (float *)malloc_check(from->count * sizeof *in);
+        float *out = (float *)malloc_check(to->count * sizeof *out);
         const MergeStatus status = merge_read(f, i, 0, from->count, in);
         if (status != MERGE_OK) merge_failed(status, f, i);
-        if (from->tower == IMAGE_TOWER) positions_resize_image(out, config_grid(&like->w.config), in, config_grid(&f->w.config), C);
+        if (from->tower == IMAGE_TOWER)
+            positions_resize_image(out, config_grid(&like->w.config), in, config_grid(&f->w.config), C);
         else positions_resize_text(out, to->shape[0], in, from->shape[0], C);
         free(in);
-        f->resized[i] = out, f->any_resized = true;
+        f->resized[i] = out;
+        f->any_resized = true;
     }
 }
 
-// Ends the program with the first difference unless the two can be merged: the same architecture, activation, preprocessing and
-// tokenizer. With `interpolate` image size and context length may differ: those of `like` hold.
+// Ends the program with the first difference unless the two can be merged: the same architecture, activation,
+// preprocessing and tokenizer. With `interpolate` image size and context length may differ: those of `like`
+// hold.
 static inline void merge_match(MergeFile *f, const MergeFile *like, bool interpolate) {
     const ClipConfig *a = &f->w.config, *b = &like->w.config;
-#define X(type, name, low, high) \
-    if (a->name != b->name) { \
-        const bool size = strcmp(#name, "image_size") == 0 || strcmp(#name, "context_length") == 0; \
-        if (!size) \
-            die(EXIT_USAGE, "%s and %s do not match: %s is %.9g and %.9g; merge models that were fine-tuned from the same one", f->w.path, like->w.path, #name, \
-                (double)a->name, (double)b->name); \
-        if (!interpolate) \
-            die(EXIT_USAGE, "%s and %s do not match: %s is %.9g and %.9g; --interpolate-positions takes the first to the size of the second", f->w.path, like->w.path, \
-                #name, (double)a->name, (double)b->name); \
+#define X(type, name, low, high)                                                                           \
+    if (a->name != b->name) {                                                                              \
+        const bool size = strcmp(#name, "image_size") == 0 || strcmp(#name, "context_length") == 0;        \
+        if (!size)                                                                                         \
+            die(EXIT_USAGE,                                                                                \
+                "%s and %s do not match: %s is %.9g and %.9g; merge models that were fine-tuned from the " \
+                "same one",                                                                                \
+                f->w.path, like->w.path, #name, (double)a->name, (double)b->name);                         \
+        if (!interpolate)                                                                                  \
+            die(EXIT_USAGE,                                                                                \
+                "%s and %s do not match: %s is %.9g and %.9g; --interpolate-positions takes the first to " \
+                "the size of the second",                                                                  \
+                f->w.path, like->w.path, #name, (double)a->name, (double)b->name);                         \
     }
     CONFIG_FIELDS(X)
 #undef X
-    if (f->w.merges_bytes != like->w.merges_bytes || (f->w.merges_bytes && memcmp(f->w.merges, like->w.merges, f->w.merges_bytes) != 0))
-        die(EXIT_USAGE, "%s and %s do not match: their tokenizers differ; merge models that were fine-tuned from the same one", f->w.path, like->w.path);
+    if (f->w.merges_bytes != like->w.merges_bytes ||
+        (f->w.merges_bytes && memcmp(f->w.merges, like->w.merges, f->w.merges_bytes) != 0))
+        die(EXIT_USAGE,
+            "%s and %s do not match: their tokenizers differ; merge models that were fine-tuned from the "
+            "same one",
+            f->w.path, like->w.path);
     merge_resize(f, like);
 }
 
@@ -129,7 +153,8 @@ static inline void merge_equal_towers(MergeFile *const *files, int count, bool e
     equal[0] = equal[1] = true;
     float *a = (float *)aligned_malloc_check(2 * MERGE_CHUNK * sizeof(float)), *b = a + MERGE_CHUNK;
     for (int i = 0; i < files[0]->tensors.count; i++) {
-        const Tensor *x = &files[count - 1]->tensors.list[i]; // the one that the others are brought to the size of
+        const Tensor *x =
+            &files[count - 1]->tensors.list[i]; // the one that the others are brought to the size of
         for (size_t at = 0; x->tower != NO_TOWER && equal[x->tower] && at < x->count; at += MERGE_CHUNK) {
             const size_t n = x->count - at < MERGE_CHUNK ? x->count - at : MERGE_CHUNK;
             for (int k = 0; k < count && equal[x->tower]; k++) {
@@ -149,9 +174,15 @@ typedef enum { MERGE_WISE_FT, MERGE_MEAN, MERGE_MODEL_STOCK, MERGE_TASK_ARITHMET
 // α of WiSE-FT, 0 … 1.
 typedef struct {
     double all;
-    double tower[2];    // in place of `all`; NaN: as all
-    bool by_depth;      // LiNeS (Wang et al. 2024): times a factor that rises in a straight line from the tower's first block to its last
-    double first_block; // that factor at the first block; at the last it is 1. Embeddings have the first's, the projection the last's
+    double tower[2]; // in place of `all`; NaN: as all
+    bool
+        // LiNeS (Wang et al. 2024): times a factor that rises in a straight line from the tower's first block
+        // to its last
+        by_depth;
+    double
+        // that factor at the first block; at the last it is 1. Embeddings have the first's, the projection
+        // the last's
+        first_block;
 } MergeAlpha;
 
 typedef struct {
@@ -171,14 +202,15 @@ static inline double merge_alpha(const Merge *m, const Tensor *x) {
     const MergeAlpha *a = &m->alpha;
     double alpha = x->tower == NO_TOWER || isnan(a->tower[x->tower]) ? a->all : a->tower[x->tower];
     if (a->by_depth && x->tower != NO_TOWER) {
-        const int L = clip_tower_layers(&merge_like(m)->w.config, x->tower), block = x->group < 1 ? 1 : x->group > L ? L : x->group;
+        const int L = clip_tower_layers(&merge_like(m)->w.config, x->tower);
+        const int block = x->group < 1 ? 1 : x->group > L ? L : x->group;
         alpha *= a->first_block + (1 - a->first_block) * (L > 1 ? (double)(block - 1) / (L - 1) : 1);
     }
     return alpha;
 }
 
-// Each product is rounded and stored before it is added: functions of their own, so that no compiler makes a fused multiply-add of
-// two of them, whatever its flags.
+// Each product is rounded and stored before it is added: functions of their own, so that no compiler makes a
+// fused multiply-add of two of them, whatever its flags.
 #define MERGE_APART __attribute__((noinline, unused)) static
 
 MERGE_APART void merge_scale(float *x, float factor, size_t n) {
@@ -208,12 +240,15 @@ static inline MergeScratch merge_scratch(int sources) {
     const size_t bytes = MERGE_CHUNK * sizeof(double);
     MergeScratch s;
     s.sum = (double *)aligned_malloc_check(2 * bytes + (size_t)sources * MERGE_CHUNK * sizeof(float));
-    s.term = s.sum + MERGE_CHUNK, s.values = (float *)(s.term + MERGE_CHUNK);
+    s.term = s.sum + MERGE_CHUNK;
+    s.values = (float *)(s.term + MERGE_CHUNK);
     return s;
 }
 
-// out (n) from the base's chunk (where there is one) and the members', which stand in s->values in this order and are used up.
-//   WiSE-FT in fp32: (float)(1-α) * a + (float)α * b, 1-α in double, two roundings; α = 0 and 1 take a and b as they are.
+// out (n) from the base's chunk (where there is one) and the members', which stand in s->values in this order
+// and are used up.
+//   WiSE-FT in fp32: (float)(1-α) * a + (float)α * b, 1-α in double, two roundings; α = 0 and 1 take a and b
+//       as they are.
 //   All others in double, summed in the order of the members, and rounded once.
 static inline void merge_combine(const Merge *m, int i, float *out, MergeScratch *s, size_t n) {
     float *base = s->values, *members = m->base ? s->values + MERGE_CHUNK : s->values;
@@ -223,14 +258,16 @@ static inline void merge_combine(const Merge *m, int i, float *out, MergeScratch
             memcpy(out, alpha == 0 ? base : members, n * sizeof(float));
             return;
         }
-        merge_scale(base, (float)(1 - alpha), n), merge_scale(members, (float)alpha, n);
+        merge_scale(base, (float)(1 - alpha), n);
+        merge_scale(members, (float)alpha, n);
         merge_add(out, base, members, n);
         return;
     }
     const bool task = m->kind == MERGE_TASK_ARITHMETIC;
     for (size_t j = 0; j < n; j++) s->sum[j] = task ? base[j] : 0;
     for (int k = 0; k < m->count; k++) {
-        merge_term(s->term, members + (size_t)k * MERGE_CHUNK, task ? base : NULL, task ? m->lambda[k] : 1, n);
+        merge_term(
+            s->term, members + (size_t)k * MERGE_CHUNK, task ? base : NULL, task ? m->lambda[k] : 1, n);
         merge_accumulate(s->sum, s->term, n);
     }
     for (size_t j = 0; !task && j < n; j++) s->sum[j] /= m->count;
@@ -244,7 +281,8 @@ static inline void merge_combine(const Merge *m, int i, float *out, MergeScratch
 }
 
 // Reads the chunk of every file into s->values; *bad is the file that failed.
-static inline MergeStatus merge_read_all(const Merge *m, int i, size_t from, size_t n, MergeScratch *s, const MergeFile **bad) {
+static inline MergeStatus merge_read_all(
+    const Merge *m, int i, size_t from, size_t n, MergeScratch *s, const MergeFile **bad) {
     float *to = s->values;
     for (int k = m->base ? -1 : 0; k < m->count; k++, to += MERGE_CHUNK) {
         *bad = k < 0 ? m->base : m->members[k];
@@ -264,8 +302,8 @@ static inline bool merge_write(int fd, const void *data, size_t bytes, size_t at
     return true;
 }
 
-// Tensor i of the new model, in fp32: into `out` (its count), or with out = NULL to byte `at` of the file `fd`. False, with errno,
-// when that cannot be written; files that cannot be read end the program.
+// Tensor i of the new model, in fp32: into `out` (its count), or with out = NULL to byte `at` of the file
+// `fd`. False, with errno, when that cannot be written; files that cannot be read end the program.
 static inline bool merge_tensor(const Merge *m, int i, float *out, int fd, size_t at) {
     const size_t count = merge_like(m)->tensors.list[i].count;
     const MergeFile *bad = NULL;
@@ -283,12 +321,17 @@ static inline bool merge_tensor(const Merge *m, int i, float *out, int fd, size_
             MergeStatus status = merge_read_all(m, i, from, n, &s, &file);
             if (status == MERGE_OK) {
                 merge_combine(m, i, to, &s, n);
-                if (!out && !merge_write(fd, to, n * sizeof(float), at + from * sizeof(float))) status = MERGE_WRITE_ERROR;
+                if (!out && !merge_write(fd, to, n * sizeof(float), at + from * sizeof(float)))
+                    status = MERGE_WRITE_ERROR;
             }
             if (status == MERGE_OK) continue;
             const int why = errno;
 #pragma omp critical
-            if (failed == MERGE_OK) failed = status, bad = file, error = why;
+            if (failed == MERGE_OK) {
+                failed = status;
+                bad = file;
+                error = why;
+            }
         }
         free(s.sum);
     }
@@ -299,11 +342,15 @@ static inline bool merge_tensor(const Merge *m, int i, float *out, int fd, size_
 
 // ---------------------------------------------------------------- Model Stock
 
-// t of N runs whose updates meet at angles of mean cosine c: N c / (1 + (N-1) c) (Jang et al. 2024, section 4; two runs: 2c / (1 + c)),
-// within 0 … 1: updates at more than a right angle have no common direction, and the base stays.
-static inline double merge_stock_ratio(double cosine, int runs) { return cosine <= 0 ? 0 : runs * cosine / (1 + (runs - 1) * cosine); }
+// t of N runs whose updates meet at angles of mean cosine c: N c / (1 + (N-1) c) (Jang et al. 2024, section
+// 4; two runs: 2c / (1 + c)), within 0 … 1: updates at more than a right angle have no common direction, and
+// the base stays.
+static inline double merge_stock_ratio(double cosine, int runs) {
+    return cosine <= 0 ? 0 : runs * cosine / (1 + (runs - 1) * cosine);
+}
 
-// The mean cosine between the updates x_k - base from their dot products gram (N,N); an update of length 0 is at right angles to all.
+// The mean cosine between the updates x_k - base from their dot products gram (N,N); an update of length 0 is
+// at right angles to all.
 static inline double merge_mean_cosine(const double *gram, int N) {
     double sum = 0;
     for (int a = 0; a < N; a++)
@@ -314,12 +361,15 @@ static inline double merge_mean_cosine(const double *gram, int N) {
     return sum / (0.5 * N * (N - 1));
 }
 
-// Fills m->ratio for all tensors: one pass over the files. Sums are taken chunk by chunk, in order: the same for any number of threads.
+// Fills m->ratio for all tensors: one pass over the files. Sums are taken chunk by chunk, in order: the same
+// for any number of threads.
 static inline void merge_stock_ratios(const Merge *m) {
     const int N = m->count;
     const TensorTable *tensors = &merge_like(m)->tensors;
     for (int i = 0; i < tensors->count; i++) {
-        const size_t count = tensors->list[i].count, chunks = (count + MERGE_CHUNK - 1) / MERGE_CHUNK, pairs = (size_t)N * (size_t)N;
+        const size_t count = tensors->list[i].count;
+        const size_t chunks = (count + MERGE_CHUNK - 1) / MERGE_CHUNK;
+        const size_t pairs = (size_t)N * (size_t)N;
         double *gram = (double *)calloc_check(chunks * pairs, sizeof *gram); // (chunks,N,N)
         const MergeFile *bad = NULL;
         MergeStatus failed = MERGE_OK;
@@ -328,14 +378,20 @@ static inline void merge_stock_ratios(const Merge *m) {
             MergeScratch s = merge_scratch(N + 1);
 #pragma omp for schedule(dynamic)
             for (size_t c = 0; c < chunks; c++) {
-                const size_t from = c * MERGE_CHUNK, n = count - from < MERGE_CHUNK ? count - from : MERGE_CHUNK;
+                const size_t from = c * MERGE_CHUNK;
+                const size_t n = count - from < MERGE_CHUNK ? count - from : MERGE_CHUNK;
                 const MergeFile *file = NULL;
                 const MergeStatus status = merge_read_all(m, i, from, n, &s, &file);
 #pragma omp critical
-                if (failed == MERGE_OK && status != MERGE_OK) failed = status, bad = file;
+                if (failed == MERGE_OK && status != MERGE_OK) {
+                    failed = status;
+                    bad = file;
+                }
                 for (int a = 0; status == MERGE_OK && a < N; a++)
                     for (int b = a; b < N; b++) {
-                        const float *w = s.values, *x = w + (size_t)(a + 1) * MERGE_CHUNK, *y = w + (size_t)(b + 1) * MERGE_CHUNK;
+                        const float *w = s.values;
+                        const float *x = w + (size_t)(a + 1) * MERGE_CHUNK;
+                        const float *y = w + (size_t)(b + 1) * MERGE_CHUNK;
                         double sum = 0;
                         for (size_t j = 0; j < n; j++) sum += ((double)x[j] - w[j]) * ((double)y[j] - w[j]);
                         gram[c * pairs + (size_t)(a * N + b)] = sum;
@@ -387,12 +443,15 @@ static inline double merge_save(const Merge *m, const char *path) {
         safe_file_commit(&s);
         return 2.0 * (double)copy->st.st_size;
     }
-    const size_t tokenizer = round_up(like->w.merges_bytes, WEIGHTS_ALIGNMENT), total = HEADER_BYTES + tokenizer + weights_tensor_bytes(&like->tensors, DTYPE_FP32);
+    const size_t tokenizer = round_up(like->w.merges_bytes, WEIGHTS_ALIGNMENT);
+    const size_t total = HEADER_BYTES + tokenizer + weights_tensor_bytes(&like->tensors, DTYPE_FP32);
     const int fd = fileno(s.f), dtype = DTYPE_FP32;
     char *head = (char *)malloc_check(HEADER_BYTES + tokenizer);
-    if (pread(fileno(like->w.f), head, HEADER_BYTES + tokenizer, 0) != (ssize_t)(HEADER_BYTES + tokenizer)) die(EXIT_RUNTIME, "%s: cannot read; has the file changed?", like->w.path);
+    if (pread(fileno(like->w.f), head, HEADER_BYTES + tokenizer, 0) != (ssize_t)(HEADER_BYTES + tokenizer))
+        die(EXIT_RUNTIME, "%s: cannot read; has the file changed?", like->w.path);
     memcpy(head + HEADER_DTYPE * sizeof(int32_t), &dtype, sizeof(int32_t));
-    if (ftruncate(fd, (off_t)total) || !merge_write(fd, head, HEADER_BYTES + tokenizer, 0)) safe_file_failed(&s); // what no tensor fills reads as zeros
+    if (ftruncate(fd, (off_t)total) || !merge_write(fd, head, HEADER_BYTES + tokenizer, 0))
+        safe_file_failed(&s); // what no tensor fills reads as zeros
     free(head);
     size_t at = HEADER_BYTES + tokenizer;
     for (int i = 0; i < like->tensors.count; i++) {
@@ -401,11 +460,13 @@ static inline double merge_save(const Merge *m, const char *path) {
     }
     safe_file_commit(&s);
     double bytes = (double)total;
-    for (int k = m->base ? -1 : 0; k < m->count; k++) bytes += (double)(k < 0 ? m->base : m->members[k])->st.st_size;
+    for (int k = m->base ? -1 : 0; k < m->count; k++)
+        bytes += (double)(k < 0 ? m->base : m->members[k])->st.st_size;
     return bytes;
 }
 
-// Puts the new model in the place of the parameters of `clip`, a model of its sizes; of the towers only those with wanted[tower].
+// Puts the new model in the place of the parameters of `clip`, a model of its sizes; of the towers only those
+// with wanted[tower].
 static inline void merge_load(const Merge *m, Clip *clip, const bool wanted[2]) {
     float *values = NULL;
     size_t capacity = 0;

@@ -1,13 +1,15 @@
 // The packed weight file (.bin): what a CLIP is made of, and how it lies on disk.
 //
 // Little-endian, three parts, each beginning at a multiple of 64 bytes:
-//   header     256 int32: see the HEADER_ constants; the configuration in the order of CONFIG_FIELDS, floats by their bits;
+//   header     256 int32: see the HEADER_ constants; the configuration in the order of CONFIG_FIELDS, floats
+//       by their bits;
 //              in the last 256 bytes a name, NUL padded
 //   tokenizer  the text of the BPE merges, one pair a line (absent for vocabularies other than 49,408)
 //   tensors    in the order of the tables below, each at a multiple of 64 bytes, padded with zeros
 //
-// The tables CONFIG_FIELDS and …_TENSORS are the only place that knows fields, names, shapes and order: loading, saving,
-// locking, weight decay and layer-wise rates walk them, and dev/convert.py reads these very lines. One entry a line, please.
+// The tables CONFIG_FIELDS and …_TENSORS are the only place that knows fields, names, shapes and order:
+// loading, saving, locking, weight decay and layer-wise rates walk them, and dev/convert.py reads these very
+// lines. One entry a line, please.
 #ifndef CLIPC_WEIGHTS_H
 #define CLIPC_WEIGHTS_H
 
@@ -23,9 +25,19 @@
 enum { HEADER_INTS = 256, HEADER_BYTES = 4 * HEADER_INTS, NAME_BYTES = 256, CLIP_VOCABULARY = 49408 };
 enum { DTYPE_FP32 = 0, DTYPE_BF16 = 1 };
 // positions in the header, in int32
-enum { HEADER_MAGIC = 0, HEADER_VERSION = 1, HEADER_DTYPE = 2, HEADER_FIELDS = 3, HEADER_MERGES_BYTES = 4, HEADER_TENSORS = 5, HEADER_CONFIG = 16, HEADER_NAME = 192 };
+enum {
+    HEADER_MAGIC = 0,
+    HEADER_VERSION = 1,
+    HEADER_DTYPE = 2,
+    HEADER_FIELDS = 3,
+    HEADER_MERGES_BYTES = 4,
+    HEADER_TENSORS = 5,
+    HEADER_CONFIG = 16,
+    HEADER_NAME = 192
+};
 
 // type, name, lowest, highest value. New fields go to the end and read as 0 from older files.
+// clang-format off
 #define CONFIG_FIELDS(X) \
     X(int, embed_dim, 1, 16384)          /* width of the shared space */ \
     X(int, image_size, 1, 4096)          /* pixels, square */ \
@@ -55,8 +67,10 @@ enum { HEADER_MAGIC = 0, HEADER_VERSION = 1, HEADER_DTYPE = 2, HEADER_FIELDS = 3
     X(float, std_b, 1e-4, 10)            \
     X(int, patch_bias, 0, 1)             /* conv1 has a bias: ImageNet ViTs, no CLIP */ \
     X(int, absent, 0, 3)                 /* what a file leaves out: ABSENT_ bits, 0 for a whole CLIP */
+// clang-format on
 
-// A file with an image tower alone serves --pretrained-image: an ImageNet ViT has neither text tower nor projection.
+// A file with an image tower alone serves --pretrained-image: an ImageNet ViT has neither text tower nor
+// projection.
 enum { ABSENT_TEXT = 1, ABSENT_IMAGE_PROJ = 2 };
 
 typedef struct {
@@ -66,22 +80,25 @@ typedef struct {
     char name[NAME_BYTES]; // e.g. "ViT-B-32", for people
 } ClipConfig;
 
-static inline int config_grid(const ClipConfig *c) { return c->image_size / c->patch_size; } // left-over pixels stay unused, as in a strided convolution
+static inline int config_grid(const ClipConfig *c) {
+    return c->image_size / c->patch_size;
+} // left-over pixels stay unused, as in a strided convolution
 static inline int config_image_tokens(const ClipConfig *c) { return config_grid(c) * config_grid(c) + 1; }
 
 // Says in `error` which field is out of its range, or which two do not fit; true when all is well.
 static inline bool config_check(const ClipConfig *c, char error[256]) {
-#define X(type, name, low, high) \
-    if (!(c->name >= (type)(low) && c->name <= (type)(high))) { \
-        snprintf(error, 256, #name " is %g, allowed are %g to %g", (double)c->name, (double)(low), (double)(high)); \
-        return false; \
+#define X(type, name, low, high)                                                                   \
+    if (!(c->name >= (type)(low) && c->name <= (type)(high))) {                                    \
+        snprintf(error, 256, #name " is %g, allowed are %g to %g", (double)c->name, (double)(low), \
+            (double)(high));                                                                       \
+        return false;                                                                              \
     }
     CONFIG_FIELDS(X)
 #undef X
-    const char *why = c->patch_size > c->image_size                        ? "patch_size is larger than image_size"
-                      : c->image_width % c->image_heads                    ? "image_width is no multiple of image_heads"
-                      : c->text_width % c->text_heads                      ? "text_width is no multiple of text_heads"
-                      : c->eot_id >= c->vocab_size                         ? "eot_id lies outside the vocabulary"
+    const char *why = c->patch_size > c->image_size     ? "patch_size is larger than image_size"
+                      : c->image_width % c->image_heads ? "image_width is no multiple of image_heads"
+                      : c->text_width % c->text_heads   ? "text_width is no multiple of text_heads"
+                      : c->eot_id >= c->vocab_size      ? "eot_id lies outside the vocabulary"
                       : (int64_t)config_grid(c) * config_grid(c) > 1 << 20 ? "more than 2^20 patches"
                                                                            : NULL;
     if (why) snprintf(error, 256, "%s", why);
@@ -94,29 +111,34 @@ enum { NO_DECAY = 0, DECAY = 1 };
 enum { IMAGE_TOWER = 0, TEXT_TOWER = 1, NO_TOWER = 2 };
 
 // field, open_clip key, weight decay, group, shape
-// Group: the tower's layer groups from input to output, as open_clip locks them and as layer-wise rates count them: the
-// embeddings 0, block l is l + 1 (the last one together with the final LayerNorm), the projection L + 1; L + 2 groups.
-// Shapes: C width, L layers, F hidden width of the MLP, E embed_dim, T positions, P patch size, V vocabulary.
-// Weight decay as open_clip at HEAD: not on vectors, nor on class and positional embeddings.
-#define IMAGE_TENSORS(X) \
-    X(conv1_weight, "visual.conv1.weight", DECAY, 0, C, 3, P, P) \
-    X(conv1_bias, "visual.conv1.bias", NO_DECAY, 0, C) \
-    X(class_embedding, "visual.class_embedding", NO_DECAY, 0, C) \
+// Group: the tower's layer groups from input to output, as open_clip locks them and as layer-wise rates count
+// them: the embeddings 0, block l is l + 1 (the last one together with the final LayerNorm), the projection L
+// + 1; L + 2 groups. Shapes: C width, L layers, F hidden width of the MLP, E embed_dim, T positions, P patch
+// size, V vocabulary. Weight decay as open_clip at HEAD: not on vectors, nor on class and positional
+// embeddings. clang-format off
+#define IMAGE_TENSORS(X)                                                      \
+    X(conv1_weight, "visual.conv1.weight", DECAY, 0, C, 3, P, P)              \
+    X(conv1_bias, "visual.conv1.bias", NO_DECAY, 0, C)                        \
+    X(class_embedding, "visual.class_embedding", NO_DECAY, 0, C)              \
     X(positional_embedding, "visual.positional_embedding", NO_DECAY, 0, T, C) \
-    X(ln_pre_weight, "visual.ln_pre.weight", NO_DECAY, 0, C) \
-    X(ln_pre_bias, "visual.ln_pre.bias", NO_DECAY, 0, C) \
-    X(ln_final_weight, "visual.ln_post.weight", NO_DECAY, L, C) \
-    X(ln_final_bias, "visual.ln_post.bias", NO_DECAY, L, C) \
+    X(ln_pre_weight, "visual.ln_pre.weight", NO_DECAY, 0, C)                  \
+    X(ln_pre_bias, "visual.ln_pre.bias", NO_DECAY, 0, C)                      \
+    X(ln_final_weight, "visual.ln_post.weight", NO_DECAY, L, C)               \
+    X(ln_final_bias, "visual.ln_post.bias", NO_DECAY, L, C)                   \
     X(proj, "visual.proj", DECAY, L + 1, C, E)
+// clang-format on
 
+// clang-format off
 #define TEXT_TENSORS(X) \
     X(token_embedding, "token_embedding.weight", DECAY, 0, V, C) \
     X(positional_embedding, "positional_embedding", NO_DECAY, 0, T, C) \
     X(ln_final_weight, "ln_final.weight", NO_DECAY, L, C) \
     X(ln_final_bias, "ln_final.bias", NO_DECAY, L, C) \
     X(proj, "text_projection", DECAY, L + 1, C, E)
+// clang-format on
 
 // once a layer, the key behind "visual.transformer.resblocks.N." or "transformer.resblocks.N."
+// clang-format off
 #define BLOCK_TENSORS(X) \
     X(ln_1_weight, "ln_1.weight", NO_DECAY, l + 1, C) \
     X(ln_1_bias, "ln_1.bias", NO_DECAY, l + 1, C) \
@@ -130,33 +152,35 @@ enum { IMAGE_TOWER = 0, TEXT_TOWER = 1, NO_TOWER = 2 };
     X(c_fc_bias, "mlp.c_fc.bias", NO_DECAY, l + 1, F) \
     X(c_proj_weight, "mlp.c_proj.weight", DECAY, l + 1, C, F) \
     X(c_proj_bias, "mlp.c_proj.bias", NO_DECAY, l + 1, C)
+// clang-format on
 
 #define LOGIT_SCALE_KEY "logit_scale" // the last tensor: one number, no decay, in no tower
 
 // One tensor of a model.
 typedef struct {
-    char name[96];  // open_clip's key
-    int tower;      // IMAGE_TOWER, TEXT_TOWER, NO_TOWER
-    int group;      // see above
-    bool decay;     // weight decay applies
+    char name[96]; // open_clip's key
+    int tower;     // IMAGE_TOWER, TEXT_TOWER, NO_TOWER
+    int group;     // see above
+    bool decay;    // weight decay applies
     int ndim, shape[4];
     size_t count;   // entries
     size_t offset;  // floats from the start of the arena of parameters, a multiple of 16
     bool trainable; // set by locking; a frozen tensor has no gradient and no optimizer state
-    size_t slot;    // floats from the start of gradients, m and v: trainable tensors only, packed in the same order
+    size_t
+        slot; // floats from the start of gradients, m and v: trainable tensors only, packed in the same order
     float lr_scale; // factor on the learning rate
 } Tensor;
 
 typedef struct {
     Tensor *list;
     int count;
-    size_t floats;       // of the arena of parameters, padding included
-    size_t slots;        // of the arenas of gradients, m and v
-    size_t parameters;   // entries, padding excluded
+    size_t floats;     // of the arena of parameters, padding included
+    size_t slots;      // of the arenas of gradients, m and v
+    size_t parameters; // entries, padding excluded
 } TensorTable;
 
-// Pointers into an arena that is laid out by a TensorTable. Where a model has no such tensor, or it is frozen in an arena of
-// gradients: NULL.
+// Pointers into an arena that is laid out by a TensorTable. Where a model has no such tensor, or it is frozen
+// in an arena of gradients: NULL.
 typedef struct {
 #define X(field, ...) float *field;
     BLOCK_TENSORS(X)
@@ -166,8 +190,9 @@ typedef struct {
 typedef struct {
     float *conv1_weight, *conv1_bias, *class_embedding, *ln_pre_weight, *ln_pre_bias; // image tower
     float *token_embedding;                                                           // text tower
-    float *positional_embedding, *ln_final_weight, *ln_final_bias, *proj;             // both; ln_final is visual.ln_post in the image tower
-    BlockPointers *blocks;                                                            // (L)
+    float *positional_embedding, *ln_final_weight, *ln_final_bias,
+        *proj;             // both; ln_final is visual.ln_post in the image tower
+    BlockPointers *blocks; // (L)
 } TowerPointers;
 
 typedef struct {
@@ -175,7 +200,8 @@ typedef struct {
     float *logit_scale;
 } TensorPointers;
 
-// Lays the trainable tensors out one behind the other for gradients, m and v; call it after each change of `trainable`.
+// Lays the trainable tensors out one behind the other for gradients, m and v; call it after each change of
+// `trainable`.
 static inline void tensor_table_pack(TensorTable *t) {
     t->slots = 0;
     for (int i = 0; i < t->count; i++) {
@@ -186,16 +212,27 @@ static inline void tensor_table_pack(TensorTable *t) {
 
 // Which tensors of the image tower a configuration does without.
 static inline bool image_tensor_absent(const ClipConfig *c, const char *key) {
-    return (!c->ln_pre && strstr(key, "ln_pre")) || (!c->patch_bias && strstr(key, "conv1.bias")) || ((c->absent & ABSENT_IMAGE_PROJ) && strcmp(key, "visual.proj") == 0);
+    return (!c->ln_pre && strstr(key, "ln_pre")) || (!c->patch_bias && strstr(key, "conv1.bias")) ||
+           ((c->absent & ABSENT_IMAGE_PROJ) && strcmp(key, "visual.proj") == 0);
 }
 
-static inline void tensor_table_add(TensorTable *t, const char *prefix, int layer, const char *key, int tower, int group, bool decay, const int *shape, int ndim) {
+static inline void tensor_table_add(TensorTable *t, const char *prefix, int layer, const char *key, int tower,
+    int group, bool decay, const int *shape, int ndim) {
     Tensor *x = &t->list[t->count++];
     if (layer < 0) snprintf(x->name, sizeof x->name, "%s%s", prefix, key);
     else snprintf(x->name, sizeof x->name, "%stransformer.resblocks.%d.%s", prefix, layer, key);
-    x->tower = tower, x->group = group, x->decay = decay, x->ndim = ndim, x->count = 1;
-    for (int i = 0; i < ndim; i++) x->shape[i] = shape[i], x->count *= (size_t)shape[i];
-    x->offset = t->floats, x->trainable = true, x->lr_scale = 1;
+    x->tower = tower;
+    x->group = group;
+    x->decay = decay;
+    x->ndim = ndim;
+    x->count = 1;
+    for (int i = 0; i < ndim; i++) {
+        x->shape[i] = shape[i];
+        x->count *= (size_t)shape[i];
+    }
+    x->offset = t->floats;
+    x->trainable = true;
+    x->lr_scale = 1;
     t->floats += round_up(x->count, WEIGHTS_ALIGNMENT / sizeof(float)) + GUARD_FLOATS;
     t->parameters += x->count;
 }
@@ -204,27 +241,39 @@ static inline TensorTable tensor_table_create(const ClipConfig *c) {
     TensorTable t = {NULL, 0, 0, 0, 0};
     t.list = (Tensor *)calloc_check(16 + 12 * (size_t)(c->image_layers + c->text_layers), sizeof(Tensor));
     int E = c->embed_dim, P = c->patch_size, V = c->vocab_size;
-#define ADD(prefix, layer, key, tower, group, decay, ...) \
-    do { \
-        const int shape[] = {__VA_ARGS__}; \
-        tensor_table_add(&t, prefix, layer, key, tower, group, decay, shape, (int)(sizeof shape / sizeof *shape)); \
+#define ADD(prefix, layer, key, tower, group, decay, ...)                                             \
+    do {                                                                                              \
+        const int shape[] = {__VA_ARGS__};                                                            \
+        tensor_table_add(                                                                             \
+            &t, prefix, layer, key, tower, group, decay, shape, (int)(sizeof shape / sizeof *shape)); \
     } while (0);
     {
-        int C = c->image_width, L = c->image_layers, F = c->image_mlp, T = config_image_tokens(c);
-#define X(field, key, decay, group, ...) if (!image_tensor_absent(c, key)) ADD("", -1, key, IMAGE_TOWER, group, decay, __VA_ARGS__)
+        int C = c->image_width;
+        int L = c->image_layers;
+        int F = c->image_mlp;
+        int T = config_image_tokens(c);
+#define X(field, key, decay, group, ...) \
+    if (!image_tensor_absent(c, key)) ADD("", -1, key, IMAGE_TOWER, group, decay, __VA_ARGS__)
         IMAGE_TENSORS(X)
 #undef X
 #define X(field, key, decay, group, ...) ADD("visual.", l, key, IMAGE_TOWER, group, decay, __VA_ARGS__)
-        for (int l = 0; l < L; l++) { BLOCK_TENSORS(X) }
+        for (int l = 0; l < L; l++) {
+            BLOCK_TENSORS(X)
+        }
 #undef X
     }
     if (!(c->absent & ABSENT_TEXT)) {
-        int C = c->text_width, L = c->text_layers, F = c->text_mlp, T = c->context_length;
+        int C = c->text_width;
+        int L = c->text_layers;
+        int F = c->text_mlp;
+        int T = c->context_length;
 #define X(field, key, decay, group, ...) ADD("", -1, key, TEXT_TOWER, group, decay, __VA_ARGS__)
         TEXT_TENSORS(X)
 #undef X
 #define X(field, key, decay, group, ...) ADD("", l, key, TEXT_TOWER, group, decay, __VA_ARGS__)
-        for (int l = 0; l < L; l++) { BLOCK_TENSORS(X) }
+        for (int l = 0; l < L; l++) {
+            BLOCK_TENSORS(X)
+        }
 #undef X
     }
     ADD("", -1, LOGIT_SCALE_KEY, NO_TOWER, 0, NO_DECAY, 1)
@@ -245,23 +294,30 @@ static inline const Tensor *tensor_find(const TensorTable *t, const char *name) 
     return NULL;
 }
 
-// Where in `arena` a tensor lies; `slots`: an arena of gradients, m or v rather than of parameters. NULL when it has no place there.
+// Where in `arena` a tensor lies; `slots`: an arena of gradients, m or v rather than of parameters. NULL when
+// it has no place there.
 static inline float *tensor_in(const Tensor *x, float *arena, bool slots) {
     return !x || !arena || (slots && !x->trainable) ? NULL : arena + (slots ? x->slot : x->offset);
 }
 
-// Fills `p` with pointers into `arena`. p->tower[].blocks are allocated on the first call, freed by tensor_pointers_free().
-static inline void tensor_pointers_bind(TensorPointers *p, const TensorTable *t, const ClipConfig *c, float *arena, bool slots) {
+// Fills `p` with pointers into `arena`. p->tower[].blocks are allocated on the first call, freed by
+// tensor_pointers_free().
+static inline void tensor_pointers_bind(
+    TensorPointers *p, const TensorTable *t, const ClipConfig *c, float *arena, bool slots) {
     const int layers[2] = {c->image_layers, c->text_layers};
     char name[96];
     for (int k = 0; k < 2; k++) {
         TowerPointers *w = &p->tower[k];
         if (!w->blocks) w->blocks = (BlockPointers *)calloc_check((size_t)layers[k], sizeof *w->blocks);
 #define X(field, key, ...) w->field = tensor_in(tensor_find(t, key), arena, slots);
-        if (k == IMAGE_TOWER) { IMAGE_TENSORS(X) } else { TEXT_TENSORS(X) }
+        if (k == IMAGE_TOWER) {
+            IMAGE_TENSORS(X)
+        } else {
+            TEXT_TENSORS(X)
+        }
 #undef X
         for (int l = 0; l < layers[k]; l++) {
-#define X(field, key, ...) \
+#define X(field, key, ...)                                                                                   \
     snprintf(name, sizeof name, "%stransformer.resblocks.%d.%s", k == IMAGE_TOWER ? "visual." : "", l, key); \
     w->blocks[l].field = tensor_in(tensor_find(t, name), arena, slots);
             BLOCK_TENSORS(X)
@@ -272,7 +328,8 @@ static inline void tensor_pointers_bind(TensorPointers *p, const TensorTable *t,
 }
 
 static inline void tensor_pointers_free(TensorPointers *p) {
-    free(p->tower[0].blocks), free(p->tower[1].blocks);
+    free(p->tower[0].blocks);
+    free(p->tower[1].blocks);
     memset(p, 0, sizeof *p);
 }
 
@@ -292,35 +349,49 @@ static inline size_t weights_element_bytes(int dtype) { return dtype == DTYPE_BF
 
 static inline size_t weights_tensor_bytes(const TensorTable *t, int dtype) {
     size_t bytes = 0;
-    for (int i = 0; i < t->count; i++) bytes += round_up(t->list[i].count * weights_element_bytes(dtype), WEIGHTS_ALIGNMENT);
+    for (int i = 0; i < t->count; i++)
+        bytes += round_up(t->list[i].count * weights_element_bytes(dtype), WEIGHTS_ALIGNMENT);
     return bytes;
 }
 
-// Opens `path` and checks every field and the exact size before anything is allocated by them; any fault ends the program
-// with one line that says what is wrong and what to do.
+// Opens `path` and checks every field and the exact size before anything is allocated by them; any fault ends
+// the program with one line that says what is wrong and what to do.
 static inline void weight_file_open(WeightFile *w, const char *path) {
     memset(w, 0, sizeof *w);
     path_format(w->path, "%s", path);
     w->f = fopen_check(path, "rb");
     int32_t header[HEADER_INTS];
     if (fread(header, 1, HEADER_BYTES, w->f) != HEADER_BYTES)
-        die(EXIT_USAGE, "%s: shorter than the %d bytes of a header; make it with dev/convert.py", path, HEADER_BYTES);
+        die(EXIT_USAGE, "%s: shorter than the %d bytes of a header; make it with dev/convert.py", path,
+            HEADER_BYTES);
     if (header[HEADER_MAGIC] != WEIGHTS_MAGIC)
-        die(EXIT_USAGE, "%s: not a packed weight file; convert a checkpoint with dev/convert.py %s -o OUT.bin", path, path);
+        die(EXIT_USAGE,
+            "%s: not a packed weight file; convert a checkpoint with dev/convert.py %s -o OUT.bin", path,
+            path);
     if (header[HEADER_VERSION] != WEIGHTS_VERSION)
-        die(EXIT_USAGE, "%s: version %d, this program reads version %d; convert it again with dev/convert.py", path, header[HEADER_VERSION], WEIGHTS_VERSION);
+        die(EXIT_USAGE, "%s: version %d, this program reads version %d; convert it again with dev/convert.py",
+            path, header[HEADER_VERSION], WEIGHTS_VERSION);
     w->dtype = header[HEADER_DTYPE];
-    if (w->dtype != DTYPE_FP32 && w->dtype != DTYPE_BF16) die(EXIT_USAGE, "%s: unknown number format %d (0 is fp32, 1 is bf16); convert it again with dev/convert.py", path, w->dtype);
+    if (w->dtype != DTYPE_FP32 && w->dtype != DTYPE_BF16)
+        die(EXIT_USAGE,
+            "%s: unknown number format %d (0 is fp32, 1 is bf16); convert it again with dev/convert.py", path,
+            w->dtype);
 
     int field = 0, stored = header[HEADER_FIELDS];
-#define X(type, name, low, high) \
-    if (field < stored && field < HEADER_NAME - HEADER_CONFIG) memcpy(&w->config.name, &header[HEADER_CONFIG + field], 4); \
+#define X(type, name, low, high)                                    \
+    if (field < stored && field < HEADER_NAME - HEADER_CONFIG)      \
+        memcpy(&w->config.name, &header[HEADER_CONFIG + field], 4); \
     field++;
     CONFIG_FIELDS(X)
 #undef X
     char error[256];
-    if (stored < 1 || stored > field) die(EXIT_USAGE, "%s: %d configuration fields, this program knows %d; get a newer clip.c or convert it again with dev/convert.py", path, stored, field);
-    if (!config_check(&w->config, error)) die(EXIT_USAGE, "%s: %s; convert it again with dev/convert.py", path, error);
+    if (stored < 1 || stored > field)
+        die(EXIT_USAGE,
+            "%s: %d configuration fields, this program knows %d; get a newer clip.c or convert it again with "
+            "dev/convert.py",
+            path, stored, field);
+    if (!config_check(&w->config, error))
+        die(EXIT_USAGE, "%s: %s; convert it again with dev/convert.py", path, error);
     memcpy(w->config.name, &header[HEADER_NAME], NAME_BYTES);
     w->config.name[NAME_BYTES - 1] = 0;
     for (char *p = w->config.name; *p; p++)
@@ -330,13 +401,20 @@ static inline void weight_file_open(WeightFile *w, const char *path) {
     int64_t merges = header[HEADER_MERGES_BYTES], expected = 0;
     struct stat st;
     if (fstat(fileno(w->f), &st)) die(EXIT_RUNTIME, "%s: %s", path, strerror(errno));
-    if (merges < 0 || merges > 1 << 24) die(EXIT_USAGE, "%s: %lld bytes of tokenizer merges; convert it again with dev/convert.py", path, (long long)merges);
-    if (header[HEADER_TENSORS] != t.count) die(EXIT_USAGE, "%s: %d tensors, its configuration has %d; convert it again with dev/convert.py", path, header[HEADER_TENSORS], t.count);
-    expected = HEADER_BYTES + (int64_t)round_up((size_t)merges, WEIGHTS_ALIGNMENT) + (int64_t)weights_tensor_bytes(&t, w->dtype);
+    if (merges < 0 || merges > 1 << 24)
+        die(EXIT_USAGE, "%s: %lld bytes of tokenizer merges; convert it again with dev/convert.py", path,
+            (long long)merges);
+    if (header[HEADER_TENSORS] != t.count)
+        die(EXIT_USAGE, "%s: %d tensors, its configuration has %d; convert it again with dev/convert.py",
+            path, header[HEADER_TENSORS], t.count);
+    expected = HEADER_BYTES + (int64_t)round_up((size_t)merges, WEIGHTS_ALIGNMENT) +
+               (int64_t)weights_tensor_bytes(&t, w->dtype);
     tensor_table_free(&t);
     if (st.st_size != expected)
-        die(EXIT_USAGE, "%s: file is %lld bytes %s the %lld its header announces; convert it again with dev/convert.py", path,
-            (long long)(st.st_size < expected ? expected - st.st_size : st.st_size - expected), st.st_size < expected ? "short of" : "longer than", (long long)expected);
+        die(EXIT_USAGE,
+            "%s: file is %lld bytes %s the %lld its header announces; convert it again with dev/convert.py",
+            path, (long long)(st.st_size < expected ? expected - st.st_size : st.st_size - expected),
+            st.st_size < expected ? "short of" : "longer than", (long long)expected);
 
     if (!merges) return;
     size_t padded = round_up((size_t)merges, WEIGHTS_ALIGNMENT);
@@ -345,8 +423,8 @@ static inline void weight_file_open(WeightFile *w, const char *path) {
     w->merges[w->merges_bytes = (size_t)merges] = 0;
 }
 
-// Reads the tensors in fp32 into `arena` (t->floats, laid out by `t`; what lies between tensors is not touched) and closes the file.
-// A number that is not finite ends the program with its tensor's name.
+// Reads the tensors in fp32 into `arena` (t->floats, laid out by `t`; what lies between tensors is not
+// touched) and closes the file. A number that is not finite ends the program with its tensor's name.
 static inline void weight_file_read(WeightFile *w, const TensorTable *t, float *arena) {
     char *narrow = NULL; // bf16 as it stands in the file
     size_t capacity = 0;
@@ -370,7 +448,9 @@ static inline void weight_file_read(WeightFile *w, const TensorTable *t, float *
             memcpy(&bits, out + j, 4);
             worst |= (bits & 0x7f800000) == 0x7f800000;
         }
-        if (worst) die(EXIT_USAGE, "%s: %s holds a number that is not finite; take an earlier checkpoint", w->path, x->name);
+        if (worst)
+            die(EXIT_USAGE, "%s: %s holds a number that is not finite; take an earlier checkpoint", w->path,
+                x->name);
     }
     free(narrow);
     fclose(w->f);
@@ -387,12 +467,17 @@ static inline uint64_t hash_padded(uint64_t hash, const void *data, size_t bytes
     return hash_bytes(hash, last, sizeof last);
 }
 
-// Writes a weight file into `s`, which the caller opens and commits; returns the file's hash. `merges` may be NULL.
-static inline uint64_t weight_file_write(SafeFile *s, const ClipConfig *c, const char *merges, size_t merges_bytes, const TensorTable *t, const float *arena) {
+// Writes a weight file into `s`, which the caller opens and commits; returns the file's hash. `merges` may be
+// NULL.
+static inline uint64_t weight_file_write(SafeFile *s, const ClipConfig *c, const char *merges,
+    size_t merges_bytes, const TensorTable *t, const float *arena) {
     int32_t header[HEADER_INTS] = {0};
     int field = HEADER_CONFIG;
-    header[HEADER_MAGIC] = WEIGHTS_MAGIC, header[HEADER_VERSION] = WEIGHTS_VERSION, header[HEADER_DTYPE] = DTYPE_FP32;
-    header[HEADER_MERGES_BYTES] = (int32_t)merges_bytes, header[HEADER_TENSORS] = t->count;
+    header[HEADER_MAGIC] = WEIGHTS_MAGIC;
+    header[HEADER_VERSION] = WEIGHTS_VERSION;
+    header[HEADER_DTYPE] = DTYPE_FP32;
+    header[HEADER_MERGES_BYTES] = (int32_t)merges_bytes;
+    header[HEADER_TENSORS] = t->count;
 #define X(type, name, low, high) memcpy(&header[field++], &c->name, 4);
     CONFIG_FIELDS(X)
 #undef X

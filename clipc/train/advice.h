@@ -1,23 +1,29 @@
-// What the curves of a run show, in one line with its figures, and what helps: a mismatched activation, a rate too high, overfitting,
-// forgetting, underfitting. Functions of the history (metrics.jsonl) alone, which say nothing of a healthy run.
+// What the curves of a run show, in one line with its figures, and what helps: a mismatched activation, a
+// rate too high, overfitting, forgetting, underfitting. Functions of the history (metrics.jsonl) alone, which
+// say nothing of a healthy run.
 //
 //     advice_at(text, &curves, step, &facts);   Advice, ADVICE_NONE when there is nothing to say
 //
-// The signs are those of the guides (--help strategies); each asks for more than the noise of a measurement. The target is the
-// first zero-shot set, all others are general ones: what the model could do before.
+// The signs are those of the guides (--help strategies); each asks for more than the noise of a measurement.
+// The target is the first zero-shot set, all others are general ones: what the model could do before.
 #ifndef CLIPC_ADVICE_H
 #define CLIPC_ADVICE_H
 
 #include "clipc/base/plot.h" // Curves
 
-enum { ADVICE_SIZE = 512, ADVICE_LOCK_SIZE = 96, ADVICE_WINDOW = 50, ADVICE_LEAST = 5 }; // training steps that make a mean: at most, at least
+enum {
+    ADVICE_SIZE = 512,
+    ADVICE_LOCK_SIZE = 96,
+    ADVICE_WINDOW = 50,
+    ADVICE_LEAST = 5
+}; // training steps that make a mean: at most, at least
 
-#define ADVICES(X) \
-    X(NONE, "") \
-    X(ACTIVATION, "mismatch") \
-    X(RATE, "rate too high") \
+#define ADVICES(X)                \
+    X(NONE, "")                   \
+    X(ACTIVATION, "mismatch")     \
+    X(RATE, "rate too high")      \
     X(OVERFITTING, "overfitting") \
-    X(FORGETTING, "forgetting") \
+    X(FORGETTING, "forgetting")   \
     X(UNDERFITTING, "underfitting")
 #define X(name, words) ADVICE_##name,
 typedef enum { ADVICES(X) ADVICE_COUNT } Advice;
@@ -63,12 +69,17 @@ static inline double curve_mean(const Curve *c, size_t from, size_t to) {
     double sum = 0;
     size_t known = 0;
     for (size_t i = from; i < to; i++)
-        if (isfinite(c->y[i])) sum += c->y[i], known++;
+        if (isfinite(c->y[i])) {
+            sum += c->y[i];
+            known++;
+        }
     return known ? sum / (double)known : NAN;
 }
 
 // Mean over the steps behind `after`, up to and including `until`.
-static inline double curve_mean_between(const Curve *c, double after, double until) { return curve_mean(c, curve_until(c, after), curve_until(c, until)); }
+static inline double curve_mean_between(const Curve *c, double after, double until) {
+    return curve_mean(c, curve_until(c, after), curve_until(c, until));
+}
 
 // How many of n points make a mean.
 static inline size_t curve_window(size_t n) { return (size_t)min_i64((int64_t)n / 3, ADVICE_WINDOW); }
@@ -84,8 +95,10 @@ static inline LossTrend loss_trend(const Curve *loss, double step) {
     const size_t n = curve_until(loss, step), window = curve_window(n);
     LossTrend t = {NAN, INFINITY, NAN, 0, window >= ADVICE_LEAST};
     if (!t.known) return t;
-    t.start = curve_mean(loss, 0, window), t.now = curve_mean(loss, n - window, n);
-    for (size_t from = 0; from + window <= n; from += window) t.lowest = fmin(t.lowest, curve_mean(loss, from, from + window));
+    t.start = curve_mean(loss, 0, window);
+    t.now = curve_mean(loss, n - window, n);
+    for (size_t from = 0; from + window <= n; from += window)
+        t.lowest = fmin(t.lowest, curve_mean(loss, from, from + window));
     for (size_t i = n - window; i < n; i++) t.spread = fmax(t.spread, fabs(loss->y[i] - t.now));
     return t;
 }
@@ -103,7 +116,7 @@ static inline double curve_median(const Curve *c, size_t from, size_t to) {
 // Top-1 accuracy of a set at the first evaluation and at the last one up to the step.
 typedef struct {
     double start, now;
-    double error; // standard error of an accuracy measured on so many samples
+    double error;      // standard error of an accuracy measured on so many samples
     bool known, fresh; // fresh: measured at this step
 } Accuracy;
 
@@ -114,30 +127,38 @@ static inline Accuracy accuracy_of(const Curves *h, const AdviceSet *set, double
     const size_t n = curve_until(c, step);
     Accuracy a = {NAN, NAN, NAN, n > 0 && set->samples > 0 && set->classes > 1, n > 0 && c->x[n - 1] == step};
     if (!a.known) return a;
-    a.start = c->y[0], a.now = c->y[n - 1];
-    a.error = sqrt(fmax(a.start * (1 - a.start), 0.01) / (double)set->samples); // 0.01: not 0 where all or nothing is right
+    a.start = c->y[0];
+    a.now = c->y[n - 1];
+    a.error = sqrt(fmax(a.start * (1 - a.start), 0.01) /
+                   (double)set->samples); // 0.01: not 0 where all or nothing is right
     return a;
 }
 
 // Has the target gained over the start, beyond the noise?
-static inline bool accuracy_gained(const Accuracy *a) { return a->known && a->now - a->start > fmax(0.01, 2 * a->error); }
+static inline bool accuracy_gained(const Accuracy *a) {
+    return a->known && a->now - a->start > fmax(0.01, 2 * a->error);
+}
 
 // ---------------------------------------------------------------- the signs
 
-// Pretrained weights that guess on every set: usually another activation or normalisation than they were trained with.
+// Pretrained weights that guess on every set: usually another activation or normalisation than they were
+// trained with.
 static inline bool advise_activation(char *text, const Curves *h, const AdviceFacts *f) {
     Accuracy first = {NAN, NAN, NAN, false, false};
     if (!f->pretrained || !f->set_count) return false;
     for (int i = 0; i < f->set_count; i++) {
         const Accuracy a = accuracy_of(h, &f->sets[i], 0);
         const double chance = 1.0 / f->sets[i].classes;
-        if (!a.known || !(a.start <= chance + 3 * sqrt(chance * (1 - chance) / (double)f->sets[i].samples))) return false;
+        if (!a.known || !(a.start <= chance + 3 * sqrt(chance * (1 - chance) / (double)f->sets[i].samples)))
+            return false;
         if (i == 0) first = a;
     }
     snprintf(text, ADVICE_SIZE,
-        "zero-shot of the start is %.1f%%, guessing among %d classes gives %.1f%%; if these weights know such pictures: check --classnames, the mean and standard deviation "
+        "zero-shot of the start is %.1f%%, guessing among %d classes gives %.1f%%; if these weights know "
+        "such pictures: check --classnames, the mean and standard deviation "
         "of the pictures, and the activation (%s here; OpenAI's weights want QuickGELU%s)",
-        100 * first.start, f->sets[0].classes, 100.0 / f->sets[0].classes, f->quick_gelu ? "QuickGELU" : "GELU", f->quick_gelu ? "" : ": --force-quick-gelu");
+        100 * first.start, f->sets[0].classes, 100.0 / f->sets[0].classes,
+        f->quick_gelu ? "QuickGELU" : "GELU", f->quick_gelu ? "" : ": --force-quick-gelu");
     return true;
 }
 
@@ -150,23 +171,31 @@ static inline bool advise_rate(char *text, const Curves *h, double step, const A
     const size_t n = curve_until(norm, step), window = curve_window(n);
     if (!t.known || f->pairs < 2) return false;
     if (t.now > 0.98 * guess && t.lowest < 0.95 * guess) {
-        snprintf(text, ADVICE_SIZE, "the training loss was %.4g and is %.4g, where guessing costs ln(%lld) = %.4g: the model has collapsed; %s, and start again", t.lowest, t.now,
-            (long long)f->pairs, guess, helps);
+        snprintf(text, ADVICE_SIZE,
+            "the training loss was %.4g and is %.4g, where guessing costs ln(%lld) = %.4g: the model has "
+            "collapsed; %s, and start again",
+            t.lowest, t.now, (long long)f->pairs, guess, helps);
         return true;
     }
-    if (step > (double)f->warmup && step > 0.1 * (double)f->steps && fabs(t.now - guess) + t.spread < 0.01 * guess) {
-        snprintf(text, ADVICE_SIZE, "the training loss stays at %.4g, where guessing costs ln(%lld) = %.4g: nothing is learned; %s; where it is small already, raise it", t.now, (long long)f->pairs,
-            guess, helps);
+    if (step > (double)f->warmup && step > 0.1 * (double)f->steps &&
+        fabs(t.now - guess) + t.spread < 0.01 * guess) {
+        snprintf(text, ADVICE_SIZE,
+            "the training loss stays at %.4g, where guessing costs ln(%lld) = %.4g: nothing is learned; %s; "
+            "where it is small already, raise it",
+            t.now, (long long)f->pairs, guess, helps);
         return true;
     }
     if (t.now > 1.1 * t.start && t.now > t.start + 0.1 && t.now > 1.1 * t.lowest) {
-        snprintf(text, ADVICE_SIZE, "the training loss rises, %.4g at the start, %.4g now; %s, more --warmup", t.start, t.now, helps);
+        snprintf(text, ADVICE_SIZE, "the training loss rises, %.4g at the start, %.4g now; %s, more --warmup",
+            t.start, t.now, helps);
         return true;
     }
     if (window < ADVICE_LEAST || !(t.now > 1.05 * t.lowest)) return false;
     const double before = curve_median(norm, 0, n - window), now = curve_median(norm, n - window, n);
     if (!(now > 10 * before)) return false;
-    snprintf(text, ADVICE_SIZE, "the gradient's norm explodes, %.3g before, %.3g now, and the training loss rises, %.4g to %.4g; %s", before, now, t.lowest, t.now, helps);
+    snprintf(text, ADVICE_SIZE,
+        "the gradient's norm explodes, %.3g before, %.3g now, and the training loss rises, %.4g to %.4g; %s",
+        before, now, t.lowest, t.now, helps);
     return true;
 }
 
@@ -178,12 +207,14 @@ static inline void advice_lock(char text[ADVICE_LOCK_SIZE], const AdviceFacts *f
 
 // The validation loss has risen at three evaluations in a row while the training loss fell.
 static inline bool advise_overfitting(char *text, const Curves *h, double step, const AdviceFacts *f) {
-    const Curve *val = f->val_metric ? curves_find(h, f->val_metric) : NULL, *loss = curves_find(h, "loss");
+    const Curve *val = f->val_metric ? curves_find(h, f->val_metric) : NULL;
+    const Curve *loss = curves_find(h, "loss");
     const size_t n = curve_until(val, step);
     if (n < 4 || val->x[n - 1] != step || !loss) return false;
     const double *v = val->y + n - 4, *at = val->x + n - 4;
     if (!(v[0] < v[1] && v[1] < v[2] && v[2] < v[3]) || !(v[3] > 1.01 * v[0])) return false;
-    const double before = curve_mean_between(loss, at[0], at[1]), now = curve_mean_between(loss, at[2], at[3]);
+    const double before = curve_mean_between(loss, at[0], at[1]);
+    const double now = curve_mean_between(loss, at[2], at[3]);
     if (!(now < before)) return false;
     size_t best = 0;
     char lock[ADVICE_LOCK_SIZE];
@@ -191,7 +222,8 @@ static inline bool advise_overfitting(char *text, const Curves *h, double step, 
         if (!(val->y[i] >= val->y[best])) best = i;
     advice_lock(lock, f);
     snprintf(text, ADVICE_SIZE,
-        "%s has risen three times, %.4g to %.4g, while the training loss fell, %.4g to %.4g; it was best at step %.0f; lower --lr, fewer --epochs (--early-stop 3), %shigher --wd, "
+        "%s has risen three times, %.4g to %.4g, while the training loss fell, %.4g to %.4g; it was best at "
+        "step %.0f; lower --lr, fewer --epochs (--early-stop 3), %shigher --wd, "
         "more augmentation (--aug-cfg)",
         f->val_metric, v[0], v[3], before, now, val->x[best], lock);
     return true;
@@ -207,16 +239,21 @@ static inline bool advise_forgetting(char *text, const Curves *h, double step, c
     for (int i = 1; i < f->set_count; i++) {
         const Accuracy a = accuracy_of(h, &f->sets[i], step);
         const double loss = a.start - a.now;
-        if (a.known && loss > fmax(0.02, 3 * a.error) && loss > most) most = loss, worst = i;
+        if (a.known && loss > fmax(0.02, 3 * a.error) && loss > most) {
+            most = loss;
+            worst = i;
+        }
     }
     if (!worst) return false;
     const Accuracy general = accuracy_of(h, &f->sets[worst], step);
     char lock[ADVICE_LOCK_SIZE] = "lock early layers (--lock-image --lock-image-unlocked-groups 4), ";
     if (f->locked) advice_lock(lock, f);
     snprintf(text, ADVICE_SIZE,
-        "zero-shot on %s went %.1f%% to %.1f%%, but on %s %.1f%% to %.1f%%; lower --lr, %sensemble with the start (wise_ft), mix general data into --train-data",
-        f->sets[0].name[0] ? f->sets[0].name : "the target", 100 * target.start, 100 * target.now, f->sets[worst].name[0] ? f->sets[worst].name : "the general set",
-        100 * general.start, 100 * general.now, lock);
+        "zero-shot on %s went %.1f%% to %.1f%%, but on %s %.1f%% to %.1f%%; lower --lr, %sensemble with the "
+        "start (wise_ft), mix general data into --train-data",
+        f->sets[0].name[0] ? f->sets[0].name : "the target", 100 * target.start, 100 * target.now,
+        f->sets[worst].name[0] ? f->sets[worst].name : "the general set", 100 * general.start,
+        100 * general.now, lock);
     return true;
 }
 
@@ -225,20 +262,30 @@ static inline bool advise_underfitting(char *text, const Curves *h, double step,
     const LossTrend t = loss_trend(curves_find(h, "loss"), step);
     const Curve *val = f->val_metric ? curves_find(h, f->val_metric) : NULL;
     const size_t n = curve_until(val, step);
-    if (step < 0.5 * (double)f->steps || !t.known || !(t.now > 0.97 * t.start) || !(t.now > 0.25 * log((double)f->pairs))) return false;
+    if (step < 0.5 * (double)f->steps || !t.known || !(t.now > 0.97 * t.start) ||
+        !(t.now > 0.25 * log((double)f->pairs)))
+        return false;
     if (n > 1 && !(val->y[n - 1] > 0.97 * val->y[0])) return false;
     Accuracy target = {NAN, NAN, NAN, false, false};
     if (f->set_count) target = accuracy_of(h, &f->sets[0], step);
     if (accuracy_gained(&target) || (n < 2 && !target.known)) return false;
-    int length = snprintf(text, ADVICE_SIZE, "the training loss stays at %.4g (%.4g at the start)", t.now, t.start);
-    if (n > 1) length += snprintf(text + length, ADVICE_SIZE - (size_t)length, ", %s at %.4g (%.4g)", f->val_metric, val->y[n - 1], val->y[0]);
-    if (target.known) length += snprintf(text + length, ADVICE_SIZE - (size_t)length, ", zero-shot at %.1f%% (%.1f%%)", 100 * target.now, 100 * target.start);
-    snprintf(text + length, ADVICE_SIZE - (size_t)length, "; higher --lr, more --epochs, %slower --wd", f->locked ? "unlock more, " : "");
+    int length =
+        snprintf(text, ADVICE_SIZE, "the training loss stays at %.4g (%.4g at the start)", t.now, t.start);
+    if (n > 1)
+        length += snprintf(text + length, ADVICE_SIZE - (size_t)length, ", %s at %.4g (%.4g)", f->val_metric,
+            val->y[n - 1], val->y[0]);
+    if (target.known)
+        length += snprintf(text + length, ADVICE_SIZE - (size_t)length, ", zero-shot at %.1f%% (%.1f%%)",
+            100 * target.now, 100 * target.start);
+    snprintf(text + length, ADVICE_SIZE - (size_t)length, "; higher --lr, more --epochs, %slower --wd",
+        f->locked ? "unlock more, " : "");
     return true;
 }
 
-// What the history up to and including a step shows; the gravest sign counts. The text says it without the sign's name.
-static inline Advice advice_at(char text[ADVICE_SIZE], const Curves *history, int64_t step, const AdviceFacts *facts) {
+// What the history up to and including a step shows; the gravest sign counts. The text says it without the
+// sign's name.
+static inline Advice advice_at(
+    char text[ADVICE_SIZE], const Curves *history, int64_t step, const AdviceFacts *facts) {
     const double at = (double)step;
     text[0] = 0;
     if (step == 0) return advise_activation(text, history, facts) ? ADVICE_ACTIVATION : ADVICE_NONE;

@@ -1,17 +1,17 @@
-// What a model is worth, the same for every back end: zero-shot accuracy, validation loss with retrieval, the features themselves
-// as a file, and the classes of single pictures.
+// What a model is worth, the same for every back end: zero-shot accuracy, validation loss with retrieval, the
+// features themselves as a file, and the classes of single pictures.
 //
-// All results are functions of the model and the data alone: not of threads, workers or chunk sizes (and but for the validation
-// loss, whose negatives are those of the batch, not of the batch size).
+// All results are functions of the model and the data alone: not of threads, workers or chunk sizes (and but
+// for the validation loss, whose negatives are those of the batch, not of the batch size).
 #ifndef CLIPC_EVALUATE_H
 #define CLIPC_EVALUATE_H
 
-#include "clipc/model/clip.h"       // clip_encode_image, clip_encode_text
+#include "clipc/model/clip.h"      // clip_encode_image, clip_encode_text
 #include "clipc/data/dataloader.h" // Loader
 #include "clipc/base/logger.h"     // logger_progress
 #include "clipc/math/loss.h"       // contrastive_loss
-#include "clipc/train/retrieval.h"  // retrieval_metrics
-#include "clipc/train/zeroshot.h"   // zeroshot_logits
+#include "clipc/train/retrieval.h" // retrieval_metrics
+#include "clipc/train/zeroshot.h"  // zeroshot_logits
 
 // Who evaluates, and how.
 typedef struct {
@@ -25,7 +25,11 @@ typedef struct {
 // How training's loader reads, but once, in the order of the data set, and without augmentation.
 static inline LoaderConfig evaluation_loader(const LoaderConfig *training) {
     LoaderConfig c = *training;
-    c.augment = NULL, c.cache = NULL, c.shuffle = false, c.one_pass = true, c.skipped_path = NULL;
+    c.augment = NULL;
+    c.cache = NULL;
+    c.shuffle = false;
+    c.one_pass = true;
+    c.skipped_path = NULL;
     return c;
 }
 
@@ -38,7 +42,9 @@ static inline bool evaluation_goes_on(const Evaluation *e, const char *what, int
 static inline ClipBatch evaluation_batch(int size, const uint8_t *pixels, const int *tokens) {
     ClipBatch batch;
     memset(&batch, 0, sizeof batch);
-    batch.size = size, batch.pixels = pixels, batch.tokens = tokens;
+    batch.size = size;
+    batch.pixels = pixels;
+    batch.tokens = tokens;
     return batch;
 }
 
@@ -48,25 +54,28 @@ typedef struct {
     const Evaluation *e;
     const char *what; // for the progress
     Loader *loader;
-    Batch batch;    // the one encoded last
-    int64_t seen;   // samples so far
+    Batch batch;  // the one encoded last
+    int64_t seen; // samples so far
     bool interrupted;
 } EvaluationPass;
 
 // The workers begin at once.
-static inline EvaluationPass pass_start(const Evaluation *e, const Dataset *data, bool captions, const char *what) {
+static inline EvaluationPass pass_start(
+    const Evaluation *e, const Dataset *data, bool captions, const char *what) {
     EvaluationPass p;
     LoaderConfig config = e->loader;
     memset(&p, 0, sizeof p);
     if (!captions) config.context = 0;
-    p.e = e, p.what = what;
+    p.e = e;
+    p.what = what;
     p.loader = loader_create(data, &config);
     p.batch = batch_create(&config);
     loader_start_epoch(p.loader, 0, 0);
     return p;
 }
 
-// Encodes the next batch: image (B,E) and, unless NULL, text (B,E). Returns how many pairs those are, 0 at the end.
+// Encodes the next batch: image (B,E) and, unless NULL, text (B,E). Returns how many pairs those are, 0 at
+// the end.
 static inline int pass_next(EvaluationPass *p, float *image, float *text) {
     int n = loader_next(p->loader, &p->batch);
     ClipBatch batch = evaluation_batch(n, p->batch.pixels, p->batch.tokens);
@@ -75,7 +84,8 @@ static inline int pass_next(EvaluationPass *p, float *image, float *text) {
         if (text) clip_encode_text(p->e->clip, &batch, text);
         p->seen += n;
     }
-    p->interrupted = !evaluation_goes_on(p->e, p->what, loader_position(p->loader), dataset_count(p->loader->data));
+    p->interrupted =
+        !evaluation_goes_on(p->e, p->what, loader_position(p->loader), dataset_count(p->loader->data));
     return p->interrupted ? 0 : n;
 }
 
@@ -100,35 +110,50 @@ typedef struct {
 static inline const char *set_path(const char *option, const char *spec, char name[64]) {
     const char *equals = strchr(spec, '=');
     name[0] = 0;
-    if (!equals || file_exists(spec) || memchr(spec, '/', (size_t)(equals - spec))) return spec; // or a path that has a = in it
-    if (equals == spec || equals - spec >= 64) die(EXIT_USAGE, "--%s %s: the name before the = has to have 1 to 63 bytes", option, spec);
+    if (!equals || file_exists(spec) || memchr(spec, '/', (size_t)(equals - spec)))
+        return spec; // or a path that has a = in it
+    if (equals == spec || equals - spec >= 64)
+        die(EXIT_USAGE, "--%s %s: the name before the = has to have 1 to 63 bytes", option, spec);
     memcpy(name, spec, (size_t)(equals - spec));
     name[equals - spec] = 0;
     return equals + 1;
 }
 
-// `spec`, given to `option`, is [NAME=]PATH: a folder of class folders, a CSV with labels, or tar shards with .cls. `classnames` may be
-// NULL for a folder: then the classes are called what their folders are. `templates` may be NULL. `keys` gives the names of columns and
-// members.
-static inline ZeroshotSet zeroshot_open(const char *option, const char *spec, const char *classnames, const char *templates, const DatasetConfig *keys) {
+// `spec`, given to `option`, is [NAME=]PATH: a folder of class folders, a CSV with labels, or tar shards with
+// .cls. `classnames` may be NULL for a folder: then the classes are called what their folders are.
+// `templates` may be NULL. `keys` gives the names of columns and members.
+static inline ZeroshotSet zeroshot_open(const char *option, const char *spec, const char *classnames,
+    const char *templates, const DatasetConfig *keys) {
     ZeroshotSet set;
     memset(&set, 0, sizeof set);
     const char *path = set_path(option, spec, set.name);
     DatasetConfig config = *keys;
-    config.type = DATASET_AUTO, config.need_caption = false, config.need_label = true, config.num_samples = 0;
+    config.type = DATASET_AUTO;
+    config.need_caption = false;
+    config.need_label = true;
+    config.num_samples = 0;
     if (classnames) set.classnames = classnames_read(classnames);
-    config.classnames = (const char *const *)set.classnames.list, config.classname_count = (int)set.classnames.count;
+    config.classnames = (const char *const *)set.classnames.list;
+    config.classname_count = (int)set.classnames.count;
     if (is_directory(path)) {
         set.data = dataset_open_class_folders(path, &config);
-        if (!classnames) set.classnames = classnames_from_folders(set.data.class_folders.list, (int)set.data.class_folders.count);
+        if (!classnames)
+            set.classnames =
+                classnames_from_folders(set.data.class_folders.list, (int)set.data.class_folders.count);
     } else {
-        if (!classnames) die(EXIT_USAGE, "--%s %s: its classes have no names; give --classnames FILE, one name a line, that of label 0 first", option, path);
+        if (!classnames)
+            die(EXIT_USAGE,
+                "--%s %s: its classes have no names; give --classnames FILE, one name a line, that of label "
+                "0 first",
+                option, path);
         set.data = dataset_open(path, &config, 1);
         int64_t none = 0;
         for (int64_t i = 0; i < dataset_count(&set.data); i++) none += set.data.samples[i].label < 0;
         if (none) // left out, they would make another test of it
-            die(EXIT_USAGE, "%s: %lld of %lld samples have no label among the %zu names in %s; give one line a class, and labels from 0 or by name", path,
-                (long long)none, (long long)dataset_count(&set.data), set.classnames.count, classnames);
+            die(EXIT_USAGE,
+                "%s: %lld of %lld samples have no label among the %zu names in %s; give one line a class, "
+                "and labels from 0 or by name",
+                path, (long long)none, (long long)dataset_count(&set.data), set.classnames.count, classnames);
     }
     set.templates = templates_read(templates);
     return set;
@@ -136,18 +161,26 @@ static inline ZeroshotSet zeroshot_open(const char *option, const char *spec, co
 
 static inline void zeroshot_close(ZeroshotSet *set) {
     dataset_free(&set->data);
-    string_list_free(&set->classnames), string_list_free(&set->templates);
+    string_list_free(&set->classnames);
+    string_list_free(&set->templates);
 }
 
-// classifier (C,E) of the model for C class names; false when Ctrl-C came. A model without a tokenizer ends the program.
-static inline bool zeroshot_classifier(const Evaluation *e, float *classifier, const StringList *names, const StringList *templates) {
+// classifier (C,E) of the model for C class names; false when Ctrl-C came. A model without a tokenizer ends
+// the program.
+static inline bool zeroshot_classifier(
+    const Evaluation *e, float *classifier, const StringList *names, const StringList *templates) {
     const ClipConfig *config = &e->clip->config;
-    const int E = config->embed_dim, T = config->context_length, C = (int)names->count, P = (int)templates->count;
+    const int E = config->embed_dim;
+    const int T = config->context_length;
+    const int C = (int)names->count;
+    const int P = (int)templates->count;
     const int64_t captions = (int64_t)C * P;
     const int B = (int)min_i64(e->loader.batch_size, captions);
     if (!e->loader.tokenizer)
-        die(EXIT_USAGE, "%s: the model's vocabulary of %d has no tokenizer, so class names mean nothing to it; take one that has", config->name,
-            config->vocab_size);
+        die(EXIT_USAGE,
+            "%s: the model's vocabulary of %d has no tokenizer, so class names mean nothing to it; take one "
+            "that has",
+            config->name, config->vocab_size);
     int *tokens = (int *)malloc_check((size_t)B * (size_t)T * sizeof(int));         // (B,T)
     float *features = (float *)malloc_check((size_t)B * (size_t)E * sizeof(float)); // (B,E)
     double *sums = (double *)calloc_check((size_t)C * (size_t)E, sizeof(double));   // (C,E)
@@ -157,15 +190,20 @@ static inline bool zeroshot_classifier(const Evaluation *e, float *classifier, c
     for (int64_t first = 0; first < captions && go_on; first += B) {
         ClipBatch batch = evaluation_batch((int)min_i64(B, captions - first), NULL, tokens);
         for (int i = 0; i < batch.size; i++) {
-            template_fill(&caption, &capacity, templates->list[(first + i) % P], names->list[(first + i) / P]);
-            tokenizer_encode(e->loader.tokenizer, caption, strlen(caption), tokens + (size_t)i * (size_t)T, T);
+            template_fill(
+                &caption, &capacity, templates->list[(first + i) % P], names->list[(first + i) / P]);
+            tokenizer_encode(
+                e->loader.tokenizer, caption, strlen(caption), tokens + (size_t)i * (size_t)T, T);
         }
         clip_encode_text(e->clip, &batch, features);
         classifier_add(sums, features, first, batch.size, P, E);
         go_on = evaluation_goes_on(e, "class names", first + batch.size, captions);
     }
     classifier_normalise(classifier, sums, C, E);
-    free(caption), free(sums), free(features), free(tokens);
+    free(caption);
+    free(sums);
+    free(features);
+    free(tokens);
     return go_on;
 }
 
@@ -183,31 +221,37 @@ static inline bool evaluate_zeroshot(const Evaluation *e, const ZeroshotSet *set
     float *image = (float *)malloc_check(B * (size_t)E * sizeof(float));              // (B,E)
     float *logits = (float *)malloc_check(B * (size_t)C * sizeof(float));             // (B,C)
     int64_t hits1 = 0, hits5 = 0;
-    EvaluationPass pass = pass_start(e, &set->data, false, "zero-shot"); // the workers decode while the text tower runs
+    EvaluationPass pass =
+        pass_start(e, &set->data, false, "zero-shot"); // the workers decode while the text tower runs
     pass.interrupted = !zeroshot_classifier(e, classifier, &set->classnames, &set->templates);
     for (int n; !pass.interrupted && (n = pass_next(&pass, image, NULL)) > 0;) {
         zeroshot_logits(e->kernels, logits, image, classifier, n, C, E, ZEROSHOT_SCALE);
         for (int i = 0; i < n; i++) {
             int rank = zeroshot_rank(logits + (size_t)i * (size_t)C, C, pass.batch.labels[i]);
-            hits1 += rank < 1, hits5 += rank < 5;
+            hits1 += rank < 1;
+            hits5 += rank < 5;
         }
     }
     bool whole = pass_end(&pass);
     if (whole) {
-        ZeroshotMetrics m = {(double)hits1 / (double)pass.seen, (double)hits5 / (double)pass.seen, C, pass.seen};
+        ZeroshotMetrics m = {
+            (double)hits1 / (double)pass.seen, (double)hits5 / (double)pass.seen, C, pass.seen};
         *out = m;
     }
-    free(logits), free(image), free(classifier);
+    free(logits);
+    free(image);
+    free(classifier);
     return whole;
 }
 
 // ---------------------------------------------------------------- files of features
 
-// Writes a .safetensors file of n rows in the order of the data set, aside and then renamed: image_features and text_features
-// (n,E) F32, L2-normalised; indices (n) I64, which sample of the data set a row is (skipped ones are missing); labels (n) I64
-// where any sample has one, -1 for those without. The model's name and exp(logit_scale) stand in __metadata__.
-static inline void save_features(const char *path, const char *model, float logit_scale, const float *image, const float *text, const int64_t *indices,
-                                 const int64_t *labels, int64_t n, int E) {
+// Writes a .safetensors file of n rows in the order of the data set, aside and then renamed: image_features
+// and text_features (n,E) F32, L2-normalised; indices (n) I64, which sample of the data set a row is (skipped
+// ones are missing); labels (n) I64 where any sample has one, -1 for those without. The model's name and
+// exp(logit_scale) stand in __metadata__.
+static inline void save_features(const char *path, const char *model, float logit_scale, const float *image,
+    const float *text, const int64_t *indices, const int64_t *labels, int64_t n, int E) {
     char scale[32];
     snprintf(scale, sizeof scale, "%.9g", logit_scale);
     const struct {
@@ -215,9 +259,8 @@ static inline void save_features(const char *path, const char *model, float logi
         const void *data;
         size_t bytes;
     } tensors[] = {{"image_features", "F32", image, (size_t)n * (size_t)E * 4},
-                   {"text_features", "F32", text, (size_t)n * (size_t)E * 4},
-                   {"indices", "I64", indices, (size_t)n * 8},
-                   {"labels", "I64", labels, labels ? (size_t)n * 8 : 0}};
+        {"text_features", "F32", text, (size_t)n * (size_t)E * 4}, {"indices", "I64", indices, (size_t)n * 8},
+        {"labels", "I64", labels, labels ? (size_t)n * 8 : 0}};
     json_t *header = json_object(), *metadata = json_object();
     json_object_set_new(metadata, "model", json_string(model));
     json_object_set_new(metadata, "logit_scale", json_string(scale));
@@ -227,7 +270,9 @@ static inline void save_features(const char *path, const char *model, float logi
         if (!tensors[i].data) continue;
         json_t *shape = json_pack(i < 2 ? "[I,i]" : "[I]", (json_int_t)n, E);
         json_int_t end = at + (json_int_t)tensors[i].bytes;
-        json_object_set_new(header, tensors[i].name, json_pack("{s:s,s:o,s:[I,I]}", "dtype", tensors[i].dtype, "shape", shape, "data_offsets", at, end));
+        json_object_set_new(header, tensors[i].name,
+            json_pack(
+                "{s:s,s:o,s:[I,I]}", "dtype", tensors[i].dtype, "shape", shape, "data_offsets", at, end));
         at = end;
     }
     char *text_of_header = json_dumps(header, JSON_COMPACT);
@@ -258,35 +303,48 @@ typedef struct {
     int64_t samples; // without the skipped ones
 } ValidationMetrics;
 
-// open_clip's evaluation on captioned images: the loss in batches of training's size (negatives come from the batch alone, the
-// last one is smaller), and retrieval over the whole set. Features are kept: 8 N E bytes. `features_path`: they are saved there,
-// too; or NULL. False, and nothing in *out, when Ctrl-C came.
-static inline bool evaluate_validation(const Evaluation *e, const Dataset *data, const char *features_path, ValidationMetrics *out) {
+// open_clip's evaluation on captioned images: the loss in batches of training's size (negatives come from the
+// batch alone, the last one is smaller), and retrieval over the whole set. Features are kept: 8 N E bytes.
+// `features_path`: they are saved there, too; or NULL. False, and nothing in *out, when Ctrl-C came.
+static inline bool evaluate_validation(
+    const Evaluation *e, const Dataset *data, const char *features_path, ValidationMetrics *out) {
     const int E = e->clip->config.embed_dim;
     const size_t N = (size_t)dataset_count(data), W = (size_t)E;
     const float scale = clip_logit_scale(e->clip);
-    if (N > 1 << 30) die(EXIT_USAGE, "%s: %zu pairs are too many to validate on; use --val-num-samples", data->files[0].path, N);
-    float *image = (float *)malloc_check(N * W * sizeof(float)), *text = (float *)malloc_check(N * W * sizeof(float)); // (N,E)
-    int64_t *indices = (int64_t *)malloc_check(N * sizeof(int64_t)), *labels = (int64_t *)malloc_check(N * sizeof(int64_t));
+    if (N > 1 << 30)
+        die(EXIT_USAGE, "%s: %zu pairs are too many to validate on; use --val-num-samples",
+            data->files[0].path, N);
+    float *image = (float *)malloc_check(N * W * sizeof(float));
+    float *text = (float *)malloc_check(N * W * sizeof(float)); // (N,E)
+    int64_t *indices = (int64_t *)malloc_check(N * sizeof(int64_t));
+    int64_t *labels = (int64_t *)malloc_check(N * sizeof(int64_t));
     bool labelled = false;
     double loss = 0;
     EvaluationPass pass = pass_start(e, data, true, "validation");
     for (size_t first = 0;; first = (size_t)pass.seen) {
         int n = pass_next(&pass, image + first * W, text + first * W);
         if (!n) break;
-        loss += n * contrastive_loss(e->kernels, NULL, NULL, NULL, image + first * W, text + first * W, NULL, POSITIVES_DIAGONAL, n, E, scale);
+        loss += n * contrastive_loss(e->kernels, NULL, NULL, NULL, image + first * W, text + first * W, NULL,
+                        POSITIVES_DIAGONAL, n, E, scale);
         for (int i = 0; i < n; i++) {
-            indices[first + (size_t)i] = pass.batch.indices[i], labels[first + (size_t)i] = pass.batch.labels[i];
+            indices[first + (size_t)i] = pass.batch.indices[i];
+            labels[first + (size_t)i] = pass.batch.labels[i];
             labelled |= pass.batch.labels[i] >= 0;
         }
     }
     bool whole = pass_end(&pass);
     if (whole) {
-        out->samples = pass.seen, out->loss = loss / (double)pass.seen;
+        out->samples = pass.seen;
+        out->loss = loss / (double)pass.seen;
         out->retrieval = retrieval_metrics(e->kernels, image, text, (int)pass.seen, E, e->retrieval_chunk);
-        if (features_path) save_features(features_path, e->clip->config.name, scale, image, text, indices, labelled ? labels : NULL, pass.seen, E);
+        if (features_path)
+            save_features(features_path, e->clip->config.name, scale, image, text, indices,
+                labelled ? labels : NULL, pass.seen, E);
     }
-    free(labels), free(indices), free(text), free(image);
+    free(labels);
+    free(indices);
+    free(text);
+    free(image);
     return whole;
 }
 
@@ -302,9 +360,12 @@ typedef struct {
     int count;
 } MetricList;
 
-// `set`: the name of the data set, "" for none, which then stands behind that of the metric: zeroshot_top1/birds
-static inline void metric_add(MetricList *m, const char *prefix, const char *name, const char *set, double value) {
-    snprintf(m->list[m->count].name, sizeof m->list[m->count].name, "%s%s%s%s", prefix, name, *set ? "/" : "", set);
+// `set`: the name of the data set, "" for none, which then stands behind that of the metric:
+// zeroshot_top1/birds
+static inline void metric_add(
+    MetricList *m, const char *prefix, const char *name, const char *set, double value) {
+    snprintf(m->list[m->count].name, sizeof m->list[m->count].name, "%s%s%s%s", prefix, name, *set ? "/" : "",
+        set);
     m->list[m->count++].value = value;
 }
 
@@ -340,7 +401,8 @@ static inline const char *classify_read(const LoaderConfig *c, const char *path,
     ByteBuffer file = {NULL, 0, 0};
     Image image;
     SampleStatus read = sample_read_file(&file, path, IMAGE_MOST_BYTES);
-    ImageStatus status = read == SAMPLE_OK ? image_decode(&image, file.data, file.bytes, c->max_image_pixels) : IMAGE_EMPTY;
+    ImageStatus status =
+        read == SAMPLE_OK ? image_decode(&image, file.data, file.bytes, c->max_image_pixels) : IMAGE_EMPTY;
     free(file.data);
     if (read != SAMPLE_OK) return read == SAMPLE_MISSING ? "no such file" : "cannot be read";
     if (status != IMAGE_OK) return image_status_name(status);
@@ -366,12 +428,15 @@ static inline void classify_print(const char *path, float *logits, const StringL
     }
 }
 
-// Prints for each image file its `most` likeliest classes with their probabilities, softmax(exp(logit_scale) cos). A file that
-// cannot be used gets one line on stderr. Returns the exit code: EXIT_USAGE when no file could be used.
-static inline int classify(const Evaluation *e, char *const *paths, int count, const StringList *names, const StringList *templates, int most) {
+// Prints for each image file its `most` likeliest classes with their probabilities, softmax(exp(logit_scale)
+// cos). A file that cannot be used gets one line on stderr. Returns the exit code: EXIT_USAGE when no file
+// could be used.
+static inline int classify(const Evaluation *e, char *const *paths, int count, const StringList *names,
+    const StringList *templates, int most) {
     const int E = e->clip->config.embed_dim, C = (int)names->count, S = e->loader.image_size;
     float *classifier = (float *)malloc_check((size_t)C * (size_t)E * sizeof(float)); // (C,E)
-    float *logits = (float *)malloc_check((size_t)C * sizeof(float)), *feature = (float *)malloc_check((size_t)E * sizeof(float));
+    float *logits = (float *)malloc_check((size_t)C * sizeof(float));
+    float *feature = (float *)malloc_check((size_t)E * sizeof(float));
     uint8_t *pixels = (uint8_t *)malloc_check(3 * (size_t)S * (size_t)S);
     int done = 0;
     bool go_on = zeroshot_classifier(e, classifier, names, templates);
@@ -387,7 +452,10 @@ static inline int classify(const Evaluation *e, char *const *paths, int count, c
         }
         go_on = evaluation_goes_on(e, "pictures", i + 1, count);
     }
-    free(pixels), free(feature), free(logits), free(classifier);
+    free(pixels);
+    free(feature);
+    free(logits);
+    free(classifier);
     return !go_on ? EXIT_INTERRUPTED : done ? EXIT_SUCCESS : EXIT_USAGE;
 }
 

@@ -1,5 +1,6 @@
-// Features of a locked tower, kept from the first time that a picture or a caption is seen: its pooled output, before the projection
-// (which may train). Later epochs then cost the other tower only. The same bits as without it.
+// Features of a locked tower, kept from the first time that a picture or a caption is seen: its pooled
+// output, before the projection (which may train). Later epochs then cost the other tower only. The same bits
+// as without it.
 #ifndef CLIPC_FEATURE_CACHE_H
 #define CLIPC_FEATURE_CACHE_H
 
@@ -7,27 +8,31 @@
 
 // A hash table with open addressing from a sample's key to its row.
 typedef struct {
-    int tower, width;  // C
-    uint64_t *keys;    // (slots) 0: free
-    int64_t *row_of;   // (slots)
+    int tower, width; // C
+    uint64_t *keys;   // (slots) 0: free
+    int64_t *row_of;  // (slots)
     size_t slots, count;
-    float *rows;       // (capacity,C)
+    float *rows; // (capacity,C)
     size_t capacity;
 } FeatureCache;
 
 static inline FeatureCache feature_cache_create(const Clip *clip, int tower) {
     FeatureCache c;
     memset(&c, 0, sizeof c);
-    c.tower = tower, c.width = tower == IMAGE_TOWER ? clip->config.image_width : clip->config.text_width;
+    c.tower = tower;
+    c.width = tower == IMAGE_TOWER ? clip->config.image_width : clip->config.text_width;
     return c;
 }
 
 static inline void feature_cache_free(FeatureCache *c) {
-    free(c->keys), free(c->row_of), free(c->rows);
+    free(c->keys);
+    free(c->row_of);
+    free(c->rows);
     memset(c, 0, sizeof *c);
 }
 
-// The key of a picture: its place in the data set. Of a caption: its tokens, so that equal captions share a row.
+// The key of a picture: its place in the data set. Of a caption: its tokens, so that equal captions share a
+// row.
 static inline uint64_t picture_key(int64_t index) { return (uint64_t)index + 1; }
 static inline uint64_t caption_key(const int *tokens, int length) {
     const uint64_t hash = hash_bytes(HASH_START, tokens, (size_t)length * sizeof *tokens);
@@ -35,7 +40,8 @@ static inline uint64_t caption_key(const int *tokens, int length) {
 }
 
 static inline size_t feature_cache_slot(const FeatureCache *c, uint64_t key) {
-    size_t at = (size_t)(key * 0x9e3779b97f4a7c15ull) & (c->slots - 1); // Fibonacci hashing: neighbouring indices spread
+    size_t at = (size_t)(key * 0x9e3779b97f4a7c15ull) &
+                (c->slots - 1); // Fibonacci hashing: neighbouring indices spread
     while (c->keys[at] && c->keys[at] != key) at = (at + 1) & (c->slots - 1);
     return at;
 }
@@ -51,25 +57,33 @@ static inline void feature_cache_add(FeatureCache *c, uint64_t key, const float 
     if (2 * (c->count + 1) > c->slots) { // at most half full
         FeatureCache bigger = *c;
         bigger.slots = c->slots ? 2 * c->slots : 1024;
-        bigger.keys = (uint64_t *)calloc_check(bigger.slots, sizeof *bigger.keys), bigger.row_of = (int64_t *)malloc_check(bigger.slots * sizeof *bigger.row_of);
+        bigger.keys = (uint64_t *)calloc_check(bigger.slots, sizeof *bigger.keys);
+        bigger.row_of = (int64_t *)malloc_check(bigger.slots * sizeof *bigger.row_of);
         for (size_t i = 0; i < c->slots; i++) {
             if (!c->keys[i]) continue;
             const size_t at = feature_cache_slot(&bigger, c->keys[i]);
-            bigger.keys[at] = c->keys[i], bigger.row_of[at] = c->row_of[i];
+            bigger.keys[at] = c->keys[i];
+            bigger.row_of[at] = c->row_of[i];
         }
-        free(c->keys), free(c->row_of);
+        free(c->keys);
+        free(c->row_of);
         *c = bigger;
     }
     const size_t at = feature_cache_slot(c, key);
     if (c->keys[at]) return; // twice in one batch
     list_grow((void **)&c->rows, &c->capacity, c->count + 1, (size_t)c->width * sizeof *c->rows);
     memcpy(c->rows + c->count * (size_t)c->width, row, (size_t)c->width * sizeof *row);
-    c->keys[at] = key, c->row_of[at] = (int64_t)c->count++;
+    c->keys[at] = key;
+    c->row_of[at] = (int64_t)c->count++;
 }
 
-// pooled (B,C): the rows of a batch whose samples have these keys (B); what is not there is computed, as one smaller batch, and added.
-static inline void feature_cache_gather(FeatureCache *c, Clip *clip, float *pooled, const ClipBatch *batch, const uint64_t *keys) {
-    const size_t S = 3 * (size_t)clip->config.image_size * (size_t)clip->config.image_size, T = (size_t)clip->config.context_length, C = (size_t)c->width;
+// pooled (B,C): the rows of a batch whose samples have these keys (B); what is not there is computed, as one
+// smaller batch, and added.
+static inline void feature_cache_gather(
+    FeatureCache *c, Clip *clip, float *pooled, const ClipBatch *batch, const uint64_t *keys) {
+    const size_t S = 3 * (size_t)clip->config.image_size * (size_t)clip->config.image_size;
+    const size_t T = (size_t)clip->config.context_length;
+    const size_t C = (size_t)c->width;
     int *missing = (int *)malloc_check((size_t)batch->size * sizeof *missing), count = 0;
     for (int b = 0; b < batch->size; b++)
         if (!feature_cache_find(c, keys[b])) missing[count++] = b;
@@ -87,9 +101,11 @@ static inline void feature_cache_gather(FeatureCache *c, Clip *clip, float *pool
         }
         clip_pool(clip, c->tower, &part, pooled);
         for (int i = 0; i < count; i++) feature_cache_add(c, keys[missing[i]], pooled + (size_t)i * C);
-        free(pixels), free(tokens);
+        free(pixels);
+        free(tokens);
     }
-    for (int b = 0; b < batch->size; b++) memcpy(pooled + (size_t)b * C, feature_cache_find(c, keys[b]), C * sizeof *pooled);
+    for (int b = 0; b < batch->size; b++)
+        memcpy(pooled + (size_t)b * C, feature_cache_find(c, keys[b]), C * sizeof *pooled);
     free(missing);
 }
 
@@ -97,7 +113,8 @@ static inline void feature_cache_gather(FeatureCache *c, Clip *clip, float *pool
 
 #define FEATURES_MAGIC 0x54464c43 // the bytes "CLFT"
 
-// The beginning of a feature file; behind it the keys (count) in the order of the rows, then the rows (count,C).
+// The beginning of a feature file; behind it the keys (count) in the order of the rows, then the rows
+// (count,C).
 typedef struct {
     int32_t magic, version, tower, width;
     uint64_t identity; // of the weights and the data that made it
@@ -125,10 +142,16 @@ static inline void feature_cache_load(FeatureCache *c, const char *path, uint64_
     if (!file_exists(path)) return;
     FILE *f = fopen_check(path, "rb");
     fread_check(&h, sizeof h, f, path);
-    if (h.magic != FEATURES_MAGIC || h.version != 1) die(EXIT_USAGE, "%s: is no file of features; give --feature-cache another name", path);
+    if (h.magic != FEATURES_MAGIC || h.version != 1)
+        die(EXIT_USAGE, "%s: is no file of features; give --feature-cache another name", path);
     if (h.identity != identity || h.tower != c->tower || h.width != c->width)
-        die(EXIT_USAGE, "%s: holds the features of other weights, data or image settings; remove it, or give --feature-cache another name", path);
-    if (fstat(fileno(f), &st) || h.count < 0 || st.st_size != (int64_t)sizeof h + h.count * (8 + 4 * (int64_t)h.width)) die(EXIT_USAGE, "%s: is not complete; remove it", path);
+        die(EXIT_USAGE,
+            "%s: holds the features of other weights, data or image settings; remove it, or give "
+            "--feature-cache another name",
+            path);
+    if (fstat(fileno(f), &st) || h.count < 0 ||
+        st.st_size != (int64_t)sizeof h + h.count * (8 + 4 * (int64_t)h.width))
+        die(EXIT_USAGE, "%s: is not complete; remove it", path);
     uint64_t *keys = (uint64_t *)malloc_check((size_t)h.count * sizeof *keys);
     float *row = (float *)malloc_check((size_t)h.width * sizeof *row);
     fread_check(keys, (size_t)h.count * sizeof *keys, f, path);
@@ -136,7 +159,8 @@ static inline void feature_cache_load(FeatureCache *c, const char *path, uint64_
         fread_check(row, (size_t)h.width * sizeof *row, f, path);
         if (keys[i]) feature_cache_add(c, keys[i], row);
     }
-    free(keys), free(row);
+    free(keys);
+    free(row);
     fclose(f);
 }
 

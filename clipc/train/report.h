@@ -1,5 +1,6 @@
-// One self-contained page a run, report.html: what it came to, its curves, its evaluations with what they show, pictures with the
-// captions that the model finds best and worst, the settings. Nothing is loaded from elsewhere; light and dark as the reader's system.
+// One self-contained page a run, report.html: what it came to, its curves, its evaluations with what they
+// show, pictures with the captions that the model finds best and worst, the settings. Nothing is loaded from
+// elsewhere; light and dark as the reader's system.
 //
 // Pages are not worth a run: what cannot be written gives a warning and false.
 #ifndef CLIPC_REPORT_H
@@ -15,7 +16,7 @@ enum { REPORT_PICTURES = 12, REPORT_CAPTIONS = 256, REPORT_BEST = 3, REPORT_CAPT
 typedef struct {
     uint8_t *png;
     size_t png_bytes;
-    int own, rank;        // its own caption, and at which rank from 1 it was found
+    int own, rank;         // its own caption, and at which rank from 1 it was found
     int best[REPORT_BEST]; // captions, the likeliest first; -1: there are fewer
     double probability[REPORT_BEST];
     int worst;
@@ -55,10 +56,15 @@ static inline uint8_t *png_of_planes(const uint8_t *planes, int S, size_t *bytes
     png_image image;
     png_alloc_size_t size = 0;
     memset(&image, 0, sizeof image);
-    image.version = PNG_IMAGE_VERSION, image.width = image.height = (png_uint_32)S, image.format = PNG_FORMAT_RGB;
+    image.version = PNG_IMAGE_VERSION;
+    image.width = image.height = (png_uint_32)S;
+    image.format = PNG_FORMAT_RGB;
     if (png_image_write_to_memory(&image, NULL, &size, 0, rgb, 0, NULL)) {
         out = (uint8_t *)malloc_check(size);
-        if (!png_image_write_to_memory(&image, out, &size, 0, rgb, 0, NULL)) free(out), out = NULL;
+        if (!png_image_write_to_memory(&image, out, &size, 0, rgb, 0, NULL)) {
+            free(out);
+            out = NULL;
+        }
     }
     free(rgb);
     *bytes = size;
@@ -68,16 +74,22 @@ static inline uint8_t *png_of_planes(const uint8_t *planes, int S, size_t *bytes
 // Decodes sample `index` for the model; false for one that cannot be used.
 static inline bool grid_read_pixels(const LoaderConfig *c, const SampleBytes *bytes, uint8_t *pixels) {
     Image image;
-    if (image_decode(&image, bytes->image.data, bytes->image.bytes, c->max_image_pixels) != IMAGE_OK) return false;
+    if (image_decode(&image, bytes->image.data, bytes->image.bytes, c->max_image_pixels) != IMAGE_OK)
+        return false;
     if (c->exif_rotate) image_apply_orientation(&image);
-    const ImageStatus status = image_eval_transform(pixels, &image, c->image_size, c->interpolation, c->resize_mode);
+    const ImageStatus status =
+        image_eval_transform(pixels, &image, c->image_size, c->interpolation, c->resize_mode);
     image_free(&image);
     return status == IMAGE_OK;
 }
 
-// Reads pictures, evenly spread over the set, and captions: those of some more samples, or where `classes` is given those of the classes.
-static inline void grid_read(ReportGrid *g, uint8_t *pixels, const LoaderConfig *c, const Dataset *data, const ZeroshotSet *classes) {
-    const int64_t n = dataset_count(data), samples = min_i64(n, REPORT_CAPTIONS), every = max_i64(1, samples / REPORT_PICTURES);
+// Reads pictures, evenly spread over the set, and captions: those of some more samples, or where `classes` is
+// given those of the classes.
+static inline void grid_read(
+    ReportGrid *g, uint8_t *pixels, const LoaderConfig *c, const Dataset *data, const ZeroshotSet *classes) {
+    const int64_t n = dataset_count(data);
+    const int64_t samples = min_i64(n, REPORT_CAPTIONS);
+    const int64_t every = max_i64(1, samples / REPORT_PICTURES);
     const size_t size = 3 * (size_t)c->image_size * (size_t)c->image_size;
     char *caption = NULL;
     size_t capacity = 0;
@@ -85,7 +97,8 @@ static inline void grid_read(ReportGrid *g, uint8_t *pixels, const LoaderConfig 
     memset(&bytes, 0, sizeof bytes);
     for (size_t i = 0; classes && i < classes->classnames.count; i++) {
         template_fill(&caption, &capacity, classes->templates.list[0], classes->classnames.list[i]);
-        string_list_add(&g->captions, caption); // as many as classes, whatever they are called: a label is an index
+        string_list_add(
+            &g->captions, caption); // as many as classes, whatever they are called: a label is an index
     }
     for (int64_t k = 0; k < samples; k++) {
         const bool shown = k % every == 0 && g->count < REPORT_PICTURES;
@@ -124,45 +137,56 @@ static inline void grid_judge(ReportPicture *p, const float *scores, int caption
 
 // Text features (captions,E) of the grid's captions.
 static inline void grid_encode_captions(const ReportGrid *g, const Evaluation *e, float *text) {
-    const int n = (int)g->captions.count, T = e->clip->config.context_length, B = (int)min_i64(n, e->loader.batch_size);
+    const int n = (int)g->captions.count;
+    const int T = e->clip->config.context_length;
+    const int B = (int)min_i64(n, e->loader.batch_size);
     int *tokens = (int *)malloc_check((size_t)B * (size_t)T * sizeof *tokens);
     for (int first = 0; first < n; first += B) {
         ClipBatch batch;
         memset(&batch, 0, sizeof batch);
-        batch.size = (int)min_i64(B, n - first), batch.tokens = tokens;
+        batch.size = (int)min_i64(B, n - first);
+        batch.tokens = tokens;
         for (int i = 0; i < batch.size; i++) {
             const char *caption = g->captions.list[first + i];
-            tokenizer_encode(e->loader.tokenizer, caption, strlen(caption), tokens + (size_t)i * (size_t)T, T);
+            tokenizer_encode(
+                e->loader.tokenizer, caption, strlen(caption), tokens + (size_t)i * (size_t)T, T);
         }
         clip_encode_text(e->clip, &batch, text + (size_t)first * (size_t)e->clip->config.embed_dim);
     }
     free(tokens);
 }
 
-// What the model finds in pictures of the set: of captioned ones, or (`classes`, whose data it is) of labelled ones. An empty grid
-// where there is nothing to read in them, or no text can be read.
+// What the model finds in pictures of the set: of captioned ones, or (`classes`, whose data it is) of
+// labelled ones. An empty grid where there is nothing to read in them, or no text can be read.
 static inline ReportGrid report_grid(const Evaluation *e, const Dataset *data, const ZeroshotSet *classes) {
     ReportGrid g;
     const int S = e->loader.image_size, E = e->clip->config.embed_dim;
     const size_t size = 3 * (size_t)S * (size_t)S;
     memset(&g, 0, sizeof g);
-    g.image_size = S, g.classes = classes != NULL;
+    g.image_size = S;
+    g.classes = classes != NULL;
     if (!e->loader.tokenizer) return g;
-    uint8_t *pixels = (uint8_t *)malloc_check((REPORT_PICTURES + 1) * size); // one more: of a picture that is not taken
+    uint8_t *pixels =
+        (uint8_t *)malloc_check((REPORT_PICTURES + 1) * size); // one more: of a picture that is not taken
     grid_read(&g, pixels, &e->loader, data, classes);
     const int n = (int)g.captions.count;
-    float *text = (float *)malloc_check((size_t)n * (size_t)E * sizeof *text), *image = (float *)malloc_check(REPORT_PICTURES * (size_t)E * sizeof *image);
+    float *text = (float *)malloc_check((size_t)n * (size_t)E * sizeof *text);
+    float *image = (float *)malloc_check(REPORT_PICTURES * (size_t)E * sizeof *image);
     float *scores = (float *)malloc_check((size_t)n * sizeof *scores);
     if (g.count) grid_encode_captions(&g, e, text);
     for (int i = 0; i < g.count; i++) {
         ClipBatch batch;
         memset(&batch, 0, sizeof batch);
-        batch.size = 1, batch.pixels = pixels + (size_t)i * size;
+        batch.size = 1;
+        batch.pixels = pixels + (size_t)i * size;
         clip_encode_image(e->clip, &batch, image);
         zeroshot_logits(e->kernels, scores, image, text, 1, n, E, clip_logit_scale(e->clip));
         grid_judge(&g.list[i], scores, n);
     }
-    free(scores), free(image), free(text), free(pixels);
+    free(scores);
+    free(image);
+    free(text);
+    free(pixels);
     return g;
 }
 
@@ -179,49 +203,95 @@ typedef struct {
 
 static inline void html_style(FILE *f) {
     fputs("<style>\n"
-          ":root{color-scheme:light dark;--back:#f4f6f8;--card:#fff;--ink:#1c2128;--soft:#5b6472;--line:#e6e9ee;--blue:#2563eb;--good:#0d8a5f;--bad:#c2410c;--tint:#e6eefe;--warn:#fff2e3;--fine:#e5f6ee}\n"
-          "@media (prefers-color-scheme:dark){:root{--back:#080b10;--card:#0f141b;--ink:#e8ebf0;--soft:#98a2b0;--line:#252c36;--blue:#6ea8fe;--good:#45c99a;--bad:#ff9d5c;"
+          ":root{color-scheme:light "
+          "dark;--back:#f4f6f8;--card:#fff;--ink:#1c2128;--soft:#5b6472;--line:#e6e9ee;--blue:#2563eb;--good:"
+          "#0d8a5f;--bad:#c2410c;--tint:#e6eefe;--warn:#fff2e3;--fine:#e5f6ee}\n"
+          "@media "
+          "(prefers-color-scheme:dark){:root{--back:#080b10;--card:#0f141b;--ink:#e8ebf0;--soft:#98a2b0;--"
+          "line:#252c36;--blue:#6ea8fe;--good:#45c99a;--bad:#ff9d5c;"
           "--tint:#17263d;--warn:#2d2012;--fine:#10291f}}\n"
-          "*{box-sizing:border-box}body{margin:0;background:var(--back);color:var(--ink);font:15px/1.5 system-ui,-apple-system,'Segoe UI','DejaVu Sans',sans-serif}\n"
-          "main{max-width:1080px;margin:0 auto;padding:40px 20px 64px}h1{font-size:28px;line-height:1.2;margin:0 0 6px;overflow-wrap:anywhere}h2{font-size:17px;margin:0 0 14px}\n"
-          ".soft{color:var(--soft)}header p{margin:0}.card{background:var(--card);border:1px solid var(--line);border-radius:14px;padding:20px 22px;margin-top:20px}\n"
-          ".tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(180px,1fr));gap:12px;margin-top:24px}.tile{background:var(--card);border:1px solid var(--line);"
-          "border-radius:14px;padding:14px 16px}.tile b{display:block;font-size:26px;line-height:1.3;font-weight:650;font-variant-numeric:tabular-nums}"
-          ".tile span{color:var(--soft);font-size:13px;overflow-wrap:anywhere}.up{color:var(--good)!important}.down{color:var(--bad)!important}\n"
+          "*{box-sizing:border-box}body{margin:0;background:var(--back);color:var(--ink);font:15px/1.5 "
+          "system-ui,-apple-system,'Segoe UI','DejaVu Sans',sans-serif}\n"
+          "main{max-width:1080px;margin:0 auto;padding:40px 20px "
+          "64px}h1{font-size:28px;line-height:1.2;margin:0 0 "
+          "6px;overflow-wrap:anywhere}h2{font-size:17px;margin:0 0 14px}\n"
+          ".soft{color:var(--soft)}header p{margin:0}.card{background:var(--card);border:1px solid "
+          "var(--line);border-radius:14px;padding:20px 22px;margin-top:20px}\n"
+          ".tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(180px,1fr));gap:12px;margin-top:"
+          "24px}.tile{background:var(--card);border:1px solid var(--line);"
+          "border-radius:14px;padding:14px 16px}.tile "
+          "b{display:block;font-size:26px;line-height:1.3;font-weight:650;font-variant-numeric:tabular-nums}"
+          ".tile "
+          "span{color:var(--soft);font-size:13px;overflow-wrap:anywhere}.up{color:var(--good)!important}."
+          "down{color:var(--bad)!important}\n"
           ".advice{background:var(--warn);border-left:4px solid var(--bad)}.advice p{margin:0}\n"
-          ".curves{padding:8px;overflow:auto}.curves svg{display:block;width:100%;min-width:600px;height:auto;border-radius:10px}\n"
-          ".scroll{overflow:auto;max-height:520px}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;font-size:14px}th{position:sticky;top:0;"
-          "background:var(--card);color:var(--soft);font-weight:500;text-align:right;vertical-align:bottom;padding:4px 12px 8px;border-bottom:1px solid var(--line);white-space:nowrap}th b{color:var(--ink);font-weight:600}"
-          "td{text-align:right;padding:6px 12px;border-bottom:1px solid var(--line);white-space:nowrap}td.best{color:var(--good);font-weight:650}"
-          "td.says{text-align:left;white-space:normal;color:var(--soft);font-size:13px;padding-top:2px;border-bottom-width:2px}td.says b{color:var(--bad)}\n"
-          ".grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(230px,1fr));gap:16px}.picture{border:1px solid var(--line);border-radius:12px;overflow:hidden;display:flex;"
-          "flex-direction:column}.picture img{width:100%;aspect-ratio:1;object-fit:contain;background:var(--back);display:block}.crisp img{image-rendering:pixelated}"
-          ".picture>div{padding:10px 14px 14px;font-size:13px;line-height:1.4}.own{font-weight:600;font-size:14px;margin:0 0 2px;overflow-wrap:anywhere}"
-          ".chip{display:inline-block;border-radius:99px;padding:1px 9px;font-size:12px;background:var(--tint);color:var(--blue);margin-bottom:8px}.chip.down{background:var(--warn)}.chip.up{background:var(--fine)}\n"
-          ".bar{position:relative;margin:0 -6px 2px;padding:2px 46px 2px 6px;border-radius:5px;overflow-wrap:anywhere}.bar i{position:absolute;inset:0 auto 0 0;background:var(--tint);"
-          "border-radius:5px;z-index:0}.bar span{position:relative}.bar em{position:absolute;right:6px;top:2px;font-style:normal;color:var(--soft);font-variant-numeric:tabular-nums}"
-          ".right span{color:var(--good);font-weight:600}.worst{margin:6px 0 0;color:var(--soft);overflow-wrap:anywhere}\n"
-          "dl{display:grid;grid-template-columns:repeat(auto-fill,minmax(300px,1fr));gap:0 28px;margin:0;font-size:14px}dl div{display:flex;justify-content:space-between;gap:16px;"
-          "border-bottom:1px solid var(--line);padding:4px 0}dt{color:var(--soft);white-space:nowrap}dd{margin:0;text-align:right;overflow-wrap:anywhere;font-variant-numeric:tabular-nums}\n"
-          "@media print{body{background:#fff}.scroll{max-height:none;overflow:visible}.card,.tile,.picture{break-inside:avoid}}\n"
-          "</style>\n", f);
+          ".curves{padding:8px;overflow:auto}.curves "
+          "svg{display:block;width:100%;min-width:600px;height:auto;border-radius:10px}\n"
+          ".scroll{overflow:auto;max-height:520px}table{border-collapse:collapse;width:100%;font-variant-"
+          "numeric:tabular-nums;font-size:14px}th{position:sticky;top:0;"
+          "background:var(--card);color:var(--soft);font-weight:500;text-align:right;vertical-align:bottom;"
+          "padding:4px 12px 8px;border-bottom:1px solid var(--line);white-space:nowrap}th "
+          "b{color:var(--ink);font-weight:600}"
+          "td{text-align:right;padding:6px 12px;border-bottom:1px solid "
+          "var(--line);white-space:nowrap}td.best{color:var(--good);font-weight:650}"
+          "td.says{text-align:left;white-space:normal;color:var(--soft);font-size:13px;padding-top:2px;"
+          "border-bottom-width:2px}td.says b{color:var(--bad)}\n"
+          ".grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(230px,1fr));gap:16px}.picture{"
+          "border:1px solid var(--line);border-radius:12px;overflow:hidden;display:flex;"
+          "flex-direction:column}.picture "
+          "img{width:100%;aspect-ratio:1;object-fit:contain;background:var(--back);display:block}.crisp "
+          "img{image-rendering:pixelated}"
+          ".picture>div{padding:10px 14px "
+          "14px;font-size:13px;line-height:1.4}.own{font-weight:600;font-size:14px;margin:0 0 "
+          "2px;overflow-wrap:anywhere}"
+          ".chip{display:inline-block;border-radius:99px;padding:1px "
+          "9px;font-size:12px;background:var(--tint);color:var(--blue);margin-bottom:8px}.chip.down{"
+          "background:var(--warn)}.chip.up{background:var(--fine)}\n"
+          ".bar{position:relative;margin:0 -6px 2px;padding:2px 46px 2px "
+          "6px;border-radius:5px;overflow-wrap:anywhere}.bar i{position:absolute;inset:0 auto 0 "
+          "0;background:var(--tint);"
+          "border-radius:5px;z-index:0}.bar span{position:relative}.bar "
+          "em{position:absolute;right:6px;top:2px;font-style:normal;color:var(--soft);font-variant-numeric:"
+          "tabular-nums}"
+          ".right span{color:var(--good);font-weight:600}.worst{margin:6px 0 "
+          "0;color:var(--soft);overflow-wrap:anywhere}\n"
+          "dl{display:grid;grid-template-columns:repeat(auto-fill,minmax(300px,1fr));gap:0 "
+          "28px;margin:0;font-size:14px}dl div{display:flex;justify-content:space-between;gap:16px;"
+          "border-bottom:1px solid var(--line);padding:4px "
+          "0}dt{color:var(--soft);white-space:nowrap}dd{margin:0;text-align:right;overflow-wrap:anywhere;"
+          "font-variant-numeric:tabular-nums}\n"
+          "@media "
+          "print{body{background:#fff}.scroll{max-height:none;overflow:visible}.card,.tile,.picture{break-"
+          "inside:avoid}}\n"
+          "</style>\n",
+        f);
 }
 
 static inline void html_base64(FILE *f, const uint8_t *data, size_t bytes) {
     static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     for (size_t i = 0; i < bytes; i += 3) {
         const size_t left = bytes - i;
-        const uint32_t three = (uint32_t)data[i] << 16 | (left > 1 ? (uint32_t)data[i + 1] << 8 : 0) | (left > 2 ? data[i + 2] : 0);
-        fputc(digits[three >> 18], f), fputc(digits[three >> 12 & 63], f);
-        fputc(left > 1 ? digits[three >> 6 & 63] : '=', f), fputc(left > 2 ? digits[three & 63] : '=', f);
+        const uint32_t three = (uint32_t)data[i] << 16 | (left > 1 ? (uint32_t)data[i + 1] << 8 : 0) |
+                               (left > 2 ? data[i + 2] : 0);
+        fputc(digits[three >> 18], f);
+        fputc(digits[three >> 12 & 63], f);
+        fputc(left > 1 ? digits[three >> 6 & 63] : '=', f);
+        fputc(left > 2 ? digits[three & 63] : '=', f);
     }
 }
 
-static inline void html_text(FILE *f, const char *text) { svg_text(f, text, 400); } // the same characters mean something
+static inline void html_text(FILE *f, const char *text) {
+    svg_text(f, text, 400);
+} // the same characters mean something
 
 // Is this the curve of an evaluation, of a share, and one that is better the lower it is?
-static inline bool curve_is_evaluation(const char *name) { return strstr(name, "zeroshot_top") || strstr(name, "val_loss") || strstr(name, "_R@") || strstr(name, "_rank"); }
-static inline bool curve_is_share(const char *name) { return strstr(name, "zeroshot_top") || strstr(name, "_R@"); }
+static inline bool curve_is_evaluation(const char *name) {
+    return strstr(name, "zeroshot_top") || strstr(name, "val_loss") || strstr(name, "_R@") ||
+           strstr(name, "_rank");
+}
+static inline bool curve_is_share(const char *name) {
+    return strstr(name, "zeroshot_top") || strstr(name, "_R@");
+}
 static inline bool curve_falls(const char *name) { return strstr(name, "loss") || strstr(name, "_rank"); }
 
 static inline void html_value(FILE *f, const char *name, double value) {
@@ -236,7 +306,9 @@ static inline void html_value(FILE *f, const char *name, double value) {
 static inline void html_tile(FILE *f, const char *label, const char *name, double start, double now) {
     const double change = now - start;
     const bool better = curve_falls(name) ? change < 0 : change > 0;
-    fputs("<div class=\"tile\"><span>", f), html_text(f, label), fputs("</span><b>", f);
+    fputs("<div class=\"tile\"><span>", f);
+    html_text(f, label);
+    fputs("</span><b>", f);
     html_value(f, name, now);
     fputs("</b>", f);
     if (isfinite(change) && change != 0) {
@@ -249,7 +321,8 @@ static inline void html_tile(FILE *f, const char *label, const char *name, doubl
 
 static inline void html_tiles(FILE *f, const Curves *h) {
     enum { MOST = 8 };
-    static const char *const wanted[] = {"zeroshot_top1", "val_loss", "image_to_text_R@1", "text_to_image_R@1"};
+    static const char *const wanted[] = {
+        "zeroshot_top1", "val_loss", "image_to_text_R@1", "text_to_image_R@1"};
     static const char *const labels[] = {"zero-shot", "validation loss", "image→text R@1", "text→image R@1"};
     const Curve *loss = curves_find(h, "loss"), *speed = curves_find(h, "samples_per_second");
     int count = 0;
@@ -258,16 +331,19 @@ static inline void html_tiles(FILE *f, const Curves *h) {
         for (size_t i = 0; i < h->count && count < MOST; i++) {
             const Curve *c = &h->list[i];
             const size_t length = strlen(wanted[k]);
-            if (strncmp(c->name, wanted[k], length) != 0 || (c->name[length] && c->name[length] != '/')) continue;
+            if (strncmp(c->name, wanted[k], length) != 0 || (c->name[length] && c->name[length] != '/'))
+                continue;
             char label[160];
-            snprintf(label, sizeof label, "%s%s%s", labels[k], c->name[length] ? " on " : "", c->name + length + (c->name[length] == '/'));
+            snprintf(label, sizeof label, "%s%s%s", labels[k], c->name[length] ? " on " : "",
+                c->name + length + (c->name[length] == '/'));
             html_tile(f, label, c->name, c->y[0], c->y[c->n - 1]);
             count++;
         }
     }
     if (loss) {
         const size_t window = (size_t)max_i64(1, (int64_t)curve_window(loss->n));
-        html_tile(f, "training loss", loss->name, curve_mean(loss, 0, window), curve_mean(loss, loss->n - window, loss->n));
+        html_tile(f, "training loss", loss->name, curve_mean(loss, 0, window),
+            curve_mean(loss, loss->n - window, loss->n));
     }
     if (speed) html_tile(f, "samples a second", speed->name, NAN, curve_median(speed, 0, speed->n));
     fputs("</div>\n", f);
@@ -281,13 +357,16 @@ static inline void html_advice(FILE *f, Advice a, const char *text) {
 // ---------------------------------------------------------------- evaluations
 
 // Ranks say what R@k say, and the page is wide enough.
-static inline bool curve_is_column(const char *name) { return curve_is_evaluation(name) && !strstr(name, "_rank"); }
+static inline bool curve_is_column(const char *name) {
+    return curve_is_evaluation(name) && !strstr(name, "_rank");
+}
 
 // Index of the best value of a curve.
 static inline size_t curve_best(const Curve *c) {
     size_t best = 0;
     for (size_t i = 1; i < c->n; i++)
-        if (!isfinite(c->y[best]) || (curve_falls(c->name) ? c->y[i] < c->y[best] : c->y[i] > c->y[best])) best = i;
+        if (!isfinite(c->y[best]) || (curve_falls(c->name) ? c->y[i] < c->y[best] : c->y[i] > c->y[best]))
+            best = i;
     return best;
 }
 
@@ -326,15 +405,22 @@ static inline void html_evaluation(FILE *f, const Report *r, const Curves *h, do
 static inline void html_evaluations(FILE *f, const Report *r, const Curves *h) {
     double step = evaluation_next(h, -1);
     if (!isfinite(step)) return;
-    fputs("<section class=\"card\"><h2>Evaluations</h2><div class=\"scroll\"><table><thead><tr><th>step</th><th>epoch</th>", f);
+    fputs("<section class=\"card\"><h2>Evaluations</h2><div "
+          "class=\"scroll\"><table><thead><tr><th>step</th><th>epoch</th>",
+        f);
     for (size_t i = 0; i < h->count; i++) {
         if (!curve_is_column(h->list[i].name)) continue;
         char label[64];
         snprintf(label, sizeof label, "%s", h->list[i].label);
         char *set = strchr(label, '/');
         if (set) *set++ = 0;
-        fputs("<th>", f), html_text(f, label);
-        if (set) fputs("<br><b>", f), html_text(f, set), fputs("</b>", f);
+        fputs("<th>", f);
+        html_text(f, label);
+        if (set) {
+            fputs("<br><b>", f);
+            html_text(f, set);
+            fputs("</b>", f);
+        }
         fputs("</th>", f);
     }
     fputs("</tr></thead><tbody>\n", f);
@@ -347,21 +433,32 @@ static inline void html_evaluations(FILE *f, const Report *r, const Curves *h) {
 static inline void html_picture(FILE *f, const ReportGrid *g, const ReportPicture *p) {
     fputs("<div class=\"picture\"><img alt=\"\" src=\"data:image/png;base64,", f);
     html_base64(f, p->png, p->png_bytes);
-    fputs("\"><div><p class=\"own\">", f), html_text(f, g->captions.list[p->own]);
-    fprintf(f, "</p><span class=\"chip %s\">%s rank %d of %zu</span>", p->rank == 1 ? "up" : p->rank <= 5 ? "" : "down", p->rank == 1 ? "✓" : "at", p->rank, g->captions.count);
+    fputs("\"><div><p class=\"own\">", f);
+    html_text(f, g->captions.list[p->own]);
+    fprintf(f, "</p><span class=\"chip %s\">%s rank %d of %zu</span>",
+        p->rank == 1   ? "up"
+        : p->rank <= 5 ? ""
+                       : "down",
+        p->rank == 1 ? "✓" : "at", p->rank, g->captions.count);
     for (int k = 0; k < REPORT_BEST && p->best[k] >= 0; k++) {
-        fprintf(f, "<div class=\"bar%s\"><i style=\"width:%.1f%%\"></i><span>", p->best[k] == p->own ? " right" : "", 100 * p->probability[k]);
+        fprintf(f, "<div class=\"bar%s\"><i style=\"width:%.1f%%\"></i><span>",
+            p->best[k] == p->own ? " right" : "", 100 * p->probability[k]);
         html_text(f, g->captions.list[p->best[k]]);
         fprintf(f, "</span><em>%.0f%%</em></div>", 100 * p->probability[k]);
     }
-    fputs("<p class=\"worst\">least likely: ", f), html_text(f, g->captions.list[p->worst]);
+    fputs("<p class=\"worst\">least likely: ", f);
+    html_text(f, g->captions.list[p->worst]);
     fputs("</p></div></div>\n", f);
 }
 
 static inline void html_grid(FILE *f, const ReportGrid *g) {
     if (!g->count) return;
-    fprintf(f, "<section class=\"card\"><h2>What the model finds in pictures</h2><p class=\"soft\">Each picture with its own caption, and the likeliest of %zu %s, by softmax.</p>"
-               "<div class=\"grid%s\">\n", g->captions.count, g->classes ? "classes" : "captions of the validation set", g->image_size <= 96 ? " crisp" : "");
+    fprintf(f,
+        "<section class=\"card\"><h2>What the model finds in pictures</h2><p class=\"soft\">Each picture "
+        "with its own caption, and the likeliest of %zu %s, by softmax.</p>"
+        "<div class=\"grid%s\">\n",
+        g->captions.count, g->classes ? "classes" : "captions of the validation set",
+        g->image_size <= 96 ? " crisp" : "");
     for (int i = 0; i < g->count; i++) html_picture(f, g, &g->list[i]);
     fputs("</div></section>\n", f);
 }
@@ -378,27 +475,47 @@ static inline void html_settings(FILE *f, const char *settings) {
     fputs("<section class=\"card\"><h2>Settings</h2><dl>\n", f);
     for (const char *line = settings; *line; line += strcspn(line, "\n"), line += *line == '\n') {
         char name[64], value[512];
-        const size_t length = strcspn(line, "\n"), word = strcspn(line, " \n"), blanks = strspn(line + word, " ");
+        const size_t length = strcspn(line, "\n");
+        const size_t word = strcspn(line, " \n");
+        const size_t blanks = strspn(line + word, " ");
         snprintf(name, sizeof name, "%.*s", (int)word, line);
         snprintf(value, sizeof value, "%.*s", (int)(length - word - blanks), line + word + blanks);
-        fputs("<div><dt>", f), html_text(f, name), fputs("</dt><dd>", f), html_text(f, value), fputs("</dd></div>\n", f);
+        fputs("<div><dt>", f);
+        html_text(f, name);
+        fputs("</dt><dd>", f);
+        html_text(f, value);
+        fputs("</dd></div>\n", f);
     }
     fputs("</dl></section>\n", f);
 }
 
 static inline void html_page(FILE *f, const Report *r, const Curves *h) {
     char text[ADVICE_SIZE];
-    fputs("<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\n<title>", f);
-    html_text(f, r->name), fputs("</title>\n", f);
+    fputs("<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" "
+          "content=\"width=device-width,initial-scale=1\">\n<title>",
+        f);
+    html_text(f, r->name);
+    fputs("</title>\n", f);
     html_style(f);
-    fputs("</head><body><main>\n<header><h1>", f), html_text(f, r->name), fputs("</h1><p>", f), html_text(f, r->status);
-    fputs("</p><p class=\"soft\">", f), html_text(f, r->model), fputs("</p></header>\n", f);
+    fputs("</head><body><main>\n<header><h1>", f);
+    html_text(f, r->name);
+    fputs("</h1><p>", f);
+    html_text(f, r->status);
+    fputs("</p><p class=\"soft\">", f);
+    html_text(f, r->model);
+    fputs("</p></header>\n", f);
     html_tiles(f, h);
     double step = -1;
     for (double next; isfinite(next = evaluation_next(h, step));) step = next;
     const Advice a = step < 0 ? ADVICE_NONE : advice_at(text, h, (int64_t)step, r->facts);
-    if (a != ADVICE_NONE) fputs("<section class=\"card advice\"><p>", f), html_advice(f, a, text), fputs("</p></section>\n", f);
-    fputs("<section class=\"card curves\">", f), html_insert(f, r->curves), fputs("</section>\n", f);
+    if (a != ADVICE_NONE) {
+        fputs("<section class=\"card advice\"><p>", f);
+        html_advice(f, a, text);
+        fputs("</p></section>\n", f);
+    }
+    fputs("<section class=\"card curves\">", f);
+    html_insert(f, r->curves);
+    fputs("</section>\n", f);
     html_evaluations(f, r, h);
     html_grid(f, r->grid);
     html_settings(f, r->settings);

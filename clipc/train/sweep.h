@@ -1,5 +1,5 @@
-// Many models of one architecture on the same labelled pictures: each picture is read and decoded once, and what a tower that did
-// not change says of it is kept. Then: which model is best, and how sure that is.
+// Many models of one architecture on the same labelled pictures: each picture is read and decoded once, and
+// what a tower that did not change says of it is kept. Then: which model is best, and how sure that is.
 #ifndef CLIPC_SWEEP_H
 #define CLIPC_SWEEP_H
 
@@ -7,16 +7,18 @@
 
 enum { SWEEP_SETS = 32, SWEEP_BOOTSTRAP = 2000 };
 
-// A set with all that is kept of it. The program's own number of a tower's weights, 1 …, tells whether features are still true.
+// A set with all that is kept of it. The program's own number of a tower's weights, 1 …, tells whether
+// features are still true.
 typedef struct {
     ZeroshotSet set;
-    int64_t count;      // samples that can be read; known after the first pass
-    bool read;          // labels are known
-    uint8_t *pixels;    // (count,3,S,S); NULL: there is no room, they are read again for each model
-    int *labels;        // (count)
-    float *features;    // (count,E)
-    float *classifier;  // (C,E)
-    int64_t version[2]; // of the image tower behind `features`, of the text tower behind `classifier`; 0: none
+    int64_t count;     // samples that can be read; known after the first pass
+    bool read;         // labels are known
+    uint8_t *pixels;   // (count,3,S,S); NULL: there is no room, they are read again for each model
+    int *labels;       // (count)
+    float *features;   // (count,E)
+    float *classifier; // (C,E)
+    int64_t
+        version[2]; // of the image tower behind `features`, of the text tower behind `classifier`; 0: none
 } SweepSet;
 
 typedef struct {
@@ -43,15 +45,17 @@ static inline void sweep_name(ZeroshotSet *set, const char *spec) {
     path_format(path, "%s", spec);
     for (size_t n = strlen(path); n > 1 && path[n - 1] == '/';) path[--n] = 0;
     const char *slash = strrchr(path, '/'), *base = slash ? slash + 1 : path;
-    snprintf(set->name, sizeof set->name, "%.*s", (int)min_i64((int64_t)strcspn(base, "."), sizeof set->name - 1), base);
+    snprintf(set->name, sizeof set->name, "%.*s",
+        (int)min_i64((int64_t)strcspn(base, "."), sizeof set->name - 1), base);
 }
 
 // Opens `count` sets, each [NAME=]PATH; `target` is the name of one of them, or NULL for the first.
-static inline void sweep_open(Sweep *s, Evaluation *e, const char *const *specs, size_t count, const char *target, const char *classnames, const char *templates,
-                              const DatasetConfig *keys) {
+static inline void sweep_open(Sweep *s, Evaluation *e, const char *const *specs, size_t count,
+    const char *target, const char *classnames, const char *templates, const DatasetConfig *keys) {
     memset(s, 0, sizeof *s);
     s->e = e;
-    if (count > SWEEP_SETS) die(EXIT_USAGE, "--eval: %zu sets, at most %d can be compared", count, SWEEP_SETS);
+    if (count > SWEEP_SETS)
+        die(EXIT_USAGE, "--eval: %zu sets, at most %d can be compared", count, SWEEP_SETS);
     const size_t S = (size_t)e->loader.image_size;
     size_t pixels = 0;
     for (size_t i = 0; i < count; i++) {
@@ -59,20 +63,28 @@ static inline void sweep_open(Sweep *s, Evaluation *e, const char *const *specs,
         x->set = zeroshot_open("eval", specs[i], classnames, templates, keys);
         sweep_name(&x->set, specs[i]);
         for (size_t k = 0; k < i; k++)
-            if (strcmp(s->sets[k].set.name, x->set.name) == 0) die(EXIT_USAGE, "--eval %s: another set is called %s; write NAME=PATH", specs[i], x->set.name);
+            if (strcmp(s->sets[k].set.name, x->set.name) == 0)
+                die(EXIT_USAGE, "--eval %s: another set is called %s; write NAME=PATH", specs[i],
+                    x->set.name);
         pixels += (size_t)dataset_count(&x->set.data) * 3 * S * S;
     }
     s->keeps_pixels = pixels <= memory_available() / 2;
     s->target = -1;
     for (int i = 0; i < s->count; i++)
-        if (!target || strcmp(target, s->sets[i].set.name) == 0) { s->target = i; break; }
+        if (!target || strcmp(target, s->sets[i].set.name) == 0) {
+            s->target = i;
+            break;
+        }
     if (s->target < 0) die(EXIT_USAGE, "--target %s: no set of --eval has this name", target);
 }
 
 static inline void sweep_close(Sweep *s) {
     for (int i = 0; i < s->count; i++) {
         SweepSet *x = &s->sets[i];
-        free(x->pixels), free(x->labels), free(x->features), free(x->classifier);
+        free(x->pixels);
+        free(x->labels);
+        free(x->features);
+        free(x->classifier);
         zeroshot_close(&x->set);
     }
 }
@@ -83,11 +95,16 @@ static inline void sweep_point_free(SweepPoint *p) {
 
 // ---------------------------------------------------------------- one model
 
-// Encodes the pictures of a set from their files, the first time with their labels and, where there is room, pixels kept.
+// Encodes the pictures of a set from their files, the first time with their labels and, where there is room,
+// pixels kept.
 static inline bool sweep_read(Sweep *s, SweepSet *x) {
-    const size_t E = (size_t)s->e->clip->config.embed_dim, S = (size_t)s->e->loader.image_size, N = (size_t)dataset_count(&x->set.data), picture = 3 * S * S;
+    const size_t E = (size_t)s->e->clip->config.embed_dim;
+    const size_t S = (size_t)s->e->loader.image_size;
+    const size_t N = (size_t)dataset_count(&x->set.data);
+    const size_t picture = 3 * S * S;
     if (!x->read) {
-        x->labels = (int *)malloc_check(N * sizeof(int)), x->features = (float *)malloc_check(N * E * sizeof(float));
+        x->labels = (int *)malloc_check(N * sizeof(int));
+        x->features = (float *)malloc_check(N * E * sizeof(float));
         if (s->keeps_pixels) x->pixels = (uint8_t *)malloc_check(N * picture);
     }
     EvaluationPass pass = pass_start(s->e, &x->set.data, false, x->set.name);
@@ -97,7 +114,8 @@ static inline bool sweep_read(Sweep *s, SweepSet *x) {
         memcpy(x->labels + first, pass.batch.labels, (size_t)n * sizeof(int));
         if (x->pixels) memcpy(x->pixels + first * picture, pass.batch.pixels, (size_t)n * picture);
     }
-    x->count = pass.seen, x->read = !pass.interrupted;
+    x->count = pass.seen;
+    x->read = !pass.interrupted;
     return pass_end(&pass);
 }
 
@@ -107,7 +125,8 @@ static inline bool sweep_encode(Sweep *s, SweepSet *x) {
     for (int64_t first = 0; first < x->count; first += s->e->loader.batch_size) {
         ClipBatch batch;
         memset(&batch, 0, sizeof batch);
-        batch.size = (int)min_i64(s->e->loader.batch_size, x->count - first), batch.pixels = x->pixels + (size_t)first * 3 * S * S;
+        batch.size = (int)min_i64(s->e->loader.batch_size, x->count - first);
+        batch.pixels = x->pixels + (size_t)first * 3 * S * S;
         clip_encode_image(s->e->clip, &batch, x->features + (size_t)first * E);
         if (!evaluation_goes_on(s->e, x->set.name, first + batch.size, x->count)) return false;
     }
@@ -126,7 +145,8 @@ static inline bool sweep_classifier(Sweep *s, int i, int64_t version) {
     const size_t floats = x->set.classnames.count * (size_t)s->e->clip->config.embed_dim;
     if (!x->classifier) x->classifier = (float *)malloc_check(floats * sizeof(float));
     for (int k = 0; k < i; k++) // templates are those of the options: the same for all
-        if (s->sets[k].version[TEXT_TOWER] == version && string_lists_equal(&s->sets[k].set.classnames, &x->set.classnames)) {
+        if (s->sets[k].version[TEXT_TOWER] == version &&
+            string_lists_equal(&s->sets[k].set.classnames, &x->set.classnames)) {
             memcpy(x->classifier, s->sets[k].classifier, floats * sizeof(float));
             return true;
         }
@@ -143,27 +163,35 @@ static inline void sweep_count_hits(const Sweep *s, int i, SweepPoint *p) {
     p->hits[i] = (uint8_t *)malloc_check((size_t)x->count);
     for (int64_t first = 0; first < x->count; first += ROWS) {
         const int n = (int)min_i64(ROWS, x->count - first);
-        zeroshot_logits(s->e->kernels, logits, x->features + (size_t)first * (size_t)E, x->classifier, n, C, E, ZEROSHOT_SCALE);
+        zeroshot_logits(s->e->kernels, logits, x->features + (size_t)first * (size_t)E, x->classifier, n, C,
+            E, ZEROSHOT_SCALE);
         for (int k = 0; k < n; k++) {
             const int rank = zeroshot_rank(logits + (size_t)k * (size_t)C, C, x->labels[first + k]);
             p->hits[i][first + k] = rank < 1;
-            hits1 += rank < 1, hits5 += rank < 5;
+            hits1 += rank < 1;
+            hits5 += rank < 5;
         }
     }
-    p->top1[i] = (double)hits1 / (double)x->count, p->top5[i] = (double)hits5 / (double)x->count;
+    p->top1[i] = (double)hits1 / (double)x->count;
+    p->top5[i] = (double)hits5 / (double)x->count;
     free(logits);
 }
 
-// Measures the model of s->e on all sets. version[tower] is another number when the tower's weights are others. False after Ctrl-C.
-static inline bool sweep_measure(Sweep *s, const int64_t version[2], const char *label, double alpha, SweepPoint *out) {
+// Measures the model of s->e on all sets. version[tower] is another number when the tower's weights are
+// others. False after Ctrl-C.
+static inline bool sweep_measure(
+    Sweep *s, const int64_t version[2], const char *label, double alpha, SweepPoint *out) {
     memset(out, 0, sizeof *out);
     utf8_copy(out->label, sizeof out->label, label);
     out->alpha = alpha;
     for (int i = 0; i < s->count; i++) {
         SweepSet *x = &s->sets[i];
-        if (x->version[TEXT_TOWER] != version[TEXT_TOWER] && !sweep_classifier(s, i, version[TEXT_TOWER])) return false;
+        if (x->version[TEXT_TOWER] != version[TEXT_TOWER] && !sweep_classifier(s, i, version[TEXT_TOWER]))
+            return false;
         x->version[TEXT_TOWER] = version[TEXT_TOWER];
-        if (x->version[IMAGE_TOWER] != version[IMAGE_TOWER] && !(x->read && x->pixels ? sweep_encode(s, x) : sweep_read(s, x))) return false;
+        if (x->version[IMAGE_TOWER] != version[IMAGE_TOWER] &&
+            !(x->read && x->pixels ? sweep_encode(s, x) : sweep_read(s, x)))
+            return false;
         x->version[IMAGE_TOWER] = version[IMAGE_TOWER];
         sweep_count_hits(s, i, out);
     }
@@ -194,11 +222,14 @@ static inline int sweep_best(const Sweep *s, const SweepPoint *points, int count
     return best;
 }
 
-// Where to look next, by golden section (Brent 1973, chapter 5): within the wider of the two gaps beside the best point. `points`
-// are sorted by α. NaN when no gap is wider than `least`.
-static inline double sweep_next_alpha(const Sweep *s, const SweepPoint *points, int count, SweepMeasure what, double least) {
+// Where to look next, by golden section (Brent 1973, chapter 5): within the wider of the two gaps beside the
+// best point. `points` are sorted by α. NaN when no gap is wider than `least`.
+static inline double sweep_next_alpha(
+    const Sweep *s, const SweepPoint *points, int count, SweepMeasure what, double least) {
     const int best = sweep_best(s, points, count, what);
-    const double at = points[best].alpha, below = best > 0 ? at - points[best - 1].alpha : 0, above = best + 1 < count ? points[best + 1].alpha - at : 0;
+    const double at = points[best].alpha;
+    const double below = best > 0 ? at - points[best - 1].alpha : 0;
+    const double above = best + 1 < count ? points[best + 1].alpha - at : 0;
     const double gap = fmax(below, above), step = (3 - sqrt(5)) / 2 * gap;
     return gap <= least ? NAN : round(1000 * (above >= below ? at + step : at - step)) / 1000;
 }
@@ -213,11 +244,14 @@ static inline Interval interval_of(double value, double *draws, int count) {
     return interval;
 }
 
-// A point's value, and what it is above the better of two others (its gain), with intervals by the percentile bootstrap (Efron 1979):
-// the samples of each set are drawn again with replacement, for all three points the same ones.
-static inline void sweep_bootstrap(const Sweep *s, const SweepPoint *p, const SweepPoint *a, const SweepPoint *b, SweepMeasure what, Interval *value, Interval *gain) {
+// A point's value, and what it is above the better of two others (its gain), with intervals by the percentile
+// bootstrap (Efron 1979): the samples of each set are drawn again with replacement, for all three points the
+// same ones.
+static inline void sweep_bootstrap(const Sweep *s, const SweepPoint *p, const SweepPoint *a,
+    const SweepPoint *b, SweepMeasure what, Interval *value, Interval *gain) {
     const SweepPoint *points[3] = {p, a, b};
-    double *values = (double *)malloc_check(2 * SWEEP_BOOTSTRAP * sizeof *values), *gains = values + SWEEP_BOOTSTRAP;
+    double *values = (double *)malloc_check(2 * SWEEP_BOOTSTRAP * sizeof *values);
+    double *gains = values + SWEEP_BOOTSTRAP;
 #pragma omp parallel for schedule(static)
     for (int r = 0; r < SWEEP_BOOTSTRAP; r++) {
         double top1[3][SWEEP_SETS], v[3];
@@ -232,11 +266,13 @@ static inline void sweep_bootstrap(const Sweep *s, const SweepPoint *p, const Sw
             for (int j = 0; j < 3; j++) top1[j][i] = (double)hits[j] / (double)n;
         }
         for (int j = 0; j < 3; j++) v[j] = sweep_value(s, top1[j], what);
-        values[r] = v[0], gains[r] = v[0] - fmax(v[1], v[2]);
+        values[r] = v[0];
+        gains[r] = v[0] - fmax(v[1], v[2]);
     }
     const double best = sweep_value(s, p->top1, what);
     *value = interval_of(best, values, SWEEP_BOOTSTRAP);
-    *gain = interval_of(best - fmax(sweep_value(s, a->top1, what), sweep_value(s, b->top1, what)), gains, SWEEP_BOOTSTRAP);
+    *gain = interval_of(
+        best - fmax(sweep_value(s, a->top1, what), sweep_value(s, b->top1, what)), gains, SWEEP_BOOTSTRAP);
     free(values);
 }
 

@@ -1,5 +1,6 @@
-// How long the matrix products of a step take on the GPU, and their FLOPs: included before train_clip.cu, it puts a pair of events around
-// each call of matmul(). The stream runs one thing after the other, so what lies between the events is the product alone.
+// How long the matrix products of a step take on the GPU, and their FLOPs: included before train_clip.cu, it
+// puts a pair of events around each call of matmul(). The stream runs one thing after the other, so what lies
+// between the events is the product alone.
 #ifndef CLIPC_GPU_PROFILE_H
 #define CLIPC_GPU_PROFILE_H
 
@@ -16,7 +17,8 @@ static Profile profile;
 static cudaEvent_t profile_mark(cudaStream_t stream) {
     if (profile.used == profile.capacity) {
         profile.capacity = 2 * profile.capacity + 1024;
-        profile.events = (cudaEvent_t *)realloc_check(profile.events, (size_t)profile.capacity * sizeof *profile.events);
+        profile.events =
+            (cudaEvent_t *)realloc_check(profile.events, (size_t)profile.capacity * sizeof *profile.events);
         for (int i = profile.used; i < profile.capacity; i++) CUDA_CHECK(cudaEventCreate(&profile.events[i]));
     }
     const cudaEvent_t e = profile.events[profile.used++];
@@ -25,7 +27,8 @@ static cudaEvent_t profile_mark(cudaStream_t stream) {
 }
 
 template <typename Out, typename A, typename B, typename... Rest>
-static void matmul_profiled(const Matmul *mm, cudaStream_t stream, Out *out, int ldo, A a, B b, int M, int N, int K, Rest... rest) {
+static void matmul_profiled(
+    const Matmul *mm, cudaStream_t stream, Out *out, int ldo, A a, B b, int M, int N, int K, Rest... rest) {
     if (profile.on) profile_mark(stream);
     (matmul)(mm, stream, out, ldo, a, b, M, N, K, rest...);
     if (profile.on) profile_mark(stream), profile.flops += 2.0 * M * N * K;

@@ -1,6 +1,8 @@
-// Pictures a second and core: decoding, and each way to 224 pixels, on 500x375 JPEGs, in the time of one thread.
+// Pictures a second and core: decoding, and each way to 224 pixels, on 500x375 JPEGs, in the time of one
+// thread.
 //
-//     build/bench_loader [JPEG...]        without files: drawn ones, quality 90, 4:2:0, about 100 KB as those of ImageNet
+//     build/bench_loader [JPEG...]        without files: drawn ones, quality 90, 4:2:0, about 100 KB as those
+//         of ImageNet
 #include "clipc/data/transform.h"
 #include "clipc/base/utils.h"
 
@@ -25,13 +27,17 @@ static Picture draw_jpeg(int number) {
     double waves[24][4];
     for (int w = 0; w < 24; w++) {
         const double turn = rand_range(&r, 0, 6.283), length = 500 / pow(1.25, w);
-        waves[w][0] = 6.283 * cos(turn) / length, waves[w][1] = 6.283 * sin(turn) / length, waves[w][2] = rand_range(&r, 0, 6.283), waves[w][3] = 40 * pow(0.9, w);
+        waves[w][0] = 6.283 * cos(turn) / length;
+        waves[w][1] = 6.283 * sin(turn) / length;
+        waves[w][2] = rand_range(&r, 0, 6.283);
+        waves[w][3] = 40 * pow(0.9, w);
     }
     for (int y = 0; y < HEIGHT; y++)
         for (int x = 0; x < WIDTH; x++)
             for (int c = 0; c < 3; c++) {
                 double value = 128 + 12 * rand_normal(&r);
-                for (int w = c; w < 24; w += 2) value += waves[w][3] * sin(waves[w][0] * x + waves[w][1] * y + waves[w][2]);
+                for (int w = c; w < 24; w += 2)
+                    value += waves[w][3] * sin(waves[w][0] * x + waves[w][1] * y + waves[w][2]);
                 rgb[3 * (y * WIDTH + x) + c] = (uint8_t)fmin(255, fmax(0, value));
             }
     struct jpeg_compress_struct jpeg;
@@ -41,7 +47,10 @@ static Picture draw_jpeg(int number) {
     jpeg.err = jpeg_std_error(&errors);
     jpeg_create_compress(&jpeg);
     jpeg_mem_dest(&jpeg, &data, &bytes);
-    jpeg.image_width = WIDTH, jpeg.image_height = HEIGHT, jpeg.input_components = 3, jpeg.in_color_space = JCS_RGB;
+    jpeg.image_width = WIDTH;
+    jpeg.image_height = HEIGHT;
+    jpeg.input_components = 3;
+    jpeg.in_color_space = JCS_RGB;
     jpeg_set_defaults(&jpeg);
     jpeg_set_quality(&jpeg, 90, TRUE);
     jpeg_start_compress(&jpeg, TRUE);
@@ -61,9 +70,11 @@ static Picture draw_jpeg(int number) {
 typedef void (*Stage)(Picture *p, uint8_t *out, int round);
 
 static void decode(Picture *p, uint8_t *out, int round) {
-    (void)out, (void)round;
+    (void)out;
+    (void)round;
     image_free(&p->image);
-    if (image_decode(&p->image, p->data, p->bytes, INT64_MAX) != IMAGE_OK) die(EXIT_USAGE, "a picture does not decode");
+    if (image_decode(&p->image, p->data, p->bytes, INT64_MAX) != IMAGE_OK)
+        die(EXIT_USAGE, "a picture does not decode");
 }
 static void evaluation(Picture *p, uint8_t *out, int round) {
     (void)round;
@@ -91,20 +102,27 @@ int main(int argc, char **argv) {
     const struct {
         const char *name;
         Stage run;
-    } stages[] = {{"decoding", decode}, {"evaluation transform to 224 pixels", evaluation}, {"crop of 0.9 to 1 to 224 pixels", training}, {"decoding and crop, as in training", decode_and_train}};
+    } stages[] = {{"decoding", decode}, {"evaluation transform to 224 pixels", evaluation},
+        {"crop of 0.9 to 1 to 224 pixels", training},
+        {"decoding and crop, as in training", decode_and_train}};
     uint8_t *out = (uint8_t *)malloc_check(3 * SIZE * SIZE);
-    printf("%d pictures of %zu KB in the mean\n\n| stage | pictures a second and core |\n|---|---|\n", count, bytes / (size_t)count / 1000);
+    printf("%d pictures of %zu KB in the mean\n\n| stage | pictures a second and core |\n|---|---|\n", count,
+        bytes / (size_t)count / 1000);
     for (size_t s = 0; s < sizeof stages / sizeof *stages; s++) {
         double best = INFINITY, total = 0;
         for (int round = 0; round < 5 || total < 0.5; round++) {
             const double start = thread_seconds();
             for (int i = 0; i < count; i++) stages[s].run(&pictures[i], out, round * count + i);
             const double seconds = thread_seconds() - start;
-            best = fmin(best, seconds), total += seconds;
+            best = fmin(best, seconds);
+            total += seconds;
         }
         printf("| %s | %.0f |\n", stages[s].name, count / best);
     }
-    for (int i = 0; i < count; i++) image_free(&pictures[i].image), free(pictures[i].data);
+    for (int i = 0; i < count; i++) {
+        image_free(&pictures[i].image);
+        free(pictures[i].data);
+    }
     free(out);
     return 0;
 }

@@ -1,18 +1,23 @@
-// The stages of a step against the machine: matrix products beside the register peak and beside OpenBLAS, the rest beside the bandwidth of a
-// copy. Tables in Markdown, for doc/performance.md; `make bench` runs it together with bench.sh's whole steps.
+// The stages of a step against the machine: matrix products beside the register peak and beside OpenBLAS, the
+// rest beside the bandwidth of a copy. Tables in Markdown, for doc/performance.md; `make bench` runs it
+// together with bench.sh's whole steps.
 //
-//     build/bench_stages        under 2 minutes; OMP_NUM_THREADS= as ever, OpenBLAS by one thread beside ours by one
-//     build/bench_stages forward|input|weight RxCxO fp32|amp_bf16        one product, for peer.py: as bench_step, so often as each line of stdin says
+//     build/bench_stages        under 2 minutes; OMP_NUM_THREADS= as ever, OpenBLAS by one thread beside ours
+//         by one
+//     build/bench_stages forward|input|weight RxCxO fp32|amp_bf16        one product, for peer.py: as
+//         bench_step, so often as each line of stdin says
 //
-// Times are those of the best of several runs: what else the machine does only makes them longer. One thread alone is measured by the time it
-// has run, which others hardly disturb: OMP_NUM_THREADS=1 gives figures on a busy machine, too.
+// Times are those of the best of several runs: what else the machine does only makes them longer. One thread
+// alone is measured by the time it has run, which others hardly disturb: OMP_NUM_THREADS=1 gives figures on a
+// busy machine, too.
 #define CLIP_WITHOUT_MAIN // without the main() of
 #include "train_clip.c"
 
 #include <dlfcn.h>
 
 enum { CBLAS_ROWS = 101, CBLAS_PLAIN = 111, CBLAS_TURNED = 112 };
-typedef void (*Sgemm)(int, int, int, int, int, int, float, const float *, int, const float *, int, float, float *, int);
+typedef void (*Sgemm)(
+    int, int, int, int, int, int, float, const float *, int, const float *, int, float, float *, int);
 
 static int threads_now(void) {
 #ifdef _OPENMP
@@ -44,27 +49,26 @@ static void set_threads(int n) {
 typedef double (*Peak)(int rounds, float *sink);
 
 #if defined(__x86_64__)
-#define PEAK_LOOP(vec, set, op, count, flops) \
-    vec c[count], a = set; \
-    UNROLL for (int i = 0; i < count; i++) c[i] = a; \
-    for (int r = 0; r < rounds; r++) UNROLL for (int i = 0; i < count; i++) { op; __asm__ volatile("" : "+v"(c[i])); } \
-    UNROLL for (int i = 1; i < count; i++) c[0] += c[i]; \
-    *sink = c[0][0]; \
+#define PEAK_LOOP(vec, set, op, count, flops)                                 \
+    vec c[count], a = set;                                                    \
+    UNROLL for (int i = 0; i < count; i++) c[i] = a;                          \
+    for (int r = 0; r < rounds; r++) UNROLL for (int i = 0; i < count; i++) { \
+            op;                                                               \
+            __asm__ volatile("" : "+v"(c[i]));                                \
+        }                                                                     \
+    UNROLL for (int i = 1; i < count; i++) c[0] += c[i];                      \
+    *sink = c[0][0];                                                          \
     return (double)rounds * count * flops;
 
 TARGET_BEGIN("avx2,fma")
-static double peak_avx2(int rounds, float *sink) { PEAK_LOOP(__m256, _mm256_set1_ps(1e-3f), c[i] = _mm256_fmadd_ps(a, a, c[i]), 12, 16) }
-TARGET_END
-TARGET_BEGIN("avx512f,fma")
-static double peak_avx512(int rounds, float *sink) { PEAK_LOOP(__m512, _mm512_set1_ps(1e-3f), c[i] = _mm512_fmadd_ps(a, a, c[i]), 16, 32) }
-TARGET_END
-TARGET_BEGIN("avx512f,avx512bf16")
-static double peak_avx512_bf16(int rounds, float *sink) {
-    PEAK_LOOP(__m512, _mm512_set1_ps(1e-3f), c[i] = _mm512_dpbf16_ps(c[i], (__m512bh)a, (__m512bh)a), 16, 64)
-}
-TARGET_END
-TARGET_BEGIN("amx-tile,amx-bf16,avx512f")
-static double peak_amx(int rounds, float *sink) {
+static double peak_avx2(int rounds, float *sink){
+    PEAK_LOOP(__m256, _mm256_set1_ps(1e-3f), c[i] = _mm256_fmadd_ps(a, a, c[i]), 12, 16)} TARGET_END
+    TARGET_BEGIN("avx512f,fma") static double peak_avx512(int rounds, float *sink){
+        PEAK_LOOP(__m512, _mm512_set1_ps(1e-3f), c[i] = _mm512_fmadd_ps(a, a, c[i]), 16, 32)} TARGET_END
+    TARGET_BEGIN("avx512f,avx512bf16") static double peak_avx512_bf16(int rounds, float *sink){
+        PEAK_LOOP(__m512, _mm512_set1_ps(1e-3f), c[i] = _mm512_dpbf16_ps(c[i], (__m512bh)a, (__m512bh)a), 16,
+            64)} TARGET_END
+    TARGET_BEGIN("amx-tile,amx-bf16,avx512f") static double peak_amx(int rounds, float *sink) {
     float zeros[16 * 16] = {0};
     begin_amx();
     _tile_loadd(4, zeros, 64);
@@ -90,7 +94,8 @@ static Peak peak_of(const Kernels *k, bool bf16) {
     if (strcmp(k->products[0].isa, "avx512") == 0) return peak_avx512;
     if (strcmp(k->products[0].isa, "avx2") == 0) return peak_avx2;
 #endif
-    (void)k, (void)bf16;
+    (void)k;
+    (void)bf16;
     return NULL;
 }
 
@@ -113,7 +118,8 @@ static double peak_gflops(const Kernels *k, bool bf16) {
 
 // ---------------------------------------------------------------- matrix products
 
-// A layer: out (R,O) = inp (R,C) · weight (O,C)ᵀ, its three products, and the memory that they take in both types.
+// A layer: out (R,O) = inp (R,C) · weight (O,C)ᵀ, its three products, and the memory that they take in both
+// types.
 typedef struct {
     const char *name;
     int R, C, O;
@@ -122,10 +128,10 @@ typedef struct {
 typedef struct {
     const Kernels *k;
     Shape s;
-    Operand inp, out;    // (R,C), (R,O)
-    float *w, *dw;       // (O,C)
+    Operand inp, out; // (R,C), (R,O)
+    float *w, *dw;    // (O,C)
     Weight weight;
-    Sgemm sgemm;         // NULL: there is no OpenBLAS
+    Sgemm sgemm; // NULL: there is no OpenBLAS
 } Product;
 
 enum { FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT, PASSES };
@@ -133,15 +139,18 @@ enum { FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT, PASSES };
 static void product_ours(const Product *p, int pass) {
     const Shape s = p->s;
     if (pass == FORWARD) linear_forward(p->k, p->out, p->inp, p->weight, NULL, SET, s.R, s.C, s.O);
-    else if (pass == INPUT_GRADIENT) linear_backward_input(p->k, p->inp, p->out, (size_t)s.O, p->weight, SET, s.R, s.C, s.O);
+    else if (pass == INPUT_GRADIENT)
+        linear_backward_input(p->k, p->inp, p->out, (size_t)s.O, p->weight, SET, s.R, s.C, s.O);
     else linear_backward_weight(p->k, p->dw, NULL, p->out, (size_t)s.O, p->inp, s.R, s.C, s.O, false);
 }
 
 static void product_blas(const Product *p, int pass) {
     const Shape s = p->s;
     float *inp = (float *)p->inp.p, *out = (float *)p->out.p;
-    if (pass == FORWARD) p->sgemm(CBLAS_ROWS, CBLAS_PLAIN, CBLAS_TURNED, s.R, s.O, s.C, 1, inp, s.C, p->w, s.C, 0, out, s.O);
-    else if (pass == INPUT_GRADIENT) p->sgemm(CBLAS_ROWS, CBLAS_PLAIN, CBLAS_PLAIN, s.R, s.C, s.O, 1, out, s.O, p->w, s.C, 0, inp, s.C);
+    if (pass == FORWARD)
+        p->sgemm(CBLAS_ROWS, CBLAS_PLAIN, CBLAS_TURNED, s.R, s.O, s.C, 1, inp, s.C, p->w, s.C, 0, out, s.O);
+    else if (pass == INPUT_GRADIENT)
+        p->sgemm(CBLAS_ROWS, CBLAS_PLAIN, CBLAS_PLAIN, s.R, s.C, s.O, 1, out, s.O, p->w, s.C, 0, inp, s.C);
     else p->sgemm(CBLAS_ROWS, CBLAS_TURNED, CBLAS_PLAIN, s.O, s.C, s.R, 1, out, s.O, inp, s.C, 0, p->dw, s.C);
 }
 
@@ -152,14 +161,17 @@ static double product_seconds(void (*run)(const Product *, int), const Product *
 }
 
 // GFLOP/s of the best of at least 4 runs, in turns where there are two
-static void product_gflops(double gflops[2], void (*const run[2])(const Product *, int), const Product *p, int pass) {
+static void product_gflops(
+    double gflops[2], void (*const run[2])(const Product *, int), const Product *p, int pass) {
     double best[2] = {INFINITY, INFINITY}, total = 0;
     for (int i = 0; i < 4 || total < 0.15; i++)
         for (int which = 0; which < 2 && run[which]; which++) {
             const double seconds = product_seconds(run[which], p, pass);
-            best[which] = fmin(best[which], seconds), total += seconds;
+            best[which] = fmin(best[which], seconds);
+            total += seconds;
         }
-    for (int which = 0; which < 2; which++) gflops[which] = 2e-9 * p->s.R * (double)p->s.C * p->s.O / best[which];
+    for (int which = 0; which < 2; which++)
+        gflops[which] = 2e-9 * p->s.R * (double)p->s.C * p->s.O / best[which];
 }
 
 // Entries around 0 small enough that no sum grows
@@ -176,16 +188,26 @@ static void *draw(size_t n, bool bf16) {
 static Product product_create(const Kernels *k, Shape s, bool bf16, Sgemm sgemm) {
     const size_t R = (size_t)s.R, C = (size_t)s.C, O = (size_t)s.O;
     float *w = (float *)draw(O * C, false);
-    uint32_t *forward = (uint32_t *)aligned_malloc_check(4 * panel_pitch(k, s.C, bf16) * (size_t)panel_count(k, s.O));
-    uint32_t *backward = (uint32_t *)aligned_malloc_check(4 * panel_pitch(k, s.O, bf16) * (size_t)panel_count(k, s.C));
+    uint32_t *forward =
+        (uint32_t *)aligned_malloc_check(4 * panel_pitch(k, s.C, bf16) * (size_t)panel_count(k, s.O));
+    uint32_t *backward =
+        (uint32_t *)aligned_malloc_check(4 * panel_pitch(k, s.O, bf16) * (size_t)panel_count(k, s.C));
     pack_panels(k, forward, matrix(w, 1, C), s.C, s.O, 0, s.C, 0, panel_count(k, s.O), bf16);
     pack_panels(k, backward, matrix(w, C, 1), s.O, s.C, 0, s.O, 0, panel_count(k, s.C), bf16);
     const Weight weight = {w, (const float *)forward, (const float *)backward};
-    const Product p = {k, s, operand(draw(R * C, bf16), bf16), operand(draw(R * O, bf16), bf16), w, (float *)draw(O * C, false), weight, sgemm};
+    const Product p = {k, s, operand(draw(R * C, bf16), bf16), operand(draw(R * O, bf16), bf16), w,
+        (float *)draw(O * C, false), weight, sgemm};
     return p;
 }
 
-static void product_free(Product *p) { free(p->inp.p), free(p->out.p), free(p->w), free(p->dw), free((void *)(uintptr_t)p->weight.forward), free((void *)(uintptr_t)p->weight.backward); }
+static void product_free(Product *p) {
+    free(p->inp.p);
+    free(p->out.p);
+    free(p->w);
+    free(p->dw);
+    free((void *)(uintptr_t)p->weight.forward);
+    free((void *)(uintptr_t)p->weight.backward);
+}
 
 // Answers each line with the seconds of so many products, and 1000 times the first entry of the result.
 static int serve_product(const Kernels *k, char **words) {
@@ -193,24 +215,30 @@ static int serve_product(const Kernels *k, char **words) {
     Shape s = {"", 0, 0, 0};
     int pass = 0, count;
     while (pass < PASSES && strcmp(words[0], names[pass]) != 0) pass++;
-    if (pass == PASSES || sscanf(words[1], "%dx%dx%d", &s.R, &s.C, &s.O) != 3 || s.R < 1 || s.C < 1 || s.O < 1) die(EXIT_USAGE, "usage: bench_stages forward|input|weight RxCxO PRECISION");
+    if (pass == PASSES || sscanf(words[1], "%dx%dx%d", &s.R, &s.C, &s.O) != 3 || s.R < 1 || s.C < 1 ||
+        s.O < 1)
+        die(EXIT_USAGE, "usage: bench_stages forward|input|weight RxCxO PRECISION");
     Product p = product_create(k, s, strcmp(words[2], "amp_bf16") == 0, NULL);
     const Operand results[PASSES] = {p.out, p.inp, fp32(p.dw)}, result = results[pass];
     while (scanf("%d", &count) == 1) {
         const double start = seconds_now();
         for (int i = 0; i < count; i++) product_ours(&p, pass);
         printf("%.6f ", seconds_now() - start);
-        printf("%.6f\n", 1000 * (result.bf16 ? bf16_to_float(*(const uint16_t *)result.p) : *(const float *)result.p));
+        printf("%.6f\n",
+            1000 * (result.bf16 ? bf16_to_float(*(const uint16_t *)result.p) : *(const float *)result.p));
         fflush(stdout);
     }
     product_free(&p);
     return 0;
 }
 
-static void print_products(const Kernels *k, const Shape *shapes, int count, const double peak[2], Sgemm sgemm) {
-    void (*const ours[2])(const Product *, int) = {product_ours, NULL}, (*const both[2])(const Product *, int) = {product_ours, product_blas};
+static void print_products(
+    const Kernels *k, const Shape *shapes, int count, const double peak[2], Sgemm sgemm) {
+    void (*const ours[2])(const Product *, int) = {product_ours, NULL};
+    void (*const both[2])(const Product *, int) = {product_ours, product_blas};
     const int threads = threads_now();
-    printf("\nMatrix products, GFLOP/s and share of the peak: forward, input gradient, weight gradient. The last column: fp32 over OpenBLAS, one thread each.\n\n"
+    printf("\nMatrix products, GFLOP/s and share of the peak: forward, input gradient, weight gradient. The "
+           "last column: fp32 over OpenBLAS, one thread each.\n\n"
            "| rows x in x out | fp32 | amp_bf16 | over OpenBLAS |\n|---|---|---|---|\n");
     for (int i = 0; i < count; i++) {
         printf("| %s, %d x %d x %d ", shapes[i].name, shapes[i].R, shapes[i].C, shapes[i].O);
@@ -253,13 +281,21 @@ static void copy(const Room *r) {
 #pragma omp parallel for schedule(static)
     for (size_t i = 0; i < PARAMETERS; i += 1 << 16) memcpy(r->a + i, r->b + i, (1 << 16) * sizeof(float));
 }
-static void layernorm(const Room *r) { layernorm_forward(r->k, fp32(r->a), r->mean, r->rstd, r->b, r->c, r->d, ROWS, WIDTH, 1e-5f); }
-static void layernorm_gradient(const Room *r) { layernorm_backward(r->k, r->a, r->c, r->d, NULL, r->b, r->d + WIDTH, r->c + WIDTH, r->mean, r->rstd, ROWS, WIDTH, false); }
-static void bias_gradient(const Room *r) { bias_backward(r->k, r->a, fp32(r->b), HIDDEN, ROWS, HIDDEN, false); }
+static void layernorm(const Room *r) {
+    layernorm_forward(r->k, fp32(r->a), r->mean, r->rstd, r->b, r->c, r->d, ROWS, WIDTH, 1e-5f);
+}
+static void layernorm_gradient(const Room *r) {
+    layernorm_backward(
+        r->k, r->a, r->c, r->d, NULL, r->b, r->d + WIDTH, r->c + WIDTH, r->mean, r->rstd, ROWS, WIDTH, false);
+}
+static void bias_gradient(const Room *r) {
+    bias_backward(r->k, r->a, fp32(r->b), HIDDEN, ROWS, HIDDEN, false);
+}
 static void softmax(const Room *r) {
     const int room = (int)round_up(SEQUENCE, 16);
 #pragma omp parallel for schedule(static)
-    for (int row = 0; row < 32 * HEADS * SEQUENCE; row++) r->k->softmax(r->a + (size_t)row * room, SEQUENCE, room, 0.125f);
+    for (int row = 0; row < 32 * HEADS * SEQUENCE; row++)
+        r->k->softmax(r->a + (size_t)row * room, SEQUENCE, room, 0.125f);
 }
 // the end of a product: bias, and GELU into a matrix of its own
 static void gelu(const Room *r) {
@@ -269,17 +305,20 @@ static void gelu(const Room *r) {
 #pragma omp parallel for schedule(static)
     for (int row = 0; row < ROWS; row += STRETCH)
         for (int column = 0; column < HIDDEN; column += width)
-            r->k->finish(STRETCH, width, r->d, (size_t)STRETCH * (size_t)r->k->tile_columns, fp32(r->b), HIDDEN, (size_t)row, (size_t)column, &end);
+            r->k->finish(STRETCH, width, r->d, (size_t)STRETCH * (size_t)r->k->tile_columns, fp32(r->b),
+                HIDDEN, (size_t)row, (size_t)column, &end);
 }
 static void adamw(const Room *r) {
     const AdamWTerms w = {1, 0.9f, 0.1f, 0.98f, 0.02f, 1e-5f, 1, 1e-6f, 0.999f};
 #pragma omp parallel for schedule(static)
-    for (size_t i = 0; i < PARAMETERS; i += 1 << 16) r->k->adamw(r->a + i, r->b + i, r->c + i, r->d + i, 1 << 16, w);
+    for (size_t i = 0; i < PARAMETERS; i += 1 << 16)
+        r->k->adamw(r->a + i, r->b + i, r->c + i, r->d + i, 1 << 16, w);
 }
 
 static void print_rest(const Kernels *k) {
     float *mean = (float *)draw(ROWS, false), *rstd = (float *)draw(ROWS, false);
-    const Room r = {k, (float *)draw(PARAMETERS, false), (float *)draw(PARAMETERS, false), (float *)draw(PARAMETERS, false), (float *)draw(PARAMETERS, false), mean, rstd};
+    const Room r = {k, (float *)draw(PARAMETERS, false), (float *)draw(PARAMETERS, false),
+        (float *)draw(PARAMETERS, false), (float *)draw(PARAMETERS, false), mean, rstd};
     for (size_t i = 0; i < PARAMETERS; i++) r.d[i] = r.d[i] * r.d[i] + 1e-9f; // v of AdamW
     const double matrix_bytes = 4.0 * ROWS * WIDTH, hidden_bytes = 4.0 * ROWS * HIDDEN;
     const struct {
@@ -287,33 +326,41 @@ static void print_rest(const Kernels *k) {
         void (*run)(const Room *);
         double bytes;
     } stages[] = {{"copy of 128 MB", copy, 8.0 * PARAMETERS},
-                  {"AdamW, 28 bytes a parameter", adamw, 28.0 * PARAMETERS},
-                  {"LayerNorm, 1600 x 768", layernorm, 2 * matrix_bytes},
-                  {"LayerNorm, gradient", layernorm_gradient, 3 * matrix_bytes},
-                  {"bias + GELU behind a product, 1600 x 3072", gelu, 2 * hidden_bytes},
-                  {"bias, gradient, 1600 x 3072", bias_gradient, hidden_bytes},
-                  {"softmax, 19,200 rows of 50", softmax, 8.0 * 32 * HEADS * SEQUENCE * 64}};
+        {"AdamW, 28 bytes a parameter", adamw, 28.0 * PARAMETERS},
+        {"LayerNorm, 1600 x 768", layernorm, 2 * matrix_bytes},
+        {"LayerNorm, gradient", layernorm_gradient, 3 * matrix_bytes},
+        {"bias + GELU behind a product, 1600 x 3072", gelu, 2 * hidden_bytes},
+        {"bias, gradient, 1600 x 3072", bias_gradient, hidden_bytes},
+        {"softmax, 19,200 rows of 50", softmax, 8.0 * 32 * HEADS * SEQUENCE * 64}};
     double first = 0;
-    printf("\nThe rest, in fp32, by what it has to read and write. Matrices of a batch fit into the last cache.\n\n| stage | GB/s | of the copy |\n|---|---|---|\n");
+    printf("\nThe rest, in fp32, by what it has to read and write. Matrices of a batch fit into the last "
+           "cache.\n\n| stage | GB/s | of the copy |\n|---|---|---|\n");
     for (size_t i = 0; i < sizeof stages / sizeof *stages; i++) {
         double best = INFINITY, total = 0;
         for (int run = 0; run < 5 || total < 0.2; run++) {
             const double start = clock_now();
             stages[i].run(&r);
-            best = fmin(best, clock_now() - start), total += clock_now() - start;
+            best = fmin(best, clock_now() - start);
+            total += clock_now() - start;
         }
         const double rate = 1e-9 * stages[i].bytes / best;
         if (i == 0) first = rate;
         printf("| %s | %.1f | %.2f |\n", stages[i].name, rate, rate / first);
     }
-    free(r.a), free(r.b), free(r.c), free(r.d), free(mean), free(rstd);
+    free(r.a);
+    free(r.b);
+    free(r.c);
+    free(r.d);
+    free(mean);
+    free(rstd);
 }
 
 int main(int argc, char **argv) {
-    static const Shape shapes[] = {{"B/32 image in_proj", 1600, 768, 2304}, {"out_proj", 1600, 768, 768}, {"c_fc", 1600, 768, 3072}, {"c_proj", 1600, 3072, 768},
-                                   {"patches", 1568, 3072, 768}, {"text in_proj", 512, 512, 1536}, {"out_proj", 512, 512, 512}, {"c_fc", 512, 512, 2048},
-                                   {"c_proj", 512, 2048, 512}, {"B/16 image in_proj", 3152, 768, 2304}, {"out_proj", 3152, 768, 768}, {"c_fc", 3152, 768, 3072},
-                                   {"c_proj", 3152, 3072, 768}};
+    static const Shape shapes[] = {{"B/32 image in_proj", 1600, 768, 2304}, {"out_proj", 1600, 768, 768},
+        {"c_fc", 1600, 768, 3072}, {"c_proj", 1600, 3072, 768}, {"patches", 1568, 3072, 768},
+        {"text in_proj", 512, 512, 1536}, {"out_proj", 512, 512, 512}, {"c_fc", 512, 512, 2048},
+        {"c_proj", 512, 2048, 512}, {"B/16 image in_proj", 3152, 768, 2304}, {"out_proj", 3152, 768, 768},
+        {"c_fc", 3152, 768, 3072}, {"c_proj", 3152, 3072, 768}};
     const Kernels *k = kernels_select();
     if (argc == 4) return serve_product(k, argv + 1);
     const double peak[2] = {peak_gflops(k, false), peak_gflops(k, true)};
@@ -322,7 +369,9 @@ int main(int argc, char **argv) {
     const Sgemm sgemm = one_thread ? (Sgemm)(uintptr_t)dlsym(blas, "cblas_sgemm") : NULL;
     if (one_thread) one_thread(1);
     printf("%s kernels, %d threads. ", k->name, threads_now());
-    if (peak[0] > 0) printf("Register peak, measured: %.0f GFLOP/s fp32, %.0f bf16%s.", peak[0], peak[1], k->native_bf16 ? "" : " (by fp32 instructions)");
+    if (peak[0] > 0)
+        printf("Register peak, measured: %.0f GFLOP/s fp32, %.0f bf16%s.", peak[0], peak[1],
+            k->native_bf16 ? "" : " (by fp32 instructions)");
     printf("%s\n", sgemm ? "" : " No libopenblas.so.0 here.");
     print_products(k, shapes, (int)(sizeof shapes / sizeof *shapes), peak, sgemm);
     print_rest(k);

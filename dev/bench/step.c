@@ -1,14 +1,16 @@
-// Steps of a model on one synthetic batch, as many as the lines on stdin ask for: what bench.sh and peer.py measure.
+// Steps of a model on one synthetic batch, as many as the lines on stdin ask for: what bench.sh and peer.py
+// measure.
 //
 //     build/bench_step train|image|text MODEL BATCH [PRECISION] [image=N] [text=N] [cached]
 //
-// MODEL: a packed .bin, or a name (random weights). BATCH: a file of peer.py, or PAIRS:TOKENS, captions of TOKENS tokens in the mean.
-// train: forward, loss, backward, AdamW; image, text: encoding alone. image=N, text=N: that tower locked but for its last N groups;
-// cached: the features of a locked image tower are there already, as from the second epoch on.
-// Each line of stdin, a number of steps, is answered by the seconds that they took and a number that tells whether two programs
-// compute the same: the loss before the last step, or the first of the features. Between lines the process sleeps.
-// On a GPU (build/bench_stepcu) three more numbers follow: the seconds and FLOPs of the matrix products, if the line says `STEPS profile`,
-// which slows the steps a little, else 0; and the bytes of GPU memory in use.
+// MODEL: a packed .bin, or a name (random weights). BATCH: a file of peer.py, or PAIRS:TOKENS, captions of
+// TOKENS tokens in the mean. train: forward, loss, backward, AdamW; image, text: encoding alone. image=N,
+// text=N: that tower locked but for its last N groups; cached: the features of a locked image tower are there
+// already, as from the second epoch on. Each line of stdin, a number of steps, is answered by the seconds
+// that they took and a number that tells whether two programs compute the same: the loss before the last
+// step, or the first of the features. Between lines the process sleeps. On a GPU (build/bench_stepcu) three
+// more numbers follow: the seconds and FLOPs of the matrix products, if the line says `STEPS profile`, which
+// slows the steps a little, else 0; and the bytes of GPU memory in use.
 #define CLIP_WITHOUT_MAIN // without the main() of
 #if defined(__CUDACC__) || defined(CLIPC_EMULATE)
 #include "dev/bench/gpu_profile.h"
@@ -17,7 +19,7 @@
 #include "train_clip.c"
 #endif
 #include "clipc/model/architectures.h" // model_load
-#include "clipc/base/rand.h"   // rand_for
+#include "clipc/base/rand.h"           // rand_for
 
 typedef struct {
     Clip *clip;
@@ -34,37 +36,53 @@ static void batch_read(ClipBatch *b, const ClipConfig *c, const char *path) {
     int32_t head[3];
     FILE *f = fopen_check(path, "rb");
     fread_check(head, sizeof head, f, path);
-    if (head[0] < 1 || head[1] != c->image_size || head[2] != c->context_length) die(EXIT_USAGE, "%s: is no batch for this model", path);
-    const size_t B = (size_t)head[0], pixels = 3 * B * (size_t)head[1] * (size_t)head[1], tokens = B * (size_t)head[2] * sizeof(int32_t);
+    if (head[0] < 1 || head[1] != c->image_size || head[2] != c->context_length)
+        die(EXIT_USAGE, "%s: is no batch for this model", path);
+    const size_t B = (size_t)head[0];
+    const size_t pixels = 3 * B * (size_t)head[1] * (size_t)head[1];
+    const size_t tokens = B * (size_t)head[2] * sizeof(int32_t);
     uint8_t *p = (uint8_t *)malloc_check(pixels);
     int *t = (int *)malloc_check(tokens);
-    fread_check(p, pixels, f, path), fread_check(t, tokens, f, path);
+    fread_check(p, pixels, f, path);
+    fread_check(t, tokens, f, path);
     fclose(f);
-    b->size = head[0], b->pixels = p, b->tokens = t;
+    b->size = head[0];
+    b->pixels = p;
+    b->tokens = t;
 }
 
-// Noise for pictures and words; the lengths of captions are spread evenly around their mean, by half of it to both sides.
+// Noise for pictures and words; the lengths of captions are spread evenly around their mean, by half of it to
+// both sides.
 static void batch_draw(ClipBatch *b, const ClipConfig *c, int B, int mean) {
     const size_t pixels = 3 * (size_t)B * (size_t)c->image_size * (size_t)c->image_size;
     const int T = c->context_length, spread = mean == T ? 0 : mean / 2;
-    if (B < 1 || mean - spread < 2 || mean + spread > T) die(EXIT_USAGE, "%d:%d is no batch: PAIRS:TOKENS, captions of at most %d tokens", B, mean, T);
+    if (B < 1 || mean - spread < 2 || mean + spread > T)
+        die(EXIT_USAGE, "%d:%d is no batch: PAIRS:TOKENS, captions of at most %d tokens", B, mean, T);
     uint8_t *p = (uint8_t *)malloc_check(pixels);
     int *t = (int *)calloc_check((size_t)B * (size_t)T, sizeof *t);
     Rand r = rand_for(0, 0, 0);
     for (size_t i = 0; i < pixels; i++) p[i] = (uint8_t)rand_below(&r, 256);
     for (int i = 0; i < B; i++) {
-        const int length = mean - spread + (B > 1 ? (int)((2 * spread * (int64_t)i + (B - 1) / 2) / (B - 1)) : spread);
+        const int length =
+            mean - spread + (B > 1 ? (int)((2 * spread * (int64_t)i + (B - 1) / 2) / (B - 1)) : spread);
         int *row = t + (size_t)i * (size_t)T;
-        row[0] = c->vocab_size - 2, row[length - 1] = c->eot_id;
+        row[0] = c->vocab_size - 2;
+        row[length - 1] = c->eot_id;
         for (int j = 1; j < length - 1; j++) row[j] = (int)rand_below(&r, (uint64_t)c->vocab_size - 2);
     }
-    b->size = B, b->pixels = p, b->tokens = t;
+    b->size = B;
+    b->pixels = p;
+    b->tokens = t;
 }
 
 // ---------------------------------------------------------------- steps
 
-static void encode_images(Clip *clip, const ClipBatch *b, float *features) { clip_encode_image(clip, b, features); }
-static void encode_texts(Clip *clip, const ClipBatch *b, float *features) { clip_encode_text(clip, b, features); }
+static void encode_images(Clip *clip, const ClipBatch *b, float *features) {
+    clip_encode_image(clip, b, features);
+}
+static void encode_texts(Clip *clip, const ClipBatch *b, float *features) {
+    clip_encode_text(clip, b, features);
+}
 
 static double bench_step(Bench *b) {
     if (b->step) {
@@ -111,7 +129,9 @@ static void bench_configure(Bench *b, char **words, bool *cached) {
         if (sscanf(*words, "image=%d", &groups) == 1) clip_lock(b->clip, IMAGE_TOWER, groups);
         else if (sscanf(*words, "text=%d", &groups) == 1) clip_lock(b->clip, TEXT_TOWER, groups);
         else if (strcmp(*words, "cached") == 0) *cached = true;
-        else if (strcmp(*words, "amp_bf16") == 0 && clip_precision_support(PRECISION_AMP_BF16) != SUPPORT_NONE) clip_set_precision(b->clip, PRECISION_AMP_BF16);
+        else if (strcmp(*words, "amp_bf16") == 0 &&
+                 clip_precision_support(PRECISION_AMP_BF16) != SUPPORT_NONE)
+            clip_set_precision(b->clip, PRECISION_AMP_BF16);
         else if (strcmp(*words, "fp32") == 0) clip_set_precision(b->clip, PRECISION_FP32);
         else die(EXIT_USAGE, "%s: not known, or not offered on this machine", *words);
     }
@@ -122,24 +142,32 @@ int main(int argc, char **argv) {
     Bench b = {.hyper = hyper};
     int pairs, tokens, steps;
     bool cached = false;
-    if (argc < 4) die(EXIT_USAGE, "usage: bench_step train|image|text MODEL BATCH [PRECISION] [image=N] [text=N] [cached]");
+    if (argc < 4)
+        die(EXIT_USAGE,
+            "usage: bench_step train|image|text MODEL BATCH [PRECISION] [image=N] [text=N] [cached]");
     b.clip = bench_model(argv[2]);
     if (sscanf(argv[3], "%d:%d", &pairs, &tokens) == 2) batch_draw(&b.batch, &b.clip->config, pairs, tokens);
     else batch_read(&b.batch, &b.clip->config, argv[3]);
     bench_configure(&b, argv + 4, &cached);
-    b.features = (float *)malloc_check((size_t)b.batch.size * (size_t)b.clip->config.embed_dim * sizeof(float));
-    b.step = strcmp(argv[1], "image") == 0 ? encode_images : strcmp(argv[1], "text") == 0 ? encode_texts : NULL;
+    b.features =
+        (float *)malloc_check((size_t)b.batch.size * (size_t)b.clip->config.embed_dim * sizeof(float));
+    b.step = strcmp(argv[1], "image") == 0  ? encode_images
+             : strcmp(argv[1], "text") == 0 ? encode_texts
+                                            : NULL;
     if (cached) {
-        float *pooled = (float *)malloc_check((size_t)b.batch.size * (size_t)b.clip->config.image_width * sizeof(float));
+        float *pooled =
+            (float *)malloc_check((size_t)b.batch.size * (size_t)b.clip->config.image_width * sizeof(float));
         clip_pool(b.clip, IMAGE_TOWER, &b.batch, pooled);
-        b.batch.pooled[IMAGE_TOWER] = pooled, b.batch.pixels = NULL;
+        b.batch.pooled[IMAGE_TOWER] = pooled;
+        b.batch.pixels = NULL;
     }
     if (!b.step) {
         const ClipTraining how = {b.batch.size, false, false};
         clip_start_training(b.clip, &how);
     }
     char line[64];
-    while (fgets(line, sizeof line, stdin) && sscanf(line, "%d", &steps) == 1) bench_answer(&b, steps, strstr(line, "profile") != NULL);
+    while (fgets(line, sizeof line, stdin) && sscanf(line, "%d", &steps) == 1)
+        bench_answer(&b, steps, strstr(line, "profile") != NULL);
     clip_free(b.clip);
     return 0;
 }

@@ -1,4 +1,5 @@
-// Arrays that lie on the GPU and on the host at once, for the tests and the laboratory. Included behind train_clip.cu or clipc/math/gpu.h.
+// Arrays that lie on the GPU and on the host at once, for the tests and the laboratory. Included behind
+// train_clip.cu or clipc/math/gpu.h.
 #ifndef CLIPC_ARRAYS_H
 #define CLIPC_ARRAYS_H
 
@@ -23,7 +24,10 @@ template <typename Real> static inline Array<Real> array_create(size_t n) {
 
 template <typename Real> static inline void upload(Array<Real> *a) {
     Real *narrow = (Real *)malloc_check(a->n * sizeof(Real));
-    for (size_t i = 0; i < a->n; i++) narrow[i] = (Real)a->host[i], a->host[i] = (float)narrow[i];
+    for (size_t i = 0; i < a->n; i++) {
+        narrow[i] = (Real)a->host[i];
+        a->host[i] = (float)narrow[i];
+    }
     CUDA_CHECK(cudaMemcpy(a->gpu, narrow, a->n * sizeof(Real), cudaMemcpyHostToDevice));
     free(narrow);
 }

@@ -1,11 +1,16 @@
-// Attention forward and backward over packed sequences, bf16. Limit: FLOPs; 4 T² HS a head forward, 10 T² HS backward, half of that under the
-// causal mask. At 50 tokens a head's queries, keys and values are 19 KB: it is as much a matter of moving them once.
+// Attention forward and backward over packed sequences, bf16. Limit: FLOPs; 4 T² HS a head forward, 10 T² HS
+// backward, half of that under the causal mask. At 50 tokens a head's queries, keys and values are 19 KB: it
+// is as much a matter of moving them once.
 //
-// Forward   1  a thread a query, keys and values from global memory, softmax online: no tensor cores, every key read T times through the caches
-//           2  a block takes 64 queries of a head and walks over the keys in tiles in shared memory; 16 queries a warp by tensor cores. Two passes
-//              over the keys, one for the log-sum-exp, one for the probabilities: nothing is rescaled, and a sequence of one tile keeps its scores
+// Forward   1  a thread a query, keys and values from global memory, softmax online: no tensor cores, every
+// key read T times through the caches
+//           2  a block takes 64 queries of a head and walks over the keys in tiles in shared memory; 16
+//               queries a warp by tensor cores. Two passes
+//              over the keys, one for the log-sum-exp, one for the probabilities: nothing is rescaled, and a
+//                  sequence of one tile keeps its scores
 // Backward  1  a thread a query for dq, a thread a key for dk and dv
-//           2  blocks of 64 queries and blocks of 64 keys, tiles as above: probabilities again from the log-sum-exp; every gradient has one
+//           2  blocks of 64 queries and blocks of 64 keys, tiles as above: probabilities again from the
+//               log-sum-exp; every gradient has one
 //              owner, so that nothing is added by two
 #include "dev/cuda/bench.h"
 
@@ -17,8 +22,12 @@ __device__ inline float head_dot(const bf16 *a, const bf16 *b, int HS) {
 }
 
 // grid: sequences, heads; T threads at most take the queries in turn
-__global__ void attention_forward_1(bf16 *out, float *lse, const bf16 *qkv, const int *start, int C, int NH, bool causal) {
-    const int first = start[blockIdx.x], T = start[blockIdx.x + 1] - first, HS = C / NH, h = blockIdx.y * HS;
+__global__ void attention_forward_1(
+    bf16 *out, float *lse, const bf16 *qkv, const int *start, int C, int NH, bool causal) {
+    const int first = start[blockIdx.x];
+    const int T = start[blockIdx.x + 1] - first;
+    const int HS = C / NH;
+    const int h = blockIdx.y * HS;
     const float scale = 1.0f / sqrtf((float)HS);
     for (int i = threadIdx.x; i < T; i += blockDim.x) {
         const bf16 *q = qkv + (size_t)(first + i) * 3 * C + h, *k = qkv + (size_t)first * 3 * C + C + h;
@@ -26,8 +35,12 @@ __global__ void attention_forward_1(bf16 *out, float *lse, const bf16 *qkv, cons
         float o[LARGEST_HEAD] = {0}, max = -INFINITY, sum = 0;
         for (int j = 0; j < n; j++) {
             const bf16 *key = k + (size_t)j * 3 * C, *value = key + C;
-            const float score = head_dot(q, key, HS) * scale, most = fmaxf(max, score), shrink = expf(max - most), p = expf(score - most);
-            sum = sum * shrink + p, max = most;
+            const float score = head_dot(q, key, HS) * scale;
+            const float most = fmaxf(max, score);
+            const float shrink = expf(max - most);
+            const float p = expf(score - most);
+            sum = sum * shrink + p;
+            max = most;
             for (int c = 0; c < HS; c++) o[c] = o[c] * shrink + p * widened(value[c]);
         }
         for (int c = 0; c < HS; c++) out[(size_t)(first + i) * C + h + c] = rounded<bf16>(o[c] / sum);
@@ -35,8 +48,12 @@ __global__ void attention_forward_1(bf16 *out, float *lse, const bf16 *qkv, cons
     }
 }
 
-__global__ void attention_backward_1(bf16 *dqkv, const bf16 *dout, const bf16 *out, const float *lse, const bf16 *qkv, const int *start, int C, int NH, bool causal) {
-    const int first = start[blockIdx.x], T = start[blockIdx.x + 1] - first, HS = C / NH, h = blockIdx.y * HS;
+__global__ void attention_backward_1(bf16 *dqkv, const bf16 *dout, const bf16 *out, const float *lse,
+    const bf16 *qkv, const int *start, int C, int NH, bool causal) {
+    const int first = start[blockIdx.x];
+    const int T = start[blockIdx.x + 1] - first;
+    const int HS = C / NH;
+    const int h = blockIdx.y * HS;
     const float scale = 1.0f / sqrtf((float)HS);
     for (int i = threadIdx.x; i < T; i += blockDim.x) {
         const size_t row = (size_t)(first + i) * 3 * C + h;
@@ -46,53 +63,79 @@ __global__ void attention_backward_1(bf16 *dqkv, const bf16 *dout, const bf16 *o
             for (int way = 0; way < 2; way++) {
                 const int query = way ? j : i, key = way ? i : j;
                 if (causal && key > query) continue;
-                const size_t q = way ? other : row, k = (way ? row : other) + C, o = (size_t)(first + query) * C + h;
-                const float p = expf(head_dot(qkv + q, qkv + k, HS) * scale - lse[(size_t)(first + query) * NH + blockIdx.y]);
-                const float ds = p * (head_dot(dout + o, qkv + k + C, HS) - head_dot(dout + o, out + o, HS)) * scale;
+                const size_t q = way ? other : row;
+                const size_t k = (way ? row : other) + C;
+                const size_t o = (size_t)(first + query) * C + h;
+                const float p = expf(
+                    head_dot(qkv + q, qkv + k, HS) * scale - lse[(size_t)(first + query) * NH + blockIdx.y]);
+                const float ds =
+                    p * (head_dot(dout + o, qkv + k + C, HS) - head_dot(dout + o, out + o, HS)) * scale;
                 for (int c = 0; c < HS; c++) {
-                    if (way) dk[c] += ds * widened(qkv[q + c]), dv[c] += p * widened(dout[o + c]);
-                    else dq[c] += ds * widened(qkv[k + c]);
+                    if (way) {
+                        dk[c] += ds * widened(qkv[q + c]);
+                        dv[c] += p * widened(dout[o + c]);
+                    } else dq[c] += ds * widened(qkv[k + c]);
                 }
             }
         }
-        for (int c = 0; c < HS; c++) dqkv[row + c] = rounded<bf16>(dq[c]), dqkv[row + C + c] = rounded<bf16>(dk[c]), dqkv[row + 2 * C + c] = rounded<bf16>(dv[c]);
+        for (int c = 0; c < HS; c++)
+            dqkv[row + c] = rounded<bf16>(dq[c]), dqkv[row + C + c] = rounded<bf16>(dk[c]),
+                       dqkv[row + 2 * C + c] = rounded<bf16>(dv[c]);
     }
 }
 
-static void lab_attention(Lab *lab, const char *name, int B, int longest, int shortest, int NH, int HS, bool causal) {
+static void lab_attention(
+    Lab *lab, const char *name, int B, int longest, int shortest, int NH, int HS, bool causal) {
     Sequences s = {0, 0, 0, NULL, NULL};
     sequences_reserve(&s, B);
     double pairs = 0; // of a query and a key that it sees
     for (int b = 0; b < B; b++) {
         const int T = longest - b % (longest - shortest + 1);
-        sequences_add(&s, b, T, 0), pairs += causal ? T * (T + 1) / 2.0 : (double)T * T;
+        sequences_add(&s, b, T, 0);
+        pairs += causal ? T * (T + 1) / 2.0 : (double)T * T;
     }
     const int C = NH * HS;
     const size_t n = (size_t)s.R * C;
-    Array<bf16> qkv = array_random<bf16>(1, 3 * n, 1), out = array_create<bf16>(n), dout = array_random<bf16>(2, n, 1), dqkv = array_create<bf16>(3 * n);
+    Array<bf16> qkv = array_random<bf16>(1, 3 * n, 1), out = array_create<bf16>(n),
+                dout = array_random<bf16>(2, n, 1), dqkv = array_create<bf16>(3 * n);
     Array<float> lse = array_create<float>((size_t)s.R * NH), delta = array_create<float>((size_t)s.R * NH);
     double *want = doubles(n), *want_lse = doubles(lse.n), *want_dqkv = doubles(3 * n);
-    if (!lab->timed) reference_attention(want, want_lse, want_dqkv, qkv.host, dout.host, s.start, s.read, B, C, NH, causal, false);
+    if (!lab->timed)
+        reference_attention(
+            want, want_lse, want_dqkv, qkv.host, dout.host, s.start, s.read, B, C, NH, causal, false);
     int *start = ints_upload(s.start, (size_t)B + 1), *read = ints_upload(s.read, (size_t)B);
     Sequences on_gpu = {B, s.R, s.longest, start, read};
     char names[2][128];
-    snprintf(names[0], sizeof names[0], "attention forward, %s", name), snprintf(names[1], sizeof names[1], "attention backward, %s", name);
+    snprintf(names[0], sizeof names[0], "attention forward, %s", name);
+    snprintf(names[1], sizeof names[1], "attention backward, %s", name);
     const auto forward = [&](int version, const char *idea, auto run) {
         lab_version(lab, names[0], version, idea, 0, 4 * pairs * C, run, [&](int v) {
-            lab_compare(names[0], v, &lse, want_lse, 3e-6), lab_compare(names[0], v, &out, want, 8e-3);
+            lab_compare(names[0], v, &lse, want_lse, 3e-6);
+            lab_compare(names[0], v, &out, want, 8e-3);
         });
     };
     const auto backward = [&](int version, const char *idea, auto run) {
-        lab_version(lab, names[1], version, idea, 0, 10 * pairs * C, run, [&](int v) { lab_compare(names[1], v, &dqkv, want_dqkv, 1.2e-2); });
+        lab_version(lab, names[1], version, idea, 0, 10 * pairs * C, run,
+            [&](int v) { lab_compare(names[1], v, &dqkv, want_dqkv, 1.2e-2); });
     };
-    forward(1, "a thread a query", [&] { LAUNCH(attention_forward_1, dim3(B, NH), 64, 0, lab->gpu.stream, out.gpu, lse.gpu, qkv.gpu, start, C, NH, causal); });
-    forward(2, "tiles, tensor cores", [&] { attention_forward(&lab->gpu, out.gpu, lse.gpu, qkv.gpu, &on_gpu, C, NH, causal, false); });
+    forward(1, "a thread a query", [&] {
+        LAUNCH(attention_forward_1, dim3(B, NH), 64, 0, lab->gpu.stream, out.gpu, lse.gpu, qkv.gpu, start, C,
+            NH, causal);
+    });
+    forward(2, "tiles, tensor cores",
+        [&] { attention_forward(&lab->gpu, out.gpu, lse.gpu, qkv.gpu, &on_gpu, C, NH, causal, false); });
     attention_forward(&lab->gpu, out.gpu, lse.gpu, qkv.gpu, &on_gpu, C, NH, causal, false);
     backward(1, "a thread a query and key", [&] {
-        LAUNCH(attention_backward_1, dim3(B, NH), 64, 0, lab->gpu.stream, dqkv.gpu, dout.gpu, out.gpu, lse.gpu, qkv.gpu, start, C, NH, causal);
+        LAUNCH(attention_backward_1, dim3(B, NH), 64, 0, lab->gpu.stream, dqkv.gpu, dout.gpu, out.gpu,
+            lse.gpu, qkv.gpu, start, C, NH, causal);
     });
-    backward(2, "tiles, tensor cores", [&] { attention_backward(&lab->gpu, dqkv.gpu, delta.gpu, dout.gpu, out.gpu, lse.gpu, qkv.gpu, &on_gpu, C, NH, causal, false); });
-    free(want), free(want_lse), free(want_dqkv);
+    backward(2, "tiles, tensor cores", [&] {
+        attention_backward(&lab->gpu, dqkv.gpu, delta.gpu, dout.gpu, out.gpu, lse.gpu, qkv.gpu, &on_gpu, C,
+            NH, causal, false);
+    });
+    free(want);
+    free(want_lse);
+    free(want_dqkv);
     CUDA_CHECK(cudaFree(start));
     CUDA_CHECK(cudaFree(read));
     sequences_free(&s);

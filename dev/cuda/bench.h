@@ -1,5 +1,6 @@
-// What the operations of the kernel laboratory share: each version is checked at odd sizes and, on a GPU, timed against a limit of the card
-// that is measured first: its copy bandwidth, or the speed of a large matrix product. Included behind train_clip.cu.
+// What the operations of the kernel laboratory share: each version is checked at odd sizes and, on a GPU,
+// timed against a limit of the card that is measured first: its copy bandwidth, or the speed of a large
+// matrix product. Included behind train_clip.cu.
 #ifndef CLIPC_BENCH_H
 #define CLIPC_BENCH_H
 
@@ -38,26 +39,36 @@ template <typename Run> static double lab_seconds(const Lab *lab, Run run) {
     return ms[RUNS / 2] * 1e-3;
 }
 
-// One version of an operation: `moved` bytes or `flops` (the other 0) are what it cannot do without. Checked by check(), or timed.
+// One version of an operation: `moved` bytes or `flops` (the other 0) are what it cannot do without. Checked
+// by check(), or timed.
 template <typename Run, typename Check>
-static void lab_version(const Lab *lab, const char *operation, int version, const char *idea, double moved, double flops, Run run, Check check) {
+static void lab_version(const Lab *lab, const char *operation, int version, const char *idea, double moved,
+    double flops, Run run, Check check) {
     if (!lab->timed) {
         run();
         check(version);
         return;
     }
-    const double seconds = lab_seconds(lab, run), rate = (moved + flops) / seconds, limit = flops > 0 ? lab->product : lab->copy;
-    printf("| %s | %d | %s | %.3f | %.*f %s | %.0f%% |\n", operation, version, idea, seconds * 1e3, flops > 0 ? 1 : 0, rate / (flops > 0 ? 1e12 : 1e9),
-           flops > 0 ? "TFLOP/s" : "GB/s", 100 * rate / limit);
+    const double seconds = lab_seconds(lab, run);
+    const double rate = (moved + flops) / seconds;
+    const double limit = flops > 0 ? lab->product : lab->copy;
+    printf("| %s | %d | %s | %.3f | %.*f %s | %.0f%% |\n", operation, version, idea, seconds * 1e3,
+        flops > 0 ? 1 : 0, rate / (flops > 0 ? 1e12 : 1e9), flops > 0 ? "TFLOP/s" : "GB/s",
+        100 * rate / limit);
     fflush(stdout);
 }
 
 // Nothing of what an earlier version wrote is left.
-template <typename Real> static void lab_clear(const Array<Real> *a) { CUDA_CHECK(cudaMemset(a->gpu, 0xff, a->n * sizeof(Real))); }
+template <typename Real> static void lab_clear(const Array<Real> *a) {
+    CUDA_CHECK(cudaMemset(a->gpu, 0xff, a->n * sizeof(Real)));
+}
 
-template <typename Real> static void lab_compare(const char *operation, int version, Array<Real> *out, const double *want, double tolerance) {
+template <typename Real>
+static void lab_compare(
+    const char *operation, int version, Array<Real> *out, const double *want, double tolerance) {
     const double error = error_of(download(out), want, out->n);
-    EXPECT(error <= tolerance, "%s, version %d: error %g, tolerance %g", operation, version, error, tolerance);
+    EXPECT(
+        error <= tolerance, "%s, version %d: error %g, tolerance %g", operation, version, error, tolerance);
     lab_clear(out);
 }
 
@@ -76,19 +87,24 @@ static void lab_open(Lab *lab, bool timed, int widest) {
     CUDA_CHECK(cudaMalloc(&from, bytes));
     CUDA_CHECK(cudaMalloc(&to, bytes));
     CUDA_CHECK(cudaMemset(from, 0, bytes));
-    lab->copy = 2.0 * (double)bytes / lab_seconds(lab, [&] { CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, lab->gpu.stream)); });
+    lab->copy = 2.0 * (double)bytes / lab_seconds(lab, [&] {
+        CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, lab->gpu.stream));
+    });
     CUDA_CHECK(cudaFree(from));
     CUDA_CHECK(cudaFree(to));
     CUDA_CHECK(cudaMalloc(&x, 3 * (size_t)N * N * sizeof(bf16)));
     CUDA_CHECK(cudaMemset(x, 0x3c, 3 * (size_t)N * N * sizeof(bf16))); // 0.0115
     const MatmulEnd<bf16> set = {NULL, NULL};
-    const double seconds =
-        lab_seconds(lab, [&] { matmul(&lab->gpu.matmul, lab->gpu.stream, x, N, plain(x + (size_t)N * N, N), transposed(x + 2 * (size_t)N * N, N), N, N, N, 1, set); });
+    const double seconds = lab_seconds(lab, [&] {
+        matmul(&lab->gpu.matmul, lab->gpu.stream, x, N, plain(x + (size_t)N * N, N),
+            transposed(x + 2 * (size_t)N * N, N), N, N, N, 1, set);
+    });
     lab->product = 2.0 * N * N * N / seconds;
     CUDA_CHECK(cudaFree(x));
     cudaDeviceProp card;
     CUDA_CHECK(cudaGetDeviceProperties(&card, 0));
-    printf("%s: copy %.0f GB/s (read and written), bf16 product of 8,192 x 8,192 matrices %.0f TFLOP/s\n\n", card.name, lab->copy / 1e9, lab->product / 1e12);
+    printf("%s: copy %.0f GB/s (read and written), bf16 product of 8,192 x 8,192 matrices %.0f TFLOP/s\n\n",
+        card.name, lab->copy / 1e9, lab->product / 1e12);
     printf("| operation | version | idea | ms | rate | of the limit |\n|---|---|---|---|---|---|\n");
 }
 

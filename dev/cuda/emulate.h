@@ -1,17 +1,24 @@
-// CUDA kernels as C++ on a CPU, to be checked where no GPU is: clipc/math/gpu.h includes this file when CLIPC_EMULATE is defined.
+// CUDA kernels as C++ on a CPU, to be checked where no GPU is: clipc/math/gpu.h includes this file when
+// CLIPC_EMULATE is defined.
 //
-// The threads of a block are fibers of one thread of the operating system, and blocks run one after the other, in random order. A fiber runs
-// until it has to wait (__syncthreads, a warp function), then another one that can go on does: in every second block a random one, in the
-// others the one that became able to last, so that one warp runs ahead to the barrier before the next begins. What relies on an order that no
+// The threads of a block are fibers of one thread of the operating system, and blocks run one after the
+// other, in random order. A fiber runs until it has to wait (__syncthreads, a warp function), then another
+// one that can go on does: in every second block a random one, in the others the one that became able to
+// last, so that one warp runs ahead to the barrier before the next begins. What relies on an order that no
 // barrier gives comes out wrong in one or the other. What else must not pass unnoticed:
-//   - shared memory and cudaMalloc's begin filled with NaN: what is read unwritten, or was to be written and is not, spoils the result
-//   - guard bytes stand around both, checked when a block and a launch ends; under AddressSanitizer they stop the first access
-//   - a barrier or warp function that not all of its threads reach, a mask without the caller, a shuffle from a lane outside the mask
-//   - pointers handed to a kernel, and both ends of a copy, must lie in memory of the right kind; the host cannot touch the GPU's
+//   - shared memory and cudaMalloc's begin filled with NaN: what is read unwritten, or was to be written and
+//       is not, spoils the result
+//   - guard bytes stand around both, checked when a block and a launch ends; under AddressSanitizer they stop
+//       the first access
+//   - a barrier or warp function that not all of its threads reach, a mask without the caller, a shuffle from
+//       a lane outside the mask
+//   - pointers handed to a kernel, and both ends of a copy, must lie in memory of the right kind; the host
+//       cannot touch the GPU's
 //   - work on streams runs late, and streams past each other, where no event forbids it (emulate_streams.h)
 //   - blocks, grids and shared memory within the limits of the GPU
-// Each of these ends the program with one line that names the kernel. The numbers are fp32's as C++ computes them: not bit for bit a GPU's.
-// CLIPC_EMULATE_SEED=n in the environment runs threads and blocks in another order.
+// Each of these ends the program with one line that names the kernel. The numbers are fp32's as C++ computes
+// them: not bit for bit a GPU's. CLIPC_EMULATE_SEED=n in the environment runs threads and blocks in another
+// order.
 #ifndef CLIPC_EMULATE_H
 #define CLIPC_EMULATE_H
 
@@ -32,7 +39,8 @@ enum { warpSize = 32 };
 inline uint3 threadIdx, blockIdx;
 inline dim3 blockDim, gridDim;
 
-#define LAUNCH(kernel, grid, block, shared_bytes, stream, ...) emulate::launch(#kernel, kernel, grid, block, shared_bytes, stream, __VA_ARGS__)
+#define LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
+    emulate::launch(#kernel, kernel, grid, block, shared_bytes, stream, __VA_ARGS__)
 #define SHARED_ARRAY(type, name) type *const name = reinterpret_cast<type *>(emulate::machine.shared.bytes)
 
 typedef struct emulate_stream *cudaStream_t;
@@ -50,15 +58,20 @@ struct Guarded {
     size_t size = 0;
 };
 
-// What stands at address p of a guard: NaN as float and as bfloat16, so that reading it spoils the result, too.
+// What stands at address p of a guard: NaN as float and as bfloat16, so that reading it spoils the result,
+// too.
 static inline unsigned char guard_byte(const unsigned char *p) { return (uintptr_t)p & 1 ? 0x7f : 0xff; }
 
 // `room`: size + 2 * GUARD_BYTES, 256-byte aligned
 static inline Guarded guarded_in(void *room, size_t size) {
     Guarded g;
-    g.bytes = (unsigned char *)room + GUARD_BYTES, g.size = size;
-    for (unsigned char *before = g.bytes - GUARD_BYTES, *behind = g.bytes + size; before < g.bytes; before++, behind++)
-        *before = guard_byte(before), *behind = guard_byte(behind);
+    g.bytes = (unsigned char *)room + GUARD_BYTES;
+    g.size = size;
+    for (unsigned char *before = g.bytes - GUARD_BYTES, *behind = g.bytes + size; before < g.bytes;
+         before++, behind++) {
+        *before = guard_byte(before);
+        *behind = guard_byte(behind);
+    }
     memset(g.bytes, POISON, size);
 #ifdef CLIPC_GUARDS
     ASAN_POISON_MEMORY_REGION(g.bytes - GUARD_BYTES, GUARD_BYTES);
@@ -101,7 +114,8 @@ static inline ptrdiff_t guarded_damage(const Guarded &g) {
 
 // ---------------------------------------------------------------- fibers
 
-// A stack and where on it the fiber stopped. run() enters or resumes it, until it calls pause() or its function ends.
+// A stack and where on it the fiber stopped. run() enters or resumes it, until it calls pause() or its
+// function ends.
 struct Stack {
     char *bytes, *top;
     void *stopped; // stack pointer
@@ -114,11 +128,11 @@ struct Thread {
     State state;
     uint3 index;
     Stack *stack;
-    const char *at;                                   // the function it waits in
-    int line;                                         // of the barrier; 0 in a warp function
-    unsigned mask;                                    // lanes of the warp function
-    void *payload;                                    // its arguments and results
-    void (*combine)(void **payload, unsigned mask);   // computes the results of all lanes
+    const char *at;                                 // the function it waits in
+    int line;                                       // of the barrier; 0 in a warp function
+    unsigned mask;                                  // lanes of the warp function
+    void *payload;                                  // its arguments and results
+    void (*combine)(void **payload, unsigned mask); // computes the results of all lanes
 };
 
 struct Machine {
@@ -147,8 +161,9 @@ inline Machine machine;
     va_end(args);
     const Machine &m = machine;
     if (!m.kernel) die(EXIT_RUNTIME, "emulated GPU: %s", text);
-    die(EXIT_RUNTIME, "emulated GPU: %s (kernel %s, block %u,%u,%u of %u,%u,%u, thread %u,%u,%u of %u,%u,%u)", text, m.kernel, blockIdx.x, blockIdx.y, blockIdx.z, gridDim.x,
-        gridDim.y, gridDim.z, threadIdx.x, threadIdx.y, threadIdx.z, blockDim.x, blockDim.y, blockDim.z);
+    die(EXIT_RUNTIME, "emulated GPU: %s (kernel %s, block %u,%u,%u of %u,%u,%u, thread %u,%u,%u of %u,%u,%u)",
+        text, m.kernel, blockIdx.x, blockIdx.y, blockIdx.z, gridDim.x, gridDim.y, gridDim.z, threadIdx.x,
+        threadIdx.y, threadIdx.z, blockDim.x, blockDim.y, blockDim.z);
 }
 
 static inline unsigned random_below(unsigned n) { // xorshift64*
@@ -157,14 +172,17 @@ static inline unsigned random_below(unsigned n) { // xorshift64*
         const char *seed = getenv("CLIPC_EMULATE_SEED");
         r = 0x9e3779b97f4a7c15ull * (2 * strtoull(seed ? seed : "1", NULL, 10) + 1);
     }
-    r ^= r >> 12, r ^= r << 25, r ^= r >> 27;
+    r ^= r >> 12;
+    r ^= r << 25;
+    r ^= r >> 27;
     return (unsigned)(((r * 0x2545f4914f6cdd1dull >> 32) * n) >> 32);
 }
 
 static inline void fiber_main();
 
 #if defined(__x86_64__)
-// Saves the registers that a function must preserve, stores the stack pointer, and continues on another stack.
+// Saves the registers that a function must preserve, stores the stack pointer, and continues on another
+// stack.
 extern "C" void clipc_emulate_switch(void **stopped, void *next);
 asm(".text\n"
     "clipc_emulate_switch:\n"
@@ -183,7 +201,8 @@ static inline void stack_begin(Stack *s) {
     if (!s->stopped) s->stopped = malloc_check(sizeof(ucontext_t));
     ucontext_t *context = (ucontext_t *)s->stopped;
     getcontext(context);
-    context->uc_stack.ss_sp = s->bytes, context->uc_stack.ss_size = (size_t)(s->top - s->bytes), context->uc_link = nullptr;
+    context->uc_stack.ss_sp = s->bytes, context->uc_stack.ss_size = (size_t)(s->top - s->bytes),
+    context->uc_link = nullptr;
     makecontext(context, fiber_main, 0);
 }
 static inline void stack_switch(Stack *from, Stack *to) {
@@ -196,25 +215,33 @@ static inline void switch_started(Stack *from, const void *bottom, size_t size, 
 #ifdef CLIPC_GUARDS
     __sanitizer_start_switch_fiber(ends ? nullptr : &from->fake, bottom, size);
 #endif
-    (void)from, (void)bottom, (void)size, (void)ends;
+    (void)from;
+    (void)bottom;
+    (void)size;
+    (void)ends;
 }
 
 static inline void switch_finished(Stack *to, const void **bottom, size_t *size) {
 #ifdef CLIPC_GUARDS
     __sanitizer_finish_switch_fiber(to->fake, bottom, size);
 #endif
-    (void)to, (void)bottom, (void)size;
+    (void)to;
+    (void)bottom;
+    (void)size;
 }
 
 static inline Stack *stack_take() {
     Machine &m = machine;
     if (m.idle_count) return m.idle[--m.idle_count];
     const size_t page = 4096; // unreadable, below the stack: an overflow stops the program
-    char *bytes = (char *)mmap(nullptr, page + STACK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (bytes == MAP_FAILED || mprotect(bytes, page, PROT_NONE)) die(EXIT_RUNTIME, "emulated GPU: no memory for the stacks of a block; lower its size");
+    char *bytes =
+        (char *)mmap(nullptr, page + STACK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (bytes == MAP_FAILED || mprotect(bytes, page, PROT_NONE))
+        die(EXIT_RUNTIME, "emulated GPU: no memory for the stacks of a block; lower its size");
     Stack *s = (Stack *)calloc_check(1, sizeof *s);
     s->bytes = bytes + page;
-    s->top = bytes + page + STACK_BYTES - m.stacks++ % 64 * 448; // tops at equal distances would share a few lines of the cache
+    s->top = bytes + page + STACK_BYTES -
+             m.stacks++ % 64 * 448; // tops at equal distances would share a few lines of the cache
     return s;
 }
 
@@ -222,12 +249,21 @@ static inline Stack *stack_take() {
 static inline void resume(int i) {
     Machine &m = machine;
     Thread *t = &m.thread[i];
-    if (t->state == NEW) t->stack = stack_take(), t->stack->fake = nullptr, stack_begin(t->stack);
-    t->state = READY, m.current = i, threadIdx = t->index;
+    if (t->state == NEW) {
+        t->stack = stack_take();
+        t->stack->fake = nullptr;
+        stack_begin(t->stack);
+    }
+    t->state = READY;
+    m.current = i;
+    threadIdx = t->index;
     switch_started(&m.scheduler, t->stack->bytes, STACK_BYTES, false);
     stack_switch(&m.scheduler, t->stack);
     switch_finished(&m.scheduler, nullptr, nullptr);
-    if (t->state == FINISHED) m.idle[m.idle_count++] = t->stack, t->stack = nullptr;
+    if (t->state == FINISHED) {
+        m.idle[m.idle_count++] = t->stack;
+        t->stack = nullptr;
+    }
 }
 
 // Back to the scheduler, until it resumes this thread.
@@ -270,15 +306,19 @@ static inline void make_all_ready(State state) {
     int order[MAX_THREADS / warpSize];
     for (int w = 0; w < warps; w++) {
         const unsigned at = random_below((unsigned)w + 1);
-        order[w] = order[at], order[at] = w;
+        order[w] = order[at];
+        order[at] = w;
     }
-    for (int w = 0; w < warps; w++) make_ready(order[w] * warpSize, std::min<int>(warpSize, m.threads - order[w] * warpSize), 0xffffffff, state);
+    for (int w = 0; w < warps; w++)
+        make_ready(
+            order[w] * warpSize, std::min<int>(warpSize, m.threads - order[w] * warpSize), 0xffffffff, state);
 }
 
 static inline void barrier(const char *file, int line) {
     if (!machine.kernel) fail("%s:%d: __syncthreads() outside a kernel", file, line);
     Thread *t = &machine.thread[machine.current];
-    t->at = file, t->line = line;
+    t->at = file;
+    t->line = line;
     pause(AT_BARRIER);
 }
 
@@ -287,22 +327,32 @@ static inline void release_barrier() {
     Machine &m = machine;
     for (int i = 0; i < m.threads; i++) {
         const Thread *t = &m.thread[i], *first = &m.thread[0];
-        if (t->line != first->line || strcmp(t->at, first->at) != 0)
-            threadIdx = t->index, fail("__syncthreads() of %s:%d meets that of %s:%d", t->at, t->line, first->at, first->line);
+        if (t->line != first->line || strcmp(t->at, first->at) != 0) {
+            threadIdx = t->index;
+            fail("__syncthreads() of %s:%d meets that of %s:%d", t->at, t->line, first->at, first->line);
+        }
     }
     make_all_ready(READY);
     m.at_barrier = 0;
 }
 
-// Every lane of `mask` calls this with its own payload; when the last has come, combine() computes the results of all.
-static inline void warp_function(const char *name, unsigned mask, void *payload, void (*combine)(void **payload, unsigned mask)) {
+// Every lane of `mask` calls this with its own payload; when the last has come, combine() computes the
+// results of all.
+static inline void warp_function(
+    const char *name, unsigned mask, void *payload, void (*combine)(void **payload, unsigned mask)) {
     Machine &m = machine;
     if (!m.kernel) fail("%s outside a kernel", name);
     Thread *t = &m.thread[m.current];
-    const int lane = m.current % warpSize, lanes = std::min<int>(warpSize, m.threads - (m.current - lane));
+    const int lane = m.current % warpSize;
+    const int lanes = std::min<int>(warpSize, m.threads - (m.current - lane));
     if (!(mask >> lane & 1)) fail("%s: mask %08x leaves out the lane %d that calls", name, mask, lane);
-    if (lanes < warpSize && mask >> lanes) fail("%s: mask %08x names lanes that a warp of %d threads does not have", name, mask, lanes);
-    t->at = name, t->line = 0, t->mask = mask, t->payload = payload, t->combine = combine;
+    if (lanes < warpSize && mask >> lanes)
+        fail("%s: mask %08x names lanes that a warp of %d threads does not have", name, mask, lanes);
+    t->at = name;
+    t->line = 0;
+    t->mask = mask;
+    t->payload = payload;
+    t->combine = combine;
     pause(IN_WARP);
 }
 
@@ -315,7 +365,9 @@ static inline void release_warp(int i) {
     for (int lane = 0; lane < warpSize; lane++) {
         if (!(caller->mask >> lane & 1)) continue;
         const Thread *t = &m.thread[first + lane];
-        if (t->state != IN_WARP || t->mask != caller->mask || t->combine != caller->combine || strcmp(t->at, caller->at) != 0) return;
+        if (t->state != IN_WARP || t->mask != caller->mask || t->combine != caller->combine ||
+            strcmp(t->at, caller->at) != 0)
+            return;
         payload[lane] = t->payload;
     }
     if (caller->combine) caller->combine(payload, caller->mask);
@@ -326,13 +378,17 @@ static inline void release_warp(int i) {
 [[noreturn]] static inline void report_stuck() {
     const Machine &m = machine;
     int finished = 0, waiting = 0;
-    for (int i = 0; i < m.threads; i++) finished += m.thread[i].state == FINISHED, waiting += m.thread[i].state == AT_BARRIER;
+    for (int i = 0; i < m.threads; i++) {
+        finished += m.thread[i].state == FINISHED;
+        waiting += m.thread[i].state == AT_BARRIER;
+    }
     for (int i = 0; i < m.threads; i++) {
         const Thread *t = &m.thread[i];
         threadIdx = t->index;
         if (t->state == IN_WARP) fail("not all lanes of mask %08x reach %s", t->mask, t->at);
         if (t->state == AT_BARRIER)
-            fail("the barrier of %s:%d is reached by %d of %d threads, %d have ended", t->at, t->line, waiting, m.threads, finished);
+            fail("the barrier of %s:%d is reached by %d of %d threads, %d have ended", t->at, t->line,
+                waiting, m.threads, finished);
     }
     abort(); // one of them waits
 }
@@ -342,7 +398,8 @@ static inline void release_warp(int i) {
 #ifdef CLIPC_SHARED_SECTION
 extern "C" __attribute__((weak)) unsigned char __start_clipc_shared[], __stop_clipc_shared[];
 static inline void poison_static_shared() {
-    if (__start_clipc_shared) memset(__start_clipc_shared, POISON, (size_t)(__stop_clipc_shared - __start_clipc_shared));
+    if (__start_clipc_shared)
+        memset(__start_clipc_shared, POISON, (size_t)(__stop_clipc_shared - __start_clipc_shared));
 }
 #else
 static inline void poison_static_shared() {}
@@ -381,9 +438,13 @@ static inline void run_block() {
 
 static inline void check_launch(dim3 grid, dim3 block, size_t shared_bytes, size_t shared_limit) {
     const unsigned threads = block.x * block.y * block.z;
-    if (!threads || block.x > 1024 || block.y > 1024 || block.z > 64 || threads > MAX_THREADS) fail("a block of %u x %u x %u threads; 1 to 1024", block.x, block.y, block.z);
-    if (!grid.x || !grid.y || !grid.z || grid.x > 0x7fffffff || grid.y > 65535 || grid.z > 65535) fail("a grid of %u x %u x %u blocks", grid.x, grid.y, grid.z);
-    if (shared_bytes > shared_limit) fail("%zu bytes of shared memory, where cudaFuncSetAttribute() allows this kernel %zu", shared_bytes, shared_limit);
+    if (!threads || block.x > 1024 || block.y > 1024 || block.z > 64 || threads > MAX_THREADS)
+        fail("a block of %u x %u x %u threads; 1 to 1024", block.x, block.y, block.z);
+    if (!grid.x || !grid.y || !grid.z || grid.x > 0x7fffffff || grid.y > 65535 || grid.z > 65535)
+        fail("a grid of %u x %u x %u blocks", grid.x, grid.y, grid.z);
+    if (shared_bytes > shared_limit)
+        fail("%zu bytes of shared memory, where cudaFuncSetAttribute() allows this kernel %zu", shared_bytes,
+            shared_limit);
 }
 
 // Blocks in a random order: first, then every stride-th, where stride and count have no common divisor.
@@ -391,25 +452,30 @@ static inline void run_grid(size_t count) {
     const size_t first = random_below((unsigned)std::min<size_t>(count, 0xffffffff));
     size_t stride = 1 + random_below((unsigned)std::min<size_t>(count, 0xffffffff));
     for (size_t a = stride, b = count; b; a = stride, b = count) {
-        while (b) { const size_t r = a % b; a = b, b = r; }
+        while (b) {
+            const size_t r = a % b;
+            a = b;
+            b = r;
+        }
         if (a == 1) break;
         stride++;
     }
     for (size_t i = 0, at = first; i < count; i++, at = (at + stride) % count) {
-        blockIdx = {(unsigned)(at % gridDim.x), (unsigned)(at / gridDim.x % gridDim.y), (unsigned)(at / gridDim.x / gridDim.y)};
+        blockIdx = {(unsigned)(at % gridDim.x), (unsigned)(at / gridDim.x % gridDim.y),
+            (unsigned)(at / gridDim.x / gridDim.y)};
         run_block();
     }
 }
 
-// While one of these lives, the memory of the GPU can be read and written: in kernels, and in what stands for them on the host. Else only
-// cudaMemcpy and its kin can, as on a GPU.
+// While one of these lives, the memory of the GPU can be read and written: in kernels, and in what stands for
+// them on the host. Else only cudaMemcpy and its kin can, as on a GPU.
 struct DeviceAccess {
     DeviceAccess();
     ~DeviceAccess();
 };
 
-size_t shared_limit(const void *kernel);                     // emulate_api.h
-void check_argument(const void *p);                          // a pointer handed to a kernel
+size_t shared_limit(const void *kernel); // emulate_api.h
+void check_argument(const void *p);      // a pointer handed to a kernel
 void check_device_guards();
 template <typename T> static inline void check_any(const T &) {}
 template <typename T> static inline void check_any(T *const &p) { check_argument((const void *)p); }
@@ -417,10 +483,12 @@ template <typename T> static inline void check_any(T *const &p) { check_argument
 void enqueue(emulate_stream *stream, std::function<void()> piece); // emulate_streams.h
 
 // A launch whose turn has come.
-static inline void run_launch(const char *name, dim3 grid, dim3 block, size_t shared_bytes, void (*call)(const void *), const void *arguments) {
+static inline void run_launch(const char *name, dim3 grid, dim3 block, size_t shared_bytes,
+    void (*call)(const void *), const void *arguments) {
     Machine &m = machine;
     m.kernel = name, gridDim = grid, blockDim = block, blockIdx = threadIdx = {0, 0, 0};
-    m.call = call, m.arguments = arguments, m.threads = (int)(block.x * block.y * block.z), m.shared = guarded_alloc(shared_bytes);
+    m.call = call, m.arguments = arguments, m.threads = (int)(block.x * block.y * block.z),
+    m.shared = guarded_alloc(shared_bytes);
     if (!m.shared.bytes) fail("no memory for %zu bytes of shared memory", shared_bytes);
     const DeviceAccess access;
     run_grid((size_t)grid.x * grid.y * grid.z);
@@ -431,7 +499,8 @@ static inline void run_launch(const char *name, dim3 grid, dim3 block, size_t sh
 
 // The arguments are converted to the kernel's parameters and copied, as a real launch does.
 template <typename... P, typename... A>
-static inline void launch(const char *name, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream, A &&...arguments) {
+static inline void launch(const char *name, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,
+    cudaStream_t stream, A &&...arguments) {
     Machine &m = machine;
     if (m.kernel) fail("a kernel launches the kernel %s", name);
     m.kernel = name, gridDim = grid, blockDim = block, blockIdx = threadIdx = {0, 0, 0};
@@ -441,7 +510,8 @@ static inline void launch(const char *name, void (*kernel)(P...), dim3 grid, dim
     m.kernel = nullptr;
     enqueue(stream, [=] {
         const auto body = [&] { std::apply(kernel, parameters); };
-        run_launch(name, grid, block, shared_bytes, [](const void *f) { (*(decltype(body) *)f)(); }, &body);
+        run_launch(
+            name, grid, block, shared_bytes, [](const void *f) { (*(decltype(body) *)f)(); }, &body);
     });
 }
 

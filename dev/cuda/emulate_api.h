@@ -5,10 +5,30 @@
 #include <mutex>
 #include <signal.h>
 
-typedef enum { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2, cudaErrorNotReady = 600 } cudaError_t;
-typedef enum { cudaMemcpyHostToHost, cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice, cudaMemcpyDefault } cudaMemcpyKind;
-typedef enum { cudaFuncAttributeMaxDynamicSharedMemorySize = 8, cudaFuncAttributePreferredSharedMemoryCarveout = 9 } cudaFuncAttribute;
-enum { cudaStreamDefault = 0, cudaStreamNonBlocking = 1, cudaEventDefault = 0, cudaEventDisableTiming = 2, cudaHostAllocDefault = 0 };
+typedef enum {
+    cudaSuccess = 0,
+    cudaErrorInvalidValue = 1,
+    cudaErrorMemoryAllocation = 2,
+    cudaErrorNotReady = 600
+} cudaError_t;
+typedef enum {
+    cudaMemcpyHostToHost,
+    cudaMemcpyHostToDevice,
+    cudaMemcpyDeviceToHost,
+    cudaMemcpyDeviceToDevice,
+    cudaMemcpyDefault
+} cudaMemcpyKind;
+typedef enum {
+    cudaFuncAttributeMaxDynamicSharedMemorySize = 8,
+    cudaFuncAttributePreferredSharedMemoryCarveout = 9
+} cudaFuncAttribute;
+enum {
+    cudaStreamDefault = 0,
+    cudaStreamNonBlocking = 1,
+    cudaEventDefault = 0,
+    cudaEventDisableTiming = 2,
+    cudaHostAllocDefault = 0
+};
 
 typedef struct emulate_event *cudaEvent_t;
 #include "dev/cuda/emulate_streams.h" // cudaStream…, cudaEvent…
@@ -41,7 +61,8 @@ struct Device {
     Allocation *allocations = nullptr;
     Attribute *attributes = nullptr;
     size_t used = 0, total = (size_t)8 << 30; // CLIPC_EMULATE_MEMORY=bytes in the environment: so much
-    unsigned char *pool = nullptr; // POOL_BYTES of addresses, handed out once and never again; shut while no DeviceAccess lives
+    unsigned char *pool =
+        nullptr; // POOL_BYTES of addresses, handed out once and never again; shut while no DeviceAccess lives
     size_t pool_used = 0;
     int open = 0;
     struct sigaction before;
@@ -56,7 +77,8 @@ static const size_t POOL_BYTES = (size_t)1 << 40, PAGE = 4096;
 static inline void on_fault(int, siginfo_t *info, void *) {
     const unsigned char *at = (const unsigned char *)info->si_addr;
     if (at >= device.pool && at < device.pool + device.pool_used) {
-        static const char text[] = "emulated GPU: the host touches memory of the GPU; copy it with cudaMemcpy\n";
+        static const char text[] =
+            "emulated GPU: the host touches memory of the GPU; copy it with cudaMemcpy\n";
         if (write(STDERR_FILENO, text, sizeof text - 1) < 0) _exit(EXIT_RUNTIME);
         _exit(EXIT_RUNTIME);
     }
@@ -64,7 +86,8 @@ static inline void on_fault(int, siginfo_t *info, void *) {
 }
 
 static inline void pool_protect(int protection) {
-    if (device.pool_used && mprotect(device.pool, device.pool_used, protection)) die(EXIT_RUNTIME, "emulated GPU: mprotect: %s", strerror(errno));
+    if (device.pool_used && mprotect(device.pool, device.pool_used, protection))
+        die(EXIT_RUNTIME, "emulated GPU: mprotect: %s", strerror(errno));
 }
 
 inline DeviceAccess::DeviceAccess() {
@@ -77,12 +100,14 @@ inline DeviceAccess::~DeviceAccess() {
 // Room in the pool; NULL: there is none left.
 static inline void *pool_take(size_t bytes) {
     if (!device.pool) {
-        void *p = mmap(nullptr, POOL_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        void *p = mmap(
+            nullptr, POOL_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (p == MAP_FAILED) return nullptr;
         device.pool = (unsigned char *)p;
         struct sigaction action;
         memset(&action, 0, sizeof action);
-        action.sa_sigaction = on_fault, action.sa_flags = SA_SIGINFO;
+        action.sa_sigaction = on_fault;
+        action.sa_flags = SA_SIGINFO;
         sigaction(SIGSEGV, &action, &device.before);
     }
     if (bytes > POOL_BYTES - device.pool_used) return nullptr;
@@ -93,7 +118,9 @@ static inline void *pool_take(size_t bytes) {
 
 static inline const Allocation *allocation_of(const void *p) {
     for (const Allocation *a = device.allocations; a; a = a->next)
-        if ((const unsigned char *)p >= a->memory.bytes && (const unsigned char *)p <= a->memory.bytes + a->memory.size) return a;
+        if ((const unsigned char *)p >= a->memory.bytes &&
+            (const unsigned char *)p <= a->memory.bytes + a->memory.size)
+            return a;
     return nullptr;
 }
 
@@ -103,12 +130,16 @@ static inline cudaError_t allocate(void **p, size_t bytes, MemoryKind kind) {
     if (kind == DEVICE && bytes > device.total - device.used) return cudaErrorMemoryAllocation;
     const DeviceAccess access;
     void *room = kind == DEVICE ? pool_take(bytes + 2 * GUARD_BYTES) : nullptr;
-    Allocation *a = new Allocation{room ? guarded_in(room, bytes) : kind == PINNED ? guarded_alloc(bytes) : Guarded(), kind, device.allocations};
+    Allocation *a = new Allocation{room             ? guarded_in(room, bytes)
+                                   : kind == PINNED ? guarded_alloc(bytes)
+                                                    : Guarded(),
+        kind, device.allocations};
     if (!a->memory.bytes) {
         delete a;
         return cudaErrorMemoryAllocation;
     }
-    device.allocations = a, device.used += kind == DEVICE ? bytes : 0;
+    device.allocations = a;
+    device.used += kind == DEVICE ? bytes : 0;
     *p = a->memory.bytes;
     return cudaSuccess;
 }
@@ -127,9 +158,13 @@ static inline cudaError_t release(void *p, MemoryKind kind) {
         if (a->memory.bytes != p || a->kind != kind) continue;
         const DeviceAccess access;
         check_allocation(a);
-        *at = a->next, device.used -= kind == DEVICE ? a->memory.size : 0;
+        *at = a->next;
+        device.used -= kind == DEVICE ? a->memory.size : 0;
         if (kind == PINNED) guarded_free(&a->memory);
-        else guarded_lift(a->memory), madvise(a->memory.bytes - GUARD_BYTES, a->memory.size + 2 * GUARD_BYTES, MADV_DONTNEED);
+        else {
+            guarded_lift(a->memory);
+            madvise(a->memory.bytes - GUARD_BYTES, a->memory.size + 2 * GUARD_BYTES, MADV_DONTNEED);
+        }
         delete a;
         return cudaSuccess;
     }
@@ -170,9 +205,11 @@ static inline bool is_pinned(const void *p) {
 static inline void check_range(const void *p, size_t bytes, bool on_device, const char *end) {
     const std::lock_guard<std::mutex> guard(device.lock);
     const Allocation *a = allocation_of(p);
-    if (on_device != (a && a->kind == DEVICE)) fail("a copy's %s is in memory of the %s", end, on_device ? "host" : "GPU");
+    if (on_device != (a && a->kind == DEVICE))
+        fail("a copy's %s is in memory of the %s", end, on_device ? "host" : "GPU");
     if (a && (const unsigned char *)p + bytes > a->memory.bytes + a->memory.size)
-        fail("a copy's %s runs %zu bytes over its buffer of %zu", end, (size_t)((const unsigned char *)p + bytes - a->memory.bytes) - a->memory.size, a->memory.size);
+        fail("a copy's %s runs %zu bytes over its buffer of %zu", end,
+            (size_t)((const unsigned char *)p + bytes - a->memory.bytes) - a->memory.size, a->memory.size);
 }
 
 static inline void check_copy(const void *to, const void *from, size_t bytes, cudaMemcpyKind kind) {
@@ -185,9 +222,15 @@ static inline void check_copy(const void *to, const void *from, size_t bytes, cu
 
 // ---------------------------------------------------------------- memory
 
-template <typename T> static inline cudaError_t cudaMalloc(T **p, size_t bytes) { return emulate::allocate((void **)p, bytes, emulate::DEVICE); }
-template <typename T> static inline cudaError_t cudaMallocHost(T **p, size_t bytes) { return emulate::allocate((void **)p, bytes, emulate::PINNED); }
-template <typename T> static inline cudaError_t cudaHostAlloc(T **p, size_t bytes, unsigned) { return emulate::allocate((void **)p, bytes, emulate::PINNED); }
+template <typename T> static inline cudaError_t cudaMalloc(T **p, size_t bytes) {
+    return emulate::allocate((void **)p, bytes, emulate::DEVICE);
+}
+template <typename T> static inline cudaError_t cudaMallocHost(T **p, size_t bytes) {
+    return emulate::allocate((void **)p, bytes, emulate::PINNED);
+}
+template <typename T> static inline cudaError_t cudaHostAlloc(T **p, size_t bytes, unsigned) {
+    return emulate::allocate((void **)p, bytes, emulate::PINNED);
+}
 static inline cudaError_t cudaFree(void *p) { return emulate::release(p, emulate::DEVICE); }
 static inline cudaError_t cudaFreeHost(void *p) { return emulate::release(p, emulate::PINNED); }
 
@@ -200,10 +243,12 @@ static inline cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, c
 }
 
 // Memory of the host that is not pinned is read before the call returns, or written.
-static inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream = nullptr) {
+static inline cudaError_t cudaMemcpyAsync(
+    void *to, const void *from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream = nullptr) {
     emulate::check_copy(to, from, bytes, kind);
     std::shared_ptr<std::vector<char>> staged;
-    if (kind == cudaMemcpyHostToDevice && !emulate::is_pinned(from)) staged = std::make_shared<std::vector<char>>((const char *)from, (const char *)from + bytes);
+    if (kind == cudaMemcpyHostToDevice && !emulate::is_pinned(from))
+        staged = std::make_shared<std::vector<char>>((const char *)from, (const char *)from + bytes);
     emulate::enqueue(stream, [=] {
         const emulate::DeviceAccess access;
         if (bytes) memcpy(to, staged ? staged->data() : from, bytes);
@@ -212,9 +257,11 @@ static inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t byt
     return cudaSuccess;
 }
 
-static inline cudaError_t cudaMemcpy2D(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width, size_t height, cudaMemcpyKind kind) {
+static inline cudaError_t cudaMemcpy2D(void *to, size_t to_pitch, const void *from, size_t from_pitch,
+    size_t width, size_t height, cudaMemcpyKind kind) {
     if (width > to_pitch || width > from_pitch) return cudaErrorInvalidValue;
-    for (size_t y = 0; y < height; y++) cudaMemcpy((char *)to + y * to_pitch, (const char *)from + y * from_pitch, width, kind);
+    for (size_t y = 0; y < height; y++)
+        cudaMemcpy((char *)to + y * to_pitch, (const char *)from + y * from_pitch, width, kind);
     return cudaSuccess;
 }
 static inline cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t stream = nullptr) {
@@ -226,10 +273,13 @@ static inline cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cuda
     });
     return cudaSuccess;
 }
-static inline cudaError_t cudaMemset(void *p, int value, size_t bytes) { return cudaMemsetAsync(p, value, bytes, nullptr); }
+static inline cudaError_t cudaMemset(void *p, int value, size_t bytes) {
+    return cudaMemsetAsync(p, value, bytes, nullptr);
+}
 
 static inline cudaError_t cudaMemGetInfo(size_t *free, size_t *total) {
-    *total = emulate::device.total, *free = emulate::device.total - emulate::device.used;
+    *total = emulate::device.total;
+    *free = emulate::device.total - emulate::device.used;
     return cudaSuccess;
 }
 
@@ -240,19 +290,32 @@ static inline cudaError_t cudaGetDevice(int *index) { return *index = 0, cudaSuc
 static inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 static inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 static inline cudaError_t cudaPeekAtLastError() { return cudaSuccess; }
-static inline const char *cudaGetErrorString(cudaError_t e) { return e == cudaErrorMemoryAllocation ? "out of memory" : e ? "invalid argument" : "no error"; }
+static inline const char *cudaGetErrorString(cudaError_t e) {
+    return e == cudaErrorMemoryAllocation ? "out of memory" : e ? "invalid argument" : "no error";
+}
 
 static inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int) {
     memset(p, 0, sizeof *p);
     snprintf(p->name, sizeof p->name, "emulated GPU");
-    p->major = 9, p->minor = 0, p->multiProcessorCount = 132, p->warpSize = warpSize, p->maxThreadsPerBlock = emulate::MAX_THREADS, p->l2CacheSize = 50 << 20;
-    p->memoryBusWidth = 5120, p->totalGlobalMem = emulate::device.total;
-    p->sharedMemPerBlock = emulate::DEFAULT_SHARED, p->sharedMemPerBlockOptin = emulate::MAX_SHARED, p->sharedMemPerMultiprocessor = 228 << 10;
+    p->major = 9;
+    p->minor = 0;
+    p->multiProcessorCount = 132;
+    p->warpSize = warpSize;
+    p->maxThreadsPerBlock = emulate::MAX_THREADS;
+    p->l2CacheSize = 50 << 20;
+    p->memoryBusWidth = 5120;
+    p->totalGlobalMem = emulate::device.total;
+    p->sharedMemPerBlock = emulate::DEFAULT_SHARED;
+    p->sharedMemPerBlockOptin = emulate::MAX_SHARED;
+    p->sharedMemPerMultiprocessor = 228 << 10;
     return cudaSuccess;
 }
 
-template <typename... P> static inline cudaError_t cudaFuncSetAttribute(void (*kernel)(P...), cudaFuncAttribute attribute, int value) {
-    return attribute == cudaFuncAttributeMaxDynamicSharedMemorySize ? emulate::allow_shared((const void *)kernel, (size_t)value) : cudaSuccess;
+template <typename... P>
+static inline cudaError_t cudaFuncSetAttribute(void (*kernel)(P...), cudaFuncAttribute attribute, int value) {
+    return attribute == cudaFuncAttributeMaxDynamicSharedMemorySize
+               ? emulate::allow_shared((const void *)kernel, (size_t)value)
+               : cudaSuccess;
 }
 
 #endif

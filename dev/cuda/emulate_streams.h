@@ -1,7 +1,8 @@
-// Streams and events of the emulated GPU. Part of dev/cuda/emulate.h. What is put on a stream waits there until something asks for it
-// (a synchronisation, an event that another stream waits for), or until it is drawn: between two calls of the host a random stream runs on
-// for a while, or none. So a copy from memory that the host has changed meanwhile, or a kernel that reads before the copy is done, comes out
-// wrong. Work on stream 0 waits for all other streams (but those that are non-blocking) and is done at once.
+// Streams and events of the emulated GPU. Part of dev/cuda/emulate.h. What is put on a stream waits there
+// until something asks for it (a synchronisation, an event that another stream waits for), or until it is
+// drawn: between two calls of the host a random stream runs on for a while, or none. So a copy from memory
+// that the host has changed meanwhile, or a kernel that reads before the copy is done, comes out wrong. Work
+// on stream 0 waits for all other streams (but those that are non-blocking) and is done at once.
 #ifndef CLIPC_EMULATE_STREAMS_H
 #define CLIPC_EMULATE_STREAMS_H
 
@@ -85,10 +86,16 @@ static inline cudaError_t cudaStreamSynchronize(cudaStream_t s) {
 }
 static inline cudaError_t cudaDeviceSynchronize() { return emulate::run_all(false), cudaSuccess; }
 
-static inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned) { return *e = new emulate_event(), cudaSuccess; }
+static inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned) {
+    return *e = new emulate_event(), cudaSuccess;
+}
 static inline cudaError_t cudaEventCreate(cudaEvent_t *e) { return cudaEventCreateWithFlags(e, 0); }
-static inline cudaError_t cudaEventSynchronize(cudaEvent_t e) { return emulate::run_until(e->stream, e->at), cudaSuccess; }
-static inline cudaError_t cudaEventQuery(cudaEvent_t e) { return e->stream && e->stream->done < e->at ? cudaErrorNotReady : cudaSuccess; }
+static inline cudaError_t cudaEventSynchronize(cudaEvent_t e) {
+    return emulate::run_until(e->stream, e->at), cudaSuccess;
+}
+static inline cudaError_t cudaEventQuery(cudaEvent_t e) {
+    return e->stream && e->stream->done < e->at ? cudaErrorNotReady : cudaSuccess;
+}
 static inline cudaError_t cudaEventDestroy(cudaEvent_t e) {
     cudaEventSynchronize(e); // its time is noted there
     delete e;
@@ -96,7 +103,8 @@ static inline cudaError_t cudaEventDestroy(cudaEvent_t e) {
 }
 static inline cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s = nullptr) {
     emulate::enqueue(s, [e] { e->seconds = emulate::now(); });
-    e->stream = s, e->at = s ? s->queued : 0;
+    e->stream = s;
+    e->at = s ? s->queued : 0;
     return cudaSuccess;
 }
 static inline cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned = 0) {
@@ -106,7 +114,8 @@ static inline cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, uns
     return cudaSuccess;
 }
 static inline cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t begin, cudaEvent_t end) {
-    cudaEventSynchronize(begin), cudaEventSynchronize(end);
+    cudaEventSynchronize(begin);
+    cudaEventSynchronize(end);
     return *ms = (float)(1e3 * (end->seconds - begin->seconds)), cudaSuccess;
 }
 

@@ -16,8 +16,9 @@
 #define __align__(n) __attribute__((aligned(n)))
 #define __grid_constant__
 
-// Static shared memory: one block runs at a time, so one copy will do. ELF gathers the variables in a section of their own, which every
-// block finds filled with NaN; AddressSanitizer would then put no guards between them, so under it they are plain variables.
+// Static shared memory: one block runs at a time, so one copy will do. ELF gathers the variables in a section
+// of their own, which every block finds filled with NaN; AddressSanitizer would then put no guards between
+// them, so under it they are plain variables.
 #if defined(__SANITIZE_ADDRESS__) || !defined(__ELF__)
 #define __shared__ static
 #else
@@ -34,12 +35,18 @@
 
 // ---------------------------------------------------------------- vectors
 
-#define EMULATE_VECTORS(T, name, a2, a4)                                                                                   \
-    struct alignas(a2) name##2 { T x, y; };                                                                                \
-    struct name##3 { T x, y, z; };                                                                                         \
-    struct alignas(a4) name##4 { T x, y, z, w; };                                                                          \
-    static inline name##2 make_##name##2(T x, T y) { return {x, y}; }                                                      \
-    static inline name##3 make_##name##3(T x, T y, T z) { return {x, y, z}; }                                              \
+#define EMULATE_VECTORS(T, name, a2, a4)                                      \
+    struct alignas(a2) name##2 {                                              \
+        T x, y;                                                               \
+    };                                                                        \
+    struct name##3 {                                                          \
+        T x, y, z;                                                            \
+    };                                                                        \
+    struct alignas(a4) name##4 {                                              \
+        T x, y, z, w;                                                         \
+    };                                                                        \
+    static inline name##2 make_##name##2(T x, T y) { return {x, y}; }         \
+    static inline name##3 make_##name##3(T x, T y, T z) { return {x, y, z}; } \
     static inline name##4 make_##name##4(T x, T y, T z, T w) { return {x, y, z, w}; }
 EMULATE_VECTORS(float, float, 8, 16)
 EMULATE_VECTORS(int, int, 8, 16)
@@ -47,7 +54,9 @@ EMULATE_VECTORS(unsigned, uint, 8, 16)
 EMULATE_VECTORS(unsigned char, uchar, 2, 4)
 EMULATE_VECTORS(unsigned short, ushort, 4, 8)
 #undef EMULATE_VECTORS
-struct alignas(16) double2 { double x, y; };
+struct alignas(16) double2 {
+    double x, y;
+};
 
 struct dim3 {
     unsigned x, y, z;
@@ -56,7 +65,8 @@ struct dim3 {
 
 // ---------------------------------------------------------------- bfloat16
 
-// The upper half of a float. Arithmetic on it is left out: it would round in other places than the GPU's does.
+// The upper half of a float. Arithmetic on it is left out: it would round in other places than the GPU's
+// does.
 struct __nv_bfloat16 {
     unsigned short bits;
     __nv_bfloat16() = default;
@@ -72,12 +82,14 @@ struct __nv_bfloat16 {
         return f;
     }
 };
-struct alignas(4) __nv_bfloat162 { __nv_bfloat16 x, y; };
+struct alignas(4) __nv_bfloat162 {
+    __nv_bfloat16 x, y;
+};
 typedef __nv_bfloat16 nv_bfloat16;
 typedef __nv_bfloat162 nv_bfloat162;
-#define EMULATE_NO_ARITHMETIC(op)                                \
+#define EMULATE_NO_ARITHMETIC(op)                                     \
     __nv_bfloat16 operator op(__nv_bfloat16, __nv_bfloat16) = delete; \
-    float operator op(__nv_bfloat16, float) = delete;            \
+    float operator op(__nv_bfloat16, float) = delete;                 \
     float operator op(float, __nv_bfloat16) = delete;
 EMULATE_NO_ARITHMETIC(+)
 EMULATE_NO_ARITHMETIC(-)
@@ -89,11 +101,19 @@ static inline __nv_bfloat16 __float2bfloat16(float f) { return __nv_bfloat16(f);
 static inline __nv_bfloat16 __float2bfloat16_rn(float f) { return __nv_bfloat16(f); }
 static inline float __bfloat162float(__nv_bfloat16 b) { return b; }
 static inline unsigned short __bfloat16_as_ushort(__nv_bfloat16 b) { return b.bits; }
-static inline __nv_bfloat16 __ushort_as_bfloat16(unsigned short u) { __nv_bfloat16 b; b.bits = u; return b; }
+static inline __nv_bfloat16 __ushort_as_bfloat16(unsigned short u) {
+    __nv_bfloat16 b;
+    b.bits = u;
+    return b;
+}
 static inline __nv_bfloat162 __halves2bfloat162(__nv_bfloat16 x, __nv_bfloat16 y) { return {x, y}; }
 static inline __nv_bfloat162 make_bfloat162(__nv_bfloat16 x, __nv_bfloat16 y) { return {x, y}; }
-static inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) { return {__nv_bfloat16(x), __nv_bfloat16(y)}; }
-static inline __nv_bfloat162 __float22bfloat162_rn(float2 f) { return {__nv_bfloat16(f.x), __nv_bfloat16(f.y)}; }
+static inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) {
+    return {__nv_bfloat16(x), __nv_bfloat16(y)};
+}
+static inline __nv_bfloat162 __float22bfloat162_rn(float2 f) {
+    return {__nv_bfloat16(f.x), __nv_bfloat16(f.y)};
+}
 static inline float2 __bfloat1622float2(__nv_bfloat162 b) { return {b.x, b.y}; }
 static inline float __low2float(__nv_bfloat162 b) { return b.x; }
 static inline float __high2float(__nv_bfloat162 b) { return b.y; }
@@ -148,12 +168,14 @@ template <typename T> static inline T emulate_exchange(T *p, T value) {
     *p = value;
     return old;
 }
-#define EMULATE_ATOMICS(T)                                                                                          \
-    static inline T atomicAdd(T *p, T value) { return emulate_exchange<T>(p, *p + value); }                         \
-    static inline T atomicMax(T *p, T value) { return emulate_exchange<T>(p, *p > value ? *p : value); }            \
-    static inline T atomicMin(T *p, T value) { return emulate_exchange<T>(p, *p < value ? *p : value); }            \
-    static inline T atomicExch(T *p, T value) { return emulate_exchange<T>(p, value); }                             \
-    static inline T atomicCAS(T *p, T expected, T value) { return emulate_exchange<T>(p, *p == expected ? value : *p); }
+#define EMULATE_ATOMICS(T)                                                                               \
+    static inline T atomicAdd(T *p, T value) { return emulate_exchange<T>(p, *p + value); }              \
+    static inline T atomicMax(T *p, T value) { return emulate_exchange<T>(p, *p > value ? *p : value); } \
+    static inline T atomicMin(T *p, T value) { return emulate_exchange<T>(p, *p < value ? *p : value); } \
+    static inline T atomicExch(T *p, T value) { return emulate_exchange<T>(p, value); }                  \
+    static inline T atomicCAS(T *p, T expected, T value) {                                               \
+        return emulate_exchange<T>(p, *p == expected ? value : *p);                                      \
+    }
 EMULATE_ATOMICS(int)
 EMULATE_ATOMICS(unsigned)
 EMULATE_ATOMICS(unsigned long long)

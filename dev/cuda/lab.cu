@@ -1,7 +1,10 @@
-// The kernel laboratory: one file an operation, versions 1 … N of it, of which the last is what train_clip.cu holds.
+// The kernel laboratory: one file an operation, versions 1 … N of it, of which the last is what train_clip.cu
+// holds.
 //
-//     build/lab              checks every version against plain double arithmetic at odd sizes (emulated: make test)
-//     build/labcu --time     the same on a GPU, and times them at the sizes of ViT-B/32 with 1,024 pairs (make bench-gpu)
+//     build/lab              checks every version against plain double arithmetic at odd sizes (emulated:
+//         make test)
+//     build/labcu --time     the same on a GPU, and times them at the sizes of ViT-B/32 with 1,024 pairs
+//         (make bench-gpu)
 #define CLIP_WITHOUT_MAIN
 #include "train_clip.cu"
 
@@ -14,12 +17,17 @@
 
 static void check_all(Lab *lab) {
     const int sizes[] = {1, 39, 10007, 512, 77};
-    lab_layernorm(lab, 37, 39), lab_layernorm(lab, 19, 104);
-    lab_activation(lab, 37, 21, true), lab_activation(lab, 125, 8, false);
-    lab_attention(lab, "captions", 5, 19, 2, 3, 13, true), lab_attention(lab, "images", 2, 50, 50, 2, 24, false);
+    lab_layernorm(lab, 37, 39);
+    lab_layernorm(lab, 19, 104);
+    lab_activation(lab, 37, 21, true);
+    lab_activation(lab, 125, 8, false);
+    lab_attention(lab, "captions", 5, 19, 2, 3, 13, true);
+    lab_attention(lab, "images", 2, 50, 50, 2, 24, false);
     lab_adamw(lab, sizes, 5);
-    lab_loss(lab, 61, 13, 17), lab_loss(lab, 61, 13, 61);
-    lab_embedding(lab, 7, 5, 131, 39), lab_embedding(lab, 19, 3, 67, 40);
+    lab_loss(lab, 61, 13, 17);
+    lab_loss(lab, 61, 13, 61);
+    lab_embedding(lab, 7, 5, 131, 39);
+    lab_embedding(lab, 19, 3, 67, 40);
 }
 
 static void time_all(Lab *lab) {
@@ -27,11 +35,14 @@ static void time_all(Lab *lab) {
     int sizes[2 * LAYERS * A_BLOCK], n = 0;
     for (int tower = 0; tower < 2; tower++)
         for (int l = 0; l < LAYERS; l++) {
-            const int C = tower ? CT : CI, block[A_BLOCK] = {C, C, 3 * C * C, 3 * C, C * C, C, C, C, 4 * C * C, 4 * C, 4 * C * C, C};
+            const int C = tower ? CT : CI;
+            const int block[A_BLOCK] = {
+                C, C, 3 * C * C, 3 * C, C * C, C, C, C, 4 * C * C, 4 * C, 4 * C * C, C};
             for (int i = 0; i < A_BLOCK; i++) sizes[n++] = block[i];
         }
     lab_layernorm(lab, B * PATCHES, CI);
-    lab_activation(lab, B * PATCHES, 4 * CI, true), lab_activation(lab, B * PATCHES, 4 * CI, false);
+    lab_activation(lab, B * PATCHES, 4 * CI, true);
+    lab_activation(lab, B * PATCHES, 4 * CI, false);
     lab_attention(lab, "images of 50 tokens", B, PATCHES, PATCHES, CI / 64, 64, false);
     lab_attention(lab, "images of 257 tokens", B / 8, 257, 257, 16, 64, false);
     lab_attention(lab, "captions of 8 to 24 tokens", B, 24, 8, CT / 64, 64, true);

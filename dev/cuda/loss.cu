@@ -1,8 +1,11 @@
-// The contrastive loss over n pairs and its gradient, fp32. Limit: bytes; a matrix of logits is written by a product and read three times: for the
-// log-sum-exps of rows and of columns, and to be replaced by its gradient.
+// The contrastive loss over n pairs and its gradient, fp32. Limit: bytes; a matrix of logits is written by a
+// product and read three times: for the log-sum-exps of rows and of columns, and to be replaced by its
+// gradient.
 //
-//           1  the whole (n,n) matrix; a block a row, then a thread a column, each with one pass for the maximum and one for the sum
-//           2  tiles of rows: log-sum-exps online, in one pass over a tile for the rows and one for the columns, logits computed again for the
+//           1  the whole (n,n) matrix; a block a row, then a thread a column, each with one pass for the
+//               maximum and one for the sum
+//           2  tiles of rows: log-sum-exps online, in one pass over a tile for the rows and one for the
+//               columns, logits computed again for the
 //              gradient where the matrix does not fit into one tile: 4 GB less at 32,768 pairs
 #include "dev/cuda/bench.h"
 
@@ -29,32 +32,53 @@ static void lab_loss(Lab *lab, int n, int E, int tile) {
     const size_t size = (size_t)n * E;
     const float scale = 2.5f;
     const MatmulEnd<float> set = {NULL, NULL};
-    Array<float> image = array_random<float>(1, size, 0.2), text = array_random<float>(2, size, 0.2), dimage = array_create<float>(size),
-            dtext = array_create<float>(size);
-    Array<float> logits = array_create<float>((size_t)n * n), row_lse = array_create<float>((size_t)n), column_lse = array_create<float>((size_t)n),
-            share = array_create<float>((size_t)n);
+    Array<float> image = array_random<float>(1, size, 0.2), text = array_random<float>(2, size, 0.2),
+                 dimage = array_create<float>(size), dtext = array_create<float>(size);
+    Array<float> logits = array_create<float>((size_t)n * n), row_lse = array_create<float>((size_t)n),
+                 column_lse = array_create<float>((size_t)n), share = array_create<float>((size_t)n);
     double *sums[5], *want_dimage = doubles(size), *want_dtext = doubles(size), dscale;
     for (auto &p : sums) CUDA_CHECK(cudaMalloc(&p, (size_t)n * sizeof(double) + 16));
     LossScratch t = {};
-    t.tile = tile, t.logits = logits.gpu, t.row_lse = row_lse.gpu, t.column_lse = column_lse.gpu, t.share = share.gpu;
-    t.column_sum = sums[0], t.right = sums[1], t.row_loss = sums[2], t.row_dot = sums[3], t.totals = sums[4];
-    if (!lab->timed) reference_loss(want_dimage, want_dtext, &dscale, image.host, text.host, NULL, POSITIVES_DIAGONAL, n, E, scale);
+    t.tile = tile;
+    t.logits = logits.gpu;
+    t.row_lse = row_lse.gpu;
+    t.column_lse = column_lse.gpu;
+    t.share = share.gpu;
+    t.column_sum = sums[0];
+    t.right = sums[1];
+    t.row_loss = sums[2];
+    t.row_dot = sums[3];
+    t.totals = sums[4];
+    if (!lab->timed)
+        reference_loss(
+            want_dimage, want_dtext, &dscale, image.host, text.host, NULL, POSITIVES_DIAGONAL, n, E, scale);
     const auto version = [&](int number, const char *idea, auto run) {
-        lab_version(lab, "loss and its gradient", number, idea, 5.0 * sizeof(float) * n * n, 0, run, [&](int v) {
-            lab_compare("loss, dimage", v, &dimage, want_dimage, 5e-6), lab_compare("loss, dtext", v, &dtext, want_dtext, 5e-6);
-        });
+        lab_version(
+            lab, "loss and its gradient", number, idea, 5.0 * sizeof(float) * n * n, 0, run, [&](int v) {
+                lab_compare("loss, dimage", v, &dimage, want_dimage, 5e-6);
+                lab_compare("loss, dtext", v, &dtext, want_dtext, 5e-6);
+            });
     };
     const Gpu *k = &lab->gpu;
     version(1, "the whole matrix, two passes each", [&] {
-        matmul(&k->matmul, k->stream, logits.gpu, n, plain(image.gpu, E), transposed(text.gpu, E), n, n, E, scale, set, true);
-        LAUNCH(loss_lse_1, n, 256, 32 * sizeof(float), k->stream, row_lse.gpu, logits.gpu, n, (size_t)n, (size_t)1);
-        LAUNCH(loss_lse_1, n, 256, 32 * sizeof(float), k->stream, column_lse.gpu, logits.gpu, n, (size_t)1, (size_t)n);
+        matmul(&k->matmul, k->stream, logits.gpu, n, plain(image.gpu, E), transposed(text.gpu, E), n, n, E,
+            scale, set, true);
+        LAUNCH(loss_lse_1, n, 256, 32 * sizeof(float), k->stream, row_lse.gpu, logits.gpu, n, (size_t)n,
+            (size_t)1);
+        LAUNCH(loss_lse_1, n, 256, 32 * sizeof(float), k->stream, column_lse.gpu, logits.gpu, n, (size_t)1,
+            (size_t)n);
         LAUNCH(loss_gradient_1, n, 256, 0, k->stream, logits.gpu, row_lse.gpu, column_lse.gpu, n);
-        matmul(&k->matmul, k->stream, dimage.gpu, E, plain(logits.gpu, n), plain(text.gpu, E), n, E, n, scale, set, true);
-        matmul(&k->matmul, k->stream, dtext.gpu, E, transposed(logits.gpu, n), plain(image.gpu, E), n, E, n, scale, set, true);
+        matmul(&k->matmul, k->stream, dimage.gpu, E, plain(logits.gpu, n), plain(text.gpu, E), n, E, n, scale,
+            set, true);
+        matmul(&k->matmul, k->stream, dtext.gpu, E, transposed(logits.gpu, n), plain(image.gpu, E), n, E, n,
+            scale, set, true);
     });
-    version(2, "tiles, online", [&] { contrastive_loss(k, dimage.gpu, dtext.gpu, &dscale, &t, image.gpu, text.gpu, NULL, POSITIVES_DIAGONAL, n, E, scale); });
+    version(2, "tiles, online", [&] {
+        contrastive_loss(k, dimage.gpu, dtext.gpu, &dscale, &t, image.gpu, text.gpu, NULL, POSITIVES_DIAGONAL,
+            n, E, scale);
+    });
     for (auto p : sums) CUDA_CHECK(cudaFree(p));
-    free(want_dimage), free(want_dtext);
+    free(want_dimage);
+    free(want_dtext);
     arrays_free(&image, &text, &dimage, &dtext, &logits, &row_lse, &column_lse, &share);
 }

@@ -1,10 +1,12 @@
-// Copies of a labelled picture set in other styles, as a tar of .png, .txt and .cls: what forgetting and robustness are measured on.
+// Copies of a labelled picture set in other styles, as a tar of .png, .txt and .cls: what forgetting and
+// robustness are measured on.
 //
 //     make_shifts SHARDS CLASSNAMES OUT.tar FIRST COUNT PICK STYLE...
 //
-// Pictures FIRST … FIRST+COUNT-1 of the WebDataset SHARDS. PICK 0: each in every style. PICK n: each in n styles drawn at random,
-// mirrored half of the time. The class is that of .cls, else the class name that stands in the caption. Styles, with a number
-// behind the colon: clean, gray, blur:SIGMA, contrast:FACTOR, noise:SIGMA, dark:FACTOR, bright:PLUS, warm:FACTOR, invert.
+// Pictures FIRST … FIRST+COUNT-1 of the WebDataset SHARDS. PICK 0: each in every style. PICK n: each in n
+// styles drawn at random, mirrored half of the time. The class is that of .cls, else the class name that
+// stands in the caption. Styles, with a number behind the colon: clean, gray, blur:SIGMA, contrast:FACTOR,
+// noise:SIGMA, dark:FACTOR, bright:PLUS, warm:FACTOR, invert.
 #include "clipc/base/utils.h"
 #include "clipc/base/rand.h"
 #include "clipc/data/sample.h"
@@ -14,7 +16,10 @@
 
 typedef struct {
     const char *name; // as on the command line
-    char kind;        // its first letters tell styles apart: c clean, g gray, b blur, k contrast, n noise, x factor, p plus, w warm, i invert
+    char
+        // its first letters tell styles apart: c clean, g gray, b blur, k contrast, n noise, x factor, p
+        // plus, w warm, i invert
+        kind;
     double amount;
     const char *caption;
 } Style;
@@ -23,9 +28,11 @@ static Style style_parse(const char *text) {
     static const struct {
         const char *name, *caption;
         char kind;
-    } known[] = {{"clean", "a photo of a {}.", 'c'}, {"gray", "a black and white photo of a {}.", 'g'}, {"blur", "a blurry photo of a {}.", 'b'},
-                 {"contrast", "a low contrast photo of a {}.", 'k'}, {"noise", "a noisy photo of a {}.", 'n'}, {"dark", "a dark photo of a {}.", 'x'},
-                 {"bright", "a bright photo of a {}.", 'p'}, {"warm", "a warm photo of a {}.", 'w'}, {"invert", "a negative of a photo of a {}.", 'i'}};
+    } known[] = {{"clean", "a photo of a {}.", 'c'}, {"gray", "a black and white photo of a {}.", 'g'},
+        {"blur", "a blurry photo of a {}.", 'b'}, {"contrast", "a low contrast photo of a {}.", 'k'},
+        {"noise", "a noisy photo of a {}.", 'n'}, {"dark", "a dark photo of a {}.", 'x'},
+        {"bright", "a bright photo of a {}.", 'p'}, {"warm", "a warm photo of a {}.", 'w'},
+        {"invert", "a negative of a photo of a {}.", 'i'}};
     const size_t n = strcspn(text, ":");
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
         if (strlen(known[i].name) == n && strncmp(known[i].name, text, n) == 0) {
@@ -48,9 +55,11 @@ static void blur(uint8_t *out, const uint8_t *in, int W, int H, double sigma) {
                 double sum = 0, weights = 0;
                 for (int dy = -reach; dy <= reach; dy++)
                     for (int dx = -reach; dx <= reach; dx++) {
-                        const int yy = y + dy < 0 ? 0 : y + dy >= H ? H - 1 : y + dy, xx = x + dx < 0 ? 0 : x + dx >= W ? W - 1 : x + dx;
+                        const int yy = y + dy < 0 ? 0 : y + dy >= H ? H - 1 : y + dy;
+                        const int xx = x + dx < 0 ? 0 : x + dx >= W ? W - 1 : x + dx;
                         const double weight = exp(-(dx * dx + dy * dy) / (2 * sigma * sigma));
-                        sum += weight * in[(yy * W + xx) * 3 + c], weights += weight;
+                        sum += weight * in[(yy * W + xx) * 3 + c];
+                        weights += weight;
                     }
                 out[(y * W + x) * 3 + c] = to_byte(sum / weights);
             }
@@ -70,7 +79,9 @@ static void apply(const Style *s, uint8_t *out, const uint8_t *in, int W, int H,
                          : s->kind == 'n' ? v + s->amount * rand_normal(r)
                          : s->kind == 'x' ? v * s->amount
                          : s->kind == 'p' ? v + s->amount
-                         : s->kind == 'w' ? v * (i % 3 == 0 ? s->amount : i % 3 == 2 ? 1 / s->amount : 1)
+                         : s->kind == 'w' ? v * (i % 3 == 0      ? s->amount
+                                                    : i % 3 == 2 ? 1 / s->amount
+                                                                 : 1)
                          : s->kind == 'i' ? 255 - v
                                           : v);
     }
@@ -81,7 +92,8 @@ static void mirror(uint8_t *rgb, int W, int H) {
         for (int x = 0; x < W / 2; x++)
             for (int c = 0; c < 3; c++) {
                 uint8_t *a = rgb + (y * W + x) * 3 + c, *b = rgb + (y * W + W - 1 - x) * 3 + c, t = *a;
-                *a = *b, *b = t;
+                *a = *b;
+                *b = t;
             }
 }
 
@@ -91,26 +103,38 @@ static void tar_add(FILE *f, const char *path, const char *name, const void *dat
     char header[512] = "";
     unsigned sum = 0;
     snprintf(header, 100, "%s", name);
-    snprintf(header + 100, 8, "%07o", 0644u), snprintf(header + 108, 8, "%07o", 0u), snprintf(header + 116, 8, "%07o", 0u);
-    snprintf(header + 124, 12, "%011o", (unsigned)bytes), snprintf(header + 136, 12, "%011o", 0u);
+    snprintf(header + 100, 8, "%07o", 0644u);
+    snprintf(header + 108, 8, "%07o", 0u);
+    snprintf(header + 116, 8, "%07o", 0u);
+    snprintf(header + 124, 12, "%011o", (unsigned)bytes);
+    snprintf(header + 136, 12, "%011o", 0u);
     memset(header + 148, ' ', 8);
     header[156] = '0';
     memcpy(header + 257, "ustar\00000", 8);
     for (int i = 0; i < 512; i++) sum += (unsigned char)header[i];
     snprintf(header + 148, 8, "%06o", sum);
     const char zeros[512] = "";
-    fwrite_check(header, 512, f, path), fwrite_check(data, bytes, f, path), fwrite_check(zeros, round_up(bytes, 512) - bytes, f, path);
+    fwrite_check(header, 512, f, path);
+    fwrite_check(data, bytes, f, path);
+    fwrite_check(zeros, round_up(bytes, 512) - bytes, f, path);
 }
 
-static void add_picture(FILE *f, const char *path, const char *key, const uint8_t *rgb, int W, int H, const char *caption, int label) {
+static void add_picture(FILE *f, const char *path, const char *key, const uint8_t *rgb, int W, int H,
+    const char *caption, int label) {
     char name[64], text[32];
     png_image png;
     png_alloc_size_t bytes = 0;
     memset(&png, 0, sizeof png);
-    png.version = PNG_IMAGE_VERSION, png.width = (png_uint_32)W, png.height = (png_uint_32)H, png.format = PNG_FORMAT_RGB, png.flags = PNG_IMAGE_FLAG_FAST;
-    if (!png_image_write_to_memory(&png, NULL, &bytes, 0, rgb, 0, NULL)) die(EXIT_RUNTIME, "%s: %s", key, png.message);
+    png.version = PNG_IMAGE_VERSION;
+    png.width = (png_uint_32)W;
+    png.height = (png_uint_32)H;
+    png.format = PNG_FORMAT_RGB;
+    png.flags = PNG_IMAGE_FLAG_FAST;
+    if (!png_image_write_to_memory(&png, NULL, &bytes, 0, rgb, 0, NULL))
+        die(EXIT_RUNTIME, "%s: %s", key, png.message);
     void *file = malloc_check(bytes);
-    if (!png_image_write_to_memory(&png, file, &bytes, 0, rgb, 0, NULL)) die(EXIT_RUNTIME, "%s: %s", key, png.message);
+    if (!png_image_write_to_memory(&png, file, &bytes, 0, rgb, 0, NULL))
+        die(EXIT_RUNTIME, "%s: %s", key, png.message);
     snprintf(name, sizeof name, "%s.png", key);
     tar_add(f, path, name, file, bytes);
     free(file);
@@ -124,7 +148,8 @@ static void add_picture(FILE *f, const char *path, const char *key, const uint8_
 static int find_label(const SampleBytes *bytes, const StringList *names) {
     char caption[256];
     if (bytes->label >= 0) return bytes->label;
-    snprintf(caption, sizeof caption, "%.*s", (int)min_i64((int64_t)bytes->caption_bytes, 255), bytes->caption);
+    snprintf(
+        caption, sizeof caption, "%.*s", (int)min_i64((int64_t)bytes->caption_bytes, 255), bytes->caption);
     for (size_t i = 0; i < names->count; i++)
         if (strstr(caption, names->list[i])) return (int)i;
     return -1;
@@ -132,14 +157,16 @@ static int find_label(const SampleBytes *bytes, const StringList *names) {
 
 int main(int argc, char **argv) {
     enum { MOST_STYLES = 16 };
-    if (argc < 8 || argc > 7 + MOST_STYLES) die(EXIT_USAGE, "make_shifts SHARDS CLASSNAMES OUT.tar FIRST COUNT PICK STYLE...");
+    if (argc < 8 || argc > 7 + MOST_STYLES)
+        die(EXIT_USAGE, "make_shifts SHARDS CLASSNAMES OUT.tar FIRST COUNT PICK STYLE...");
     const int64_t first = atoll(argv[4]), count = atoll(argv[5]);
     const int pick = atoi(argv[6]), styles = argc - 7;
     StringList names = classnames_read(argv[2]);
     Style style[MOST_STYLES];
     for (int i = 0; i < styles; i++) style[i] = style_parse(argv[7 + i]);
     DatasetConfig config = dataset_config_default();
-    config.classnames = (const char *const *)names.list, config.classname_count = (int)names.count;
+    config.classnames = (const char *const *)names.list;
+    config.classname_count = (int)names.count;
     Dataset d = dataset_open(argv[1], &config, 1);
     SafeFile out;
     safe_file_open(&out, argv[3]);
@@ -149,7 +176,9 @@ int main(int argc, char **argv) {
     size_t capacity = 0;
     for (int64_t i = first; i < first + count && i < dataset_count(&d); i++) {
         Image image;
-        if (dataset_read(&d, i, &bytes) != SAMPLE_OK || image_decode(&image, bytes.image.data, bytes.image.bytes, 1 << 24) != IMAGE_OK) die(EXIT_USAGE, "%s: sample %lld cannot be read", argv[1], (long long)i);
+        if (dataset_read(&d, i, &bytes) != SAMPLE_OK ||
+            image_decode(&image, bytes.image.data, bytes.image.bytes, 1 << 24) != IMAGE_OK)
+            die(EXIT_USAGE, "%s: sample %lld cannot be read", argv[1], (long long)i);
         const int label = find_label(&bytes, &names), W = image.width, H = image.height;
         if (label < 0) die(EXIT_USAGE, "%s: sample %lld names no class", argv[1], (long long)i);
         uint8_t *rgb = malloc_check((size_t)W * (size_t)H * 3);
@@ -172,6 +201,9 @@ int main(int argc, char **argv) {
     const char end[1024] = "";
     safe_file_write(&out, end, sizeof end);
     safe_file_commit(&out);
-    sample_bytes_free(&bytes), dataset_free(&d), string_list_free(&names), free(caption);
+    sample_bytes_free(&bytes);
+    dataset_free(&d);
+    string_list_free(&names);
+    free(caption);
     return 0;
 }

@@ -77,6 +77,7 @@ def main():
     args = parser.parse_args()
     sys.stdout.reconfigure(encoding="utf-8")
     print(f"""// Made by dev/data/make_text_tables.py; do not edit.
+// clang-format off
 #ifndef CLIPC_TEXT_TABLES_H
 #define CLIPC_TEXT_TABLES_H
 

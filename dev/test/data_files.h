@@ -30,20 +30,28 @@ static inline void write_text(const char *path, const char *text) { write_file(p
 // A PNG of width × height whose pixels tell its number; returns its bytes.
 static inline size_t make_png(uint8_t *out, size_t capacity, int number, int width, int height) {
     uint8_t *rgb = (uint8_t *)malloc_check((size_t)(3 * width * height));
-    for (int i = 0; i < width * height; i++)
-        rgb[3 * i] = (uint8_t)number, rgb[3 * i + 1] = (uint8_t)(i * 7 + number), rgb[3 * i + 2] = (uint8_t)(i % width * 9);
+    for (int i = 0; i < width * height; i++) {
+        rgb[3 * i] = (uint8_t)number;
+        rgb[3 * i + 1] = (uint8_t)(i * 7 + number);
+        rgb[3 * i + 2] = (uint8_t)(i % width * 9);
+    }
     png_image image;
     memset(&image, 0, sizeof image);
-    image.version = PNG_IMAGE_VERSION, image.width = (png_uint_32)width, image.height = (png_uint_32)height, image.format = PNG_FORMAT_RGB;
+    image.version = PNG_IMAGE_VERSION;
+    image.width = (png_uint_32)width;
+    image.height = (png_uint_32)height;
+    image.format = PNG_FORMAT_RGB;
     png_alloc_size_t bytes = capacity;
-    if (!png_image_write_to_memory(&image, out, &bytes, 0, rgb, 0, NULL)) die(EXIT_RUNTIME, "no PNG: %s", image.message);
+    if (!png_image_write_to_memory(&image, out, &bytes, 0, rgb, 0, NULL))
+        die(EXIT_RUNTIME, "no PNG: %s", image.message);
     free(rgb);
     return bytes;
 }
 
 // A JPEG with the EXIF orientation 6.
 static inline size_t make_rotated_jpeg(uint8_t *out, size_t capacity) {
-    static const uint8_t exif[] = {'E', 'x', 'i', 'f', 0, 0, 'I', 'I', '*', 0, 8, 0, 0, 0, 1, 0, 0x12, 1, 3, 0, 1, 0, 0, 0, 6, 0, 0, 0, 0, 0, 0, 0};
+    static const uint8_t exif[] = {'E', 'x', 'i', 'f', 0, 0, 'I', 'I', '*', 0, 8, 0, 0, 0, 1, 0, 0x12, 1, 3,
+        0, 1, 0, 0, 0, 6, 0, 0, 0, 0, 0, 0, 0};
     struct jpeg_compress_struct c;
     struct jpeg_error_mgr errors;
     unsigned char *data = NULL;
@@ -53,7 +61,10 @@ static inline size_t make_rotated_jpeg(uint8_t *out, size_t capacity) {
     c.err = jpeg_std_error(&errors);
     jpeg_create_compress(&c);
     jpeg_mem_dest(&c, &data, &bytes);
-    c.image_width = 16, c.image_height = 8, c.input_components = 3, c.in_color_space = JCS_RGB;
+    c.image_width = 16;
+    c.image_height = 8;
+    c.input_components = 3;
+    c.in_color_space = JCS_RGB;
     jpeg_set_defaults(&c);
     jpeg_start_compress(&c, TRUE);
     jpeg_write_marker(&c, JPEG_APP0 + 1, exif, sizeof exif);
@@ -73,7 +84,8 @@ static inline struct archive *tar_create(const char *path, ArchiveOption format,
     format(a);
     filter(a);
     archive_write_set_options(a, "hdrcharset=BINARY");
-    if (archive_write_open_filename(a, path) != ARCHIVE_OK) die(EXIT_RUNTIME, "%s: %s", path, archive_error_string(a));
+    if (archive_write_open_filename(a, path) != ARCHIVE_OK)
+        die(EXIT_RUNTIME, "%s: %s", path, archive_error_string(a));
     return a;
 }
 
@@ -84,13 +96,21 @@ static inline void tar_add(struct archive *a, const char *name, const void *data
     archive_entry_set_filetype(e, AE_IFREG);
     archive_entry_set_perm(e, 0644);
     if (archive_write_header(a, e) != ARCHIVE_OK) die(EXIT_RUNTIME, "%s: %s", name, archive_error_string(a));
-    if (archive_write_data(a, data, bytes) != (ssize_t)bytes) die(EXIT_RUNTIME, "%s: %s", name, archive_error_string(a));
+    if (archive_write_data(a, data, bytes) != (ssize_t)bytes)
+        die(EXIT_RUNTIME, "%s: %s", name, archive_error_string(a));
     archive_entry_free(e);
 }
 
-static inline void tar_add_text(struct archive *a, const char *name, const char *text) { tar_add(a, name, text, strlen(text)); }
-static inline void tar_finish(struct archive *a) { archive_write_close(a), archive_write_free(a); }
-static inline void tar_plain(const char *path, struct archive **a) { *a = tar_create(path, archive_write_set_format_ustar, archive_write_add_filter_none); }
+static inline void tar_add_text(struct archive *a, const char *name, const char *text) {
+    tar_add(a, name, text, strlen(text));
+}
+static inline void tar_finish(struct archive *a) {
+    archive_write_close(a);
+    archive_write_free(a);
+}
+static inline void tar_plain(const char *path, struct archive **a) {
+    *a = tar_create(path, archive_write_set_format_ustar, archive_write_add_filter_none);
+}
 
 // ---------------------------------------------------------------- what a child process prints and how it ends
 
@@ -104,13 +124,15 @@ static inline int run_child(void (*f)(const void *), const void *argument) {
     pid_t child = fork();
     if (child == 0) {
         dup2(ends[1], STDERR_FILENO);
-        close(ends[0]), close(ends[1]);
+        close(ends[0]);
+        close(ends[1]);
         f(argument);
         _exit(0);
     }
     close(ends[1]);
     size_t n = 0;
-    for (ssize_t got; (got = read(ends[0], child_output + n, sizeof child_output - 1 - n)) > 0;) n += (size_t)got;
+    for (ssize_t got; (got = read(ends[0], child_output + n, sizeof child_output - 1 - n)) > 0;)
+        n += (size_t)got;
     child_output[n] = 0;
     close(ends[0]);
     waitpid(child, &status, 0);
@@ -118,11 +140,12 @@ static inline int run_child(void (*f)(const void *), const void *argument) {
 }
 
 // Exit code 2 and one line that holds `text`.
-#define EXPECT_DEATH(function, argument, text)                                                                                          \
-    do {                                                                                                                                \
-        int code = run_child(function, argument);                                                                                       \
-        char *newline = strchr(child_output, '\n');                                                                                     \
-        EXPECT(code == EXIT_USAGE && newline && !newline[1] && strstr(child_output, text), "%s: code %d: %s", text, code, child_output); \
+#define EXPECT_DEATH(function, argument, text)                                             \
+    do {                                                                                   \
+        int code = run_child(function, argument);                                          \
+        char *newline = strchr(child_output, '\n');                                        \
+        EXPECT(code == EXIT_USAGE && newline && !newline[1] && strstr(child_output, text), \
+            "%s: code %d: %s", text, code, child_output);                                  \
     } while (0)
 
 typedef struct {
@@ -143,22 +166,24 @@ static inline OpenCase open_of(const char *spec) {
 }
 
 // Reads a sample; its caption as a string.
-static inline SampleStatus read_sample(const Dataset *d, int64_t i, SampleBytes *b, char *caption, size_t size) {
+static inline SampleStatus read_sample(
+    const Dataset *d, int64_t i, SampleBytes *b, char *caption, size_t size) {
     SampleStatus status = dataset_read(d, i, b);
     snprintf(caption, size, "%.*s", (int)b->caption_bytes, b->caption);
     return status;
 }
 
-#define EXPECT_CAPTION(d, i, b, text)                                                                                \
-    do {                                                                                                             \
-        char got[512];                                                                                               \
-        SampleStatus status = read_sample(d, i, b, got, sizeof got);                                                 \
-        EXPECT(status == SAMPLE_OK && !strcmp(got, text), "sample %d: %s: '%s'", (int)(i), sample_status_name(status), got); \
+#define EXPECT_CAPTION(d, i, b, text)                                                      \
+    do {                                                                                   \
+        char got[512];                                                                     \
+        SampleStatus status = read_sample(d, i, b, got, sizeof got);                       \
+        EXPECT(status == SAMPLE_OK && !strcmp(got, text), "sample %d: %s: '%s'", (int)(i), \
+            sample_status_name(status), got);                                              \
     } while (0)
-#define EXPECT_STATUS(d, i, b, wanted)                                                            \
-    do {                                                                                          \
-        SampleStatus status = dataset_read(d, i, b);                                              \
-        EXPECT(status == (wanted), "sample %d: %s", (int)(i), sample_status_name(status));        \
+#define EXPECT_STATUS(d, i, b, wanted)                                                     \
+    do {                                                                                   \
+        SampleStatus status = dataset_read(d, i, b);                                       \
+        EXPECT(status == (wanted), "sample %d: %s", (int)(i), sample_status_name(status)); \
     } while (0)
 
 // ---------------------------------------------------------------- the folder

@@ -1,4 +1,5 @@
-// Reads numpy's .npz (a zip of .npy arrays) and lone .npy data for tests. A file that cannot be read ends the program. Link with -larchive.
+// Reads numpy's .npz (a zip of .npy arrays) and lone .npy data for tests. A file that cannot be read ends the
+// program. Link with -larchive.
 #ifndef CLIPC_NPZ_H
 #define CLIPC_NPZ_H
 
@@ -23,7 +24,8 @@ typedef struct {
     size_t count, capacity;
 } Npz;
 
-// What stands behind 'key': in the header, a Python dictionary: {'descr': '<f4', 'fortran_order': False, 'shape': (3, 4), }
+// What stands behind 'key': in the header, a Python dictionary: {'descr': '<f4', 'fortran_order': False,
+// 'shape': (3, 4), }
 static inline const char *npy_field(const char *header, const char *key, const char *path) {
     const char *p = strstr(header, key);
     if (!p) die(EXIT_USAGE, "%s: no %s in the header of an array", path, key);
@@ -36,14 +38,18 @@ static inline void npy_transpose(NpzArray *a, const unsigned char *from, size_t 
     if (a->ndim != 2) die(EXIT_USAGE, "%s: %s: %d axes in column-major order", path, a->name, a->ndim);
     const size_t rows = (size_t)a->shape[0], columns = (size_t)a->shape[1];
     for (size_t i = 0; i < rows; i++)
-        for (size_t j = 0; j < columns; j++) memcpy((char *)a->data + (i * columns + j) * size, from + (j * rows + i) * size, size);
+        for (size_t j = 0; j < columns; j++)
+            memcpy((char *)a->data + (i * columns + j) * size, from + (j * rows + i) * size, size);
 }
 
 // bytes: one whole .npy file, its data is copied
-static inline void npy_parse(NpzArray *a, const char *name, const unsigned char *bytes, size_t length, const char *path) {
+static inline void npy_parse(
+    NpzArray *a, const char *name, const unsigned char *bytes, size_t length, const char *path) {
     char header[4096];
-    if (length < 12 || memcmp(bytes, "\x93NUMPY", 6) != 0) die(EXIT_USAGE, "%s: %s is no .npy array", path, name);
-    size_t prefix = bytes[6] == 1 ? 10 : 12, n = bytes[8] | (size_t)bytes[9] << 8; // version 2 has a length of 4 bytes
+    if (length < 12 || memcmp(bytes, "\x93NUMPY", 6) != 0)
+        die(EXIT_USAGE, "%s: %s is no .npy array", path, name);
+    size_t prefix = bytes[6] == 1 ? 10 : 12,
+           n = bytes[8] | (size_t)bytes[9] << 8; // version 2 has a length of 4 bytes
     if (prefix == 12) n |= (size_t)bytes[10] << 16 | (size_t)bytes[11] << 24;
     if (n >= sizeof header || prefix + n > length) die(EXIT_USAGE, "%s: %s: bad header", path, name);
     memcpy(header, bytes + prefix, n);
@@ -51,7 +57,8 @@ static inline void npy_parse(NpzArray *a, const char *name, const unsigned char 
     const char *descr = npy_field(header, "'descr'", path), *shape = npy_field(header, "'shape'", path);
     const bool fortran = strncmp(npy_field(header, "'fortran_order'", path), "False", 5) != 0;
     if (*shape != '(') die(EXIT_USAGE, "%s: %s: bad shape", path, name);
-    if ((descr[0] != '<' && descr[0] != '|') || !strchr("fuib", descr[1]) || !strchr("1248", descr[2]) || descr[3] != '\'')
+    if ((descr[0] != '<' && descr[0] != '|') || !strchr("fuib", descr[1]) || !strchr("1248", descr[2]) ||
+        descr[3] != '\'')
         die(EXIT_USAGE, "%s: %s: type %.4s is not offered", path, name, descr);
     a->name = strdup_check(name);
     if (ends_with(a->name, ".npy")) a->name[strlen(a->name) - 4] = 0;
@@ -61,13 +68,15 @@ static inline void npy_parse(NpzArray *a, const char *name, const unsigned char 
     for (const char *p = shape + 1; *p && *p != ')';) {
         char *end;
         long long size = strtoll(p, &end, 10);
-        if (end == p || size < 0 || a->ndim == NPZ_MAX_DIMENSIONS) die(EXIT_USAGE, "%s: %s: bad shape", path, name);
+        if (end == p || size < 0 || a->ndim == NPZ_MAX_DIMENSIONS)
+            die(EXIT_USAGE, "%s: %s: bad shape", path, name);
         a->shape[a->ndim++] = size;
         a->count *= size;
         p = end + strspn(end, ", ");
     }
     size_t data = (size_t)a->count * (size_t)(descr[2] - '0');
-    if (prefix + n + data != length) die(EXIT_USAGE, "%s: %s: %zu bytes of data instead of %zu", path, name, length - prefix - n, data);
+    if (prefix + n + data != length)
+        die(EXIT_USAGE, "%s: %s: %zu bytes of data instead of %zu", path, name, length - prefix - n, data);
     a->data = memcpy(malloc_check(data), bytes + prefix + n, data);
     if (fortran && a->ndim > 1) npy_transpose(a, bytes + prefix + n, (size_t)(descr[2] - '0'), path);
 }
@@ -79,7 +88,8 @@ static inline Npz npz_read(const char *path) {
     unsigned char *bytes = NULL;
     size_t capacity = 0;
     archive_read_support_format_zip(zip);
-    if (archive_read_open_filename(zip, path, 1 << 16) != ARCHIVE_OK) die(EXIT_USAGE, "%s: cannot open (%s)", path, archive_error_string(zip));
+    if (archive_read_open_filename(zip, path, 1 << 16) != ARCHIVE_OK)
+        die(EXIT_USAGE, "%s: cannot open (%s)", path, archive_error_string(zip));
     int status;
     while ((status = archive_read_next_header(zip, &entry)) == ARCHIVE_OK) {
         const char *name = archive_entry_pathname_utf8(entry);

@@ -1,4 +1,5 @@
-// Advice on constructed curves: each sign fires where it should, with its figures, none in healthy runs, none on noise or missing data.
+// Advice on constructed curves: each sign fires where it should, with its figures, none in healthy runs, none
+// on noise or missing data.
 #include "clipc/train/advice.h"
 #include "clipc/base/rand.h"
 #include "dev/test/test.h"
@@ -24,10 +25,14 @@ static Curves run(Point (*shape)(double p), double noise) {
     memset(&h, 0, sizeof h);
     for (int step = 0; step <= STEPS; step++) {
         const Point x = shape((double)step / STEPS);
-        if (step > 0) curves_add(&h, "loss", step, x.loss + noise * rand_normal(&r)), curves_add(&h, "grad_norm", step, x.norm * exp(0.3 * rand_normal(&r)));
+        if (step > 0) {
+            curves_add(&h, "loss", step, x.loss + noise * rand_normal(&r));
+            curves_add(&h, "grad_norm", step, x.norm * exp(0.3 * rand_normal(&r)));
+        }
         if (step % EVERY == 0) {
             curves_add(&h, "val_loss", step, x.val);
-            curves_add(&h, "zeroshot_top1", step, x.target), curves_add(&h, "zeroshot_top1/general", step, x.general);
+            curves_add(&h, "zeroshot_top1", step, x.target);
+            curves_add(&h, "zeroshot_top1/general", step, x.general);
         }
     }
     return h;
@@ -55,7 +60,8 @@ static Point from_random(double p) {
 }
 static Point overfit(double p) { // the validation loss turns at 0.4
     Point x = healthy(p);
-    x.loss = 0.1 + 1.5 * exp(-4 * p), x.val = 1 + (p - 0.4) * (p - 0.4) * 2;
+    x.loss = 0.1 + 1.5 * exp(-4 * p);
+    x.val = 1 + (p - 0.4) * (p - 0.4) * 2;
     return x;
 }
 static Point forget(double p) {
@@ -70,7 +76,12 @@ static Point underfit(double p) {
 }
 static Point collapse(double p) {
     Point x = healthy(p);
-    if (p > 0.3) x.loss = x.val = GUESS, x.target = 0.1, x.general = 0.01, x.norm = 0.01;
+    if (p > 0.3) {
+        x.loss = x.val = GUESS;
+        x.target = 0.1;
+        x.general = 0.01;
+        x.norm = 0.01;
+    }
     return x;
 }
 static Point nothing(double p) {
@@ -84,12 +95,18 @@ static Point rising(double p) {
 }
 static Point exploding(double p) {
     Point x = healthy(p);
-    if (p > 0.5) x.loss = 0.75, x.norm = 300;
+    if (p > 0.5) {
+        x.loss = 0.75;
+        x.norm = 300;
+    }
     return x;
 }
 static Point mismatch(double p) {
     Point x = healthy(p);
-    if (p == 0) x.target = 0.104, x.general = 0.011;
+    if (p == 0) {
+        x.target = 0.104;
+        x.general = 0.011;
+    }
     return x;
 }
 
@@ -120,7 +137,8 @@ static void test_each(void) {
         char letters[STEPS / EVERY + 2];
         f.pretrained = cases[i].pretrained;
         advices(letters, &h, &f);
-        EXPECT(strcmp(letters, cases[i].expected) == 0, "%s: %s instead of %s", cases[i].what, letters, cases[i].expected);
+        EXPECT(strcmp(letters, cases[i].expected) == 0, "%s: %s instead of %s", cases[i].what, letters,
+            cases[i].expected);
         curves_free(&h);
     }
 }
@@ -132,18 +150,27 @@ static void test_texts(void) {
         int step;
         const char *parts[6];
     } cases[] = {
-        {overfit, 700, {"val_loss has risen three times, 1 to 1.18,", "it was best at step 400", "--early-stop", "--lock-image", "--wd", "--aug-cfg"}},
-        {forget, 1000, {"the target went 55.0% to 75.0%", "general 60.0% to 30.0%", "lower --lr", "wise_ft", "mix general data", "--lock-image"}},
-        {underfit, 1000, {"stays at 1.6 ", "val_loss at 1.6 (1.6)", "zero-shot at 55.0% (55.0%)", "higher --lr", "more --epochs, lower --wd", "stays"}},
-        {collapse, 1000, {"ln(64) = 4.159", "collapsed", "--lr", "lr_find", "--grad-clip-norm", "start again"}},
-        {mismatch, 0, {"10.4%", "10 classes gives 10.0%", "GELU here", "--force-quick-gelu", "--classnames", "mean"}},
+        {overfit, 700,
+            {"val_loss has risen three times, 1 to 1.18,", "it was best at step 400", "--early-stop",
+                "--lock-image", "--wd", "--aug-cfg"}},
+        {forget, 1000,
+            {"the target went 55.0% to 75.0%", "general 60.0% to 30.0%", "lower --lr", "wise_ft",
+                "mix general data", "--lock-image"}},
+        {underfit, 1000,
+            {"stays at 1.6 ", "val_loss at 1.6 (1.6)", "zero-shot at 55.0% (55.0%)", "higher --lr",
+                "more --epochs, lower --wd", "stays"}},
+        {collapse, 1000,
+            {"ln(64) = 4.159", "collapsed", "--lr", "lr_find", "--grad-clip-norm", "start again"}},
+        {mismatch, 0,
+            {"10.4%", "10 classes gives 10.0%", "GELU here", "--force-quick-gelu", "--classnames", "mean"}},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         Curves h = run(cases[i].shape, 0);
         const AdviceFacts f = facts();
         char text[ADVICE_SIZE];
         advice_at(text, &h, cases[i].step, &f);
-        for (int k = 0; k < 6; k++) EXPECT(strstr(text, cases[i].parts[k]), "'%s' is not in '%s'", cases[i].parts[k], text);
+        for (int k = 0; k < 6; k++)
+            EXPECT(strstr(text, cases[i].parts[k]), "'%s' is not in '%s'", cases[i].parts[k], text);
         EXPECT(!strchr(text, '\n'));
         curves_free(&h);
     }
@@ -160,7 +187,8 @@ static void test_locks(void) {
         {overfit, 700, false, "--lock-image", "lock more (--lock-image), higher --wd", "--lock-text"},
         {overfit, 700, true, "--lock-text", "lock more (--lock-text), higher --wd", "--lock-image"},
         {overfit, 700, true, NULL, "(--early-stop 3), higher --wd", "lock"},
-        {forget, 1000, false, "--lock-image", "lock early layers (--lock-image --lock-image-unlocked-groups 4), ensemble", "lock more"},
+        {forget, 1000, false, "--lock-image",
+            "lock early layers (--lock-image --lock-image-unlocked-groups 4), ensemble", "lock more"},
         {forget, 1000, true, "--lock-text", "lower --lr, lock more (--lock-text), ensemble", "--lock-image"},
         {forget, 1000, true, NULL, "lower --lr, ensemble", "lock"},
         {underfit, 1000, false, "--lock-image", "more --epochs, lower --wd", "unlock"},
@@ -170,7 +198,8 @@ static void test_locks(void) {
         Curves h = run(cases[i].shape, 0);
         AdviceFacts f = facts();
         char text[ADVICE_SIZE];
-        f.locked = cases[i].locked, f.lock_more = cases[i].lock_more;
+        f.locked = cases[i].locked;
+        f.lock_more = cases[i].lock_more;
         advice_at(text, &h, cases[i].step, &f);
         EXPECT(strstr(text, cases[i].part) && !strstr(text, cases[i].absent), "case %zu: '%s'", i, text);
         curves_free(&h);
@@ -181,7 +210,8 @@ static void test_locks(void) {
 static Rand noise_rand;
 static Point flat_with_noise(double p) {
     const double chance = sqrt(0.55 * 0.45 / 2000);
-    Point x = {1.2 - 0.3 * p, 1.0 + 0.002 * rand_normal(&noise_rand), 0.55 + chance * rand_normal(&noise_rand), 0.6 + chance * rand_normal(&noise_rand), 3};
+    Point x = {1.2 - 0.3 * p, 1.0 + 0.002 * rand_normal(&noise_rand),
+        0.55 + chance * rand_normal(&noise_rand), 0.6 + chance * rand_normal(&noise_rand), 3};
     return x;
 }
 
@@ -205,7 +235,9 @@ static void test_missing(void) {
     char text[ADVICE_SIZE];
     Curves empty, h = run(overfit, 0.05);
     memset(&empty, 0, sizeof empty);
-    bare.val_metric = NULL, bare.sets = NULL, bare.set_count = 0;
+    bare.val_metric = NULL;
+    bare.sets = NULL;
+    bare.set_count = 0;
     for (int step = 0; step <= STEPS; step += EVERY) {
         EXPECT(advice_at(text, &empty, step, &f) == ADVICE_NONE);
         EXPECT(advice_at(text, &empty, step, &bare) == ADVICE_NONE);
@@ -214,16 +246,21 @@ static void test_missing(void) {
     EXPECT(advice_at(text, &h, 300, &f) == ADVICE_NONE); // what comes later is not known yet
     for (size_t i = 0; i < h.count; i++)
         for (size_t k = 0; k < h.list[i].n; k++) h.list[i].y[k] = NAN;
-    for (int step = 0; step <= STEPS; step += EVERY) EXPECT(advice_at(text, &h, step, &f) == ADVICE_NONE, "%s", text);
+    for (int step = 0; step <= STEPS; step += EVERY)
+        EXPECT(advice_at(text, &h, step, &f) == ADVICE_NONE, "%s", text);
     curves_free(&h);
     for (int step = 1; step <= 4; step++) curves_add(&empty, "loss", step, GUESS);
     EXPECT(advice_at(text, &empty, 4, &f) == ADVICE_NONE);
     curves_free(&empty);
     h = run(overfit, 0.05);
-    EXPECT(advice_at(text, &h, STEPS, &f) == ADVICE_OVERFITTING && advice_at(text, &h, STEPS + 1, &f) == ADVICE_NONE, "%s", text); // nothing was measured there
+    EXPECT(advice_at(text, &h, STEPS, &f) == ADVICE_OVERFITTING &&
+               advice_at(text, &h, STEPS + 1, &f) == ADVICE_NONE,
+        "%s", text); // nothing was measured there
     curves_free(&h);
     h = run(forget, 0.1);
-    EXPECT(advice_at(text, &h, STEPS, &f) == ADVICE_FORGETTING && advice_at(text, &h, STEPS + 1, &f) == ADVICE_NONE, "%s", text);
+    EXPECT(advice_at(text, &h, STEPS, &f) == ADVICE_FORGETTING &&
+               advice_at(text, &h, STEPS + 1, &f) == ADVICE_NONE,
+        "%s", text);
     curves_free(&h);
     f.val_metric = "val_loss/birds"; // not the curve that rises
     h = run(overfit, 0.05);
@@ -237,8 +274,9 @@ static void test_three_rises(void) {
         double val[4];
         double fall; // of the training loss a step
         bool fires;
-    } cases[] = {{{1, 1.1, 1.2, 1.3}, 0.01, true},  {{1, 1.1, 1.2, 1.15}, 0.01, false}, {{1, 1.2, 1.1, 1.3}, 0.01, false}, {{1.2, 1.1, 1.2, 1.3}, 0.01, false},
-                 {{1, 1.1, 1.2, 1.3}, -0.001, false}, {{1, 1.001, 1.002, 1.003}, 0.01, false}};
+    } cases[] = {{{1, 1.1, 1.2, 1.3}, 0.01, true}, {{1, 1.1, 1.2, 1.15}, 0.01, false},
+        {{1, 1.2, 1.1, 1.3}, 0.01, false}, {{1.2, 1.1, 1.2, 1.3}, 0.01, false},
+        {{1, 1.1, 1.2, 1.3}, -0.001, false}, {{1, 1.001, 1.002, 1.003}, 0.01, false}};
     for (size_t k = 0; k < sizeof cases / sizeof *cases; k++) {
         const AdviceFacts f = facts();
         char text[ADVICE_SIZE];

@@ -1,5 +1,5 @@
-// Checks csv.h, webdataset.h, dataset.h, sample.h and dataloader.h on files that it makes in a temporary folder.
-// With a folder DIR as argument also on DIR/cifar10 (sizes.json) and DIR/emoji, where they exist.
+// Checks csv.h, webdataset.h, dataset.h, sample.h and dataloader.h on files that it makes in a temporary
+// folder. With a folder DIR as argument also on DIR/cifar10 (sizes.json) and DIR/emoji, where they exist.
 #include "dev/test/data_files.h"
 
 // ---------------------------------------------------------------- CSV
@@ -13,9 +13,15 @@ static const char *csv_shown(const char *text, char separator) {
     csv_open(&r, at("shown.csv"), separator, NULL, 0);
     shown[0] = 0;
     do {
-        for (int i = 0; i < r.count; i++) n += (size_t)snprintf(shown + n, sizeof shown - n, "%s%s", i ? "|" : n ? ";" : "", r.fields[i].start);
+        for (int i = 0; i < r.count; i++)
+            n += (size_t)snprintf(shown + n, sizeof shown - n, "%s%s",
+                i   ? "|"
+                : n ? ";"
+                    : "",
+                r.fields[i].start);
     } while (csv_read_row(&r));
-    free(r.text), free(r.fields);
+    free(r.text);
+    free(r.fields);
     return shown;
 }
 
@@ -23,7 +29,10 @@ static void test_csv_fields(void) {
     EXPECT_STRING(csv_shown("a,b\n1,2\n", ','), "a|b;1|2");
     EXPECT_STRING(csv_shown("a,b\r\n1,2\r\n3,4", ','), "a|b;1|2;3|4");
     EXPECT_STRING(csv_shown("a,b\r1,2\r", ','), "a|b;1|2");
-    EXPECT_STRING(csv_shown("\xef\xbb\xbf" "a,b\n1,2", ','), "a|b;1|2");
+    EXPECT_STRING(csv_shown("\xef\xbb\xbf"
+                            "a,b\n1,2",
+                      ','),
+        "a|b;1|2");
     EXPECT_STRING(csv_shown("\xef\xbb\xbf\"a\",b\n1,2", ','), "a|b;1|2");
     EXPECT_STRING(csv_shown("a,b\n\"x, y\",\"say \"\"hi\"\"\"\n", ','), "a|b;x, y|say \"hi\"");
     EXPECT_STRING(csv_shown("a,b\n\"two\r\nlines\",\"\"\n3,4", ','), "a|b;two\r\nlines|;3|4");
@@ -40,11 +49,13 @@ static void test_csv_separators(void) {
     const struct {
         const char *header;
         char separator;
-    } cases[] = {{"filepath\ttitle\n", '\t'}, {"filepath,title", ','}, {"id;title;filepath\r\n", ';'}, {"filepath|title\n", '|'},
-        {"\"filepath\",\"title\",\"a;b;c;d;e\"\n", ','}, {"filepath\ttitle\ta,b,c,d,e\n", '\t'}, {"\"a\nb\tc\td\te\",title,filepath\n", ','},
+    } cases[] = {{"filepath\ttitle\n", '\t'}, {"filepath,title", ','}, {"id;title;filepath\r\n", ';'},
+        {"filepath|title\n", '|'}, {"\"filepath\",\"title\",\"a;b;c;d;e\"\n", ','},
+        {"filepath\ttitle\ta,b,c,d,e\n", '\t'}, {"\"a\nb\tc\td\te\",title,filepath\n", ','},
         {" filepath ; title \n", ';'}, {"x;y;z\n1,2,3,4,5", ';'}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
-        EXPECT(csv_find_separator(cases[i].header, strlen(cases[i].header), names, 2) == cases[i].separator, "%s", cases[i].header);
+        EXPECT(csv_find_separator(cases[i].header, strlen(cases[i].header), names, 2) == cases[i].separator,
+            "%s", cases[i].header);
 }
 
 static void test_csv_dataset(void) {
@@ -56,14 +67,18 @@ static void test_csv_dataset(void) {
     write_file(at("here.png"), png, bytes); // beside no CSV: from the working directory
     make_directories(at("csv/folder.png"));
     mkfifo(at("csv/pipe.png"), 0600);
-    snprintf(text, sizeof text, "filepath,title,label\nimages/a b.png,NA,3\nimages/a b.png,null,dog\n%s,  spaced ,cat\nhere.png,\"a, \"\"b\"\"\nc\",0\n"
-        "gone.png,x,1\nimages/a b.png/x,x,1\nfolder.png,x,1\npipe.png,x,1\nimages/a b.png, ,1\nimages/a b.png\n,nothing,1\nimages/a b.png,x,99",
+    snprintf(text, sizeof text,
+        "filepath,title,label\nimages/a b.png,NA,3\nimages/a b.png,null,dog\n%s,  spaced ,cat\nhere.png,\"a, "
+        "\"\"b\"\"\nc\",0\n"
+        "gone.png,x,1\nimages/a b.png/x,x,1\nfolder.png,x,1\npipe.png,x,1\nimages/a b.png, ,1\nimages/a "
+        "b.png\n,nothing,1\nimages/a b.png,x,99",
         at("here.png"));
     write_text(at("csv/t.csv"), text);
     if (chdir(folder)) die(EXIT_RUNTIME, "%s", folder);
     const char *const classnames[4] = {"cat", "dog", "bird", "fish"};
     DatasetConfig c = dataset_config_default();
-    c.classnames = classnames, c.classname_count = 4;
+    c.classnames = classnames;
+    c.classname_count = 4;
     Dataset d = dataset_open(at("csv/t.csv"), &c, 2);
     SampleBytes b;
     memset(&b, 0, sizeof b);
@@ -74,12 +89,13 @@ static void test_csv_dataset(void) {
         EXPECT_CAPTION(&d, i, &b, captions[i]);
         EXPECT(b.label == labels[i] && b.image.bytes == bytes && !memcmp(b.image.data, png, bytes));
     }
-    const SampleStatus wanted[7] = {
-        SAMPLE_MISSING, SAMPLE_MISSING, SAMPLE_UNREADABLE, SAMPLE_UNREADABLE, SAMPLE_NO_CAPTION, SAMPLE_NO_CAPTION, SAMPLE_NO_IMAGE};
+    const SampleStatus wanted[7] = {SAMPLE_MISSING, SAMPLE_MISSING, SAMPLE_UNREADABLE, SAMPLE_UNREADABLE,
+        SAMPLE_NO_CAPTION, SAMPLE_NO_CAPTION, SAMPLE_NO_IMAGE};
     for (int i = 0; i < 7; i++) EXPECT_STATUS(&d, i + 4, &b, wanted[i]);
     dataset_free(&d);
 
-    c.need_caption = false, c.need_label = true; // zero-shot: captions do not matter, labels do
+    c.need_caption = false;
+    c.need_label = true; // zero-shot: captions do not matter, labels do
     d = dataset_open(at("csv/t.csv"), &c, 2);
     EXPECT_STATUS(&d, 8, &b, SAMPLE_OK);
     EXPECT_STATUS(&d, 9, &b, SAMPLE_NO_LABEL);
@@ -99,10 +115,12 @@ static void test_csv_dataset(void) {
 static void test_csv_errors(void) {
     OpenCase c = open_of(at("e.csv"));
     write_text(c.spec, "path\tcaption\tlang\na\tb\tc\n");
-    EXPECT_DEATH(open_case, &c, "no column 'filepath' (there are: path, caption, lang); name it with --csv-img-key");
+    EXPECT_DEATH(
+        open_case, &c, "no column 'filepath' (there are: path, caption, lang); name it with --csv-img-key");
     c.config.csv_img_key = "path";
     EXPECT_DEATH(open_case, &c, "--csv-caption-key");
-    c.config.csv_caption_key = "caption", c.config.need_label = true;
+    c.config.csv_caption_key = "caption";
+    c.config.need_label = true;
     EXPECT_DEATH(open_case, &c, "--csv-label-key");
     c = open_of(at("e.csv"));
     write_text(c.spec, "filepath,title\n");
@@ -112,7 +130,10 @@ static void test_csv_errors(void) {
     EXPECT_DEATH(open_case, &c, "at least 2 are needed");
     write_text(c.spec, "");
     EXPECT_DEATH(open_case, &c, "is empty");
-    write_file(c.spec, "\xff\xfe" "f\0i\0l\0e\0", 10);
+    write_file(c.spec,
+        "\xff\xfe"
+        "f\0i\0l\0e\0",
+        10);
     EXPECT_DEATH(open_case, &c, "UTF-8");
     c = open_of(at("not there.csv"));
     EXPECT_DEATH(open_case, &c, "no such file");
@@ -122,22 +143,26 @@ static void test_csv_errors(void) {
 
 // Tables of random pieces: any row count, no read outside (the sanitizers look after that).
 static void test_csv_garbage(void) {
-    static const char *const pieces[] = {"\"", "\"\"", ",", "\n", "\r", "\r\n", "x", "\"a\nb\"", "\t", "\xff", "filepath,title", ";", "\"\"\""};
+    static const char *const pieces[] = {"\"", "\"\"", ",", "\n", "\r", "\r\n", "x", "\"a\nb\"", "\t", "\xff",
+        "filepath,title", ";", "\"\"\""};
     char text[512];
     int rows = 0;
     for (int round = 0; round < 2000; round++) {
         Rand r = rand_for(1, (uint64_t)round, 0);
         size_t n = (size_t)snprintf(text, sizeof text, "%s", round % 2 ? "filepath,title\n" : "");
         for (uint64_t k = rand_below(&r, 40); k > 0; k--)
-            n += (size_t)snprintf(text + n, sizeof text - n, "%s", pieces[rand_below(&r, sizeof pieces / sizeof *pieces)]);
+            n += (size_t)snprintf(
+                text + n, sizeof text - n, "%s", pieces[rand_below(&r, sizeof pieces / sizeof *pieces)]);
         CsvReader reader = {(char *)malloc_check(n + 1), n, 0, 0, NULL, 0, 0, 0};
         memcpy(reader.text, text, n + 1);
         const char *const names[2] = {"filepath", "title"};
         reader.separator = csv_find_separator(reader.text, n, names, 2);
         while (csv_read_row(&reader))
-            for (int i = 0; i < reader.count; i++) rows += strlen(reader.fields[i].start) == reader.fields[i].length;
+            for (int i = 0; i < reader.count; i++)
+                rows += strlen(reader.fields[i].start) == reader.fields[i].length;
         EXPECT(reader.at == n);
-        free(reader.text), free(reader.fields);
+        free(reader.text);
+        free(reader.fields);
     }
     EXPECT(rows > 2000);
 }
@@ -150,13 +175,16 @@ static void expand_case(const void *spec) {
 }
 
 static void test_braces(void) {
-    const char *const cases[][2] = {{"a.tar", "a.tar"}, {"a-{0..2}.tar", "a-0.tar a-1.tar a-2.tar"}, {"a-{08..11}.tar", "a-08.tar a-09.tar a-10.tar a-11.tar"},
-        {"{8..010}", "008 009 010"}, {"{7..7}x", "7x"}, {"{0..1}{a,b}", "0a 0b 1a 1b"}, {"{a,b{1..2},}.tar", "a.tar b1.tar b2.tar .tar"},
+    const char *const cases[][2] = {{"a.tar", "a.tar"}, {"a-{0..2}.tar", "a-0.tar a-1.tar a-2.tar"},
+        {"a-{08..11}.tar", "a-08.tar a-09.tar a-10.tar a-11.tar"}, {"{8..010}", "008 009 010"},
+        {"{7..7}x", "7x"}, {"{0..1}{a,b}", "0a 0b 1a 1b"}, {"{a,b{1..2},}.tar", "a.tar b1.tar b2.tar .tar"},
         {"{train,{a,b}/val}-{00..01}", "train-00 train-01 a/val-00 a/val-01 b/val-00 b/val-01"}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         StringList s = shard_list(cases[i][0]);
         char joined[512] = "";
-        for (size_t k = 0; k < s.count; k++) snprintf(joined + strlen(joined), sizeof joined - strlen(joined), "%s%s", k ? " " : "", s.list[k]);
+        for (size_t k = 0; k < s.count; k++)
+            snprintf(
+                joined + strlen(joined), sizeof joined - strlen(joined), "%s%s", k ? " " : "", s.list[k]);
         EXPECT_STRING(joined, cases[i][1]);
         string_list_free(&s);
     }
@@ -174,7 +202,8 @@ static void test_braces(void) {
     EXPECT_DEATH(expand_case, "{0..9}{0..9}{0..9}{0..9}{0..9}{0..9}{0..9}.tar", "more than 1000000");
     EXPECT_DEATH(expand_case, "{{{{{{{{{{{{1,2}}}}}}}}}}}}", "neither");
     EXPECT_DEATH(expand_case, "{1,}{1,}{1,}{1,}{1,}{1,}{1,}{1,}{1,}", "pairs of braces");
-    EXPECT(is_shard_name("x/a.tar") && is_shard_name("a.TGZ") && is_shard_name("a.tar.gz") && is_shard_name("{a.tar,b.tar}"));
+    EXPECT(is_shard_name("x/a.tar") && is_shard_name("a.TGZ") && is_shard_name("a.tar.gz") &&
+           is_shard_name("{a.tar,b.tar}"));
     EXPECT(!is_shard_name("a.targets.csv") && !is_shard_name("tar") && !is_shard_name("a.csv"));
 }
 
@@ -191,9 +220,12 @@ static void test_tar_format(const char *file, ArchiveOption format, ArchiveOptio
         if (lengths[i] > longest) continue;
         int n = 0;
         const char *letter = i == 8 ? "\xc3\xa9" : i % 2 ? "k" : "m";
-        while (n < lengths[i]) n += snprintf(name + n, sizeof name - (size_t)n, "%s", n % 50 == 49 && n + 1 < lengths[i] ? "/" : letter);
+        while (n < lengths[i])
+            n += snprintf(
+                name + n, sizeof name - (size_t)n, "%s", n % 50 == 49 && n + 1 < lengths[i] ? "/" : letter);
         snprintf(name + n, sizeof name - (size_t)n, "%d.jpg", (int)i);
-        size_t bytes = 700 * i % 2999; // also none, 512·k ± 1 does not matter: every offset follows from the one before
+        size_t bytes =
+            700 * i % 2999; // also none, 512·k ± 1 does not matter: every offset follows from the one before
         memset(data, (int)i + 1, sizeof data);
         tar_add(a, name, data, bytes);
         strcpy(name + strlen(name) - 3, "txt");
@@ -229,7 +261,8 @@ static void test_tar_formats(void) {
     test_tar_format("gnu.tgz", archive_write_set_format_gnutar, archive_write_add_filter_gzip, 1000);
     test_tar_format("ustar.tar.xz", archive_write_set_format_ustar, archive_write_add_filter_xz, 250);
     test_tar_format("ustar.tar.zst", archive_write_set_format_ustar, archive_write_add_filter_zstd, 250);
-    test_tar_format("compressed.tar", archive_write_set_format_ustar, archive_write_add_filter_bzip2, 250); // told by content
+    test_tar_format("compressed.tar", archive_write_set_format_ustar, archive_write_add_filter_bzip2,
+        250); // told by content
 }
 
 static void test_tar_samples(void) {
@@ -238,20 +271,35 @@ static void test_tar_samples(void) {
     tar_add_text(a, "README.md", "no sample");
     tar_add_text(a, ".hidden", "no sample");
     tar_add_text(a, "nodot", "no sample");
-    tar_add_text(a, "d.x/a.png", "png"), tar_add_text(a, "d.x/a.JPG", "jpg"), tar_add_text(a, "d.x/a.txt", "best first\n"); // the order of --image-key
-    tar_add_text(a, "b.txt", "caption first"), tar_add_text(a, "b.cls", " 2\n"), tar_add_text(a, "b.webp", "w");
+    tar_add_text(a, "d.x/a.png", "png");
+    tar_add_text(a, "d.x/a.JPG", "jpg");
+    tar_add_text(a, "d.x/a.txt", "best first\n"); // the order of --image-key
+    tar_add_text(a, "b.txt", "caption first");
+    tar_add_text(a, "b.cls", " 2\n");
+    tar_add_text(a, "b.webp", "w");
     tar_add_text(a, "b.json", "{\"text\": \"of json\"}");
-    tar_add_text(a, "c.seg.jpg", "another kind"), tar_add_text(a, "c.txt", "no image");
-    tar_add_text(a, "e.jpg", "e"), tar_add_text(a, "e.json", "[1]");
-    tar_add_text(a, "f.jpg", "f"), tar_add_text(a, "f.txt", " \n"), tar_add_text(a, "f.json", "{\"text\": 5}");
-    tar_add_text(a, "g.jpg", "g1"), tar_add_text(a, "g.txt", "twice 1"), tar_add_text(a, "g.jpg", "g2"), tar_add_text(a, "g.txt", "twice 2"); // LAION-400M
-    tar_add_text(a, "h.jpeg", ""), tar_add_text(a, "h.txt", "zero bytes"), tar_add_text(a, "h.cls", "dog");
+    tar_add_text(a, "c.seg.jpg", "another kind");
+    tar_add_text(a, "c.txt", "no image");
+    tar_add_text(a, "e.jpg", "e");
+    tar_add_text(a, "e.json", "[1]");
+    tar_add_text(a, "f.jpg", "f");
+    tar_add_text(a, "f.txt", " \n");
+    tar_add_text(a, "f.json", "{\"text\": 5}");
+    tar_add_text(a, "g.jpg", "g1");
+    tar_add_text(a, "g.txt", "twice 1");
+    tar_add_text(a, "g.jpg", "g2");
+    tar_add_text(a, "g.txt", "twice 2"); // LAION-400M
+    tar_add_text(a, "h.jpeg", "");
+    tar_add_text(a, "h.txt", "zero bytes");
+    tar_add_text(a, "h.cls", "dog");
     tar_add_text(a, "h.json", "{\"text\": \"\\u00e9\\u0000x\"}");
-    tar_add_text(a, "i.jpg", "i"), tar_add_text(a, "i.json", "{broken");
+    tar_add_text(a, "i.jpg", "i");
+    tar_add_text(a, "i.json", "{broken");
     tar_finish(a);
     const char *const classnames[3] = {"cat", "dog", "bird"};
     DatasetConfig c = dataset_config_default();
-    c.classnames = classnames, c.classname_count = 3;
+    c.classnames = classnames;
+    c.classname_count = 3;
     Dataset d = dataset_open(at("kinds.tar"), &c, 1);
     SampleBytes b;
     memset(&b, 0, sizeof b);
@@ -276,7 +324,8 @@ static void test_tar_samples(void) {
     c.json_text_key = "text";
     d = dataset_open(at("kinds.tar"), &c, 1);
     EXPECT_CAPTION(&d, 1, &b, "of json");
-    EXPECT_STATUS(&d, 2, &b, SAMPLE_NO_CAPTION); // e.json is no object; c has neither image nor JSON and is no sample
+    EXPECT_STATUS(
+        &d, 2, &b, SAMPLE_NO_CAPTION); // e.json is no object; c has neither image nor JSON and is no sample
     EXPECT_STATUS(&d, 3, &b, SAMPLE_NO_CAPTION);
     EXPECT_STATUS(&d, 6, &b, SAMPLE_OK);
     EXPECT(b.caption_bytes == 4 && !memcmp(b.caption, "\xc3\xa9\0x", 4));
@@ -288,24 +337,30 @@ static void test_tar_samples(void) {
 // A member with a hole is stored without it, beside one that lies in the shard as it is.
 static void test_sparse_tar(void) {
     static char data[40960];
-    struct archive *a = tar_create(at("sparse.tar"), archive_write_set_format_pax, archive_write_add_filter_none);
+    struct archive *a =
+        tar_create(at("sparse.tar"), archive_write_set_format_pax, archive_write_add_filter_none);
     struct archive_entry *e = archive_entry_new();
     archive_entry_set_pathname(e, "a.jpg");
     archive_entry_set_size(e, sizeof data);
     archive_entry_set_filetype(e, AE_IFREG);
     archive_entry_sparse_add_entry(e, 0, 4096);
     archive_entry_sparse_add_entry(e, 36864, 4096);
-    memset(data, 'x', 4096), memset(data + 36864, 'y', 4096);
-    if (archive_write_header(a, e) != ARCHIVE_OK || archive_write_data(a, data, sizeof data) < 0) die(EXIT_RUNTIME, "%s", archive_error_string(a));
+    memset(data, 'x', 4096);
+    memset(data + 36864, 'y', 4096);
+    if (archive_write_header(a, e) != ARCHIVE_OK || archive_write_data(a, data, sizeof data) < 0)
+        die(EXIT_RUNTIME, "%s", archive_error_string(a));
     archive_entry_free(e);
-    tar_add_text(a, "a.txt", "with a hole"), tar_add_text(a, "b.jpg", "plain"), tar_add_text(a, "b.txt", "without");
+    tar_add_text(a, "a.txt", "with a hole");
+    tar_add_text(a, "b.jpg", "plain");
+    tar_add_text(a, "b.txt", "without");
     tar_finish(a);
     struct stat st;
     DatasetConfig c = dataset_config_default();
     Dataset d = dataset_open(at("sparse.tar"), &c, 2);
     SampleBytes b;
     memset(&b, 0, sizeof b);
-    EXPECT(!stat(at("sparse.tar"), &st) && st.st_size < (off_t)sizeof data && d.spill_fd >= 0, "%d", (int)st.st_size);
+    EXPECT(!stat(at("sparse.tar"), &st) && st.st_size < (off_t)sizeof data && d.spill_fd >= 0, "%d",
+        (int)st.st_size);
     EXPECT_CAPTION(&d, 1, &b, "without");
     EXPECT_CAPTION(&d, 0, &b, "with a hole");
     EXPECT(b.image.bytes == sizeof data && !memcmp(b.image.data, data, sizeof data));
@@ -349,28 +404,37 @@ static void test_broken_tar(void) {
     char *whole = file_read_all(at("whole.tar"), &bytes);
     write_file(at("cut.tar"), whole, 2 * 2048 + 512 + 5); // within the third image
     EXPECT(run_child(broken_shard_case, at("cut.tar")) == 0);
-    EXPECT(strstr(child_output, "cut.tar: broken shard (the file ends within 2.jpg); 2 samples can be read"), "%s", child_output);
+    EXPECT(strstr(child_output, "cut.tar: broken shard (the file ends within 2.jpg); 2 samples can be read"),
+        "%s", child_output);
     OpenCase c = open_of(at("a.tar::b.tar"));
     EXPECT_DEATH(open_case, &c, "no such shard");
     write_text(at("zero.tar"), "");
     write_text(at("garbage.tar"), "this is no tar file at all, whatever its name says");
     c = open_of(at("{zero,garbage}.tar"));
-    EXPECT(run_child(open_case, &c) == EXIT_USAGE && strstr(child_output, "zero.tar: broken shard") && strstr(child_output, "garbage.tar: broken shard") &&
-        strstr(child_output, "the data set is empty"), "%s", child_output);
+    EXPECT(run_child(open_case, &c) == EXIT_USAGE && strstr(child_output, "zero.tar: broken shard") &&
+               strstr(child_output, "garbage.tar: broken shard") &&
+               strstr(child_output, "the data set is empty"),
+        "%s", child_output);
     c = open_of(folder);
     c.config.type = DATASET_WEBDATASET;
-    EXPECT(run_child(open_case, &c) == EXIT_USAGE && strstr(child_output, "it is no file"), "%s", child_output);
+    EXPECT(
+        run_child(open_case, &c) == EXIT_USAGE && strstr(child_output, "it is no file"), "%s", child_output);
 
-    int saved = dup(STDERR_FILENO), nowhere = open("/dev/null", O_WRONLY), readable; // the lines of hundreds of broken shards are of no interest
+    int saved = dup(STDERR_FILENO), nowhere = open("/dev/null", O_WRONLY),
+        readable; // the lines of hundreds of broken shards are of no interest
     dup2(nowhere, STDERR_FILENO);
     close(nowhere);
     for (size_t cut = 0; cut <= bytes; cut += cut < 5000 ? 100 : 1000) {
         write_file(at("cut.tar"), whole, cut);
         int64_t samples = read_any_shard(at("cut.tar"), &readable);
-        int complete = (int)(cut / 2048) < 6 ? (int)(cut / 2048) : 6; // a sample has 4 blocks; the padding of the last may be missing
-        EXPECT(readable >= complete && readable <= complete + 1 && samples <= complete + 1, "cut at %d: %d of %d", (int)cut, readable, (int)samples);
+        int complete = (int)(cut / 2048) < 6
+                           ? (int)(cut / 2048)
+                           : 6; // a sample has 4 blocks; the padding of the last may be missing
+        EXPECT(readable >= complete && readable <= complete + 1 && samples <= complete + 1,
+            "cut at %d: %d of %d", (int)cut, readable, (int)samples);
     }
-    for (int compressed = 0; compressed < 2; compressed++) { // bytes changed at random, also in a compressed shard
+    for (int compressed = 0; compressed < 2;
+         compressed++) { // bytes changed at random, also in a compressed shard
         size_t n;
         char *good = file_read_all(at(compressed ? "pax.tar.gz" : "pax.tar"), &n);
         for (int round = 0; round < 300; round++) {
@@ -418,11 +482,15 @@ static void class_case(const void *argument) {
 static void test_folder(void) {
     make_directories(at("tree/a/deep/er"));
     make_directories(at("tree/.git"));
-    const char *const images[] = {"tree/b.PNG", "tree/a/deep/er/x.jpg", "tree/a/y.jpeg", "tree/a.webp", "tree/.git/z.png", "tree/.hidden.png"};
+    const char *const images[] = {"tree/b.PNG", "tree/a/deep/er/x.jpg", "tree/a/y.jpeg", "tree/a.webp",
+        "tree/.git/z.png", "tree/.hidden.png"};
     for (int i = 0; i < 6; i++) write_text(at(images[i]), "image");
-    write_text(at("tree/b.txt"), "of b\n"), write_text(at("tree/a/deep/er/x.txt"), "of x"), write_text(at("tree/a/y.txt"), " ");
+    write_text(at("tree/b.txt"), "of b\n");
+    write_text(at("tree/a/deep/er/x.txt"), "of x");
+    write_text(at("tree/a/y.txt"), " ");
     write_text(at("tree/c.txt"), "alone");
-    if (symlink("..", at("tree/a/up")) || symlink("nowhere.png", at("tree/z.png"))) die(EXIT_RUNTIME, "symlink");
+    if (symlink("..", at("tree/a/up")) || symlink("nowhere.png", at("tree/z.png")))
+        die(EXIT_RUNTIME, "symlink");
     write_text(at("tree/z.txt"), "of a dead link");
     DatasetConfig c = dataset_config_default();
     char root[PATH_SIZE];
@@ -430,7 +498,8 @@ static void test_folder(void) {
     Dataset d = dataset_open(root, &c, 2);
     SampleBytes b;
     memset(&b, 0, sizeof b);
-    EXPECT(dataset_count(&d) == 5, "%d", (int)dataset_count(&d)); // byte order: a.webp, a/deep/er/x.jpg, a/y.jpeg, b.PNG, z.png
+    EXPECT(dataset_count(&d) == 5, "%d",
+        (int)dataset_count(&d)); // byte order: a.webp, a/deep/er/x.jpg, a/y.jpeg, b.PNG, z.png
     EXPECT_STATUS(&d, 0, &b, SAMPLE_NO_CAPTION);
     EXPECT_CAPTION(&d, 1, &b, "of x");
     EXPECT_STATUS(&d, 2, &b, SAMPLE_NO_CAPTION);
@@ -451,22 +520,28 @@ static void test_class_folders(void) {
     make_directories(at("classes/n02/in"));
     make_directories(at("classes/n01"));
     make_directories(at("classes/n03"));
-    write_text(at("classes/n02/in/p.png"), "2"), write_text(at("classes/n01/q.jpg"), "1"), write_text(at("classes/beside.png"), "no class");
-    const char *const by_name[4] = {"n03", "n02", "other", "n01"}, *const by_order[3] = {"ape", "bear", "cat"};
+    write_text(at("classes/n02/in/p.png"), "2");
+    write_text(at("classes/n01/q.jpg"), "1");
+    write_text(at("classes/beside.png"), "no class");
+    const char *const by_name[4] = {"n03", "n02", "other", "n01"};
+    const char *const by_order[3] = {"ape", "bear", "cat"};
     ClassCase c = {at("classes/"), dataset_config_default()};
     Dataset d = dataset_open_class_folders(c.root, &c.config);
     EXPECT(d.count == 2 && d.class_folders.count == 3 && d.samples[0].label == 0 && d.samples[1].label == 1);
     EXPECT_STRING(d.class_folders.list[2], "n03");
     dataset_free(&d);
-    c.config.classnames = by_order, c.config.classname_count = 3;
+    c.config.classnames = by_order;
+    c.config.classname_count = 3;
     d = dataset_open_class_folders(c.root, &c.config);
     EXPECT(d.count == 2 && d.samples[0].label == 0 && d.samples[1].label == 1);
     dataset_free(&d);
-    c.config.classnames = by_name, c.config.classname_count = 4;
+    c.config.classnames = by_name;
+    c.config.classname_count = 4;
     d = dataset_open_class_folders(c.root, &c.config);
     EXPECT(d.count == 2 && d.samples[0].label == 3 && d.samples[1].label == 1);
     dataset_free(&d);
-    c.config.classnames = by_order, c.config.classname_count = 2;
+    c.config.classnames = by_order;
+    c.config.classname_count = 2;
     EXPECT_DEATH(class_case, &c, "3 class folders, but 2 class names");
     c.root = at("empty");
     EXPECT_DEATH(class_case, &c, "no sub-folders");
@@ -479,7 +554,9 @@ static void test_order(void) {
     DatasetConfig c = dataset_config_default();
     c.num_samples = N;
     Dataset d = dataset_open("synthetic", &c, 2);
-    int64_t *a = (int64_t *)malloc_check(N * sizeof *a), *b = (int64_t *)malloc_check(N * sizeof *b), fixed, seen;
+    int64_t *a = (int64_t *)malloc_check(N * sizeof *a);
+    int64_t *b = (int64_t *)malloc_check(N * sizeof *b);
+    int64_t fixed, seen;
     for (int tar = 0; tar < 2; tar++) {
         if (tar) {
             d.sources[0].type = DATASET_WEBDATASET;
@@ -492,7 +569,10 @@ static void test_order(void) {
         EXPECT(!memcmp(a, b, N * sizeof *a));
         for (int i = 0; i < N; i++) hit[a[i]] = true;
         fixed = seen = 0;
-        for (int i = 0; i < N; i++) seen += hit[i], fixed += a[i] == i;
+        for (int i = 0; i < N; i++) {
+            seen += hit[i];
+            fixed += a[i] == i;
+        }
         EXPECT(seen == N && fixed < 50, "%d of %d, %d in place", (int)seen, N, (int)fixed);
         dataset_order(&d, 7, 4, true, b);
         EXPECT(memcmp(a, b, N * sizeof *a));
@@ -500,33 +580,43 @@ static void test_order(void) {
         EXPECT(memcmp(a, b, N * sizeof *a));
         int shards = 0; // among the first thousand: all of a global shuffle, few of shards plus buffer
         memset(hit, 0, N);
-        for (int i = 0; i < SHARD; i++) shards += !hit[a[i] / SHARD], hit[a[i] / SHARD] = true;
+        for (int i = 0; i < SHARD; i++) {
+            shards += !hit[a[i] / SHARD];
+            hit[a[i] / SHARD] = true;
+        }
         EXPECT(tar ? shards >= 5 && shards <= 7 : shards == N / SHARD, "%d shards", shards);
         free(hit);
     }
     dataset_order(&d, 7, 3, false, a);
     for (int i = fixed = 0; i < N; i++) fixed += a[i] == i;
     EXPECT(fixed == N);
-    free(a), free(b);
+    free(a);
+    free(b);
     dataset_free(&d);
 }
 
 static void test_split(void) {
     DatasetConfig c = dataset_config_default();
-    Dataset d = dataset_open(at("kinds.tar"), &c, 2), whole = dataset_open(at("kinds.tar"), &c, 2), held = dataset_split(&d, 0.34, 5);
+    Dataset d = dataset_open(at("kinds.tar"), &c, 2);
+    Dataset whole = dataset_open(at("kinds.tar"), &c, 2);
+    Dataset held = dataset_split(&d, 0.34, 5);
     SampleBytes b;
     memset(&b, 0, sizeof b);
     EXPECT(held.count == 3 && d.count == 6 && held.files[0].samples == 3 && d.files[0].samples == 6);
     int64_t i = 0, j = 0; // both in order, together the whole
     while (i + j < whole.count) {
-        if (i < d.count && d.samples[i].image == whole.samples[i + j].image && d.samples[i].caption == whole.samples[i + j].caption) i++;
+        if (i < d.count && d.samples[i].image == whole.samples[i + j].image &&
+            d.samples[i].caption == whole.samples[i + j].caption)
+            i++;
         else if (j < held.count && held.samples[j].caption == whole.samples[i + j].caption) j++;
         else break;
     }
     EXPECT(i == 6 && j == 3, "%d and %d", (int)i, (int)j);
     for (j = 0; j < held.count; j++) dataset_read(&held, j, &b);
     sample_bytes_free(&b);
-    dataset_free(&held), dataset_free(&d), dataset_free(&whole);
+    dataset_free(&held);
+    dataset_free(&d);
+    dataset_free(&whole);
 }
 
 // ---------------------------------------------------------------- loader
@@ -574,12 +664,20 @@ static LoaderConfig loader_config(int workers) {
     augment_parse(&augment, "scale=0.5,1.0 color_jitter=0.4,0.4,0.4,0.1", error);
     LoaderConfig c;
     memset(&c, 0, sizeof c);
-    c.batch_size = 8, c.workers = workers, c.image_size = SIZE, c.augment = &augment, c.max_image_pixels = 10000, c.seed = 3, c.shuffle = true;
+    c.batch_size = 8;
+    c.workers = workers;
+    c.image_size = SIZE;
+    c.augment = &augment;
+    c.max_image_pixels = 10000;
+    c.seed = 3;
+    c.shuffle = true;
     return c;
 }
 
-// Runs an epoch from `position` for `batches`; a hash of all that the batches hold, each sample's index in `indices`.
-static uint64_t run_epoch(const Dataset *d, const LoaderConfig *c, int64_t epoch, int64_t position, int batches, int64_t *indices, int64_t *end) {
+// Runs an epoch from `position` for `batches`; a hash of all that the batches hold, each sample's index in
+// `indices`.
+static uint64_t run_epoch(const Dataset *d, const LoaderConfig *c, int64_t epoch, int64_t position,
+    int batches, int64_t *indices, int64_t *end) {
     Loader *l = loader_create(d, c);
     Batch b = batch_create(c);
     uint64_t hash = HASH_START;
@@ -609,9 +707,11 @@ static void test_loader_workers(const char *spec) {
     EXPECT(dataset_count(&d) == SAMPLES);
     for (int k = 0; k < 3; k++) {
         LoaderConfig c = loader_config(workers[k]);
-        c.tokenizer = t, c.context = CONTEXT;
+        c.tokenizer = t;
+        c.context = CONTEXT;
         hash[k] = run_epoch(&d, &c, 2, 0, 12, indices[k], &end[k]); // 96 of 53: the order begins again twice
-        EXPECT(hash[k] == hash[0] && end[k] == end[0] && !memcmp(indices[k], indices[0], sizeof indices[0]), "%d workers", workers[k]);
+        EXPECT(hash[k] == hash[0] && end[k] == end[0] && !memcmp(indices[k], indices[0], sizeof indices[0]),
+            "%d workers", workers[k]);
     }
     // exactly the good ones of the order, wrapped
     int64_t order[SAMPLES], at_order = 0;
@@ -623,7 +723,8 @@ static void test_loader_workers(const char *spec) {
     EXPECT(end[0] == at_order, "%d", (int)end[0]);
 
     LoaderConfig c = loader_config(2); // resumed in the middle, with another number of workers
-    c.tokenizer = t, c.context = CONTEXT;
+    c.tokenizer = t;
+    c.context = CONTEXT;
     uint64_t tail = 0;
     int64_t resumed[56];
     run_epoch(&d, &c, 2, 0, 5, NULL, &first_end);
@@ -637,7 +738,8 @@ static void test_loader_workers(const char *spec) {
     loader_start_epoch(l, 2, 0);
     for (int i = 0; i < 12; i++) {
         loader_next(l, &b);
-        EXPECT(b.count == 8 && b.tokens[0] == t->start_of_text && b.tokens[b.lengths[0] - 1] == t->end_of_text && b.lengths[0] == 4);
+        EXPECT(b.count == 8 && b.tokens[0] == t->start_of_text &&
+               b.tokens[b.lengths[0] - 1] == t->end_of_text && b.lengths[0] == 4);
         if (i < 5) continue;
         straight = hash_bytes(straight, b.pixels, 8 * 3 * SIZE * SIZE);
         straight = hash_bytes(straight, b.tokens, 8 * CONTEXT * sizeof(int));
@@ -663,7 +765,8 @@ static void report_case(const void *spec) {
     Batch b = batch_create(&c);
     for (int epoch = 0; epoch < 2; epoch++) {
         loader_start_epoch(l, epoch, 0);
-        for (int i = 0; i < 14; i++) loader_next(l, &b); // the order begins again twice: each sample counts once
+        for (int i = 0; i < 14; i++)
+            loader_next(l, &b); // the order begins again twice: each sample counts once
         if (loader_skipped(l) != 9) _exit(9);
         loader_report_skips(l);
         if (loader_skipped(l)) _exit(8);
@@ -675,8 +778,10 @@ static void report_case(const void *spec) {
 
 static void test_loader_report(void) {
     EXPECT(run_child(report_case, at("set/t.tsv")) == 0, "%s", child_output);
-    const char *line = strstr(child_output, "set/t.tsv: 9 of 53 samples skipped (1 missing file, 4 without caption, 1 empty file, 1 unknown image format, 1 broken picture, "
-        "1 with too many pixels)");
+    const char *line =
+        strstr(child_output, "set/t.tsv: 9 of 53 samples skipped (1 missing file, 4 without caption, 1 empty "
+                             "file, 1 unknown image format, 1 broken picture, "
+                             "1 with too many pixels)");
     EXPECT(line && strstr(line, "; see ") && strstr(line + 1, "9 of 53"), "%s", child_output);
     const char *hint = strstr(child_output, "--exif-rotate");
     EXPECT(hint && !strstr(hint + 1, "--exif-rotate"), "%s", child_output); // once
@@ -687,7 +792,8 @@ static void test_loader_report(void) {
     free(skipped);
     EXPECT(run_child(report_case, at("set/s{0..2}.tar")) == 0, "%s", child_output);
     EXPECT(strstr(child_output, "set/s0.tar: 3 of 20 samples skipped ("), "%s", child_output);
-    EXPECT(strstr(child_output, "set/s2.tar: 3 of 13 samples skipped (3 without caption"), "%s", child_output);
+    EXPECT(
+        strstr(child_output, "set/s2.tar: 3 of 13 samples skipped (3 without caption"), "%s", child_output);
 }
 
 static void test_one_pass(void) {
@@ -697,7 +803,8 @@ static void test_one_pass(void) {
     uint64_t first = 0;
     for (int workers = 1; workers < 5; workers += 3) {
         LoaderConfig c = loader_config(workers);
-        c.augment = NULL, c.one_pass = true;
+        c.augment = NULL;
+        c.one_pass = true;
         Loader *l = loader_create(&d, &c);
         Batch b = batch_create(&c);
         for (int pass = 0; pass < 2; pass++) {
@@ -709,7 +816,8 @@ static void test_one_pass(void) {
                 for (int i = 0; i < n; next = b.indices[i++]) EXPECT(b.indices[i] > next);
                 hash = hash_bytes(hash, b.pixels, (size_t)n * 3 * SIZE * SIZE);
             }
-            EXPECT(total == 48 && loader_next(l, &b) == 0 && loader_skipped(l) == 5 * (pass + 1), "%d, %d", (int)total, (int)loader_skipped(l));
+            EXPECT(total == 48 && loader_next(l, &b) == 0 && loader_skipped(l) == 5 * (pass + 1), "%d, %d",
+                (int)total, (int)loader_skipped(l));
             if (!first) first = hash;
             EXPECT(hash == first);
         }
@@ -757,7 +865,8 @@ static void test_interrupt_and_stop(void) {
     DatasetConfig dc = dataset_config_default();
     Dataset d = dataset_open(at("big/t.csv"), &dc, 2);
     LoaderConfig c = loader_config(2);
-    c.max_image_pixels = 25000000, c.interrupted = &interrupted;
+    c.max_image_pixels = 25000000;
+    c.interrupted = &interrupted;
     Loader *l = loader_create(&d, &c);
     Batch b = batch_create(&c);
     double start = seconds_now();
@@ -784,7 +893,8 @@ static void text_without_tokenizer(const void *spec) {
     DatasetConfig dc = dataset_config_default();
     Dataset d = dataset_open((const char *)spec, &dc, 2);
     LoaderConfig c = loader_config(1);
-    c.context = CONTEXT, c.vocab_size = 100;
+    c.context = CONTEXT;
+    c.vocab_size = 100;
     loader_create(&d, &c);
 }
 
@@ -793,7 +903,8 @@ static void test_synthetic(void) {
     Dataset d = dataset_open("synthetic", &dc, 2);
     EXPECT(dataset_count(&d) == SYNTHETIC_SAMPLES);
     LoaderConfig c = loader_config(2);
-    c.context = CONTEXT, c.vocab_size = 100;
+    c.context = CONTEXT;
+    c.vocab_size = 100;
     uint64_t hash = run_epoch(&d, &c, 0, 0, 9, NULL, NULL);
     c.workers = 1;
     EXPECT(run_epoch(&d, &c, 0, 0, 9, NULL, NULL) == hash);
@@ -801,7 +912,9 @@ static void test_synthetic(void) {
     Batch b = batch_create(&c);
     loader_start_epoch(l, 0, 0);
     EXPECT(loader_next(l, &b) == 8);
-    for (int i = 0; i < 8; i++) EXPECT(b.tokens[i * CONTEXT] == 98 && b.tokens[i * CONTEXT + CONTEXT - 1] == 99 && b.lengths[i] == CONTEXT);
+    for (int i = 0; i < 8; i++)
+        EXPECT(b.tokens[i * CONTEXT] == 98 && b.tokens[i * CONTEXT + CONTEXT - 1] == 99 &&
+               b.lengths[i] == CONTEXT);
     for (int i = 0; i < 8 * CONTEXT; i++) EXPECT(b.tokens[i] >= 0 && b.tokens[i] < 100);
     EXPECT(memcmp(b.pixels, b.pixels + 3 * SIZE * SIZE, 3 * SIZE * SIZE));
     batch_free(&b);
@@ -826,7 +939,8 @@ static void test_cifar10(const char *data) {
         Dataset d = dataset_open(spec, &c, 2);
         int good = 0;
         for (int64_t i = 0; i < d.count; i++)
-            good += dataset_read(&d, i, &b) == SAMPLE_OK && b.image.bytes > 100 && b.image.data[0] == 0xff && b.image.data[1] == 0xd8;
+            good += dataset_read(&d, i, &b) == SAMPLE_OK && b.image.bytes > 100 && b.image.data[0] == 0xff &&
+                    b.image.data[1] == 0xd8;
         EXPECT(d.count == json_integer_value(size) && good == d.count, "%s: %d samples", shard, (int)d.count);
         if (!strncmp(shard, "test", 4)) EXPECT(b.label >= 0 && b.label < 10, "%d", b.label);
         sample_bytes_free(&b);
@@ -844,14 +958,17 @@ static void test_cifar10(const char *data) {
         Dataset d = dataset_open(spec, &c, 2);
         double listed = seconds_now();
         LoaderConfig lc = loader_config(workers);
-        lc.batch_size = 64, lc.image_size = 32, lc.augment = NULL;
+        lc.batch_size = 64;
+        lc.image_size = 32;
+        lc.augment = NULL;
         Loader *l = loader_create(&d, &lc);
         Batch batch = batch_create(&lc);
         int64_t samples = 0;
         loader_start_epoch(l, 0, 0);
         for (int i = 0; i < 312; i++) samples += loader_next(l, &batch);
         EXPECT(samples == 312 * 64);
-        printf("cifar10, %d worker%s: %lld samples listed in %.2f s, %.0f images/s\n", workers, workers > 1 ? "s" : "", (long long)d.count, listed - start,
+        printf("cifar10, %d worker%s: %lld samples listed in %.2f s, %.0f images/s\n", workers,
+            workers > 1 ? "s" : "", (long long)d.count, listed - start,
             (double)samples / (seconds_now() - listed));
         batch_free(&batch);
         loader_free(l);
@@ -871,7 +988,8 @@ static void test_emoji(const char *data) {
         char *text = file_read_all(path, NULL);
         for (char *p = text; *p; p++) lines += *p == '\n';
         Dataset d = dataset_open(path, &c, 2);
-        for (int64_t i = 0; i < d.count; i++) good += dataset_read(&d, i, &b) == SAMPLE_OK && b.image.bytes > 50 && b.caption_bytes;
+        for (int64_t i = 0; i < d.count; i++)
+            good += dataset_read(&d, i, &b) == SAMPLE_OK && b.image.bytes > 50 && b.caption_bytes;
         EXPECT(d.count == lines && good == lines, "%s: %d of %d", path, (int)good, (int)lines);
         dataset_free(&d);
         free(text);

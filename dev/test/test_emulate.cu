@@ -1,5 +1,6 @@
-// The emulated GPU (dev/cuda/emulate.h): warp functions, barriers, tensor cores and copies mean what CUDA says, and each kind of fault
-// that it promises to find, planted once in a kernel, is found. A fault runs in a child process, which has to fail.
+// The emulated GPU (dev/cuda/emulate.h): warp functions, barriers, tensor cores and copies mean what CUDA
+// says, and each kind of fault that it promises to find, planted once in a kernel, is found. A fault runs in
+// a child process, which has to fail.
 #include "clipc/math/gpu.h"
 #include "dev/test/test.h"
 
@@ -29,7 +30,8 @@ __global__ void count_kernel(int *visits) {
 }
 
 static void test_every_thread_runs_once(void) {
-    const dim3 shapes[][2] = {{dim3(1), dim3(1)}, {dim3(13), dim3(7)}, {dim3(3, 4, 5), dim3(5, 3, 2)}, {dim3(2), dim3(1024)}, {dim3(1, 9, 2), dim3(1, 31)}};
+    const dim3 shapes[][2] = {{dim3(1), dim3(1)}, {dim3(13), dim3(7)}, {dim3(3, 4, 5), dim3(5, 3, 2)},
+        {dim3(2), dim3(1024)}, {dim3(1, 9, 2), dim3(1, 31)}};
     for (const auto &s : shapes) {
         const size_t n = (size_t)s[0].x * s[0].y * s[0].z * s[1].x * s[1].y * s[1].z;
         int *visits = device_array<int>(n, nullptr), *host = (int *)malloc_check(n * sizeof(int));
@@ -56,7 +58,8 @@ static void test_order_is_shuffled(void) {
         LAUNCH(order_kernel, 1, N, 0, 0, place, counter);
         take_back(&mine, place, 1);
         CUDA_CHECK(cudaFree(counter));
-        early += mine < N / 2, late += mine >= N / 2;
+        early += mine < N / 2;
+        late += mine >= N / 2;
     }
     EXPECT(early > 10 && late > 10, "%d early, %d late", early, late);
 }
@@ -72,7 +75,8 @@ __global__ void shuffle_kernel(int *out) {
     o[4] = __shfl_xor_sync(0xffffffff, x, 21);
     o[5] = (int)(__shfl_xor_sync(0xffffffff, (double)x + 0.5, 4) - 0.5);
     o[6] = (int)__ballot_sync(0xffffffff, lane % 3 == 1);
-    o[7] = __any_sync(0xffffffff, lane == 31) + 2 * __all_sync(0xffffffff, lane < 31) + 4 * __all_sync(0xffffffff, lane < 32);
+    o[7] = __any_sync(0xffffffff, lane == 31) + 2 * __all_sync(0xffffffff, lane < 31) +
+           4 * __all_sync(0xffffffff, lane < 32);
     o[8] = __reduce_add_sync(0xffffffff, x);
     o[9] = lane < 7 ? __reduce_max_sync(0x7f, -x) : 0; // a part of the warp
 }
@@ -84,9 +88,12 @@ static void test_warp_functions(void) {
     for (int t = 0; t < 64; t++) {
         const int lane = t % 32, base = 1000 * (t / 32);
 #define SQUARE(l) (base + (l) * (l))
-        const int expected[SHUFFLES] = {SQUARE(5), SQUARE(lane / 8 * 8 + 3), SQUARE(lane < 3 ? lane : lane - 3), SQUARE(lane % 16 > 12 ? lane : lane + 3), SQUARE(lane ^ 21),
-                                        SQUARE(lane ^ 4), (int)0x92492492, 1 + 4, 32 * base + 31 * 32 * 63 / 6, lane < 7 ? -base : 0};
-        for (int i = 0; i < SHUFFLES; i++) EXPECT(host[t * SHUFFLES + i] == expected[i], "function %d, thread %d: %d instead of %d", i, t, host[t * SHUFFLES + i], expected[i]);
+        const int expected[SHUFFLES] = {SQUARE(5), SQUARE(lane / 8 * 8 + 3),
+            SQUARE(lane < 3 ? lane : lane - 3), SQUARE(lane % 16 > 12 ? lane : lane + 3), SQUARE(lane ^ 21),
+            SQUARE(lane ^ 4), (int)0x92492492, 1 + 4, 32 * base + 31 * 32 * 63 / 6, lane < 7 ? -base : 0};
+        for (int i = 0; i < SHUFFLES; i++)
+            EXPECT(host[t * SHUFFLES + i] == expected[i], "function %d, thread %d: %d instead of %d", i, t,
+                host[t * SHUFFLES + i], expected[i]);
     }
 }
 
@@ -95,7 +102,8 @@ __global__ void row_sum_kernel(float *out, const float *x, int C) {
     SHARED_ARRAY(float, part);
     __shared__ float total;
     float sum = 0;
-    for (int c = (int)threadIdx.x; c < C; c += (int)blockDim.x) sum += x[blockIdx.x * (unsigned)C + (unsigned)c];
+    for (int c = (int)threadIdx.x; c < C; c += (int)blockDim.x)
+        sum += x[blockIdx.x * (unsigned)C + (unsigned)c];
     for (int lanes = 16; lanes; lanes /= 2) sum += __shfl_xor_sync(0xffffffff, sum, lanes);
     if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = sum;
     __syncthreads();
@@ -122,7 +130,9 @@ static void test_barriers(void) {
     }
 }
 
-template <typename LA, typename LB> __global__ void product_kernel(float *out, const __nv_bfloat16 *a, const __nv_bfloat16 *b, int lda, int ldb, int ldo, bool transposed) {
+template <typename LA, typename LB>
+__global__ void product_kernel(
+    float *out, const __nv_bfloat16 *a, const __nv_bfloat16 *b, int lda, int ldb, int ldo, bool transposed) {
     using namespace nvcuda::wmma;
     fragment<matrix_a, 16, 16, 16, __nv_bfloat16, LA> fa;
     fragment<matrix_b, 16, 16, 16, __nv_bfloat16, LB> fb;
@@ -147,18 +157,25 @@ static void test_tensor_cores(void) {
         for (int i = 0; i < 16 * LDB; i++) b[i] = __float2bfloat16((float)(i * 5 % 11 - 5));
         __nv_bfloat16 *da = device_array(16 * LDA, a), *db = device_array(16 * LDB, b);
         float *d = device_array<float>(16 * LDO, nullptr);
-        if (at && bt) LAUNCH((product_kernel<col_major, col_major>), 1, 32, 0, 0, d, da, db, LDA, LDB, LDO, ot);
-        if (at && !bt) LAUNCH((product_kernel<col_major, row_major>), 1, 32, 0, 0, d, da, db, LDA, LDB, LDO, ot);
-        if (!at && bt) LAUNCH((product_kernel<row_major, col_major>), 1, 32, 0, 0, d, da, db, LDA, LDB, LDO, ot);
-        if (!at && !bt) LAUNCH((product_kernel<row_major, row_major>), 1, 32, 0, 0, d, da, db, LDA, LDB, LDO, ot);
+        if (at && bt)
+            LAUNCH((product_kernel<col_major, col_major>), 1, 32, 0, 0, d, da, db, LDA, LDB, LDO, ot);
+        if (at && !bt)
+            LAUNCH((product_kernel<col_major, row_major>), 1, 32, 0, 0, d, da, db, LDA, LDB, LDO, ot);
+        if (!at && bt)
+            LAUNCH((product_kernel<row_major, col_major>), 1, 32, 0, 0, d, da, db, LDA, LDB, LDO, ot);
+        if (!at && !bt)
+            LAUNCH((product_kernel<row_major, row_major>), 1, 32, 0, 0, d, da, db, LDA, LDB, LDO, ot);
         take_back(out, d, 16 * LDO);
         CUDA_CHECK(cudaFree(da));
         CUDA_CHECK(cudaFree(db));
         for (int i = 0; i < 16; i++)
             for (int j = 0; j < 16; j++) {
                 float expected = 0;
-                for (int k = 0; k < 16; k++) expected += __bfloat162float(a[at ? k * LDA + i : i * LDA + k]) * __bfloat162float(b[bt ? j * LDB + k : k * LDB + j]);
-                EXPECT(out[ot ? j * LDO + i : i * LDO + j] == expected, "layout %d, row %d, column %d", layout, i, j);
+                for (int k = 0; k < 16; k++)
+                    expected += __bfloat162float(a[at ? k * LDA + i : i * LDA + k]) *
+                                __bfloat162float(b[bt ? j * LDB + k : k * LDB + j]);
+                EXPECT(out[ot ? j * LDO + i : i * LDO + j] == expected, "layout %d, row %d, column %d",
+                    layout, i, j);
             }
         EXPECT(isnan(out[16]), "between the rows nothing is written");
     }
@@ -184,9 +201,12 @@ static void test_memory(void) {
     p = device_array(N, host);
     EXPECT(emulate::device.used == used + sizeof host, "%zu used", emulate::device.used);
     CUDA_CHECK(cudaMemset(p + 1, 0, 4));
-    CUDA_CHECK(cudaMemcpy2D(p + 11, 12, host + 1, 8, 4, 5, cudaMemcpyHostToDevice)); // 5 rows of one float, 3 floats apart from 2 apart
+    CUDA_CHECK(cudaMemcpy2D(p + 11, 12, host + 1, 8, 4, 5,
+        cudaMemcpyHostToDevice)); // 5 rows of one float, 3 floats apart from 2 apart
     take_back(back, p, N);
-    EXPECT(back[0] == 0 && back[1] == 0 && back[2] == 2 && back[11] == 1 && back[12] == 12 && back[14] == 3 && back[23] == 9, "copied and cleared");
+    EXPECT(back[0] == 0 && back[1] == 0 && back[2] == 2 && back[11] == 1 && back[12] == 12 && back[14] == 3 &&
+               back[23] == 9,
+        "copied and cleared");
     EXPECT(emulate::device.used == used, "given back");
     EXPECT(cudaFree(host) == cudaErrorInvalidValue, "not ours");
     size_t free_bytes, total;
@@ -203,7 +223,9 @@ __global__ void shared_overrun_kernel(float *out, int n) {
     out[threadIdx.x] = part[threadIdx.x];
 }
 __global__ void write_kernel(float *out, int shift) { out[(int)threadIdx.x + shift] = 1; }
-__global__ void read_kernel(float *out, const float *x, int shift) { out[threadIdx.x] = x[(int)threadIdx.x + shift]; }
+__global__ void read_kernel(float *out, const float *x, int shift) {
+    out[threadIdx.x] = x[(int)threadIdx.x + shift];
+}
 __global__ void reverse_kernel(float *out, bool meet) {
     SHARED_ARRAY(float, x);
     x[threadIdx.x] = (float)threadIdx.x;
@@ -227,7 +249,8 @@ __global__ void next_round_kernel(float *out, bool meet) { // the second barrier
     }
     out[threadIdx.x] = sum;
 }
-// The sum over a block, twice in turn: without the last barrier a warp that runs ahead writes where others still read.
+// The sum over a block, twice in turn: without the last barrier a warp that runs ahead writes where others
+// still read.
 __global__ void two_sums_kernel(float *out, bool meet) {
     SHARED_ARRAY(float, part);
     float sums[2];
@@ -354,7 +377,8 @@ static int shared_unwritten(bool fault) {
 #ifdef CLIPC_SHARED_SECTION // static arrays are poisoned
 static int static_shared_unwritten(bool fault) {
     float *out = buffer(N);
-    LAUNCH(unwritten_static_shared_kernel, 9, N, 0, 0, out, fault ? 3u : 1000u); // written in one block is not written in the next
+    LAUNCH(unwritten_static_shared_kernel, 9, N, 0, 0, out,
+        fault ? 3u : 1000u); // written in one block is not written in the next
     return compare(out, N, one);
 }
 #endif
@@ -409,8 +433,9 @@ __global__ void copy_kernel(float *out, const float *x, int n) {
     for (int i = (int)threadIdx.x; i < n; i += (int)blockDim.x) out[i] = x[i];
 }
 
-// What a loader does: batches are gathered in pinned memory, copied on one stream, read by kernels on another. One of three waits is left out:
-// that of the kernel for its copy, of the host before it gathers the next batch, of the copy for the kernel that reads the last one.
+// What a loader does: batches are gathered in pinned memory, copied on one stream, read by kernels on
+// another. One of three waits is left out: that of the kernel for its copy, of the host before it gathers the
+// next batch, of the copy for the kernel that reads the last one.
 static int stream_case(int without) {
     enum { STEPS = 40, PER_STEP = 7 };
     cudaStream_t copies, kernels;
@@ -449,7 +474,8 @@ static int block_too_large(bool fault) {
 }
 static int shared_too_large(bool fault) {
     float *p = buffer(1);
-    if (!fault) CUDA_CHECK(cudaFuncSetAttribute(idle_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 64 << 10));
+    if (!fault)
+        CUDA_CHECK(cudaFuncSetAttribute(idle_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 64 << 10));
     LAUNCH(idle_kernel, 1, 32, 64 << 10, 0, p);
     CUDA_CHECK(cudaFree(p));
     return 0;
@@ -485,8 +511,10 @@ static const struct {
     int (*run)(bool fault); // 0: done and right
     const char *message;
 } faults[] = {
-    {"shared_overrun", shared_overrun, GUARDED("of 308 of shared memory is written (kernel shared_overrun_kernel")},
-    {"write_behind", write_behind, GUARDED("byte 308 of a buffer of 308 bytes is written (kernel write_kernel")},
+    {"shared_overrun", shared_overrun,
+        GUARDED("of 308 of shared memory is written (kernel shared_overrun_kernel")},
+    {"write_behind", write_behind,
+        GUARDED("byte 308 of a buffer of 308 bytes is written (kernel write_kernel")},
     {"write_before", write_before, GUARDED("byte -1 of a buffer of 308 bytes is written")},
     {"read_behind", read_behind, GUARDED(WRONG)},
     {"barrier_missing", barrier_missing, WRONG},
@@ -498,7 +526,8 @@ static const struct {
 #ifdef CLIPC_SHARED_SECTION
     {"static_shared_unwritten", static_shared_unwritten, "1 of 77 " WRONG},
 #endif
-    {"barrier_divergent", barrier_divergent, "is reached by 5 of 77 threads, 72 have ended (kernel divergent_barrier_kernel"},
+    {"barrier_divergent", barrier_divergent,
+        "is reached by 5 of 77 threads, 72 have ended (kernel divergent_barrier_kernel"},
     {"barrier_after_return", barrier_after_return, "is reached by 76 of 77 threads"},
     {"barriers_differ", barriers_differ, "meets that of"},
     {"mask_without_caller", mask_without_caller, "leaves out the lane 0 that calls"},
@@ -515,7 +544,8 @@ static const struct {
     {"kernel_comes_early", kernel_comes_early, WRONG},
 #endif
     {"block_too_large", block_too_large, "a block of 1025 x 1 x 1 threads"},
-    {"shared_too_large", shared_too_large, "65536 bytes of shared memory, where cudaFuncSetAttribute() allows this kernel 49152"},
+    {"shared_too_large", shared_too_large,
+        "65536 bytes of shared memory, where cudaFuncSetAttribute() allows this kernel 49152"},
     {"memory_exhausted", memory_exhausted, "out of GPU memory"},
     {"tensor_address", tensor_address, "the address is no multiple of 32 bytes"},
     {"tensor_rows", tensor_rows, "rows 18 elements apart, no multiple of 4"},

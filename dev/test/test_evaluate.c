@@ -1,5 +1,6 @@
-// Evaluation: ranks, losses, class names and templates, the zero-shot classifier, metrics over a data set, files of features.
-// A toy back end stands in for the model. With the folder golden/model as argument: retrieval.npz and zeroshot.npz instead.
+// Evaluation: ranks, losses, class names and templates, the zero-shot classifier, metrics over a data set,
+// files of features. A toy back end stands in for the model. With the folder golden/model as argument:
+// retrieval.npz and zeroshot.npz instead.
 //     test_evaluate [GOLDEN/model]
 #include "clipc/train/evaluate.h"
 
@@ -12,8 +13,8 @@
 
 enum { MOST_TEXT = 4096 };
 
-// Runs fn(argument) in a child; what it wrote goes to `text`. Returns its exit code. Before the first parallel region of this program
-// only: GNU's OpenMP does not survive a fork.
+// Runs fn(argument) in a child; what it wrote goes to `text`. Returns its exit code. Before the first
+// parallel region of this program only: GNU's OpenMP does not survive a fork.
 static int run_child(int (*fn)(const char *), const char *argument, char text[MOST_TEXT]) {
     int ends[2], status = -1;
     size_t n = 0;
@@ -22,8 +23,10 @@ static int run_child(int (*fn)(const char *), const char *argument, char text[MO
     fflush(NULL);
     pid_t child = fork();
     if (child == 0) {
-        dup2(ends[1], 1), dup2(ends[1], 2);
-        close(ends[0]), close(ends[1]);
+        dup2(ends[1], 1);
+        dup2(ends[1], 2);
+        close(ends[0]);
+        close(ends[1]);
         exit(fn(argument));
     }
     close(ends[1]);
@@ -39,7 +42,8 @@ static void expect_refused(int (*fn)(const char *), const char *argument, const 
     char text[MOST_TEXT];
     int code = run_child(fn, argument, text);
     EXPECT(code == EXIT_USAGE, "exit code %d, '%s'", code, text);
-    EXPECT(strstr(text, what) && strchr(text, '\n') == text + strlen(text) - 1, "'%s' does not say '%s' in one line", text, what);
+    EXPECT(strstr(text, what) && strchr(text, '\n') == text + strlen(text) - 1,
+        "'%s' does not say '%s' in one line", text, what);
 }
 
 static void write_text(const char *path, const char *text) {
@@ -95,40 +99,54 @@ static void test_ranks_match_the_definition_with_ties(const Kernels *kernels) {
     float image[N * E], text[N * E];
     int ranks[2 * N], ties = 0;
     Rand r = rand_for(1, 2, 3);
-    for (int i = 0; i < N * E; i++) image[i] = (float)rand_below(&r, 3) - 1, text[i] = (float)rand_below(&r, 3) - 1; // small integers: exact sums
+    for (int i = 0; i < N * E; i++) {
+        image[i] = (float)rand_below(&r, 3) - 1;
+        text[i] = (float)rand_below(&r, 3) - 1;
+    } // small integers: exact sums
     for (int i = 0; i < N; i++)
-        for (int j = 0; j < N; j++) ties += i != j && dot(image + i * E, text + j * E, E) == dot(image + i * E, text + i * E, E);
+        for (int j = 0; j < N; j++)
+            ties += i != j && dot(image + i * E, text + j * E, E) == dot(image + i * E, text + i * E, E);
     EXPECT(ties > N, "%d ties", ties);
     for (size_t c = 0; c < sizeof chunks / sizeof *chunks; c++) {
         retrieval_ranks(kernels, ranks, ranks + N, image, text, N, E, chunks[c]);
         for (int i = 0; i < N; i++) {
-            EXPECT(ranks[i] == naive_rank(image + i * E, text, i), "image %d, chunk %d: rank %d", i, chunks[c], ranks[i]);
-            EXPECT(ranks[N + i] == naive_rank(text + i * E, image, i), "caption %d, chunk %d: rank %d", i, chunks[c], ranks[N + i]);
+            EXPECT(ranks[i] == naive_rank(image + i * E, text, i), "image %d, chunk %d: rank %d", i,
+                chunks[c], ranks[i]);
+            EXPECT(ranks[N + i] == naive_rank(text + i * E, image, i), "caption %d, chunk %d: rank %d", i,
+                chunks[c], ranks[N + i]);
         }
     }
 }
 
-// Equal captions have equal features: their scores tie to the bit wherever they stand, so the chunk size changes nothing.
+// Equal captions have equal features: their scores tie to the bit wherever they stand, so the chunk size
+// changes nothing.
 static void test_ranks_do_not_depend_on_the_chunk(const Kernels *kernels) {
     enum { M = 301, D = 37, KINDS = 20 };
-    float *image = (float *)malloc_check(M * D * sizeof(float)), *text = (float *)malloc_check(M * D * sizeof(float));
+    float *image = (float *)malloc_check(M * D * sizeof(float));
+    float *text = (float *)malloc_check(M * D * sizeof(float));
     int whole[2 * M], parts[2 * M];
-    fill_normal(image, M * D, 5), fill_normal(text, M * D, 6);
-    normalise_rows(image, M, D), normalise_rows(text, M, D);
+    fill_normal(image, M * D, 5);
+    fill_normal(text, M * D, 6);
+    normalise_rows(image, M, D);
+    normalise_rows(text, M, D);
     for (int i = KINDS; i < M; i++) memcpy(text + i * D, text + i % KINDS * D, D * sizeof(float));
     retrieval_ranks(kernels, whole, whole + M, image, text, M, D, M);
     for (int chunk = 1; chunk < M; chunk += chunk < 20 ? 1 : 67) {
         retrieval_ranks(kernels, parts, parts + M, image, text, M, D, chunk);
         EXPECT(memcmp(whole, parts, sizeof whole) == 0, "chunk %d", chunk);
     }
-    for (int i = KINDS; i < M; i++) EXPECT(whole[i] > whole[i - KINDS] || i % KINDS == 0 || whole[i] >= i / KINDS, "equal captions before number %d", i);
-    free(image), free(text);
+    for (int i = KINDS; i < M; i++)
+        EXPECT(whole[i] > whole[i - KINDS] || i % KINDS == 0 || whole[i] >= i / KINDS,
+            "equal captions before number %d", i);
+    free(image);
+    free(text);
 }
 
 static void test_not_a_number_ranks_last(const Kernels *kernels) {
     float image[N * E], text[N * E];
     int ranks[2 * N];
-    fill_normal(image, N * E, 7), fill_normal(text, N * E, 8);
+    fill_normal(image, N * E, 7);
+    fill_normal(text, N * E, 8);
     image[10 * E + 3] = NAN;
     retrieval_ranks(kernels, ranks, ranks + N, image, text, N, E, 16);
     EXPECT(ranks[10] == N - 1 && ranks[N + 10] == N - 1, "%d, %d", ranks[10], ranks[N + 10]);
@@ -149,7 +167,8 @@ static void test_rank_metrics_by_hand(void) {
     m = rank_metrics(odd, 5);
     EXPECT(m.median_rank == 4, "%g", m.median_rank);
     m = rank_metrics(one, 1);
-    EXPECT(m.mean_rank == 1 && m.median_rank == 1 && m.R1 == 1 && m.R5 == 1 && m.R10 == 1, "one pair is always found");
+    EXPECT(m.mean_rank == 1 && m.median_rank == 1 && m.R1 == 1 && m.R5 == 1 && m.R10 == 1,
+        "one pair is always found");
 }
 
 // ---------------------------------------------------------------- class names, templates
@@ -169,7 +188,9 @@ static int read_templates(const char *path) {
 static void test_classnames_and_templates(const char *folder) {
     char path[PATH_SIZE], text[MOST_TEXT];
     path_format(path, "%s/lines.txt", folder);
-    write_text(path, "\xef\xbb\xbf" "tench\r\n\r\n  great white shark \t\r\n\n\xc3\xa9l\xc3\xa9phant"); // BOM, CRLF, blanks, no end at the end
+    write_text(path, "\xef\xbb\xbf"
+                     // BOM, CRLF, blanks, no end at the end
+                     "tench\r\n\r\n  great white shark \t\r\n\n\xc3\xa9l\xc3\xa9phant");
     StringList names = classnames_read(path);
     EXPECT(names.count == 3, "%zu names", names.count);
     EXPECT_STRING(names.list[0], "tench");
@@ -179,13 +200,16 @@ static void test_classnames_and_templates(const char *folder) {
 
     EXPECT(run_child(read_classnames, path, text) == 0 && !*text, "'%s'", text);
     write_text(path, "crane\nmaillot\ncrane\nmaillot\ncrane\nbird\n");
-    EXPECT(run_child(read_classnames, path, text) == 0 && strstr(text, "3 class names stand there before, such as 'maillot'"), "'%s'", text);
+    EXPECT(run_child(read_classnames, path, text) == 0 &&
+               strstr(text, "3 class names stand there before, such as 'maillot'"),
+        "'%s'", text);
     write_text(path, " \r\n\n");
     expect_refused(read_classnames, path, "no class names in it");
     write_text(path, "");
     expect_refused(read_classnames, path, "no class names in it");
     FILE *f = fopen_check(path, "wb");
-    fwrite_check("c\0a\0t\0", 6, f, path), fclose(f);
+    fwrite_check("c\0a\0t\0", 6, f, path);
+    fclose(f);
     expect_refused(read_classnames, path, "UTF-8");
     path_format(path, "%s/none.txt", folder);
     expect_refused(read_classnames, path, "none.txt: cannot open");
@@ -210,7 +234,8 @@ static void test_classnames_and_templates(const char *folder) {
     EXPECT(templates.count == 1, "%zu templates", templates.count);
     template_fill(&caption, &capacity, templates.list[0], "dog");
     EXPECT_STRING(caption, "a photo of a dog.");
-    string_list_free(&templates), free(caption);
+    string_list_free(&templates);
+    free(caption);
 
     char first[] = "golden_retriever", second[] = "n01440764", *folders[] = {first, second};
     names = classnames_from_folders(folders, 2);
@@ -222,16 +247,22 @@ static void test_classnames_and_templates(const char *folder) {
 
 static void test_rank_of_a_label(void) {
     static const float logits[] = {1, 7, 3, 7, NAN, 0, -2};
-    static const int expected[] = {4, 1, 3, 2, 6, 5, 6}; // a NaN comes before every label, and a label that is NaN last
-    for (int i = 0; i < 7; i++) EXPECT(zeroshot_rank(logits, 7, i) == expected[i], "label %d: rank %d", i, zeroshot_rank(logits, 7, i));
+    static const int expected[] = {
+        4, 1, 3, 2, 6, 5, 6}; // a NaN comes before every label, and a label that is NaN last
+    for (int i = 0; i < 7; i++)
+        EXPECT(
+            zeroshot_rank(logits, 7, i) == expected[i], "label %d: rank %d", i, zeroshot_rank(logits, 7, i));
 }
 
 // ---------------------------------------------------------------- a toy model
 
-// It sees the mean colour of a picture, and the words for six colours in a caption; other words shift a caption's feature a little.
+// It sees the mean colour of a picture, and the words for six colours in a caption; other words shift a
+// caption's feature a little.
 enum { TOY_E = 6, TOY_SIZE = 5, TOY_CONTEXT = 16, COLOURS = 6 };
-static const char *const COLOUR_NAMES[COLOURS] = {"blue", "cyan", "green", "magenta", "red", "yellow"}; // sorted, as folders are
-static const float COLOUR_RGB[COLOURS][3] = {{0, 0, 1}, {0, 1, 1}, {0, 1, 0}, {1, 0, 1}, {1, 0, 0}, {1, 1, 0}};
+static const char *const COLOUR_NAMES[COLOURS] = {
+    "blue", "cyan", "green", "magenta", "red", "yellow"}; // sorted, as folders are
+static const float COLOUR_RGB[COLOURS][3] = {
+    {0, 0, 1}, {0, 1, 1}, {0, 1, 0}, {1, 0, 1}, {1, 0, 0}, {1, 1, 0}};
 
 struct Backend {
     int word[COLOURS]; // token ids
@@ -276,14 +307,16 @@ void clip_encode_text(Clip *clip, const ClipBatch *batch, float *features) {
     toy_count_call(clip->back);
     for (int i = 0; i < batch->size; i++) {
         const int *tokens = batch->tokens + i * TOY_CONTEXT;
-        toy_text_feature(features + i * TOY_E, clip->back, tokens, caption_length(tokens, TOY_CONTEXT, clip->config.eot_id));
+        toy_text_feature(features + i * TOY_E, clip->back, tokens,
+            caption_length(tokens, TOY_CONTEXT, clip->config.eot_id));
     }
 }
 
 float clip_logit_scale(const Clip *clip) { return clip->back->scale; }
 
 static void toy_caption_feature(float *out, const Evaluation *e, const char *caption) {
-    int tokens[TOY_CONTEXT], length = tokenizer_encode(e->loader.tokenizer, caption, strlen(caption), tokens, TOY_CONTEXT);
+    int tokens[TOY_CONTEXT];
+    int length = tokenizer_encode(e->loader.tokenizer, caption, strlen(caption), tokens, TOY_CONTEXT);
     toy_text_feature(out, e->clip->back, tokens, length);
 }
 
@@ -301,18 +334,27 @@ static Evaluation toy_create(void) {
         tokenizer_encode(tokenizer, COLOUR_NAMES[c], strlen(COLOUR_NAMES[c]), tokens, TOY_CONTEXT);
         e.clip->back->word[c] = tokens[1];
     }
-    e.clip->config.embed_dim = TOY_E, e.clip->config.context_length = TOY_CONTEXT, e.clip->config.image_size = TOY_SIZE;
-    e.clip->config.vocab_size = CLIP_VOCABULARY, e.clip->config.eot_id = CLIP_VOCABULARY - 1;
+    e.clip->config.embed_dim = TOY_E;
+    e.clip->config.context_length = TOY_CONTEXT;
+    e.clip->config.image_size = TOY_SIZE;
+    e.clip->config.vocab_size = CLIP_VOCABULARY;
+    e.clip->config.eot_id = CLIP_VOCABULARY - 1;
     strcpy(e.clip->config.name, "toy \"quoted\"");
     e.kernels = kernels_select();
-    e.loader.batch_size = 5, e.loader.workers = 2, e.loader.image_size = TOY_SIZE, e.loader.context = TOY_CONTEXT, e.loader.max_image_pixels = 1000000;
-    e.loader.tokenizer = tokenizer, e.loader.one_pass = true;
+    e.loader.batch_size = 5;
+    e.loader.workers = 2;
+    e.loader.image_size = TOY_SIZE;
+    e.loader.context = TOY_CONTEXT;
+    e.loader.max_image_pixels = 1000000;
+    e.loader.tokenizer = tokenizer;
+    e.loader.one_pass = true;
     return e;
 }
 
 static void toy_free(Evaluation *e) {
     tokenizer_free((Tokenizer *)(uintptr_t)e->loader.tokenizer);
-    free(e->clip->back), free(e->clip);
+    free(e->clip->back);
+    free(e->clip);
 }
 
 // A picture of one colour; rgb from 0 to 1.
@@ -322,7 +364,10 @@ static void write_png(const char *path, const double rgb[3]) {
     png_image png;
     for (int i = 0; i < W * H * 3; i++) pixels[i] = (uint8_t)(rgb[i % 3] * 255 + 0.5);
     memset(&png, 0, sizeof png);
-    png.version = PNG_IMAGE_VERSION, png.width = W, png.height = H, png.format = PNG_FORMAT_RGB;
+    png.version = PNG_IMAGE_VERSION;
+    png.width = W;
+    png.height = H;
+    png.format = PNG_FORMAT_RGB;
     if (!png_image_write_to_file(&png, path, 0, pixels, 0, NULL)) die(EXIT_RUNTIME, "%s: cannot write", path);
 }
 
@@ -333,16 +378,18 @@ enum { PER_CLASS = 4, PICTURES = COLOURS * PER_CLASS };
 // In bytes / 255, exactly as the toy model will see it.
 static void picture_colour(double rgb[3], int colour, int i) {
     Rand r = rand_for(9, (uint64_t)colour, (uint64_t)i);
-    for (int e = 0; e < 3; e++) rgb[e] = floor(255 * (0.5 * COLOUR_RGB[colour][e] + rand_range(&r, 0, 0.5))) / 255;
+    for (int e = 0; e < 3; e++)
+        rgb[e] = floor(255 * (0.5 * COLOUR_RGB[colour][e] + rand_range(&r, 0, 0.5))) / 255;
 }
 
 static void picture_caption(char *out, size_t size, int colour, int i) {
-    static const char *const words[PER_CLASS] = {"cup", "door", "flower", "cup"}; // the first and the last of a class have equal captions
+    static const char *const words[PER_CLASS] = {
+        "cup", "door", "flower", "cup"}; // the first and the last of a class have equal captions
     snprintf(out, size, "a %s %s", COLOUR_NAMES[colour], words[i % PER_CLASS]);
 }
 
-// FOLDER/classes/COLOUR/I.png with one broken file; tables of them: labels.csv (by number and by name), pairs.csv (captions and
-// labels; row 3 has no file), nolabel.csv; names.txt, five.txt, templates.txt
+// FOLDER/classes/COLOUR/I.png with one broken file; tables of them: labels.csv (by number and by name),
+// pairs.csv (captions and labels; row 3 has no file), nolabel.csv; names.txt, five.txt, templates.txt
 static void write_pictures(const char *folder) {
     char path[PATH_SIZE], caption[100];
     double rgb[3];
@@ -350,7 +397,8 @@ static void write_pictures(const char *folder) {
     FILE *labels = fopen_check(path, "w");
     path_format(path, "%s/pairs.csv", folder);
     FILE *pairs = fopen_check(path, "w");
-    fprintf(labels, "filepath,label\n"), fprintf(pairs, "filepath,title,label\n");
+    fprintf(labels, "filepath,label\n");
+    fprintf(pairs, "filepath,title,label\n");
     for (int c = 0; c < COLOURS; c++)
         for (int i = 0; i < PER_CLASS; i++) {
             path_format(path, "%s/classes/%s", folder, COLOUR_NAMES[c]);
@@ -364,7 +412,8 @@ static void write_pictures(const char *folder) {
             if (c == 0 && i == 3) fprintf(pairs, "classes/none.png,nothing,0\n");
             fprintf(pairs, "classes/%s/%d.png,%s,%d\n", COLOUR_NAMES[c], i, caption, c);
         }
-    fclose(labels), fclose(pairs);
+    fclose(labels);
+    fclose(pairs);
     path_format(path, "%s/classes/red/broken.png", folder);
     write_text(path, "no picture");
     path_format(path, "%s/names.txt", folder);
@@ -406,7 +455,8 @@ static void expected_zeroshot(const Evaluation *e, const StringList *templates, 
         for (int c = 0; c < COLOURS; c++) rank += scores[c] > scores[p / PER_CLASS];
         shares[rank] += 1.0 / PICTURES;
     }
-    *top1 = shares[0], *top5 = 1 - shares[5];
+    *top1 = shares[0];
+    *top5 = 1 - shares[5];
 }
 
 static void test_zeroshot_over_folders_and_tables(Evaluation e, const char *folder) {
@@ -415,15 +465,23 @@ static void test_zeroshot_over_folders_and_tables(Evaluation e, const char *fold
     ZeroshotMetrics m;
     path_format(names, "%s/names.txt", folder);
     path_format(templates, "%s/templates.txt", folder);
-    for (int kind = 0; kind < 4; kind++) { // a folder with and without names, a table with a name, default templates
-        path_format(spec, kind < 2 ? "%s/classes" : kind == 2 ? "%s/labels.csv" : "shapes=%s/labels.csv", folder);
-        ZeroshotSet set = zeroshot_open("zeroshot-data", spec, kind ? names : NULL, kind < 3 ? templates : NULL, &keys);
+    for (int kind = 0; kind < 4;
+         kind++) { // a folder with and without names, a table with a name, default templates
+        path_format(spec,
+            kind < 2    ? "%s/classes"
+            : kind == 2 ? "%s/labels.csv"
+                        : "shapes=%s/labels.csv",
+            folder);
+        ZeroshotSet set =
+            zeroshot_open("zeroshot-data", spec, kind ? names : NULL, kind < 3 ? templates : NULL, &keys);
         EXPECT_STRING(set.name, kind == 3 ? "shapes" : "");
         double top1, top5;
         expected_zeroshot(&e, &set.templates, &top1, &top5);
-        EXPECT(top1 > 0.3 && top1 < 1 && top5 > top1, "the toy must be neither blind nor perfect: %g, %g", top1, top5);
+        EXPECT(top1 > 0.3 && top1 < 1 && top5 > top1, "the toy must be neither blind nor perfect: %g, %g",
+            top1, top5);
         for (int batch = 1; batch < 40; batch += 6) {
-            e.loader.batch_size = batch, e.loader.workers = 1 + batch % 3;
+            e.loader.batch_size = batch;
+            e.loader.workers = 1 + batch % 3;
             EXPECT(evaluate_zeroshot(&e, &set, &m), "it runs through");
             EXPECT_CLOSE(m.top1, top1, 1e-12);
             EXPECT_CLOSE(m.top5, top5, 1e-12);
@@ -440,9 +498,10 @@ static void test_zeroshot_over_folders_and_tables(Evaluation e, const char *fold
     EXPECT(zeroshot_metric_list(&m, "").count == 1, "no top-5 of four classes");
 }
 
-static const char *const VALIDATION_NAMES[] = {"val_loss",           "image_to_text_mean_rank", "image_to_text_median_rank", "image_to_text_R@1",
-                                               "image_to_text_R@5",  "image_to_text_R@10",      "text_to_image_mean_rank",   "text_to_image_median_rank",
-                                               "text_to_image_R@1",  "text_to_image_R@5",       "text_to_image_R@10"};
+static const char *const VALIDATION_NAMES[] = {"val_loss", "image_to_text_mean_rank",
+    "image_to_text_median_rank", "image_to_text_R@1", "image_to_text_R@5", "image_to_text_R@10",
+    "text_to_image_mean_rank", "text_to_image_median_rank", "text_to_image_R@1", "text_to_image_R@5",
+    "text_to_image_R@10"};
 
 static double naive_loss(const float *image, const float *text, int n, double scale) {
     double loss = 0;
@@ -464,20 +523,27 @@ static void check_features_file(const char *path, const float *image, const floa
     char *data = file_read_all(path, &length);
     uint64_t header_bytes;
     memcpy(&header_bytes, data, 8);
-    EXPECT(header_bytes % 8 == 0 && header_bytes + 8 < length, "header of %llu bytes", (unsigned long long)header_bytes);
+    EXPECT(header_bytes % 8 == 0 && header_bytes + 8 < length, "header of %llu bytes",
+        (unsigned long long)header_bytes);
     json_error_t error;
-    json_t *header = json_loadb(data + 8, header_bytes, 0, &error), *metadata = json_object_get(header, "__metadata__");
+    json_t *header = json_loadb(data + 8, header_bytes, 0, &error);
+    json_t *metadata = json_object_get(header, "__metadata__");
     EXPECT(header && json_object_size(header) == 5, "%s", error.text);
     EXPECT_STRING(json_string_value(json_object_get(metadata, "model")), "toy \"quoted\"");
     EXPECT_STRING(json_string_value(json_object_get(metadata, "logit_scale")), "20");
     int64_t at = 0, row = 0;
     const char *start[4];
     for (int i = 0; i < 4; i++) {
-        json_t *tensor = json_object_get(header, names[i]), *shape = json_object_get(tensor, "shape"), *offsets = json_object_get(tensor, "data_offsets");
+        json_t *tensor = json_object_get(header, names[i]);
+        json_t *shape = json_object_get(tensor, "shape");
+        json_t *offsets = json_object_get(tensor, "data_offsets");
         EXPECT_STRING(json_string_value(json_object_get(tensor, "dtype")), i < 2 ? "F32" : "I64");
-        EXPECT(json_array_size(shape) == (i < 2 ? 2 : 1) && json_integer_value(json_array_get(shape, 0)) == PICTURES, "rows of %s", names[i]);
+        EXPECT(json_array_size(shape) == (i < 2 ? 2 : 1) &&
+                   json_integer_value(json_array_get(shape, 0)) == PICTURES,
+            "rows of %s", names[i]);
         EXPECT(i > 1 || json_integer_value(json_array_get(shape, 1)) == TOY_E, "columns of %s", names[i]);
-        EXPECT(json_array_size(offsets) == 2 && json_integer_value(json_array_get(offsets, 0)) == at, "%s begins where the last one ends", names[i]);
+        EXPECT(json_array_size(offsets) == 2 && json_integer_value(json_array_get(offsets, 0)) == at,
+            "%s begins where the last one ends", names[i]);
         start[i] = data + 8 + header_bytes + at;
         at = json_integer_value(json_array_get(offsets, 1));
     }
@@ -485,10 +551,14 @@ static void check_features_file(const char *path, const float *image, const floa
     for (int p = 0; p < PICTURES; p++, row++) {
         int64_t index, label;
         row += row == 3; // the row without a file
-        memcpy(&index, start[2] + 8 * p, 8), memcpy(&label, start[3] + 8 * p, 8);
-        EXPECT(index == row && label == p / PER_CLASS, "row %d: sample %lld, label %lld", p, (long long)index, (long long)label);
+        memcpy(&index, start[2] + 8 * p, 8);
+        memcpy(&label, start[3] + 8 * p, 8);
+        EXPECT(index == row && label == p / PER_CLASS, "row %d: sample %lld, label %lld", p, (long long)index,
+            (long long)label);
     }
-    EXPECT(memcmp(start[0], image, PICTURES * TOY_E * 4) == 0 && memcmp(start[1], text, PICTURES * TOY_E * 4) == 0, "the features");
+    EXPECT(memcmp(start[0], image, PICTURES * TOY_E * 4) == 0 &&
+               memcmp(start[1], text, PICTURES * TOY_E * 4) == 0,
+        "the features");
     json_decref(header);
     free(data);
 }
@@ -517,13 +587,16 @@ static void test_validation_loss_retrieval_and_features(Evaluation e, const char
             loss += n * naive_loss(image + first * TOY_E, text + first * TOY_E, n, 20) / PICTURES;
         }
         ValidationMetrics m;
-        e.loader.batch_size = batches[b], e.retrieval_chunk = batches[b] - 1;
+        e.loader.batch_size = batches[b];
+        e.retrieval_chunk = batches[b] - 1;
         EXPECT(evaluate_validation(&e, &data, b ? NULL : features, &m), "it runs through");
         EXPECT(m.samples == PICTURES, "%lld samples", (long long)m.samples);
         EXPECT_CLOSE(m.loss, loss, 1e-5);
         EXPECT(memcmp(&m.retrieval, &expected, sizeof expected) == 0, "retrieval at batch %d", batches[b]);
         MetricList list = validation_metric_list(&m, "");
-        EXPECT(list.count == 11 && list.list[0].value == m.loss && list.list[10].value == m.retrieval.text_to_image.R10, "values");
+        EXPECT(list.count == 11 && list.list[0].value == m.loss &&
+                   list.list[10].value == m.retrieval.text_to_image.R10,
+            "values");
         for (int i = 0; i < 11 && i < list.count; i++) EXPECT_STRING(list.list[i].name, VALIDATION_NAMES[i]);
     }
     check_features_file(features, image, text);
@@ -544,15 +617,21 @@ static void test_interruption(Evaluation e, const char *folder) {
     Dataset data = dataset_open(path, &config, 2);
     e.clip->back->calls = 0;
     EXPECT(!evaluate_validation(&e, &data, features, &v), "an interrupted validation says nothing");
-    EXPECT(e.clip->back->calls == 4 && v.samples == -1 && !file_exists(features), "it ends with the batch: %d calls", e.clip->back->calls);
+    EXPECT(e.clip->back->calls == 4 && v.samples == -1 && !file_exists(features),
+        "it ends with the batch: %d calls", e.clip->back->calls);
     dataset_free(&data);
     path_format(path, "%s/classes", folder);
     ZeroshotSet set = zeroshot_open("zeroshot-data", path, NULL, NULL, &config);
-    for (int calls = 1; calls < 4; calls += 2) { // 6 captions by 5 are two calls: stopped at the first picture, and at the first captions
-        e.clip->back->calls = calls, stop = 0;
-        EXPECT(!evaluate_zeroshot(&e, &set, &z) && z.samples == -1, "an interrupted zero-shot evaluation says nothing");
+    for (int calls = 1; calls < 4;
+         calls +=
+         2) { // 6 captions by 5 are two calls: stopped at the first picture, and at the first captions
+        e.clip->back->calls = calls;
+        stop = 0;
+        EXPECT(!evaluate_zeroshot(&e, &set, &z) && z.samples == -1,
+            "an interrupted zero-shot evaluation says nothing");
     }
-    e.clip->back->stop = NULL, stop = 0;
+    e.clip->back->stop = NULL;
+    stop = 0;
     e.loader.interrupted = &stop;
     EXPECT(evaluate_zeroshot(&e, &set, &z) && z.samples == PICTURES, "it runs through");
     zeroshot_close(&set);
@@ -567,7 +646,8 @@ static int open_zeroshot(const char *argument) {
     char spec[PATH_SIZE], names[PATH_SIZE];
     const char *blank = strchr(argument, ' ');
     DatasetConfig keys = dataset_config_default();
-    path_format(spec, "%s/%.*s", folder_of_child, blank ? (int)(blank - argument) : (int)strlen(argument), argument);
+    path_format(
+        spec, "%s/%.*s", folder_of_child, blank ? (int)(blank - argument) : (int)strlen(argument), argument);
     path_format(names, "%s/%s", folder_of_child, blank ? blank + 1 : "");
     ZeroshotSet set = zeroshot_open("zeroshot-data", spec, blank ? names : NULL, NULL, &keys);
     zeroshot_close(&set);
@@ -593,7 +673,10 @@ static int classify_pictures(const char *argument) {
     StringList paths = {NULL, 0, 0}, templates = templates_read(NULL);
     path_format(names_path, "%s/names.txt", folder_of_child);
     StringList names = classnames_read(names_path);
-    if (*argument == '!') e.loader.tokenizer = NULL, argument++;
+    if (*argument == '!') {
+        e.loader.tokenizer = NULL;
+        argument++;
+    }
     snprintf(words, sizeof words, "%s", argument);
     for (char *word = strtok(words, " "); word; word = strtok(NULL, " ")) {
         char path[PATH_SIZE];
@@ -601,7 +684,9 @@ static int classify_pictures(const char *argument) {
         string_list_add(&paths, path);
     }
     int code = classify(&e, paths.list, (int)paths.count, &names, &templates, 3);
-    string_list_free(&paths), string_list_free(&names), string_list_free(&templates);
+    string_list_free(&paths);
+    string_list_free(&names);
+    string_list_free(&templates);
     e.loader.tokenizer = tokenizer;
     toy_free(&e);
     return code;
@@ -609,15 +694,21 @@ static int classify_pictures(const char *argument) {
 
 static void test_classes_of_pictures(void) {
     char text[MOST_TEXT], name[64] = "";
-    int code = run_child(classify_pictures, "classes/blue/0.png classes/red/broken.png none.png classes classes/red/1.png", text);
+    int code = run_child(classify_pictures,
+        "classes/blue/0.png classes/red/broken.png none.png classes classes/red/1.png", text);
     EXPECT(code == 0, "exit code %d: %s", code, text);
-    EXPECT(strstr(text, "broken.png: unknown image format") && strstr(text, "none.png: no such file") && strstr(text, "classes: cannot be read"), "%s", text);
+    EXPECT(strstr(text, "broken.png: unknown image format") && strstr(text, "none.png: no such file") &&
+               strstr(text, "classes: cannot be read"),
+        "%s", text);
     const char *blue = strstr(text, "blue/0.png\n"), *red = strstr(text, "red/1.png\n");
     EXPECT(blue && red, "%s", text);
     double share[3] = {0, 0, 0};
-    int got = blue ? sscanf(blue, "%*s %lf%% %63s %lf%% %*s %lf%%", &share[0], name, &share[1], &share[2]) : 0;
+    int got =
+        blue ? sscanf(blue, "%*s %lf%% %63s %lf%% %*s %lf%%", &share[0], name, &share[1], &share[2]) : 0;
     EXPECT(got == 4, "%s", text);
-    EXPECT(share[0] >= share[1] && share[1] >= share[2] && share[2] >= 0 && share[0] + share[1] + share[2] <= 100.02, "%s", text);
+    EXPECT(share[0] >= share[1] && share[1] >= share[2] && share[2] >= 0 &&
+               share[0] + share[1] + share[2] <= 100.02,
+        "%s", text);
 
     Evaluation e = toy_create(); // the first probability, from the definition
     double rgb[3], sum = 0, first = 0;
@@ -630,23 +721,29 @@ static void test_classes_of_pictures(void) {
         snprintf(caption, sizeof caption, "a photo of a %s.", COLOUR_NAMES[c]);
         toy_caption_feature(feature, &e, caption);
         double x = exp(20 * dot(image, feature, TOY_E));
-        if (x > first) best = COLOUR_NAMES[c], first = x;
+        if (x > first) {
+            best = COLOUR_NAMES[c];
+            first = x;
+        }
         sum += x;
     }
     EXPECT_STRING(name, best);
     EXPECT(fabs(share[0] - 100 * first / sum) <= 0.0051, "%g%% instead of %g%%", share[0], 100 * first / sum);
     toy_free(&e);
-    EXPECT(run_child(classify_pictures, "classes/red/broken.png none.png", text) == EXIT_USAGE, "nothing usable: %s", text);
+    EXPECT(run_child(classify_pictures, "classes/red/broken.png none.png", text) == EXIT_USAGE,
+        "nothing usable: %s", text);
     expect_refused(classify_pictures, "!classes/red/0.png", "no tokenizer");
 }
 
 // ---------------------------------------------------------------- golden arrays
 
-static const float *golden(const Npz *npz, const char *prefix, const char *name, const char *dtype, int64_t *count) {
+static const float *golden(
+    const Npz *npz, const char *prefix, const char *name, const char *dtype, int64_t *count) {
     char full[256];
     snprintf(full, sizeof full, "%s%s", prefix, name);
     const NpzArray *a = npz_find(npz, full);
-    if (!a || strcmp(a->dtype, dtype)) die(EXIT_USAGE, "%s: %s; is the folder whole?", full, a ? "of another type" : "no such array");
+    if (!a || strcmp(a->dtype, dtype))
+        die(EXIT_USAGE, "%s: %s; is the folder whole?", full, a ? "of another type" : "no such array");
     if (count) *count = a->count;
     return (const float *)a->data;
 }
@@ -673,15 +770,18 @@ static void check_retrieval_case(const Kernels *kernels, const Npz *npz, const c
     char prefix[128];
     snprintf(prefix, sizeof prefix, "%s.", name);
     int64_t n, entries;
-    const int32_t *expected[2] = {golden_ints(npz, prefix, "image_to_text_rank", &n), golden_ints(npz, prefix, "text_to_image_rank", NULL)};
-    const float *image = golden(npz, prefix, "image_features", "f4", &entries), *text = golden(npz, prefix, "text_features", "f4", NULL);
+    const int32_t *expected[2] = {golden_ints(npz, prefix, "image_to_text_rank", &n),
+        golden_ints(npz, prefix, "text_to_image_rank", NULL)};
+    const float *image = golden(npz, prefix, "image_features", "f4", &entries);
+    const float *text = golden(npz, prefix, "text_features", "f4", NULL);
     int *ranks = (int *)malloc_check(2 * (size_t)n * sizeof(int)), D = (int)(entries / n);
     static const int chunks[] = {1, 7, 4096};
     for (int c = 0; c < 3; c++) {
         retrieval_ranks(kernels, ranks, ranks + n, image, text, (int)n, D, chunks[c]);
         for (int i = 0; i < 2 * n; i++) {
             int rank = expected[i / n][i % n];
-            EXPECT(ranks[i] == rank, "%s, row %d of %s: rank %d instead of %d", directions[i / n], (int)(i % n), name, ranks[i], rank);
+            EXPECT(ranks[i] == rank, "%s, row %d of %s: rank %d instead of %d", directions[i / n],
+                (int)(i % n), name, ranks[i], rank);
         }
         RetrievalMetrics m = retrieval_metrics(kernels, image, text, (int)n, D, chunks[c]);
         for (int d = 0; d < 2; d++) {
@@ -714,27 +814,37 @@ static void check_zeroshot(const Kernels *kernels, const char *folder) {
     path_format(path, "%s/zeroshot.npz", folder);
     Npz npz = npz_read(path);
     const int32_t *labels = golden_ints(&npz, "", "labels", &n);
-    const float *image = golden(&npz, "", "image_features", "f4", &entries), *templates = golden(&npz, "", "template_embeddings", "f4", &captions);
+    const float *image = golden(&npz, "", "image_features", "f4", &entries);
+    const float *templates = golden(&npz, "", "template_embeddings", "f4", &captions);
     int D = (int)(entries / n);
-    const float *expected = golden(&npz, "", "classifier", "f4", &C), *expected_logits = golden(&npz, "", "logits", "f4", NULL);
-    C /= D, captions /= D;
+    const float *expected = golden(&npz, "", "classifier", "f4", &C);
+    const float *expected_logits = golden(&npz, "", "logits", "f4", NULL);
+    C /= D;
+    captions /= D;
 
     double *sums = (double *)calloc_check((size_t)(C * D), sizeof(double));
-    float *classifier = (float *)malloc_check((size_t)(C * D) * sizeof(float)), *logits = (float *)malloc_check((size_t)(n * C) * sizeof(float));
+    float *classifier = (float *)malloc_check((size_t)(C * D) * sizeof(float));
+    float *logits = (float *)malloc_check((size_t)(n * C) * sizeof(float));
     for (int64_t first = 0; first < captions; first += 7) // batches that end within a class
-        classifier_add(sums, templates + first * D, first, (int)min_i64(7, captions - first), (int)(captions / C), D);
+        classifier_add(
+            sums, templates + first * D, first, (int)min_i64(7, captions - first), (int)(captions / C), D);
     classifier_normalise(classifier, sums, (int)C, D);
     for (int64_t i = 0; i < C * D; i++) EXPECT_CLOSE(classifier[i], expected[i], 1e-6);
     zeroshot_logits(kernels, logits, image, classifier, (int)n, (int)C, D, ZEROSHOT_SCALE);
-    for (int64_t i = 0; i < n * C; i++) EXPECT(fabs(logits[i] - expected_logits[i]) <= 100 * 1e-6, "%.9g instead of %.9g", logits[i], expected_logits[i]);
+    for (int64_t i = 0; i < n * C; i++)
+        EXPECT(fabs(logits[i] - expected_logits[i]) <= 100 * 1e-6, "%.9g instead of %.9g", logits[i],
+            expected_logits[i]);
     int hits1 = 0, hits5 = 0;
     for (int64_t i = 0; i < n; i++) {
         int rank = zeroshot_rank(logits + i * C, (int)C, labels[i]);
-        hits1 += rank < 1, hits5 += rank < 5;
+        hits1 += rank < 1;
+        hits5 += rank < 5;
     }
     EXPECT_CLOSE((double)hits1 / (double)n, golden_double(&npz, "", "top1"), 1e-12);
     EXPECT_CLOSE((double)hits5 / (double)n, golden_double(&npz, "", "top5"), 1e-12);
-    free(logits), free(classifier), free(sums);
+    free(logits);
+    free(classifier);
+    free(sums);
     npz_free(&npz);
 }
 

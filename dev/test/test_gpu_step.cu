@@ -1,4 +1,5 @@
-// Whole steps of train_clip.cu: gradients in bf16 against those in fp32, and memory: what was announced, and nothing more once it runs.
+// Whole steps of train_clip.cu: gradients in bf16 against those in fp32, and memory: what was announced, and
+// nothing more once it runs.
 #define CLIP_WITHOUT_MAIN
 #include "train_clip.cu"
 #include "dev/test/test.h"
@@ -8,30 +9,52 @@ enum { B = 9 };
 // Two towers of odd sizes (narrow loads), or of multiples of 8 (16-byte loads).
 static ClipConfig test_config(bool odd) {
     ClipConfig c = {};
-    c.embed_dim = odd ? 21 : 24, c.quick_gelu = odd, c.ln_pre = true;
-    c.image_size = 26, c.patch_size = 5, c.image_width = odd ? 39 : 48, c.image_heads = odd ? 3 : 2, c.image_layers = 3, c.image_mlp = odd ? 128 : 136;
-    c.context_length = 19, c.vocab_size = 131, c.text_width = odd ? 28 : 40, c.text_heads = odd ? 4 : 5, c.text_layers = 3, c.text_mlp = odd ? 75 : 160;
-    c.image_ln_eps = c.text_ln_eps = 1e-5f, c.eot_id = 130;
-    c.std_r = c.std_g = c.std_b = 0.27f, c.mean_r = c.mean_g = c.mean_b = 0.45f;
+    c.embed_dim = odd ? 21 : 24;
+    c.quick_gelu = odd;
+    c.ln_pre = true;
+    c.image_size = 26;
+    c.patch_size = 5;
+    c.image_width = odd ? 39 : 48;
+    c.image_heads = odd ? 3 : 2;
+    c.image_layers = 3;
+    c.image_mlp = odd ? 128 : 136;
+    c.context_length = 19;
+    c.vocab_size = 131;
+    c.text_width = odd ? 28 : 40;
+    c.text_heads = odd ? 4 : 5;
+    c.text_layers = 3;
+    c.text_mlp = odd ? 75 : 160;
+    c.image_ln_eps = c.text_ln_eps = 1e-5f;
+    c.eot_id = 130;
+    c.std_r = c.std_g = c.std_b = 0.27f;
+    c.mean_r = c.mean_g = c.mean_b = 0.45f;
     return c;
 }
 
 // Pairs of step `step`; captions reach `longest` tokens.
 static ClipBatch test_batch(const ClipConfig *c, int step, int longest) {
-    const size_t pixels = (size_t)B * 3 * c->image_size * c->image_size, tokens = (size_t)B * c->context_length;
+    const size_t pixels = (size_t)B * 3 * c->image_size * c->image_size;
+    const size_t tokens = (size_t)B * c->context_length;
     uint8_t *p = (uint8_t *)malloc_check(pixels);
     int *t = (int *)calloc_check(tokens, sizeof(int));
     Rand r = rand_for(5, (uint64_t)step, 0);
-    for (int plane = 0; plane < B * 3; plane++) { // a colour of its own and a coarse pattern: noise would make all images alike to an untrained tower
+    for (int plane = 0; plane < B * 3;
+         // a colour of its own and a coarse pattern: noise would make all images alike to an untrained tower
+         plane++) {
         const int low = (int)rand_below(&r, 200), wave = 3 + (int)rand_below(&r, 9), S = c->image_size;
-        for (int i = 0; i < S * S; i++) p[plane * S * S + i] = (uint8_t)(low + (i / S / wave + i % S / wave) % 2 * 50);
+        for (int i = 0; i < S * S; i++)
+            p[plane * S * S + i] = (uint8_t)(low + (i / S / wave + i % S / wave) % 2 * 50);
     }
     for (int b = 0; b < B; b++) {
         const int length = 2 + (int)rand_below(&r, (uint64_t)longest - 1);
-        for (int i = 0; i < length; i++) t[b * c->context_length + i] = i == length - 1 ? c->eot_id : (int)rand_below(&r, (uint64_t)c->eot_id);
+        for (int i = 0; i < length; i++)
+            t[b * c->context_length + i] =
+                i == length - 1 ? c->eot_id : (int)rand_below(&r, (uint64_t)c->eot_id);
     }
     ClipBatch batch = {};
-    batch.size = B, batch.pixels = p, batch.tokens = t;
+    batch.size = B;
+    batch.pixels = p;
+    batch.tokens = t;
     return batch;
 }
 
@@ -42,7 +65,8 @@ static double step(Clip *clip, int number, int longest, bool update) {
     const double loss = clip_loss(clip, B, NULL, POSITIVES_DIAGONAL, true);
     clip_backward(clip, &batch, 0);
     if (update) clip_update(clip, &hyper);
-    free((void *)batch.pixels), free((void *)batch.tokens);
+    free((void *)batch.pixels);
+    free((void *)batch.tokens);
     return loss;
 }
 
@@ -54,7 +78,8 @@ static Clip *test_clip(const ClipConfig *c, Precision precision) {
     return clip;
 }
 
-// Untrained towers make all inputs alike, so that their gradients are differences of large sums: the bars are wide (trained ones: test_clip).
+// Untrained towers make all inputs alike, so that their gradients are differences of large sums: the bars are
+// wide (trained ones: test_clip).
 static void test_gradients_in_bf16(bool odd) {
     const ClipConfig c = test_config(odd);
     Clip *exact = test_clip(&c, PRECISION_FP32), *rounded = test_clip(&c, PRECISION_AMP_BF16);
@@ -63,16 +88,26 @@ static void test_gradients_in_bf16(bool odd) {
     double all_norm = 0, all_distance = 0;
     for (int i = 0; i < exact->tensors.count; i++) {
         const Tensor *x = &exact->tensors.list[i];
-        float *want = (float *)malloc_check(x->count * sizeof(float)), *got = (float *)malloc_check(x->count * sizeof(float));
-        clip_read(exact, ARENA_GRADIENTS, x, want), clip_read(rounded, ARENA_GRADIENTS, &rounded->tensors.list[i], got);
+        float *want = (float *)malloc_check(x->count * sizeof(float));
+        float *got = (float *)malloc_check(x->count * sizeof(float));
+        clip_read(exact, ARENA_GRADIENTS, x, want);
+        clip_read(rounded, ARENA_GRADIENTS, &rounded->tensors.list[i], got);
         double norm = 0, distance = 0;
-        for (size_t j = 0; j < x->count; j++) norm += (double)want[j] * want[j], distance += ((double)got[j] - want[j]) * ((double)got[j] - want[j]);
-        EXPECT(sqrt(distance) <= 8e-2 * sqrt(norm), "%s: bf16 gradient is off by %g of its norm", x->name, sqrt(distance / norm));
-        all_norm += norm, all_distance += distance;
-        free(want), free(got);
+        for (size_t j = 0; j < x->count; j++) {
+            norm += (double)want[j] * want[j];
+            distance += ((double)got[j] - want[j]) * ((double)got[j] - want[j]);
+        }
+        EXPECT(sqrt(distance) <= 8e-2 * sqrt(norm), "%s: bf16 gradient is off by %g of its norm", x->name,
+            sqrt(distance / norm));
+        all_norm += norm;
+        all_distance += distance;
+        free(want);
+        free(got);
     }
-    EXPECT(sqrt(all_distance) <= 4e-2 * sqrt(all_norm), "all bf16 gradients are off by %g of their norm", sqrt(all_distance / all_norm));
-    clip_free(exact), clip_free(rounded);
+    EXPECT(sqrt(all_distance) <= 4e-2 * sqrt(all_norm), "all bf16 gradients are off by %g of their norm",
+        sqrt(all_distance / all_norm));
+    clip_free(exact);
+    clip_free(rounded);
 }
 
 static size_t memory_used(void) {
@@ -87,12 +122,14 @@ static void test_memory(Precision precision) {
     Clip *clip = test_clip(&c, precision);
     size_t parameters, training, activations;
     clip_memory(clip, B, &parameters, &training, &activations);
-    step(clip, 1, 3, true), step(clip, 2, 3, true); // batches take turns in two buffers
+    step(clip, 1, 3, true);
+    step(clip, 2, 3, true); // batches take turns in two buffers
     const size_t used = memory_used();
     for (int i = 3; i < 6; i++) step(clip, i, 19, true);
     EXPECT(memory_used() == used, "%zu bytes taken after the second step", memory_used() - used);
 #ifdef CLIPC_EMULATE // a GPU takes memory in larger pieces, and for itself
-    EXPECT(used - before <= 1.05 * (double)(parameters + training + activations) + 1e6, "%zu bytes, announced were %zu", used - before, parameters + training + activations);
+    EXPECT(used - before <= 1.05 * (double)(parameters + training + activations) + 1e6,
+        "%zu bytes, announced were %zu", used - before, parameters + training + activations);
 #endif
     clip_free(clip);
 #ifdef CLIPC_EMULATE
@@ -101,7 +138,9 @@ static void test_memory(Precision precision) {
 }
 
 int main(void) {
-    test_gradients_in_bf16(true), test_gradients_in_bf16(false);
-    test_memory(PRECISION_FP32), test_memory(PRECISION_AMP_BF16);
+    test_gradients_in_bf16(true);
+    test_gradients_in_bf16(false);
+    test_memory(PRECISION_FP32);
+    test_memory(PRECISION_AMP_BF16);
     return test_report();
 }

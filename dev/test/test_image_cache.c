@@ -1,5 +1,5 @@
-// Checks image_cache.h: batches with and without the file are equal to the bit, other data and damaged files are refused, and what is not
-// finished leaves no file.
+// Checks image_cache.h: batches with and without the file are equal to the bit, other data and damaged files
+// are refused, and what is not finished leaves no file.
 #include "dev/test/data_files.h"
 
 #include "clipc/data/dataloader.h" // Loader
@@ -8,7 +8,8 @@
 
 enum { SAMPLES = 41, SIZE = 24, BATCH = 7, BATCHES = 13 };
 
-// 41 rows of a table, in each of two shards as many samples: pictures of all sizes, some of them broken, missing, too large, turned or shared.
+// 41 rows of a table, in each of two shards as many samples: pictures of all sizes, some of them broken,
+// missing, too large, turned or shared.
 static void make_data(void) {
     static uint8_t png[1 << 16];
     char name[64];
@@ -37,12 +38,20 @@ static void make_data(void) {
 static LoaderConfig loading(const AugmentConfig *augment, bool exif_rotate) {
     LoaderConfig c;
     memset(&c, 0, sizeof c);
-    c.batch_size = BATCH, c.workers = 2, c.image_size = SIZE, c.augment = augment, c.max_image_pixels = 20000, c.exif_rotate = exif_rotate, c.shuffle = true, c.seed = 5;
+    c.batch_size = BATCH;
+    c.workers = 2;
+    c.image_size = SIZE;
+    c.augment = augment;
+    c.max_image_pixels = 20000;
+    c.exif_rotate = exif_rotate;
+    c.shuffle = true;
+    c.seed = 5;
     return c;
 }
 
 static ImageCacheConfig keeping(const LoaderConfig *c) {
-    const ImageCacheConfig k = {c->augment ? 0 : c->image_size, c->interpolation, c->resize_mode, c->exif_rotate, c->max_image_pixels};
+    const ImageCacheConfig k = {c->augment ? 0 : c->image_size, c->interpolation, c->resize_mode,
+        c->exif_rotate, c->max_image_pixels};
     return k;
 }
 
@@ -76,17 +85,20 @@ static void test_same_bits(const char *spec, const AugmentConfig *augment, bool 
     EXPECT(image_cache_make(path, &d, &k, NULL));
     ImageCache cache = image_cache_open(path, &d, &k);
     c.cache = &cache;
-    EXPECT(run(&d, &c) == plain, "%s, %s, %s", spec, augment ? "crops" : "squares", exif_rotate ? "turned" : "as they lie");
+    EXPECT(run(&d, &c) == plain, "%s, %s, %s", spec, augment ? "crops" : "squares",
+        exif_rotate ? "turned" : "as they lie");
     int good = 0, own = 0;
     for (int i = 0; i < SAMPLES; i++) {
         const ImageEntry *e = &cache.entries[i];
         good += e->status == SAMPLE_OK;
         bool shared = false;
-        for (int j = 0; j < i; j++) shared = shared || (cache.entries[j].offset == e->offset && cache.entries[j].status == SAMPLE_OK);
+        for (int j = 0; j < i; j++)
+            shared = shared || (cache.entries[j].offset == e->offset && cache.entries[j].status == SAMPLE_OK);
         own += e->status == SAMPLE_OK && !shared;
     }
     const bool table = ends_with(spec, ".csv");
-    EXPECT(good == SAMPLES - (table ? 3 : 2) && own == good - (table ? 4 : 0), "%d good, %d of their own", good, own); // 9, 19, 29 and 39 show picture 2
+    EXPECT(good == SAMPLES - (table ? 3 : 2) && own == good - (table ? 4 : 0), "%d good, %d of their own",
+        good, own); // 9, 19, 29 and 39 show picture 2
     image_cache_close(&cache);
     unlink(path);
     dataset_free(&d);
@@ -104,13 +116,15 @@ static void test_no_reading(void) {
     const uint64_t plain = run(&d, &c);
     char from[PATH_SIZE], to[PATH_SIZE];
     for (int i = 0; i < SAMPLES; i++) {
-        path_format(from, "%s/set/%d.png", folder, i), path_format(to, "%s/set/%d.away", folder, i);
+        path_format(from, "%s/set/%d.png", folder, i);
+        path_format(to, "%s/set/%d.away", folder, i);
         if (i != 12 && rename(from, to)) die(EXIT_RUNTIME, "%s", from);
     }
     c.cache = &cache;
     EXPECT(run(&d, &c) == plain);
     for (int i = 0; i < SAMPLES; i++) {
-        path_format(from, "%s/set/%d.away", folder, i), path_format(to, "%s/set/%d.png", folder, i);
+        path_format(from, "%s/set/%d.away", folder, i);
+        path_format(to, "%s/set/%d.png", folder, i);
         if (i != 12 && rename(from, to)) die(EXIT_RUNTIME, "%s", from);
     }
     image_cache_close(&cache);
@@ -149,14 +163,17 @@ static void overwrite(size_t offset, const void *bytes, size_t n) {
     fclose(f);
 }
 
-// The file is made by children: what they inherit of OpenMP's threads does not run, so this comes before anything else has started them.
+// The file is made by children: what they inherit of OpenMP's threads does not run, so this comes before
+// anything else has started them.
 static void test_refusals(void) {
     DatasetConfig dc = dataset_config_default();
     Dataset d = dataset_open(at("set/t.csv"), &dc, 2), other = dataset_open(at("set/s0.tar"), &dc, 2);
     LoaderConfig c = loading(NULL, false);
     const OpenFile good = {&d, keeping(&c)};
     const int code = run_child(make_on_full_disk, &good);
-    EXPECT(code == EXIT_RUNTIME && strstr(child_output, "kept: cannot write (") && !file_exists(at("kept")) && !file_exists(at("kept.part")), "%d: %s", code, child_output);
+    EXPECT(code == EXIT_RUNTIME && strstr(child_output, "kept: cannot write (") && !file_exists(at("kept")) &&
+               !file_exists(at("kept.part")),
+        "%d: %s", code, child_output);
     EXPECT(run_child(make_file, &good) == 0 && run_child(open_file, &good) == 0);
     for (int i = 0; i < 7; i++) {
         OpenFile o = good;
@@ -167,12 +184,15 @@ static void test_refusals(void) {
         if (i == 4) o.k.exif_rotate = true;
         if (i == 5) o.k.max_image_pixels = 30000;
         if (i == 6) o.d = &other;
-        EXPECT_DEATH(open_file, &o, "holds the pictures of other data, or for other image settings; remove it");
+        EXPECT_DEATH(
+            open_file, &o, "holds the pictures of other data, or for other image settings; remove it");
     }
     const int64_t first = d.samples[0].image; // the same samples in another order
-    d.samples[0].image = d.samples[1].image, d.samples[1].image = first;
+    d.samples[0].image = d.samples[1].image;
+    d.samples[1].image = first;
     EXPECT_DEATH(open_file, &good, "other data");
-    d.samples[1].image = d.samples[0].image, d.samples[0].image = first;
+    d.samples[1].image = d.samples[0].image;
+    d.samples[0].image = first;
     EXPECT(run_child(open_file, &good) == 0);
 
     size_t bytes;
@@ -184,9 +204,11 @@ static void test_refusals(void) {
     EXPECT_DEATH(open_file, &good, "is damaged; remove it");
     overwrite(last + offsetof(ImageEntry, offset), &negative, sizeof negative);
     EXPECT_DEATH(open_file, &good, "is damaged; remove it");
-    write_file(at("kept"), whole, bytes), overwrite(last + offsetof(ImageEntry, width), &wide, sizeof wide);
+    write_file(at("kept"), whole, bytes);
+    overwrite(last + offsetof(ImageEntry, width), &wide, sizeof wide);
     EXPECT_DEATH(open_file, &good, "is damaged; remove it");
-    write_file(at("kept"), whole, bytes), overwrite(last + offsetof(ImageEntry, status), &unknown, sizeof unknown);
+    write_file(at("kept"), whole, bytes);
+    overwrite(last + offsetof(ImageEntry, status), &unknown, sizeof unknown);
     EXPECT_DEATH(open_file, &good, "is damaged; remove it");
     write_file(at("kept"), whole, 100);
     EXPECT_DEATH(open_file, &good, "is not complete; remove it");
@@ -195,7 +217,8 @@ static void test_refusals(void) {
     write_text(at("kept"), "something else that is long enough for a header");
     EXPECT_DEATH(open_file, &good, "is no file of pictures; give --cache-images another name");
     free(whole);
-    dataset_free(&d), dataset_free(&other);
+    dataset_free(&d);
+    dataset_free(&other);
 }
 
 static void test_interrupted(void) {
@@ -204,7 +227,8 @@ static void test_interrupted(void) {
     LoaderConfig c = loading(NULL, false);
     const ImageCacheConfig k = keeping(&c);
     const volatile sig_atomic_t interrupted = 1;
-    EXPECT(!image_cache_make(at("never"), &d, &k, &interrupted) && !file_exists(at("never")) && !file_exists(at("never.part")));
+    EXPECT(!image_cache_make(at("never"), &d, &k, &interrupted) && !file_exists(at("never")) &&
+           !file_exists(at("never.part")));
     dataset_free(&d);
 }
 
@@ -216,7 +240,8 @@ int main(void) {
     make_data();
     test_refusals();
     test_interrupted();
-    for (int i = 0; i < 8; i++) test_same_bits(i & 1 ? at("set/t.csv") : at("set/s0.tar"), i & 2 ? &crops : NULL, i & 4);
+    for (int i = 0; i < 8; i++)
+        test_same_bits(i & 1 ? at("set/t.csv") : at("set/s0.tar"), i & 2 ? &crops : NULL, i & 4);
     test_no_reading();
     remove_test_folder();
     return test_report();

@@ -28,8 +28,8 @@ static void write_file(const char *path, const char *text) {
 static char printed[65536];
 typedef void Work(const char *path);
 
-// Runs `work` in a child whose stdout and stderr go to `printed`, by way of a terminal if so asked. Returns its exit code; -2 where there
-// is no terminal to be had.
+// Runs `work` in a child whose stdout and stderr go to `printed`, by way of a terminal if so asked. Returns
+// its exit code; -2 where there is no terminal to be had.
 static int in_child(Work *work, const char *path, bool terminal) {
     int ends[2] = {-1, -1}, status = 0;
     fflush(stdout);
@@ -41,14 +41,17 @@ static int in_child(Work *work, const char *path, bool terminal) {
     pid_t child = fork();
     if (child == 0) {
         setenv("TERM", "xterm", 1);
-        dup2(ends[1], 1), dup2(ends[1], 2);
-        close(ends[0]), close(ends[1]);
+        dup2(ends[1], 1);
+        dup2(ends[1], 2);
+        close(ends[0]);
+        close(ends[1]);
         work(path);
         exit(0);
     }
     close(ends[1]);
     size_t n = 0;
-    for (ssize_t got; (got = read(ends[0], printed + n, sizeof printed - 1 - n)) > 0;) n += (size_t)got; // a terminal ends with EIO
+    for (ssize_t got; (got = read(ends[0], printed + n, sizeof printed - 1 - n)) > 0;)
+        n += (size_t)got; // a terminal ends with EIO
     printed[n] = 0;
     close(ends[0]);
     waitpid(child, &status, 0);
@@ -64,9 +67,12 @@ static int count_of(const char *text, const char *part) {
 // ---------------------------------------------------------------- logger
 
 static void test_numbers(void) {
-    const struct { double x; const char *text; } cases[] = {
-        {0, "0"}, {5, "5"}, {-3, "-3"}, {0.1, "0.1"}, {0.1f, "0.1"}, {1e-5, "1e-05"}, {1e-5f, "1e-05"}, {2.25, "2.25"}, {1234567, "1234567"},
-        {1.0 / 3, "0.3333333333333333"}, {1.0f / 3, "0.33333334"}, {NAN, "null"}, {INFINITY, "null"}, {-INFINITY, "null"}, {25e6, "25000000"}};
+    const struct {
+        double x;
+        const char *text;
+    } cases[] = {{0, "0"}, {5, "5"}, {-3, "-3"}, {0.1, "0.1"}, {0.1f, "0.1"}, {1e-5, "1e-05"},
+        {1e-5f, "1e-05"}, {2.25, "2.25"}, {1234567, "1234567"}, {1.0 / 3, "0.3333333333333333"},
+        {1.0f / 3, "0.33333334"}, {NAN, "null"}, {INFINITY, "null"}, {-INFINITY, "null"}, {25e6, "25000000"}};
     char text[32];
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         number_format(text, cases[i].x);
@@ -124,19 +130,31 @@ static void work_run(const char *path) {
 static void test_run(void) {
     const char *path = in_folder("logs/run");
     EXPECT(in_child(work_run, path, false) == 0, "%s", printed);
-    char *out = file_read_all(in_folder("logs/run/out.log"), NULL), *metrics = file_read_all(in_folder("logs/run/metrics.jsonl"), NULL);
-    EXPECT(strncmp(out, "42 parameters\nstep 5/34  epoch 0.50  loss 0.5000  lr 0.0001  88.2 samples/s  0:0", 78) == 0, "%s", out);
+    char *out = file_read_all(in_folder("logs/run/out.log"), NULL);
+    char *metrics = file_read_all(in_folder("logs/run/metrics.jsonl"), NULL);
+    EXPECT(strncmp(out, "42 parameters\nstep 5/34  epoch 0.50  loss 0.5000  lr 0.0001  88.2 samples/s  0:0",
+               78) == 0,
+        "%s", out);
     EXPECT(count_of(out, "\nstep ") == 7 && strstr(out, "step 34/34"), "%s", out); // 5, 10 … 30 and the last
-    EXPECT(strstr(out, "warning: 3 images are broken\n") && strstr(printed, ": 3 images are broken\n"), "%s", printed);
-    EXPECT(strncmp(printed, out, strlen(out) - strlen("warning: 3 images are broken\n")) == 0, "console:\n%s\nout.log:\n%s", printed, out);
+    EXPECT(strstr(out, "warning: 3 images are broken\n") && strstr(printed, ": 3 images are broken\n"), "%s",
+        printed);
+    EXPECT(strncmp(printed, out, strlen(out) - strlen("warning: 3 images are broken\n")) == 0,
+        "console:\n%s\nout.log:\n%s", printed, out);
     EXPECT(!strchr(printed, '\r') && !strchr(out, '\r'), "%s", printed);
-    EXPECT(strncmp(metrics, "{\"step\": 1, \"loss\": 2.5, \"lr\": 0.0001}\n", 39) == 0 && count_of(metrics, "\n") == 34, "%s", metrics);
-    EXPECT(in_child(work_run, path, false) == EXIT_USAGE && strstr(printed, "exists already") && count_of(printed, "\n") == 1, "%s", printed);
+    EXPECT(strncmp(metrics, "{\"step\": 1, \"loss\": 2.5, \"lr\": 0.0001}\n", 39) == 0 &&
+               count_of(metrics, "\n") == 34,
+        "%s", metrics);
+    EXPECT(in_child(work_run, path, false) == EXIT_USAGE && strstr(printed, "exists already") &&
+               count_of(printed, "\n") == 1,
+        "%s", printed);
     char *again = file_read_all(in_folder("logs/run/metrics.jsonl"), NULL);
     EXPECT_STRING(again, metrics);
-    free(out), free(metrics), free(again);
+    free(out);
+    free(metrics);
+    free(again);
     write_file(in_folder("file"), "");
-    EXPECT(in_child(work_run, in_folder("file/run"), false) == EXIT_RUNTIME && count_of(printed, "\n") == 1, "%s", printed);
+    EXPECT(in_child(work_run, in_folder("file/run"), false) == EXIT_RUNTIME && count_of(printed, "\n") == 1,
+        "%s", printed);
 }
 
 static void test_terminal(void) {
@@ -167,22 +185,29 @@ static void test_resume(void) {
     const char *path = in_folder("logs/torn");
     make_directories(path);
     write_file(in_folder("logs/torn/out.log"), "first\nhal");
-    write_file(in_folder("logs/torn/metrics.jsonl"), "{\"step\": 6, \"loss\": 0.1}\n{\"step\": 7, \"zeroshot_top1\": null}\nrubbish\n{\"note\": 1}\n"
-                                                    "{\"step\": 8, \"loss\": 5}\n[7]\n{\"step\": 9, \"lo");
+    write_file(in_folder("logs/torn/metrics.jsonl"),
+        "{\"step\": 6, \"loss\": 0.1}\n{\"step\": 7, \"zeroshot_top1\": null}\nrubbish\n{\"note\": 1}\n"
+        "{\"step\": 8, \"loss\": 5}\n[7]\n{\"step\": 9, \"lo");
     EXPECT(in_child(work_resume, path, false) == 0, "%s", printed);
-    char *out = file_read_all(in_folder("logs/torn/out.log"), NULL), *metrics = file_read_all(in_folder("logs/torn/metrics.jsonl"), NULL);
+    char *out = file_read_all(in_folder("logs/torn/out.log"), NULL);
+    char *metrics = file_read_all(in_folder("logs/torn/metrics.jsonl"), NULL);
     EXPECT_STRING(out, "first\nhal\ngoes on\n");
-    EXPECT_STRING(metrics, "{\"step\": 6, \"loss\": 0.1}\n{\"step\": 7, \"zeroshot_top1\": null}\n{\"note\": 1}\n"
-                           "{\"step\": 8, \"loss\": 0.3125, \"lr\": 0.0001}\n{\"step\": 9, \"loss\": 0.2777777777777778, \"lr\": 0.0001}\n");
+    EXPECT_STRING(metrics,
+        "{\"step\": 6, \"loss\": 0.1}\n{\"step\": 7, \"zeroshot_top1\": null}\n{\"note\": 1}\n"
+        "{\"step\": 8, \"loss\": 0.3125, \"lr\": 0.0001}\n{\"step\": 9, \"loss\": 0.2777777777777778, "
+        "\"lr\": 0.0001}\n");
     EXPECT(!file_exists(in_folder("logs/torn/metrics.jsonl.part")), "the file aside was left");
-    free(out), free(metrics);
-    EXPECT(in_child(work_resume, in_folder("logs/fresh"), false) == 0, "%s", printed); // its logs were thrown away
+    free(out);
+    free(metrics);
+    EXPECT(in_child(work_resume, in_folder("logs/fresh"), false) == 0, "%s",
+        printed); // its logs were thrown away
     metrics = file_read_all(in_folder("logs/fresh/metrics.jsonl"), NULL);
     EXPECT(count_of(metrics, "\n") == 2, "%s", metrics);
     free(metrics);
 }
 
-// A file size limit stands for the full disk: writes beyond it fail with EFBIG, at first in the middle of a line.
+// A file size limit stands for the full disk: writes beyond it fail with EFBIG, at first in the middle of a
+// line.
 static void work_full_disk(const char *path) {
     struct rlimit limit;
     getrlimit(RLIMIT_FSIZE, &limit);
@@ -200,7 +225,9 @@ static void work_full_disk(const char *path) {
 
 static void test_full_disk(void) {
     EXPECT(in_child(work_full_disk, in_folder("logs/full"), false) == 0, "%s", printed);
-    EXPECT(count_of(printed, "cannot write") == 1 && count_of(printed, "\nstep ") + (strncmp(printed, "step ", 5) == 0) >= 5, "%s", printed);
+    EXPECT(count_of(printed, "cannot write") == 1 &&
+               count_of(printed, "\nstep ") + (strncmp(printed, "step ", 5) == 0) >= 5,
+        "%s", printed);
     FILE *f = fopen_check(in_folder("logs/full/metrics.jsonl"), "rb");
     char *line = NULL;
     size_t capacity = 0;
@@ -209,15 +236,18 @@ static void test_full_disk(void) {
         last = (int)json_integer_value(json_object_get(record, "step"));
         whole++;
     }
-    EXPECT(whole >= 12 && last == 30, "%d whole records, the last of step %d", whole, last); // two before, ten after
+    EXPECT(whole >= 12 && last == 30, "%d whole records, the last of step %d", whole,
+        last); // two before, ten after
     free(line);
     fclose(f);
 }
 
 static void test_durations(void) {
-    const struct { double seconds; const char *text; } cases[] = {
-        {0, "0:00"}, {59.4, "0:59"}, {59.6, "1:00"}, {3599, "59:59"},
-        {3600, "1:00:00"}, {100000, "27:46:40"}, {-1, "0:00"}, {NAN, "0:00"}};
+    const struct {
+        double seconds;
+        const char *text;
+    } cases[] = {{0, "0:00"}, {59.4, "0:59"}, {59.6, "1:00"}, {3599, "59:59"}, {3600, "1:00:00"},
+        {100000, "27:46:40"}, {-1, "0:00"}, {NAN, "0:00"}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         char text[32];
         duration_format(text, cases[i].seconds);
@@ -228,16 +258,19 @@ static void test_durations(void) {
 // ---------------------------------------------------------------- charts
 
 static void test_ticks(void) {
-    const struct { double low, high; bool log, percent; int wanted; const char *labels; } cases[] = {
-        {0, 1, false, true, 4, "0% 25% 50% 75% 100% "},
-        {0, 600, false, false, 8, "0 100 200 300 400 500 600 "},
-        {0, 5e-4, false, false, 2, "0 2.5e-4 5e-4 "},
+    const struct {
+        double low, high;
+        bool log, percent;
+        int wanted;
+        const char *labels;
+    } cases[] = {{0, 1, false, true, 4, "0% 25% 50% 75% 100% "},
+        {0, 600, false, false, 8, "0 100 200 300 400 500 600 "}, {0, 5e-4, false, false, 2, "0 2.5e-4 5e-4 "},
         {0, 25000, false, false, 5, "0 5k 10k 15k 20k 25k "},
         {1e-7, 10, true, false, 8, "1e-7 1e-6 1e-5 1e-4 0.001 0.01 0.1 1 10 "},
         {1, 100, true, false, 4, "1 2 5 10 20 50 100 "},
         {2.99, 3.01, false, false, 4, "2.990 2.995 3.000 3.005 3.010 "},
-        {-1, 1, false, false, 4, "-1.0 -0.5 0 0.5 1.0 "},
-        {3, 4, true, false, 4, "3.00 3.25 3.50 3.75 4.00 "}, {0, 2e6, false, false, 4, "0 0.5M 1.0M 1.5M 2.0M "}};
+        {-1, 1, false, false, 4, "-1.0 -0.5 0 0.5 1.0 "}, {3, 4, true, false, 4, "3.00 3.25 3.50 3.75 4.00 "},
+        {0, 2e6, false, false, 4, "0 0.5M 1.0M 1.5M 2.0M "}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         PlotAxis a = {cases[i].low, cases[i].high, 0, 100, cases[i].log, cases[i].percent, false};
         PlotTick ticks[PLOT_TICKS];
@@ -250,8 +283,9 @@ static void test_ticks(void) {
         }
         EXPECT_STRING(labels, cases[i].labels);
     }
-    PlotAxis wild[] = {{1e17, 1e17 + 64, 0, 1, false, false, false}, {-1e308, 1e308, 0, 1, false, false, false},
-        {1e-300, 1e300, 0, 1, true, false, false}, {5e-324, 1e-323, 0, 1, true, false, false}};
+    PlotAxis wild[] = {{1e17, 1e17 + 64, 0, 1, false, false, false},
+        {-1e308, 1e308, 0, 1, false, false, false}, {1e-300, 1e300, 0, 1, true, false, false},
+        {5e-324, 1e-323, 0, 1, true, false, false}};
     for (int i = 0; i < 4; i++) {
         PlotTick ticks[PLOT_TICKS];
         EXPECT(axis_ticks(&wild[i], 4, ticks) <= PLOT_TICKS, "wild axis %d", i);
@@ -259,7 +293,8 @@ static void test_ticks(void) {
 }
 
 static void test_axis(void) {
-    PlotAxis log_axis = {1e-4, 1, 10, 50, true, false, false}, line = {-1, 3, 0, 8, false, false, false};
+    PlotAxis log_axis = {1e-4, 1, 10, 50, true, false, false};
+    PlotAxis line = {-1, 3, 0, 8, false, false, false};
     EXPECT_CLOSE(axis_pixel(&log_axis, 1e-2), 30, 1e-9);
     EXPECT_CLOSE(axis_pixel(&line, 0), 2, 1e-9);
     PlotAxis logit = {0.2, 0.8, 0, 100, false, true, true}; // 0.2 and 0.8 lie ln 4 beside 0.5
@@ -270,7 +305,8 @@ static void test_axis(void) {
     EXPECT(!axis_shows(&line, NAN) && !axis_shows(&line, INFINITY), "axis_shows");
 }
 
-// Well-formed: every tag closed in order, no bare & or <, no nan or inf among the numbers; every coordinate inside the picture.
+// Well-formed: every tag closed in order, no bare & or <, no nan or inf among the numbers; every coordinate
+// inside the picture.
 static void expect_svg(const char *svg, const char *what) {
     char open[16][32];
     int depth = 0;
@@ -278,26 +314,35 @@ static void expect_svg(const char *svg, const char *what) {
     sscanf(strstr(svg, "height=\"") ? strstr(svg, "height=\"") : "", "height=\"%lf", &height);
     EXPECT(height > 0 && height < 5000, "%s: height %g", what, height);
     for (const char *p = svg; *p; p++) {
-        if (*p == '&') EXPECT(strncmp(p, "&amp;", 5) == 0 || strncmp(p, "&lt;", 4) == 0 || strncmp(p, "&gt;", 4) == 0, "%s: bare &: %.20s", what, p);
+        if (*p == '&')
+            EXPECT(strncmp(p, "&amp;", 5) == 0 || strncmp(p, "&lt;", 4) == 0 || strncmp(p, "&gt;", 4) == 0,
+                "%s: bare &: %.20s", what, p);
         EXPECT((unsigned char)*p >= ' ' || *p == '\n', "%s: a control character", what);
         if (*p != '<') continue;
         const char *end = strchr(p, '>');
         if (!end) break;
         size_t n = strcspn(p + 1, " >");
-        if (p[1] == '/') EXPECT(depth > 0 && strncmp(open[--depth], p + 2, n - 1) == 0, "%s: </%.*s>", what, (int)n, p + 2);
+        if (p[1] == '/')
+            EXPECT(
+                depth > 0 && strncmp(open[--depth], p + 2, n - 1) == 0, "%s: </%.*s>", what, (int)n, p + 2);
         else if (end[-1] != '/' && depth < 16) snprintf(open[depth++], 32, "%.*s", (int)n, p + 1);
         const char *d = strstr(p, " d=\"");
         for (d = d && d < end ? d + 4 : NULL; d && *d != '"';) {
-            if (*d == 'h') { d += 2; continue; }
+            if (*d == 'h') {
+                d += 2;
+                continue;
+            }
             char *next;
             double x = strtod(d + 1, &next), y = strtod(next, &next);
-            EXPECT((*d == 'M' || *d == 'L') && x >= 0 && x <= PLOT_WIDTH && y >= 0 && y <= height, "%s: %c%g %g", what, *d, x, y);
+            EXPECT((*d == 'M' || *d == 'L') && x >= 0 && x <= PLOT_WIDTH && y >= 0 && y <= height,
+                "%s: %c%g %g", what, *d, x, y);
             d = next > d + 1 ? next : "\"";
         }
         p = end;
     }
     EXPECT(depth == 0, "%s: %d tags are open", what, depth);
-    EXPECT(!strstr(svg, "\"nan") && !strstr(svg, "\"-nan") && !strstr(svg, "inf\""), "%s: not a number", what);
+    EXPECT(
+        !strstr(svg, "\"nan") && !strstr(svg, "\"-nan") && !strstr(svg, "inf\""), "%s: not a number", what);
     EXPECT(strstr(svg, "prefers-color-scheme:dark"), "%s: no dark colours", what);
 }
 
@@ -314,11 +359,14 @@ static char *draw(const double *x, const double *y, size_t n, int flags, const c
 
 static void test_plot_shapes(void) {
     enum { N = 100000 };
-    double x[] = {1, 2, 3, 4, 5, 6, 7}, gaps[] = {1, NAN, 2, 3, INFINITY, NAN, 2}, same[] = {3, 3, 3, 3, 3, 3, 3};
+    double x[] = {1, 2, 3, 4, 5, 6, 7};
+    double gaps[] = {1, NAN, 2, 3, INFINITY, NAN, 2};
+    double same[] = {3, 3, 3, 3, 3, 3, 3};
     double none[] = {NAN, NAN}, zero[] = {0, 0}, negative[] = {-1, 0, 5, 6};
     char *svg = draw(x, gaps, 7, 0, "gaps");
     EXPECT(count_of(svg, "M") == 3 && count_of(svg, "h0") == 2, "gaps: %s", svg);
-    EXPECT(strstr(svg, "A &lt;title&gt; &amp; \"so\" on ?") && strstr(svg, "here &amp; &lt;there&gt;"), "%s", svg);
+    EXPECT(strstr(svg, "A &lt;title&gt; &amp; \"so\" on ?") && strstr(svg, "here &amp; &lt;there&gt;"), "%s",
+        svg);
     free(svg);
     free(draw(x, same, 7, 0, "constant"));
     free(draw(x, same, 7, PLOT_LOG_X | PLOT_LOG_Y, "constant, logarithmic"));
@@ -333,22 +381,37 @@ static void test_plot_shapes(void) {
     EXPECT(count_of(svg, "M") == 1 && count_of(svg, "L") == 1, "%s", svg);
     free(svg);
 
-    double *steps = (double *)malloc_check(N * sizeof *steps), *noise = (double *)malloc_check(N * sizeof *noise);
+    double *steps = (double *)malloc_check(N * sizeof *steps);
+    double *noise = (double *)malloc_check(N * sizeof *noise);
     Rand r = rand_for(7, 0, 0);
-    for (int i = 0; i < N; i++) steps[i] = i, noise[i] = rand_normal(&r);
-    noise[N / 2 + 37] = 50, noise[N / 3 + 37] = -50; // a single high or low point, in the middle of a pixel column, must not be lost
+    for (int i = 0; i < N; i++) {
+        steps[i] = i;
+        noise[i] = rand_normal(&r);
+    }
+    noise[N / 2 + 37] = 50;
+    noise[N / 3 + 37] = -50; // a single high or low point, in the middle of a pixel column, must not be lost
     svg = draw(steps, noise, N, 0, "many points");
     EXPECT(strlen(svg) < 100000, "%zu bytes", strlen(svg));
     double highest = 1e9, lowest = 0, y;
     for (const char *p = strstr(svg, " d=\""); p && *p != '>'; p++)
-        if ((*p == 'L' || *p == 'M') && sscanf(p + 1, "%*f %lf", &y) == 1) highest = fmin(highest, y), lowest = fmax(lowest, y);
+        if ((*p == 'L' || *p == 'M') && sscanf(p + 1, "%*f %lf", &y) == 1) {
+            highest = fmin(highest, y);
+            lowest = fmax(lowest, y);
+        }
     EXPECT(lowest - highest > 150, "the outliers are drawn at %g and %g", highest, lowest);
-    free(svg), free(steps), free(noise);
+    free(svg);
+    free(steps);
+    free(noise);
 
     PlotPanel p = plot_panel("y", NULL, 0);
-    for (int i = 0; i < 20; i++) plot_line(&p, "same", x, same, 7, i, PLOT_DOTS), plot_mark(&p, i, "m"); // more than fit
-    EXPECT(p.series_count == PLOT_SERIES && p.mark_count == PLOT_MARKS, "%d lines, %d marks", p.series_count, p.mark_count);
-    const char *title = "a title of words that goes on for more than one line and then some more so that it has to be broken";
+    for (int i = 0; i < 20; i++) {
+        plot_line(&p, "same", x, same, 7, i, PLOT_DOTS);
+        plot_mark(&p, i, "m");
+    } // more than fit
+    EXPECT(p.series_count == PLOT_SERIES && p.mark_count == PLOT_MARKS, "%d lines, %d marks", p.series_count,
+        p.mark_count);
+    const char *title =
+        "a title of words that goes on for more than one line and then some more so that it has to be broken";
     EXPECT(plot_write(in_folder("plot.svg"), title, &p, 1), "many lines");
     svg = file_read_all(in_folder("plot.svg"), NULL);
     expect_svg(svg, "many lines");
@@ -366,16 +429,23 @@ static void test_plot_shapes(void) {
 
 static void test_smoothing(void) {
     double x[300], y[300];
-    for (int i = 0; i < 300; i++) x[i] = i, y[i] = i % 7 == 3 ? NAN : 2;
+    for (int i = 0; i < 300; i++) {
+        x[i] = i;
+        y[i] = i % 7 == 3 ? NAN : 2;
+    }
     Curve c;
     memset(&c, 0, sizeof c);
-    c.x = x, c.y = y, c.n = 300;
+    c.x = x;
+    c.y = y;
+    c.n = 300;
     double *s = curve_smooth(&c);
-    for (int i = 0; i < 300; i++) EXPECT(isnan(y[i]) ? isnan(s[i]) : fabs(s[i] - 2) < 1e-12, "at %d: %g", i, s[i]);
+    for (int i = 0; i < 300; i++)
+        EXPECT(isnan(y[i]) ? isnan(s[i]) : fabs(s[i] - 2) < 1e-12, "at %d: %g", i, s[i]);
     free(s);
     for (int i = 0; i < 300; i++) y[i] = 0.5 * i + (i % 2 ? 1 : -1);
     s = curve_smooth(&c);
-    for (int i = 20; i < 280; i++) EXPECT(fabs(s[i] - 0.5 * i) < 0.2, "at %d: %g", i, s[i]); // a slope stays, noise goes
+    for (int i = 20; i < 280; i++)
+        EXPECT(fabs(s[i] - 0.5 * i) < 0.2, "at %d: %g", i, s[i]); // a slope stays, noise goes
     free(s);
 }
 
@@ -384,30 +454,47 @@ static void work_no_place(const char *path) { exit(plot_curves(in_folder("curves
 
 static void test_curves(void) {
     FILE *f = fopen_check(in_folder("curves.jsonl"), "wb");
-    fputs("{\"step\": 0, \"zeroshot_top1\": 0.1, \"zeroshot_top5\": 0.5, \"zeroshot_top1/a<b\": 0.2}\nhalf a line\n{\"loss\": 3}\n", f);
-    for (int i = 1; i <= 100; i++) fprintf(f, "{\"step\": %d, \"epoch\": 1, \"loss\": %s, \"lr\": %g}\n", i, i == 50 ? "null" : i < 50 ? "4" : "1.5", 1e-4);
-    fputs("{\"step\": 100, \"zeroshot_top1\": 0.525, \"zeroshot_top5\": 1, \"val_loss\": 2.75, \"image_to_text_R@1\": 0.25}\n{\"step\": 1", f);
+    fputs("{\"step\": 0, \"zeroshot_top1\": 0.1, \"zeroshot_top5\": 0.5, \"zeroshot_top1/a<b\": 0.2}\nhalf a "
+          "line\n{\"loss\": 3}\n",
+        f);
+    for (int i = 1; i <= 100; i++)
+        fprintf(f, "{\"step\": %d, \"epoch\": 1, \"loss\": %s, \"lr\": %g}\n", i,
+            i == 50  ? "null"
+            : i < 50 ? "4"
+                     : "1.5",
+            1e-4);
+    fputs("{\"step\": 100, \"zeroshot_top1\": 0.525, \"zeroshot_top5\": 1, \"val_loss\": 2.75, "
+          "\"image_to_text_R@1\": 0.25}\n{\"step\": 1",
+        f);
     fclose(f);
     EXPECT(plot_curves(in_folder("curves.jsonl"), in_folder("curves.svg")), "not drawn");
     char *svg = file_read_all(in_folder("curves.svg"), NULL);
     expect_svg(svg, "curves");
     EXPECT(strstr(svg, "Loss 4.00 → 1.50, zero-shot top-1 10.0% → 52.5%"), "%.400s", svg);
 #define BOLD "<tspan font-weight=\"600\">"
-    const char *parts[] = {"training " BOLD "1.50", "validation " BOLD "2.75", "top-1 " BOLD "52.5%", "top-5 " BOLD "100%", "top-1/a&lt;b",
-        "image→text R@1 " BOLD "25.0%", "1e-4", ">step<"};
-    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) EXPECT(strstr(svg, parts[i]), "%s is missing", parts[i]);
+    const char *parts[] = {"training " BOLD "1.50", "validation " BOLD "2.75", "top-1 " BOLD "52.5%",
+        "top-5 " BOLD "100%", "top-1/a&lt;b", "image→text R@1 " BOLD "25.0%", "1e-4", ">step<"};
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
+        EXPECT(strstr(svg, parts[i]), "%s is missing", parts[i]);
     EXPECT(count_of(svg, "class=\"h\"") == 4, "%d panels", count_of(svg, "class=\"h\""));
     free(svg);
-    EXPECT(in_child(work_no_place, in_folder("no/such/curves.svg"), false) == 0 && count_of(printed, "\n") == 1, "%s", printed);
-    const char *empty[] = {"", "{}\n", "{\"step\": 1}\n", "{\"step\": 1, \"grad_norm\": 2}\n", "{\"loss\": 2}\n", "\x00\xff"};
+    EXPECT(
+        in_child(work_no_place, in_folder("no/such/curves.svg"), false) == 0 && count_of(printed, "\n") == 1,
+        "%s", printed);
+    const char *empty[] = {
+        "", "{}\n", "{\"step\": 1}\n", "{\"step\": 1, \"grad_norm\": 2}\n", "{\"loss\": 2}\n", "\x00\xff"};
     for (size_t i = 0; i < sizeof empty / sizeof *empty; i++) {
         write_file(in_folder("empty.jsonl"), empty[i]);
-        EXPECT(in_child(work_no_metrics, in_folder("empty.jsonl"), false) == 0 && count_of(printed, "\n") == 1, "%s: %s", empty[i], printed);
+        EXPECT(
+            in_child(work_no_metrics, in_folder("empty.jsonl"), false) == 0 && count_of(printed, "\n") == 1,
+            "%s: %s", empty[i], printed);
     }
-    EXPECT(in_child(work_no_metrics, in_folder("missing.jsonl"), false) == 0 && count_of(printed, "\n") == 1, "%s", printed);
+    EXPECT(in_child(work_no_metrics, in_folder("missing.jsonl"), false) == 0 && count_of(printed, "\n") == 1,
+        "%s", printed);
     EXPECT(!file_exists(in_folder("none.svg")), "a picture of nothing");
     const char *odd[] = {"{\"step\": 0, \"zeroshot_top1\": 1}\n", "{\"step\": 3, \"loss\": null}\n",
-        "{\"step\": 5, \"loss\": 1e300, \"lr\": 0}\n{\"step\": 6, \"loss\": -1e300}\n", "{\"step\": 1, \"loss\": 2, \"lr\": 1e-5}\n"};
+        "{\"step\": 5, \"loss\": 1e300, \"lr\": 0}\n{\"step\": 6, \"loss\": -1e300}\n",
+        "{\"step\": 1, \"loss\": 2, \"lr\": 1e-5}\n"};
     for (size_t i = 0; i < sizeof odd / sizeof *odd; i++) {
         write_file(in_folder("odd.jsonl"), odd[i]);
         EXPECT(plot_curves(in_folder("odd.jsonl"), in_folder("odd.svg")), "%s", odd[i]);

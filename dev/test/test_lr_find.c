@@ -1,5 +1,5 @@
-// The range test: its ramp and where it ends, the reading of curves whose answer is known, and that a model is afterwards what it was,
-// to the bit. What the program makes of real losses is in test_lr_find.py.
+// The range test: its ramp and where it ends, the reading of curves whose answer is known, and that a model
+// is afterwards what it was, to the bit. What the program makes of real losses is in test_lr_find.py.
 #define CLIP_WITHOUT_MAIN
 #include "train_clip.c"
 #include "clipc/train/lr_range.h"
@@ -20,13 +20,16 @@ static RangeCurve ramp(const RangeConfig *config, double (*loss)(double ln_rate)
 static void test_rates_of_the_ramp(void) {
     RangeConfig c = config_of(101);
     EXPECT_CLOSE(range_rate(&c, 0), 1e-7, 1e-15);
-    EXPECT(fabs(range_rate(&c, 100) - 10) < 1e-12 && fabs(range_rate(&c, 50) / 1e-3 - 1) < 1e-12, "%g", range_rate(&c, 50));
+    EXPECT(fabs(range_rate(&c, 100) - 10) < 1e-12 && fabs(range_rate(&c, 50) / 1e-3 - 1) < 1e-12, "%g",
+        range_rate(&c, 50));
     EXPECT(fabs(range_rate(&c, 13) / range_rate(&c, 12) - pow(1e8, .01)) < 1e-12);
     c.linear = true;
     EXPECT(range_rate(&c, 0) == 1e-7 && fabs(range_rate(&c, 50) - (1e-7 + 10) / 2) < 1e-12);
 }
 
-static double constant(double x) { return (void)x, 0.1; } // no number of fp64: an average of rounded terms would not be it
+static double constant(double x) {
+    return (void)x, 0.1;
+} // no number of fp64: an average of rounded terms would not be it
 
 static void test_constant_loss_reads_constant(void) {
     const RangeConfig c = config_of(100);
@@ -55,8 +58,14 @@ static double equal_features; // of the batch that the next curve is for
 
 // Falls from 80% of the ceiling to 60% at 1e-4, and is at the ceiling from 1e-2 on.
 static double collapsing(double x) {
-    const double ceiling = equal_features, low = log(1e-6), best = log(1e-4), end = log(1e-2);
-    return ceiling * (x < low ? 0.8 : x < best ? 0.8 - 0.2 * (x - low) / (best - low) : x < end ? 0.6 + 0.4 * (x - best) / (end - best) : 1.0005);
+    const double ceiling = equal_features;
+    const double low = log(1e-6);
+    const double best = log(1e-4);
+    const double end = log(1e-2);
+    return ceiling * (x < low       ? 0.8
+                         : x < best ? 0.8 - 0.2 * (x - low) / (best - low)
+                         : x < end  ? 0.6 + 0.4 * (x - best) / (end - best)
+                                    : 1.0005);
 }
 
 static void test_collapse_ends_the_ramp(void) {
@@ -67,11 +76,14 @@ static void test_collapse_ends_the_ramp(void) {
         RangeCurve r = ramp(&c, collapsing, equal_features);
         size_t first = 0;
         while (first < r.n && r.lr[first] < 0.98e-2) first++;
-        EXPECT(r.stop == RANGE_COLLAPSED && r.n <= first + RANGE_COLLAPSE_STEPS + 1, "batch %d: stop %d after %zu steps, collapsed at %zu", batches[k], r.stop, r.n, first);
+        EXPECT(r.stop == RANGE_COLLAPSED && r.n <= first + RANGE_COLLAPSE_STEPS + 1,
+            "batch %d: stop %d after %zu steps, collapsed at %zu", batches[k], r.stop, r.n, first);
         EXPECT(r.end + RANGE_COLLAPSE_STEPS == r.n && r.end + 1 >= first, "end %zu", r.end);
         const RangeReading reading = range_read(&r);
-        EXPECT(reading.fell && fabs(log(reading.rate[RANGE_MINIMUM] / 1e-5)) < 0.5, "minimum/10 at %g", reading.rate[RANGE_MINIMUM]);
-        EXPECT(reading.rate[RANGE_STEEPEST] > 1e-6 && reading.rate[RANGE_STEEPEST] < 1e-4, "steepest at %g", reading.rate[RANGE_STEEPEST]);
+        EXPECT(reading.fell && fabs(log(reading.rate[RANGE_MINIMUM] / 1e-5)) < 0.5, "minimum/10 at %g",
+            reading.rate[RANGE_MINIMUM]);
+        EXPECT(reading.rate[RANGE_STEEPEST] > 1e-6 && reading.rate[RANGE_STEEPEST] < 1e-4, "steepest at %g",
+            reading.rate[RANGE_STEEPEST]);
         EXPECT(fabs(log(reading.rate[RANGE_VALLEY] / 1e-5)) < 1, "valley at %g", reading.rate[RANGE_VALLEY]);
         EXPECT(reading.rate[RANGE_SLIDE] < 1e-2, "slide at %g", reading.rate[RANGE_SLIDE]);
         range_free(&r);
@@ -80,25 +92,32 @@ static void test_collapse_ends_the_ramp(void) {
 
 // Random weights: at the ceiling from the start, which is no collapse; then learning, then the collapse.
 static double learning(double x) {
-    return equal_features * (x < log(1e-5) ? 1.002 : x < log(1e-3) ? 1.002 - 0.08 * (x - log(1e-5)) / log(100) : x < log(1e-2) ? 1.05 : 1);
+    return equal_features * (x < log(1e-5)      ? 1.002
+                                : x < log(1e-3) ? 1.002 - 0.08 * (x - log(1e-5)) / log(100)
+                                : x < log(1e-2) ? 1.05
+                                                : 1);
 }
 
 static void test_a_start_at_chance_is_no_collapse(void) {
     const RangeConfig c = config_of(100);
     equal_features = log(64);
     RangeCurve r = ramp(&c, learning, equal_features);
-    EXPECT(r.stop == RANGE_COLLAPSED && r.lr[r.n - 1] > 1e-2 && r.lr[r.n - 1] < 0.1, "stop %d at %g", r.stop, r.lr[r.n - 1]);
+    EXPECT(r.stop == RANGE_COLLAPSED && r.lr[r.n - 1] > 1e-2 && r.lr[r.n - 1] < 0.1, "stop %d at %g", r.stop,
+        r.lr[r.n - 1]);
     range_free(&r);
 }
 
 // Worse than chance at the start, then all features equal: never better than that.
-static double sinking(double x) { return equal_features * fmax(1.0002, 1.4 - 0.4 * (x - log(1e-7)) / log(1e4)); }
+static double sinking(double x) {
+    return equal_features * fmax(1.0002, 1.4 - 0.4 * (x - log(1e-7)) / log(1e4));
+}
 
 static void test_coming_down_to_chance_is_a_collapse(void) {
     const RangeConfig c = config_of(100);
     equal_features = log(512);
     RangeCurve r = ramp(&c, sinking, equal_features);
-    EXPECT(r.stop == RANGE_COLLAPSED && r.lr[r.n - 1] > 1e-3 && r.lr[r.n - 1] < 2e-2, "stop %d at %g", r.stop, r.lr[r.n - 1]);
+    EXPECT(r.stop == RANGE_COLLAPSED && r.lr[r.n - 1] > 1e-3 && r.lr[r.n - 1] < 2e-2, "stop %d at %g", r.stop,
+        r.lr[r.n - 1]);
     range_free(&r);
 }
 
@@ -108,7 +127,8 @@ static double not_finite(double x) { return x < log(1e-3) ? 1 : NAN; }
 static void test_other_ends(void) {
     const RangeConfig c = config_of(100);
     RangeCurve r = ramp(&c, exploding, 4);
-    EXPECT(r.stop == RANGE_DIVERGED && r.average[r.n - 1] > 4 && r.average[r.n - 2] <= 4 && r.end == r.n, "stop %d", r.stop);
+    EXPECT(r.stop == RANGE_DIVERGED && r.average[r.n - 1] > 4 && r.average[r.n - 2] <= 4 && r.end == r.n,
+        "stop %d", r.stop);
     range_free(&r);
     r = ramp(&c, not_finite, 4);
     EXPECT(r.stop == RANGE_NOT_FINITE && r.n == 50 && r.lr[49] < 1e-3, "stop %d after %zu", r.stop, r.n);
@@ -121,18 +141,22 @@ static void test_other_ends(void) {
 static double parabola(double x) { return 1 + pow(x - log(1e-3), 2) / 100; }
 static double step_down(double x) { return 2 - tanh(3 * (x - log(2e-4))); }
 
-// By the logarithm of the rate: by the rate itself the steepest place of step_down() would lie far to the left.
+// By the logarithm of the rate: by the rate itself the steepest place of step_down() would lie far to the
+// left.
 static void test_suggestions_by_the_log_of_the_rate(void) {
     RangeConfig c = config_of(401);
     RangeCurve r = ramp(&c, step_down, 10);
-    EXPECT(fabs(log(range_read(&r).rate[RANGE_STEEPEST] / 2e-4)) < 0.1, "steepest at %g", range_read(&r).rate[RANGE_STEEPEST]);
+    EXPECT(fabs(log(range_read(&r).rate[RANGE_STEEPEST] / 2e-4)) < 0.1, "steepest at %g",
+        range_read(&r).rate[RANGE_STEEPEST]);
     range_free(&r);
     c = config_of(200);
     r = ramp(&c, parabola, 10);
     const RangeReading reading = range_read(&r);
-    EXPECT(reading.fell && fabs(log(reading.rate[RANGE_MINIMUM] / 1e-4)) < 0.1, "minimum/10 at %g", reading.rate[RANGE_MINIMUM]);
+    EXPECT(reading.fell && fabs(log(reading.rate[RANGE_MINIMUM] / 1e-4)) < 0.1, "minimum/10 at %g",
+        reading.rate[RANGE_MINIMUM]);
     EXPECT_CLOSE(reading.rate[RANGE_THIRD], reading.rate[RANGE_MINIMUM] * 10 / 3, 1e-15);
-    EXPECT(fabs(log(reading.rate[RANGE_VALLEY] / sqrt(1e-3 * r.lr[20]))) < 0.2, "valley at %g", reading.rate[RANGE_VALLEY]); // from the first tenth on
+    EXPECT(fabs(log(reading.rate[RANGE_VALLEY] / sqrt(1e-3 * r.lr[20]))) < 0.2, "valley at %g",
+        reading.rate[RANGE_VALLEY]); // from the first tenth on
     EXPECT(reading.noise < 0.02 && reading.dip > 0.5, "noise %g, dip %g", reading.noise, reading.dip);
     range_free(&r);
 }
@@ -144,14 +168,16 @@ static void test_smoothing_is_centred(void) {
     for (int i = 0; i < 40; i++) EXPECT_CLOSE(out[i], line[i], 1e-12); // no lag, not even at the ends
     bump[20] = 1;
     range_smooth(out, bump, 41, 4);
-    for (int i = 0; i <= 20; i++) EXPECT(out[20 - i] == out[20 + i] && (i == 0 || out[20 + i] <= out[20 + i - 1]), "offset %d", i);
+    for (int i = 0; i <= 20; i++)
+        EXPECT(out[20 - i] == out[20 + i] && (i == 0 || out[20 + i] <= out[20 + i - 1]), "offset %d", i);
     range_smooth(out, bump, 1, 4);
     EXPECT(out[0] == 0);
 }
 
 static void test_valley_ignores_a_bump(void) {
     const double y[] = {9, 9, 8, 7, 7.5, 6, 5, 4, 8, 8, 8};
-    EXPECT(range_valley(y, 0, 11) == 3 || range_valley(y, 0, 11) == 4, "%zu", range_valley(y, 0, 11)); // 9 8 7 6 5 4: from 0 to 7
+    EXPECT(range_valley(y, 0, 11) == 3 || range_valley(y, 0, 11) == 4, "%zu",
+        range_valley(y, 0, 11)); // 9 8 7 6 5 4: from 0 to 7
     EXPECT(range_valley(y, 8, 11) == 8);
 }
 
@@ -168,14 +194,16 @@ static void test_several_passes(void) {
 static void test_advice_says_how_sure(void) {
     RangeReading r = {true, {4e-4, 6e-5, 3.7e-5, 1.2345e-4, 5e-5}, 0.8, 0.1};
     RangeAdvice a = range_advise(&r, &r, 1, RANGE_PARTIAL);
-    EXPECT(a.rate == 1.2e-4 && strstr(a.text, "--lr 0.00012 ") && strstr(a.text, "fairly sure"), "%s", a.text);
+    EXPECT(
+        a.rate == 1.2e-4 && strstr(a.text, "--lr 0.00012 ") && strstr(a.text, "fairly sure"), "%s", a.text);
     r.dip = 0.15;
     a = range_advise(&r, &r, 1, RANGE_FULL);
     EXPECT(a.rate == 1.2e-4 && strstr(a.text, "unsure") && strstr(a.text, "--repeats"), "%s", a.text);
     RangeReading passes[2] = {r, r};
     a = range_advise(&r, passes, 2, RANGE_FULL);
     EXPECT(strstr(a.text, "batches differ by 0.1;") && strstr(a.text, "more --repeats"), "%s", a.text);
-    r.dip = passes[0].dip = passes[1].dip = 2, passes[1].rate[RANGE_STEEPEST] = 9e-4;
+    r.dip = passes[0].dip = passes[1].dip = 2;
+    passes[1].rate[RANGE_STEEPEST] = 9e-4;
     a = range_advise(&r, passes, 2, RANGE_FROM_SCRATCH);
     EXPECT(a.rate == 4e-4 && strstr(a.text, "; sure") && strstr(a.text, "0.0004 and 0.0009"), "%s", a.text);
     r.fell = false;
@@ -191,9 +219,23 @@ static Clip *small_model(void) {
     ClipConfig c;
     char error[256];
     memset(&c, 0, sizeof c);
-    c.embed_dim = 9, c.image_size = 13, c.patch_size = 4, c.image_width = 15, c.image_layers = 2, c.image_heads = 3, c.image_mlp = 21, c.ln_pre = 1;
-    c.context_length = 7, c.vocab_size = 61, c.text_width = 10, c.text_layers = 1, c.text_heads = 2, c.text_mlp = 23, c.eot_id = 60;
-    c.image_ln_eps = c.text_ln_eps = 1e-5f, c.std_r = c.std_g = c.std_b = 1;
+    c.embed_dim = 9;
+    c.image_size = 13;
+    c.patch_size = 4;
+    c.image_width = 15;
+    c.image_layers = 2;
+    c.image_heads = 3;
+    c.image_mlp = 21;
+    c.ln_pre = 1;
+    c.context_length = 7;
+    c.vocab_size = 61;
+    c.text_width = 10;
+    c.text_layers = 1;
+    c.text_heads = 2;
+    c.text_mlp = 23;
+    c.eot_id = 60;
+    c.image_ln_eps = c.text_ln_eps = 1e-5f;
+    c.std_r = c.std_g = c.std_b = 1;
     EXPECT(config_check(&c, error), "%s", error);
     return clip_create(&c, NULL, 0, 7);
 }
@@ -203,12 +245,22 @@ static void one_step(Clip *clip, int64_t step) {
     static int tokens[B * 7];
     Rand r = rand_for(3, (uint64_t)step, 1);
     for (size_t i = 0; i < sizeof images / sizeof *images; i++) images[i] = (float)rand_normal(&r);
-    for (int i = 0; i < B * 7; i++) tokens[i] = i % 7 == 0 ? 59 : i % 7 == 5 ? 60 : 1 + (int)rand_below(&r, 50);
+    for (int i = 0; i < B * 7; i++)
+        tokens[i] = i % 7 == 0 ? 59 : i % 7 == 5 ? 60 : 1 + (int)rand_below(&r, 50);
     ClipBatch b;
     AdamW a;
-    memset(&b, 0, sizeof b), memset(&a, 0, sizeof a);
-    b.size = B, b.images = images, b.tokens = tokens;
-    a.lr = 0.5, a.beta1 = 0.9, a.beta2 = 0.98, a.eps = 1e-6, a.weight_decay = 0.2, a.ema_decay = 0.9, a.step = step;
+    memset(&b, 0, sizeof b);
+    memset(&a, 0, sizeof a);
+    b.size = B;
+    b.images = images;
+    b.tokens = tokens;
+    a.lr = 0.5;
+    a.beta1 = 0.9;
+    a.beta2 = 0.98;
+    a.eps = 1e-6;
+    a.weight_decay = 0.2;
+    a.ema_decay = 0.9;
+    a.step = step;
     clip_forward(clip, &b, 0, true);
     clip_loss(clip, B, NULL, POSITIVES_DIAGONAL, true);
     clip_backward(clip, &b, 0);
@@ -233,12 +285,18 @@ static uint64_t hash_of(const Clip *clip) {
 
 static void test_model_is_restored_to_the_bit(void) {
     for (int variant = 0; variant < 16; variant++) {
-        const bool in_file = variant & 1, locked = variant & 2, begun = variant & 4, ema = variant & 8;
+        const bool in_file = variant & 1;
+        const bool locked = variant & 2;
+        const bool begun = variant & 4;
+        const bool ema = variant & 8;
         Clip *clip = small_model();
         if (locked) clip_lock(clip, IMAGE_TOWER, 1);
         const ClipTraining how = {B, ema, false};
         clip_start_training(clip, &how);
-        if (begun) one_step(clip, 1), one_step(clip, 2);
+        if (begun) {
+            one_step(clip, 1);
+            one_step(clip, 2);
+        }
         const uint64_t before = hash_of(clip);
         ClipSnapshot s = snapshot_take(clip, in_file);
         for (int pass = 0; pass < 2; pass++) {
@@ -256,7 +314,8 @@ static void test_strategies(void) {
     static const struct {
         int image, text; // unlocked groups; -1: not locked
         RangeStrategy strategy;
-    } cases[] = {{-1, -1, RANGE_FULL}, {0, -1, RANGE_ONE_TOWER}, {-1, 0, RANGE_ONE_TOWER}, {2, -1, RANGE_PARTIAL}, {1, 1, RANGE_PARTIAL}};
+    } cases[] = {{-1, -1, RANGE_FULL}, {0, -1, RANGE_ONE_TOWER}, {-1, 0, RANGE_ONE_TOWER},
+        {2, -1, RANGE_PARTIAL}, {1, 1, RANGE_PARTIAL}};
     for (int i = 0; i < 5; i++) {
         Clip *clip = small_model();
         if (cases[i].image >= 0) clip_lock(clip, IMAGE_TOWER, cases[i].image);

@@ -1,5 +1,6 @@
-// Checks what several sources, repeated samples, keys of false negatives, distinct steps and prompts do to the order of an epoch and
-// to batches (dataset.h, order.h, sample.h, dataloader.h), on files that it makes in a temporary folder.
+// Checks what several sources, repeated samples, keys of false negatives, distinct steps and prompts do to
+// the order of an epoch and to batches (dataset.h, order.h, sample.h, dataloader.h), on files that it makes
+// in a temporary folder.
 #include "dev/test/data_files.h"
 
 enum { SIZE = 6, CONTEXT = 16, CSV = 30, TAR = 20, FOLDER = 10, ALL = CSV + TAR + FOLDER };
@@ -12,33 +13,47 @@ static char *join(char *out, const char *a, const char *b) {
     return out;
 }
 
-// 30 rows in 3 groups of 10 and with 15 captions, 20 samples in a shard with 4 classes, 10 pictures in a folder.
+// 30 rows in 3 groups of 10 and with 15 captions, 20 samples in a shard with 4 classes, 10 pictures in a
+// folder.
 static void make_sources(void) {
     static uint8_t png[1 << 14];
     char name[64], text[64];
     struct archive *a;
-    make_directories(at("m")), make_directories(at("f/deep"));
+    make_directories(at("m"));
+    make_directories(at("f/deep"));
     FILE *f = fopen_check(at("m/m.csv"), "w");
     fprintf(f, "filepath,title,group,label\n");
     for (int i = 0; i < CSV; i++) {
         size_t n = make_png(png, sizeof png, i, 9 + i % 4, 8);
         snprintf(name, sizeof name, "m/%d.png", i);
         write_file(at(name), png, n);
-        fprintf(f, "%d.png,%s %d,%s,%d\n", i, i % 2 ? " of   ROW" : "of row", i / 2, i % 5 == 4 ? "" : i % 3 ? "some" : "none", i % 7);
+        fprintf(f, "%d.png,%s %d,%s,%d\n", i, i % 2 ? " of   ROW" : "of row", i / 2,
+            i % 5 == 4 ? ""
+            : i % 3    ? "some"
+                       : "none",
+            i % 7);
     }
     fclose(f);
     tar_plain(at("m.tar"), &a);
     for (int i = 0; i < TAR; i++) {
         size_t n = make_png(png, sizeof png, 100 + i, 8, 9);
-        snprintf(name, sizeof name, "%02d.png", i), tar_add(a, name, png, n);
-        snprintf(name, sizeof name, "%02d.txt", i), snprintf(text, sizeof text, "of row %d", i), tar_add_text(a, name, text);
-        snprintf(name, sizeof name, "%02d.cls", i), snprintf(text, sizeof text, "%d", i % 4), tar_add_text(a, name, text);
+        snprintf(name, sizeof name, "%02d.png", i);
+        tar_add(a, name, png, n);
+        snprintf(name, sizeof name, "%02d.txt", i);
+        snprintf(text, sizeof text, "of row %d", i);
+        tar_add_text(a, name, text);
+        snprintf(name, sizeof name, "%02d.cls", i);
+        snprintf(text, sizeof text, "%d", i % 4);
+        tar_add_text(a, name, text);
     }
     tar_finish(a);
     for (int i = 0; i < FOLDER; i++) {
         size_t n = make_png(png, sizeof png, 200 + i, 7, 7);
-        snprintf(name, sizeof name, "f/%s%d.png", i % 2 ? "deep/" : "", i), write_file(at(name), png, n);
-        strcpy(name + strlen(name) - 3, "txt"), snprintf(text, sizeof text, "in folder %d", i), write_text(at(name), text);
+        snprintf(name, sizeof name, "f/%s%d.png", i % 2 ? "deep/" : "", i);
+        write_file(at(name), png, n);
+        strcpy(name + strlen(name) - 3, "txt");
+        snprintf(text, sizeof text, "in folder %d", i);
+        write_text(at(name), text);
     }
     snprintf(mixed, sizeof mixed, "%s::%s::%s", at("m/m.csv"), at("m.tar"), at("f"));
 }
@@ -49,8 +64,15 @@ static LoaderConfig loader_config(int workers) {
     augment_parse(&augment, "scale=0.4,1.0", error);
     LoaderConfig c;
     memset(&c, 0, sizeof c);
-    c.batch_size = 8, c.workers = workers, c.image_size = SIZE, c.augment = &augment, c.max_image_pixels = 10000, c.seed = 3, c.shuffle = true;
-    c.tokenizer = tokenizer, c.context = CONTEXT;
+    c.batch_size = 8;
+    c.workers = workers;
+    c.image_size = SIZE;
+    c.augment = &augment;
+    c.max_image_pixels = 10000;
+    c.seed = 3;
+    c.shuffle = true;
+    c.tokenizer = tokenizer;
+    c.context = CONTEXT;
     return c;
 }
 
@@ -63,7 +85,8 @@ typedef struct {
 } Seen;
 
 // `batches` of an epoch from a position on.
-static void run_epoch(Seen *seen, const Dataset *d, const LoaderConfig *c, int64_t epoch, int64_t position, int batches) {
+static void run_epoch(
+    Seen *seen, const Dataset *d, const LoaderConfig *c, int64_t epoch, int64_t position, int batches) {
     Loader *l = loader_create(d, c);
     Batch b = batch_create(c);
     loader_start_epoch(l, epoch, position);
@@ -74,8 +97,10 @@ static void run_epoch(Seen *seen, const Dataset *d, const LoaderConfig *c, int64
         hash = hash_bytes(hash, b.tokens, (size_t)n * CONTEXT * sizeof(int));
         hash = hash_bytes(hash, b.labels, (size_t)n * sizeof(int));
         for (int k = 0; k < n; k++) {
-            seen->indices[seen->count] = b.indices[k], seen->keys[seen->count] = b.keys[k];
-            seen->pixels[seen->count] = hash_bytes(HASH_START, b.pixels + (size_t)k * 3 * SIZE * SIZE, 3 * SIZE * SIZE);
+            seen->indices[seen->count] = b.indices[k];
+            seen->keys[seen->count] = b.keys[k];
+            seen->pixels[seen->count] =
+                hash_bytes(HASH_START, b.pixels + (size_t)k * 3 * SIZE * SIZE, 3 * SIZE * SIZE);
             memcpy(seen->tokens + seen->count++ * CONTEXT, b.tokens + k * CONTEXT, CONTEXT * sizeof(int));
         }
         hash = hash_bytes(hash, b.keys, (size_t)n * sizeof(uint64_t));
@@ -92,7 +117,10 @@ static int same_pixels(const Seen *seen, int *repeated) {
     *repeated = 0;
     for (int i = 0; i < seen->count; i++)
         for (int k = 0; k < i; k++)
-            if (seen->indices[i] == seen->indices[k]) ++*repeated, equal += seen->pixels[i] == seen->pixels[k];
+            if (seen->indices[i] == seen->indices[k]) {
+                ++*repeated;
+                equal += seen->pixels[i] == seen->pixels[k];
+            }
     return equal;
 }
 
@@ -104,11 +132,13 @@ static void expect_reproducible(const Dataset *d, LoaderConfig c, int64_t epoch,
     for (int workers = 2; workers < 6; workers += 3) {
         c.workers = workers;
         run_epoch(&again, d, &c, epoch, 0, batches);
-        EXPECT(!memcmp(again.hashes, whole.hashes, (size_t)batches * sizeof *again.hashes), "%d workers", workers);
+        EXPECT(!memcmp(again.hashes, whole.hashes, (size_t)batches * sizeof *again.hashes), "%d workers",
+            workers);
     }
     for (int done = step; done < batches; done += step) {
         run_epoch(&again, d, &c, epoch, whole.positions[done - 1], batches - done);
-        EXPECT(!memcmp(again.hashes, whole.hashes + done, (size_t)(batches - done) * sizeof *again.hashes), "from batch %d", done);
+        EXPECT(!memcmp(again.hashes, whole.hashes + done, (size_t)(batches - done) * sizeof *again.hashes),
+            "from batch %d", done);
         EXPECT(again.positions[batches - done - 1] == whole.positions[batches - 1]);
     }
 }
@@ -122,8 +152,10 @@ static void test_mixed_kinds(void) {
     memset(&b, 0, sizeof b);
     int64_t first[4], order[ALL];
     dataset_source_ranges(&d, first);
-    EXPECT(d.count == ALL && d.source_count == 3 && first[1] == CSV && first[2] == CSV + TAR && first[3] == ALL);
-    EXPECT(d.files[d.samples[CSV].file].source == 1 && sample_type(&d, &d.samples[CSV]) == DATASET_WEBDATASET);
+    EXPECT(
+        d.count == ALL && d.source_count == 3 && first[1] == CSV && first[2] == CSV + TAR && first[3] == ALL);
+    EXPECT(
+        d.files[d.samples[CSV].file].source == 1 && sample_type(&d, &d.samples[CSV]) == DATASET_WEBDATASET);
     EXPECT(sample_type(&d, &d.samples[ALL - 1]) == DATASET_FOLDER);
     EXPECT_CAPTION(&d, 0, &b, "of row 0");
     EXPECT_CAPTION(&d, CSV + 3, &b, "of row 3");
@@ -140,7 +172,8 @@ static void test_mixed_kinds(void) {
         for (int i = 0; i < ALL; i++) seen[order[i]]++;
         for (int i = 0; i < ALL; i++) EXPECT(seen[i] == 1);
         for (int i = 0; i < ALL / 2; i++) half[order[i] < CSV ? 0 : order[i] < CSV + TAR ? 1 : 2]++;
-        EXPECT(half[0] >= 7 && half[0] <= 23 && half[1] >= 3 && half[1] <= 17 && half[2] >= 1 && half[2] <= 9, "%d, %d, %d", half[0], half[1], half[2]);
+        EXPECT(half[0] >= 7 && half[0] <= 23 && half[1] >= 3 && half[1] <= 17 && half[2] >= 1 && half[2] <= 9,
+            "%d, %d, %d", half[0], half[1], half[2]);
     }
     dataset_order(&d, 5, 0, false, order);
     for (int i = 0; i < ALL; i++) EXPECT(order[i] == i);
@@ -155,7 +188,8 @@ static void test_mixed_kinds(void) {
     c.num_samples = 13; // the same share of each
     d = dataset_open(mixed, &c, 2);
     dataset_source_ranges(&d, first);
-    EXPECT(d.count == 13 && first[1] == 7 && first[2] == 11, "%d, %d", (int)first[1], (int)first[2]); // 6.5, 10.83
+    EXPECT(d.count == 13 && first[1] == 7 && first[2] == 11, "%d, %d", (int)first[1],
+        (int)first[2]); // 6.5, 10.83
     EXPECT_CAPTION(&d, 7, &b, "of row 0");
     EXPECT_CAPTION(&d, 11, &b, "in folder 0");
     Dataset held = dataset_split(&d, 0.4, 1);
@@ -163,7 +197,8 @@ static void test_mixed_kinds(void) {
     EXPECT(held.count == 5 && first[3] == 5 && d.count == 8 && dataset_epoch_length(&d) == 8);
     for (int64_t i = 0; i < held.count; i++) EXPECT_STATUS(&held, i, &b, SAMPLE_OK);
     sample_bytes_free(&b);
-    dataset_free(&held), dataset_free(&d);
+    dataset_free(&held);
+    dataset_free(&d);
 }
 
 static void test_source_errors(void) {
@@ -176,7 +211,8 @@ static void test_source_errors(void) {
     EXPECT_DEATH(open_case, &c, "nothing beside ::");
     c = open_of(join(spec, at("f"), at("m.tar")));
     c.config.type = DATASET_WEBDATASET;
-    EXPECT(run_child(open_case, &c) == 0 && strstr(child_output, "it is no file"), "%s", child_output); // a broken shard, the other one is read
+    EXPECT(run_child(open_case, &c) == 0 && strstr(child_output, "it is no file"), "%s",
+        child_output); // a broken shard, the other one is read
     c = open_of(mixed);
     c.config.upsampling_factors = "1::2";
     EXPECT_DEATH(open_case, &c, "2 factors for 3 sources");
@@ -188,7 +224,8 @@ static void test_source_errors(void) {
     EXPECT_DEATH(open_case, &c, "'nan' is no number");
     c.config.upsampling_factors = "0::0::0";
     EXPECT_DEATH(open_case, &c, "leaves no data");
-    c.config.upsampling_factors = NULL, c.config.positives_key = "colour";
+    c.config.upsampling_factors = NULL;
+    c.config.positives_key = "colour";
     EXPECT_DEATH(open_case, &c, "no column 'colour'");
     c.spec = at("m.tar");
     EXPECT_DEATH(open_case, &c, "column of a CSV");
@@ -214,11 +251,18 @@ static void test_skips_by_source(void) { // also of samples that an epoch holds 
     snprintf(text, sizeof text, "filepath,title\nm/1.png,a\nm/2.png,b\ngone.png,c\nm.tar,d\nm/3.png,\n");
     write_text(at("bad.csv"), text);
     make_directories(at("bad"));
-    write_text(at("bad/a.png"), ""), write_text(at("bad/a.txt"), "empty"), write_text(at("bad/b.png"), "x"), write_text(at("bad/b.txt"), "none");
-    write_text(at("bad/c.png"), "y"), write_text(at("bad/c.txt"), "none");
+    write_text(at("bad/a.png"), "");
+    write_text(at("bad/a.txt"), "empty");
+    write_text(at("bad/b.png"), "x");
+    write_text(at("bad/b.txt"), "none");
+    write_text(at("bad/c.png"), "y");
+    write_text(at("bad/c.txt"), "none");
     EXPECT(run_child(skip_case, join(spec, at("bad.csv"), at("bad"))) == 0, "%s", child_output);
-    EXPECT(strstr(child_output, "bad.csv: 3 of 5 samples skipped (1 missing file, 1 without caption, 1 unknown image format)"), "%s", child_output);
-    EXPECT(strstr(child_output, "bad: 3 of 3 samples skipped (1 empty file, 2 unknown image formats)"), "%s", child_output);
+    EXPECT(strstr(child_output,
+               "bad.csv: 3 of 5 samples skipped (1 missing file, 1 without caption, 1 unknown image format)"),
+        "%s", child_output);
+    EXPECT(strstr(child_output, "bad: 3 of 3 samples skipped (1 empty file, 2 unknown image formats)"), "%s",
+        child_output);
 }
 
 // ---------------------------------------------------------------- factors, replacement
@@ -242,12 +286,22 @@ static void test_factors(void) {
             const int64_t i = order_sample(&d, order[p]);
             EXPECT((uint64_t)order[p] < order_limit(&d));
             for (int q = 0; q < p; q++) EXPECT(order[p] != order[q]); // each time another entry
-            seen[i]++, total[i]++, of_source[d.files[d.samples[i].file].source]++;
+            seen[i]++;
+            total[i]++;
+            of_source[d.files[d.samples[i].file].source]++;
         }
         EXPECT(of_source[0] == 30 && of_source[1] == 50 && of_source[2] == 3);
-        for (int i = 0; i < ALL; i++) EXPECT(i < CSV ? seen[i] == 1 : i < CSV + TAR ? seen[i] == 2 || seen[i] == 3 : seen[i] <= 1, "%d: %d", i, seen[i]);
+        for (int i = 0; i < ALL; i++)
+            EXPECT(i < CSV         ? seen[i] == 1
+                   : i < CSV + TAR ? seen[i] == 2 || seen[i] == 3
+                                   : seen[i] <= 1,
+                "%d: %d", i, seen[i]);
     }
-    for (int i = 0; i < ALL; i++) EXPECT(total[i] == (i < CSV ? 10 : i < CSV + TAR ? 25 : 3), "%d: %d", i, (int)total[i]); // they take turns
+    for (int i = 0; i < ALL; i++)
+        EXPECT(total[i] == (i < CSV            ? 10
+                               : i < CSV + TAR ? 25
+                                               : 3),
+            "%d: %d", i, (int)total[i]); // they take turns
     expect_reproducible(&d, loader_config(1), 2, 20, 3);
 
     static Seen seen; // the same picture again in an epoch is another crop of it
@@ -260,18 +314,26 @@ static void test_factors(void) {
 
 static void test_resampled(void) {
     DatasetConfig c = dataset_config_default();
-    c.upsampling_factors = "0::1::3", c.resampled = true, c.num_samples = 4000;
+    c.upsampling_factors = "0::1::3";
+    c.resampled = true;
+    c.num_samples = 4000;
     Dataset d = dataset_open(mixed, &c, 2);
-    int64_t *order = (int64_t *)malloc_check(4000 * sizeof *order), *other = (int64_t *)malloc_check(4000 * sizeof *order), drawn[ALL] = {0}, of_folder = 0;
+    int64_t *order = (int64_t *)malloc_check(4000 * sizeof *order);
+    int64_t *other = (int64_t *)malloc_check(4000 * sizeof *order);
+    int64_t drawn[ALL] = {0};
+    int64_t of_folder = 0;
     EXPECT(dataset_epoch_length(&d) == 4000 && d.count == ALL); // the list is whole
     dataset_order(&d, 5, 0, true, order);
     for (int p = 0; p < 4000; p++) {
         const int64_t i = order_sample(&d, order[p]);
         EXPECT(i >= CSV && (uint64_t)order[p] < order_limit(&d));
-        drawn[i]++, of_folder += i >= CSV + TAR;
+        drawn[i]++;
+        of_folder += i >= CSV + TAR;
     }
     EXPECT(fabs((double)of_folder / 4000 - 30.0 / 50) < 5 * sqrt(0.24 / 4000), "%d", (int)of_folder);
-    for (int i = CSV; i < ALL; i++) EXPECT(fabs((double)drawn[i] - (i < CSV + TAR ? 80 : 240)) < (i < CSV + TAR ? 45 : 80), "%d: %d", i, (int)drawn[i]);
+    for (int i = CSV; i < ALL; i++)
+        EXPECT(fabs((double)drawn[i] - (i < CSV + TAR ? 80 : 240)) < (i < CSV + TAR ? 45 : 80), "%d: %d", i,
+            (int)drawn[i]);
     dataset_order(&d, 5, 1, true, other);
     EXPECT(memcmp(order, other, 4000 * sizeof *order));
     d.config.num_samples = 100; // a place's draw does not depend on how many there are
@@ -280,7 +342,8 @@ static void test_resampled(void) {
     d.config.num_samples = 0;
     EXPECT(dataset_epoch_length(&d) == ALL);
     expect_reproducible(&d, loader_config(1), 0, 9, 2);
-    free(order), free(other);
+    free(order);
+    free(other);
     dataset_free(&d);
 }
 
@@ -292,37 +355,47 @@ static void test_pipe(void) {
     snprintf(spec, sizeof spec, "pipe:cat %s::%s", at("m.tar"), at("m/m.csv"));
     Dataset d = dataset_open(spec, &c, 2), plain = dataset_open(at("m.tar"), &c, 2);
     SampleBytes b, p;
-    memset(&b, 0, sizeof b), memset(&p, 0, sizeof p);
+    memset(&b, 0, sizeof b);
+    memset(&p, 0, sizeof p);
     EXPECT(d.count == TAR + CSV && d.spill_fd >= 0 && plain.spill_fd < 0);
     for (int64_t i = 0; i < TAR; i++) {
-        EXPECT(dataset_read(&d, i, &b) == SAMPLE_OK && dataset_read(&plain, i, &p) == SAMPLE_OK && b.label == p.label);
+        EXPECT(dataset_read(&d, i, &b) == SAMPLE_OK && dataset_read(&plain, i, &p) == SAMPLE_OK &&
+               b.label == p.label);
         EXPECT(b.image.bytes == p.image.bytes && !memcmp(b.image.data, p.image.data, p.image.bytes));
         EXPECT(b.caption_bytes == p.caption_bytes && !memcmp(b.caption, p.caption, p.caption_bytes));
     }
     EXPECT_CAPTION(&d, TAR, &b, "of row 0");
-    dataset_free(&d), dataset_free(&plain);
+    dataset_free(&d);
+    dataset_free(&plain);
     path_format(path, "%s", at("m.tar"));
     snprintf(spec, sizeof spec, "pipe:gzip -c %s", path);
     d = dataset_open(spec, &c, 2);
     EXPECT(d.count == TAR);
     EXPECT_CAPTION(&d, 7, &b, "of row 7");
     dataset_free(&d);
-    snprintf(spec, sizeof spec, "pipe:cat %.*s{m,m}.tar; head -c 300000 /dev/zero", (int)(strlen(path) - 5), path); // braces; data behind the archive
+    snprintf(spec, sizeof spec, "pipe:cat %.*s{m,m}.tar; head -c 300000 /dev/zero", (int)(strlen(path) - 5),
+        path); // braces; data behind the archive
     d = dataset_open(spec, &c, 2);
     EXPECT(d.count == 2 * TAR && d.file_count == 2);
     EXPECT_CAPTION(&d, 2 * TAR - 1, &b, "of row 19");
     dataset_free(&d);
-    sample_bytes_free(&b), sample_bytes_free(&p);
+    sample_bytes_free(&b);
+    sample_bytes_free(&p);
 
     OpenCase o = open_of(spec);
     snprintf(spec, sizeof spec, "pipe:cat %s; exit 3", path);
-    EXPECT(run_child(open_case, &o) == EXIT_RUNTIME && strstr(child_output, "exit 3: the command failed with exit status 3"), "%s", child_output);
+    EXPECT(run_child(open_case, &o) == EXIT_RUNTIME &&
+               strstr(child_output, "exit 3: the command failed with exit status 3"),
+        "%s", child_output);
     snprintf(spec, sizeof spec, "pipe:no_such_program_here 2>/dev/null");
-    EXPECT(run_child(open_case, &o) == EXIT_RUNTIME && strstr(child_output, "exit status 127"), "%s", child_output);
+    EXPECT(run_child(open_case, &o) == EXIT_RUNTIME && strstr(child_output, "exit status 127"), "%s",
+        child_output);
     snprintf(spec, sizeof spec, "pipe:kill -9 $$");
-    EXPECT(run_child(open_case, &o) == EXIT_RUNTIME && strstr(child_output, "was ended by signal 9"), "%s", child_output);
+    EXPECT(run_child(open_case, &o) == EXIT_RUNTIME && strstr(child_output, "was ended by signal 9"), "%s",
+        child_output);
     snprintf(spec, sizeof spec, "pipe:true");
-    EXPECT(run_child(open_case, &o) == EXIT_USAGE && strstr(child_output, "the data set is empty"), "%s", child_output);
+    EXPECT(run_child(open_case, &o) == EXIT_USAGE && strstr(child_output, "the data set is empty"), "%s",
+        child_output);
 }
 
 // ---------------------------------------------------------------- keys
@@ -345,7 +418,9 @@ static void test_keys(void) {
         for (int64_t i = 0; i < d.count; i++)
             for (int64_t k = 0; k < i; k++) pairs += same_key(&d, i, k);
         if (kind == 0) { // rows 2r, 2r + 1 and member r, whatever the case and white space
-            EXPECT(same_key(&d, 0, 1) && same_key(&d, 1, CSV) && !same_key(&d, 1, 2) && same_key(&d, 28, CSV + 14) && pairs == 15 * 3, "%d", (int)pairs);
+            EXPECT(same_key(&d, 0, 1) && same_key(&d, 1, CSV) && !same_key(&d, 1, 2) &&
+                       same_key(&d, 28, CSV + 14) && pairs == 15 * 3,
+                "%d", (int)pairs);
         } else if (kind == 1) {
             EXPECT(pairs == 0);
         } else if (kind == 2) { // 30 rows of 7 classes and 20 members of 4
@@ -353,13 +428,18 @@ static void test_keys(void) {
             for (int i = 0; i < CSV; i++) of[i % 7]++;
             for (int i = 0; i < TAR; i++) of[i % 4]++;
             for (int i = 0; i < 7; i++) wanted += of[i] * (of[i] - 1) / 2;
-            EXPECT(same_key(&d, 0, 7) && same_key(&d, 3, CSV + 3) && pairs == wanted, "%d of %d", (int)pairs, (int)wanted);
+            EXPECT(same_key(&d, 0, 7) && same_key(&d, 3, CSV + 3) && pairs == wanted, "%d of %d", (int)pairs,
+                (int)wanted);
         } else { // 24 rows with a text: 8 none, 16 some; all else stands alone
-            EXPECT(pairs == 8 * 7 / 2 + 16 * 15 / 2 && same_key(&d, 0, 3) && !same_key(&d, 4, 9), "%d", (int)pairs);
+            EXPECT(pairs == 8 * 7 / 2 + 16 * 15 / 2 && same_key(&d, 0, 3) && !same_key(&d, 4, 9), "%d",
+                (int)pairs);
         }
-        dataset_free(&d), dataset_free(&lazy);
+        dataset_free(&d);
+        dataset_free(&lazy);
     }
-    write_text(at("twice.csv"), "filepath,title,label\nm/1.png,a,dog\nm/1.png,b,cat\nm/2.png,A,dog\n"); // one picture with two captions
+    write_text(at("twice.csv"),
+        // one picture with two captions
+        "filepath,title,label\nm/1.png,a,dog\nm/1.png,b,cat\nm/2.png,A,dog\n");
     c.positives_key = "image";
     Dataset d = dataset_open(at("twice.csv"), &c, 2);
     dataset_read_keys(&d);
@@ -370,7 +450,8 @@ static void test_keys(void) {
     dataset_read_keys(&d);
     EXPECT(same_key(&d, 0, 2) && !same_key(&d, 0, 1));
     dataset_free(&d);
-    EXPECT(key_of_caption(" A  cat\n", 8) == key_of_caption("a cat", 5) && key_of_caption("a cat", 5) != key_of_caption("acat", 4));
+    EXPECT(key_of_caption(" A  cat\n", 8) == key_of_caption("a cat", 5) &&
+           key_of_caption("a cat", 5) != key_of_caption("acat", 4));
     EXPECT(key_of_caption("a", 1) != key_of_caption("b", 1));
 }
 
@@ -378,9 +459,13 @@ static void test_false_negatives(void) {
     uint64_t keys[2][4] = {{1, 2, 3, 2}, {2, 9, 3, 0}};
     Batch b[2];
     memset(b, 0, sizeof b);
-    b[0].keys = keys[0], b[0].count = 4, b[1].keys = keys[1], b[1].count = 3;
+    b[0].keys = keys[0];
+    b[0].count = 4;
+    b[1].keys = keys[1];
+    b[1].count = 3;
     EXPECT(batch_false_negatives(b, 1) == 2 && batch_false_negatives(b + 1, 1) == 0);
-    EXPECT(batch_false_negatives(b, 2) == 3 * 2 + 2, "%d", (int)batch_false_negatives(b, 2)); // 2 stands three times, 3 twice
+    EXPECT(batch_false_negatives(b, 2) == 3 * 2 + 2, "%d",
+        (int)batch_false_negatives(b, 2)); // 2 stands three times, 3 twice
     b[0].count = b[1].count = 0;
     EXPECT(batch_false_negatives(b, 2) == 0);
 }
@@ -400,13 +485,17 @@ static void test_distinct_order(void) {
     DatasetConfig c = dataset_config_default();
     for (int round = 0; round < 300; round++) {
         Rand r = rand_for(1, (uint64_t)round, 0);
-        const int64_t n = 2 + (int64_t)rand_below(&r, MOST - 2), step = 1 + (int64_t)rand_below(&r, 20), kinds = 1 + (int64_t)rand_below(&r, (uint64_t)n);
+        const int64_t n = 2 + (int64_t)rand_below(&r, MOST - 2);
+        const int64_t step = 1 + (int64_t)rand_below(&r, 20);
+        const int64_t kinds = 1 + (int64_t)rand_below(&r, (uint64_t)n);
         int64_t order[MOST], other[MOST], of[MOST] = {0}, most = 0;
         c.num_samples = n;
         Dataset d = dataset_open("synthetic", &c, 2);
         d.keys = (uint64_t *)malloc_check((size_t)n * sizeof *d.keys);
         for (int64_t i = 0; i < n; i++) {
-            d.keys[i] = rand_below(&r, round % 3 ? (uint64_t)kinds : 1 + rand_below(&r, (uint64_t)kinds)); // as likely, or some far more than others
+            d.keys[i] = rand_below(&r,
+                round % 3 ? (uint64_t)kinds
+                          : 1 + rand_below(&r, (uint64_t)kinds)); // as likely, or some far more than others
             of[d.keys[i]]++;
         }
         for (int64_t K = 1; K * step <= n; K++) {
@@ -416,12 +505,17 @@ static void test_distinct_order(void) {
         }
         dataset_order(&d, 7, round, true, order);
         const int64_t K = order_make_distinct(&d, 7, round, step, order, n);
-        EXPECT(K == most && dataset_distinct_steps(&d, 7, step) == most, "%d instead of %d", (int)K, (int)most);
+        EXPECT(
+            K == most && dataset_distinct_steps(&d, 7, step) == most, "%d instead of %d", (int)K, (int)most);
         uint64_t keys[MOST];
         bool hit[MOST] = {false};
-        for (int64_t p = 0; p < n; p++) keys[p] = d.keys[order[p]], hit[order[p]] = true;
+        for (int64_t p = 0; p < n; p++) {
+            keys[p] = d.keys[order[p]];
+            hit[order[p]] = true;
+        }
         for (int64_t p = 0; p < n; p++) EXPECT(hit[p]);
-        for (int64_t k = 0; k < K; k++) EXPECT(all_differ(keys + k * step, step), "step %d of %d", (int)k, (int)K);
+        for (int64_t k = 0; k < K; k++)
+            EXPECT(all_differ(keys + k * step, step), "step %d of %d", (int)k, (int)K);
         dataset_order(&d, 7, round + 1, true, other);
         order_make_distinct(&d, 7, round + 1, step, other, n);
         if (n > 20) EXPECT(memcmp(order, other, (size_t)n * sizeof *order));
@@ -447,7 +541,8 @@ static void no_step_case(const void *argument) {
     DatasetConfig dc = dataset_config_default();
     Dataset d = dataset_open((const char *)argument, &dc, 2);
     LoaderConfig c = loader_config(2);
-    c.batch_size = 2, c.distinct_step = 4;
+    c.batch_size = 2;
+    c.distinct_step = 4;
     dataset_read_keys(&d);
     Loader *l = loader_create(&d, &c);
     Batch b = batch_create(&c);
@@ -455,17 +550,20 @@ static void no_step_case(const void *argument) {
     for (int i = 0; i < 2; i++) loader_next(l, &b);
 }
 
-// Through the loader, with two batches a step and broken samples between: their places go to the next, but never to one of the same key.
+// Through the loader, with two batches a step and broken samples between: their places go to the next, but
+// never to one of the same key.
 static void test_distinct_batches(void) {
     FILE *f = fopen_check(at("m/d.csv"), "w");
     fprintf(f, "filepath,title\n");
-    for (int i = 0; i < 120; i++) fprintf(f, "%d.png,caption %d\n", i % 9 == 5 ? 999 : i % CSV, i % 4 ? i / 3 : i % 3);
+    for (int i = 0; i < 120; i++)
+        fprintf(f, "%d.png,caption %d\n", i % 9 == 5 ? 999 : i % CSV, i % 4 ? i / 3 : i % 3);
     fclose(f);
     DatasetConfig dc = dataset_config_default();
     Dataset d = dataset_open(at("m/d.csv"), &dc, 2);
     static Seen seen;
     LoaderConfig c = loader_config(2);
-    c.batch_size = 6, c.distinct_step = 12;
+    c.batch_size = 6;
+    c.distinct_step = 12;
     dataset_read_keys(&d);
     const int steps = (int)dataset_distinct_steps(&d, c.seed, 12);
     EXPECT(steps >= 5 && steps <= 10, "%d", steps);
@@ -525,7 +623,10 @@ static int prompt_of(const int *tokens, const StringList *templates, const char 
 static DatasetConfig prompt_config(const StringList *classnames) {
     DatasetConfig c = dataset_config_default();
     c.prompts = true;
-    if (classnames) c.classnames = (const char *const *)classnames->list, c.classname_count = (int)classnames->count;
+    if (classnames) {
+        c.classnames = (const char *const *)classnames->list;
+        c.classname_count = (int)classnames->count;
+    }
     return c;
 }
 
@@ -535,7 +636,10 @@ static void test_prompts(void) {
     const char *const folders[] = {"c1/big_dog", "c1/cat", "c2/cat", "c2/emu"};
     for (int i = 0; i < 4; i++) {
         make_directories(at(folders[i]));
-        for (int k = 0; k < 6; k++) snprintf(name, sizeof name, "%s/%d.png", folders[i], k), write_file(at(name), png, make_png(png, sizeof png, 10 * i + k, 8, 8));
+        for (int k = 0; k < 6; k++) {
+            snprintf(name, sizeof name, "%s/%d.png", folders[i], k);
+            write_file(at(name), png, make_png(png, sizeof png, 10 * i + k, 8, 8));
+        }
     }
     write_text(at("templates"), "a photo of a {}.\na drawing of a {c}\n{} {}\n");
     StringList templates = templates_read(at("templates")), names = {NULL, 0, 0};
@@ -544,28 +648,37 @@ static void test_prompts(void) {
 
     DatasetConfig c = prompt_config(NULL); // classes called as their folders, the same in both roots
     Dataset d = dataset_open(join(spec, at("c1"), at("c2")), &c, 2);
-    EXPECT(d.count == 24 && d.class_folders.count == 3 && d.samples[12].label == 1 && d.samples[23].label == 2);
+    EXPECT(
+        d.count == 24 && d.class_folders.count == 3 && d.samples[12].label == 1 && d.samples[23].label == 2);
     EXPECT_STRING(d.class_folders.list[0], "big_dog");
     LoaderConfig lc = loader_config(2);
     static Seen seen, next;
-    lc.templates = &templates, lc.classnames = &names;
+    lc.templates = &templates;
+    lc.classnames = &names;
     run_epoch(&seen, &d, &lc, 0, 0, 6); // 48 of 24: each twice
     run_epoch(&next, &d, &lc, 1, 0, 6);
     int drawn[3] = {0}, changed = 0;
     for (int i = 0; i < 48; i++) {
-        const int label = d.samples[seen.indices[i]].label, which = prompt_of(seen.tokens + i * CONTEXT, &templates, classes[label]);
+        const int label = d.samples[seen.indices[i]].label;
+        const int which = prompt_of(seen.tokens + i * CONTEXT, &templates, classes[label]);
         EXPECT(which >= 0, "sample %d", i);
         if (which >= 0) drawn[which]++;
-        for (int k = 0; k < 48; k++) { // the key is the class: the prompts of one picture differ from epoch to epoch
+        for (int k = 0; k < 48;
+             k++) { // the key is the class: the prompts of one picture differ from epoch to epoch
             EXPECT((seen.keys[i] == next.keys[k]) == (label == d.samples[next.indices[k]].label));
-            changed += seen.indices[i] == next.indices[k] && memcmp(seen.tokens + i * CONTEXT, next.tokens + k * CONTEXT, CONTEXT * sizeof(int));
+            changed += seen.indices[i] == next.indices[k] &&
+                       memcmp(seen.tokens + i * CONTEXT, next.tokens + k * CONTEXT, CONTEXT * sizeof(int));
         }
     }
-    EXPECT(drawn[0] > 5 && drawn[1] > 5 && drawn[2] > 5 && changed > 40, "%d %d %d, %d", drawn[0], drawn[1], drawn[2], changed);
+    EXPECT(drawn[0] > 5 && drawn[1] > 5 && drawn[2] > 5 && changed > 40, "%d %d %d, %d", drawn[0], drawn[1],
+        drawn[2], changed);
     expect_reproducible(&d, lc, 0, 6, 1);
     dataset_free(&d);
 
-    c = prompt_config(&names); // a CSV with labels and no captions beside one with captions and no labels, and a shard whose class 3 has no name
+    c = prompt_config(
+        // a CSV with labels and no captions beside one with captions and no labels, and a shard whose class 3
+        // has no name
+        &names);
     write_text(at("labels.csv"), "filepath,label\nm/1.png,cat\nm/2.png,2\nm/3.png,cow\nm/4.png,0\n");
     write_text(at("captions.csv"), "filepath,title\nm/5.png,a cow\nm/6.png,a cow\n");
     char three[3 * PATH_SIZE];
@@ -587,7 +700,9 @@ static void test_prompts(void) {
         const char *own = seen.indices[i] < 6 ? "a cow" : caption;
         StringList as_it_is = {(char **)&own, 1, 0};
         const int *tokens = seen.tokens + i * CONTEXT;
-        EXPECT(label >= 0 ? prompt_of(tokens, &templates, classes[label]) >= 0 : prompt_of(tokens, &as_it_is, "") == 0, "sample %d", i);
+        EXPECT(label >= 0 ? prompt_of(tokens, &templates, classes[label]) >= 0
+                          : prompt_of(tokens, &as_it_is, "") == 0,
+            "sample %d", i);
     }
     names.count = 2; // numbers above the names: skipped
     run_epoch(&seen, &d, &lc, 0, 0, 3);
@@ -595,20 +710,25 @@ static void test_prompts(void) {
     names.count = 3;
     dataset_free(&d);
     OpenCase o = {at("captions.csv"), dataset_config_default(), 2};
-    o.config.csv_caption_key = "none", o.config.prompts = true;
+    o.config.csv_caption_key = "none";
+    o.config.prompts = true;
     EXPECT_DEATH(open_case, &o, "--csv-caption-key");
     o.spec = at("f/deep");
     EXPECT_DEATH(open_case, &o, "has no sub-folders");
-    string_list_free(&templates), string_list_free(&names);
+    string_list_free(&templates);
+    string_list_free(&names);
 }
 
 // The first of several keys of KEY.json that holds words.
 static void test_json_keys(void) {
     struct archive *a;
     tar_plain(at("j.tar"), &a);
-    tar_add_text(a, "a.png", "x"), tar_add_text(a, "a.json", "{\"long\": \" \", \"short\": \"second\"}");
-    tar_add_text(a, "b.png", "x"), tar_add_text(a, "b.json", "{\"long\": \"first\", \"short\": \"second\"}");
-    tar_add_text(a, "c.png", "x"), tar_add_text(a, "c.json", "{\"other\": \"none\", \"short\": 5}");
+    tar_add_text(a, "a.png", "x");
+    tar_add_text(a, "a.json", "{\"long\": \" \", \"short\": \"second\"}");
+    tar_add_text(a, "b.png", "x");
+    tar_add_text(a, "b.json", "{\"long\": \"first\", \"short\": \"second\"}");
+    tar_add_text(a, "c.png", "x");
+    tar_add_text(a, "c.json", "{\"other\": \"none\", \"short\": 5}");
     tar_finish(a);
     DatasetConfig c = dataset_config_default();
     c.json_text_key = "long;short";

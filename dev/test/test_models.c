@@ -1,4 +1,5 @@
-// clipc/model/architectures.h: the table of known models, and configurations in open_clip's JSON form, good and refused.
+// clipc/model/architectures.h: the table of known models, and configurations in open_clip's JSON form, good
+// and refused.
 #include "clipc/model/architectures.h"
 #include "dev/test/test.h"
 
@@ -40,18 +41,21 @@ static void expect_refused(const char *name, const char *says) {
     char message[4096];
     int code = load_in_child(name, message, sizeof message);
     const char *newline = strchr(message, '\n');
-    EXPECT(code == EXIT_USAGE && strstr(message, says) && newline && !newline[1], "%s: exit %d, '%s' should say '%s' in one line", name, code, message, says);
+    EXPECT(code == EXIT_USAGE && strstr(message, says) && newline && !newline[1],
+        "%s: exit %d, '%s' should say '%s' in one line", name, code, message, says);
 }
 
 static void test_known_models(void) {
     ClipConfig c;
     char error[256];
     int rows = 0;
-#define X(name_, ...) \
-    EXPECT(model_find(name_, &c) && config_check(&c, error), name_); \
-    EXPECT_STRING(c.name, name_); \
-    EXPECT(c.context_length == 77 && c.vocab_size == 49408 && c.eot_id == 49407 && c.text_mlp == 4 * c.text_width && c.text_width == 64 * c.text_heads); \
-    EXPECT(c.ln_pre == 1 && c.quick_gelu == 0 && c.image_ln_eps == 1e-5f && c.resize_mode == 0 && c.mean_b == 0.40821073f); \
+#define X(name_, ...)                                                                             \
+    EXPECT(model_find(name_, &c) && config_check(&c, error), name_);                              \
+    EXPECT_STRING(c.name, name_);                                                                 \
+    EXPECT(c.context_length == 77 && c.vocab_size == 49408 && c.eot_id == 49407 &&                \
+           c.text_mlp == 4 * c.text_width && c.text_width == 64 * c.text_heads);                  \
+    EXPECT(c.ln_pre == 1 && c.quick_gelu == 0 && c.image_ln_eps == 1e-5f && c.resize_mode == 0 && \
+           c.mean_b == 0.40821073f);                                                              \
     rows++;
     MODEL_CONFIGS(X)
 #undef X
@@ -63,20 +67,26 @@ static void test_known_models(void) {
     tensor_table_free(&t);
     EXPECT(model_find("ViT-B/32-quickgelu", &c) && c.quick_gelu == 1);
     EXPECT_STRING(c.name, "ViT-B-32-quickgelu");
-    EXPECT(!model_find("ViT-B-32-quickgelux", &c) && !model_find("ViT-B-3", &c) && !model_find("", &c) && !model_find("ViT-L-16-quickgelu", &c));
+    EXPECT(!model_find("ViT-B-32-quickgelux", &c) && !model_find("ViT-B-3", &c) && !model_find("", &c) &&
+           !model_find("ViT-L-16-quickgelu", &c));
     const struct {
         const char *name;
         int heads, mlp;
-    } wide[] = {{"ViT-H-14-378-quickgelu", 16, 5120}, {"ViT-g-14", 16, 6144}, {"ViT-bigG-14", 16, 8192}, {"ViT-e-14", 16, 15360}};
+    } wide[] = {{"ViT-H-14-378-quickgelu", 16, 5120}, {"ViT-g-14", 16, 6144}, {"ViT-bigG-14", 16, 8192},
+        {"ViT-e-14", 16, 15360}};
     for (size_t i = 0; i < sizeof wide / sizeof *wide; i++)
-        EXPECT(model_find(wide[i].name, &c) && c.image_heads == wide[i].heads && c.image_mlp == wide[i].mlp, "%s: %d, %d", c.name, c.image_heads, c.image_mlp);
+        EXPECT(model_find(wide[i].name, &c) && c.image_heads == wide[i].heads && c.image_mlp == wide[i].mlp,
+            "%s: %d, %d", c.name, c.image_heads, c.image_mlp);
     expect_refused("ViT-B-23", "did you mean ViT-B-32?");
     expect_refused("ViT-L-14-quickgel", "did you mean ViT-L-14-quickgelu?");
     expect_refused("/tmp", "folder");
 }
 
-#define IMAGE "\"vision_cfg\": {\"image_size\": 21, \"patch_size\": 10, \"width\": 60, \"head_width\": 20, \"layers\": 2, \"mlp_ratio\": 4.3637}"
-#define TEXT "\"text_cfg\": {\"context_length\": 9, \"vocab_size\": 257, \"width\": 32, \"heads\": 4, \"layers\": 3}"
+#define IMAGE                                                                                      \
+    "\"vision_cfg\": {\"image_size\": 21, \"patch_size\": 10, \"width\": 60, \"head_width\": 20, " \
+    "\"layers\": 2, \"mlp_ratio\": 4.3637}"
+#define TEXT \
+    "\"text_cfg\": {\"context_length\": 9, \"vocab_size\": 257, \"width\": 32, \"heads\": 4, \"layers\": 3}"
 
 static void test_json(void) {
     ClipConfig c;
@@ -85,19 +95,25 @@ static void test_json(void) {
     EXPECT(c.embed_dim == 20 && c.quick_gelu == 1 && c.image_size == 21 && c.patch_size == 10);
     EXPECT(c.image_width == 60 && c.image_heads == 3 && c.image_layers == 2);
     EXPECT(c.image_mlp == 261 && c.text_mlp == 128, "%d %d", c.image_mlp, c.text_mlp); // rounded down
-    EXPECT(c.context_length == 9 && c.vocab_size == 257 && c.eot_id == 256 && c.text_width == 32 && c.text_heads == 4 && c.text_layers == 3);
+    EXPECT(c.context_length == 9 && c.vocab_size == 257 && c.eot_id == 256 && c.text_width == 32 &&
+           c.text_heads == 4 && c.text_layers == 3);
     EXPECT(c.ln_pre == 1);
     EXPECT_STRING(c.name, "some.model");
 
-    write_json("{\"model_cfg\": {\"embed_dim\": 5, \"vision_cfg\": {\"no_ln_pre\": true}, \"text_cfg\": {\"norm_kwargs\": {\"eps\": 1e-6}}},"
-               " \"preprocess_cfg\": {\"mean\": [0.5, 0.25, 0], \"std\": [1, 2, 3.5], \"interpolation\": \"bilinear\", \"resize_mode\": \"longest\","
+    write_json("{\"model_cfg\": {\"embed_dim\": 5, \"vision_cfg\": {\"no_ln_pre\": true}, \"text_cfg\": "
+               "{\"norm_kwargs\": {\"eps\": 1e-6}}},"
+               " \"preprocess_cfg\": {\"mean\": [0.5, 0.25, 0], \"std\": [1, 2, 3.5], \"interpolation\": "
+               "\"bilinear\", \"resize_mode\": \"longest\","
                " \"size\": [224, 224], \"mode\": \"RGB\", \"fill_color\": 0}}");
     model_load(json_path, &c);
-    EXPECT(c.embed_dim == 5 && c.ln_pre == 0 && c.quick_gelu == 0 && c.image_size == 224 && c.patch_size == 16);
+    EXPECT(
+        c.embed_dim == 5 && c.ln_pre == 0 && c.quick_gelu == 0 && c.image_size == 224 && c.patch_size == 16);
     EXPECT(c.image_width == 768 && c.image_heads == 12 && c.image_layers == 12);
-    EXPECT(c.text_width == 512 && c.text_heads == 8 && c.text_layers == 12 && c.context_length == 77 && c.vocab_size == 49408);
+    EXPECT(c.text_width == 512 && c.text_heads == 8 && c.text_layers == 12 && c.context_length == 77 &&
+           c.vocab_size == 49408);
     EXPECT(c.image_ln_eps == 1e-5f && c.text_ln_eps == 1e-6f && c.interpolation == 1 && c.resize_mode == 2);
-    EXPECT(c.mean_r == 0.5f && c.mean_g == 0.25f && c.mean_b == 0 && c.std_r == 1 && c.std_g == 2 && c.std_b == 3.5f);
+    EXPECT(c.mean_r == 0.5f && c.mean_g == 0.25f && c.mean_b == 0 && c.std_r == 1 && c.std_g == 2 &&
+           c.std_b == 3.5f);
 }
 
 static void test_refused(void) {
@@ -135,7 +151,8 @@ static void test_refused(void) {
     char text[1024], message[4096];
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         const char *other = strcmp(cases[i][0], "vision_cfg") ? "vision_cfg" : "text_cfg";
-        snprintf(text, sizeof text, "{\"embed_dim\": 8, \"%s\": {\"%s\": %s}, \"%s\": {}}", cases[i][0], cases[i][1], cases[i][2], other);
+        snprintf(text, sizeof text, "{\"embed_dim\": 8, \"%s\": {\"%s\": %s}, \"%s\": {}}", cases[i][0],
+            cases[i][1], cases[i][2], other);
         write_json(text);
         if (cases[i][3]) expect_refused(json_path, cases[i][3]);
         else EXPECT(load_in_child(json_path, message, sizeof message) == 0, "%s: %s", text, message);
@@ -151,14 +168,25 @@ static void test_refused(void) {
         {"{\"embed_dim\": 8, \"quick_gelu\": 1, " IMAGE ", " TEXT "}", "quick_gelu"},
         {"{\"embed_dim\": 8, \"vision_cfg\": [], " TEXT "}", "vision_cfg"},
         {"{\"model_cfg\": 3}", "open_clip's form"},
-        {"{\"model_cfg\": {\"embed_dim\": 8, " IMAGE ", " TEXT "}, \"preprocess_cfg\": {\"mean\": [1, 2]}}", "mean must be three numbers"},
-        {"{\"model_cfg\": {\"embed_dim\": 8, " IMAGE ", " TEXT "}, \"preprocess_cfg\": {\"std\": [1, 2, 0]}}", "std_b"},
-        {"{\"model_cfg\": {\"embed_dim\": 8, " IMAGE ", " TEXT "}, \"preprocess_cfg\": {\"interpolation\": \"random\"}}", "bicubic|bilinear"},
-        {"{\"model_cfg\": {\"embed_dim\": 8, " IMAGE ", " TEXT "}, \"preprocess_cfg\": {\"resize_mode\": 1}}", "resize_mode"},
-        {"{\"model_cfg\": {\"embed_dim\": 8, " IMAGE ", " TEXT "}, \"preprocess_cfg\": {\"fill_color\": 255}}", "fill_color"},
-        {"{\"model_cfg\": {\"embed_dim\": 8, " IMAGE ", " TEXT "}, \"preprocess_cfg\": [3]}", "preprocess_cfg"},
+        {"{\"model_cfg\": {\"embed_dim\": 8, " IMAGE ", " TEXT "}, \"preprocess_cfg\": {\"mean\": [1, 2]}}",
+            "mean must be three numbers"},
+        {"{\"model_cfg\": {\"embed_dim\": 8, " IMAGE ", " TEXT "}, \"preprocess_cfg\": {\"std\": [1, 2, 0]}}",
+            "std_b"},
+        {"{\"model_cfg\": {\"embed_dim\": 8, " IMAGE ", " TEXT
+         "}, \"preprocess_cfg\": {\"interpolation\": \"random\"}}",
+            "bicubic|bilinear"},
+        {"{\"model_cfg\": {\"embed_dim\": 8, " IMAGE ", " TEXT "}, \"preprocess_cfg\": {\"resize_mode\": 1}}",
+            "resize_mode"},
+        {"{\"model_cfg\": {\"embed_dim\": 8, " IMAGE ", " TEXT
+         "}, \"preprocess_cfg\": {\"fill_color\": 255}}",
+            "fill_color"},
+        {"{\"model_cfg\": {\"embed_dim\": 8, " IMAGE ", " TEXT "}, \"preprocess_cfg\": [3]}",
+            "preprocess_cfg"},
     };
-    for (size_t i = 0; i < sizeof whole / sizeof *whole; i++) write_json(whole[i][0]), expect_refused(json_path, whole[i][1]);
+    for (size_t i = 0; i < sizeof whole / sizeof *whole; i++) {
+        write_json(whole[i][0]);
+        expect_refused(json_path, whole[i][1]);
+    }
 
     FILE *f = fopen_check(json_path, "wb"); // nested deeper than any stack
     for (int i = 0; i < 100000; i++) fputc('[', f);
@@ -172,6 +200,7 @@ int main(void) {
     test_known_models();
     test_json();
     test_refused();
-    unlink(json_path), rmdir(folder);
+    unlink(json_path);
+    rmdir(folder);
     return test_report();
 }

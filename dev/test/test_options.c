@@ -1,6 +1,6 @@
-// Command lines: what is accepted, what is refused and with which words, defaults, --help, the settings. Runs each command line in
-// a child process, since wrong usage ends the program.
-#define PROGRAM_OPTIONS(X) \
+// Command lines: what is accepted, what is refused and with which words, defaults, --help, the settings. Runs
+// each command line in a child process, since wrong usage ends the program.
+#define PROGRAM_OPTIONS(X)                                                              \
     X(PROGRAM, REAL, min_lr, "min-lr", "1e-7", "(0,inf)", "a row of the program's own") \
     X(PROGRAM, INT, offset, "offset", "-5", "[-10,10]", "a number that may be negative")
 #define PROGRAM_GROUPS (~GROUP_BIT(SCHEDULE))
@@ -28,15 +28,18 @@ static int split(char *line, char **argv, int size) {
     return argc;
 }
 
-// Parses and prints the settings in a child; both streams go to `output`. Returns its exit code, -1 for a signal.
+// Parses and prints the settings in a child; both streams go to `output`. Returns its exit code, -1 for a
+// signal.
 static int run(const char *line) {
     int ends[2], status = 0;
     fflush(stdout);
     if (pipe(ends)) return -1;
     pid_t child = fork();
     if (child == 0) {
-        dup2(ends[1], 1), dup2(ends[1], 2);
-        close(ends[0]), close(ends[1]);
+        dup2(ends[1], 1);
+        dup2(ends[1], 2);
+        close(ends[0]);
+        close(ends[1]);
         char copy[4096], *argv[128];
         snprintf(copy, sizeof copy, "%s", line);
         Options o;
@@ -60,11 +63,13 @@ static void expect_refused(const char *line, const char *words) {
     char *end = strchr(output, '\n');
     EXPECT(code == EXIT_USAGE, "%s: exit code %d: %s", line, code, output);
     size_t n = strlen(program_invocation_short_name);
-    EXPECT(strncmp(output, program_invocation_short_name, n) == 0 && output[n] == ':' && end && !end[1], "%s: not one line: %s", line, output);
+    EXPECT(strncmp(output, program_invocation_short_name, n) == 0 && output[n] == ':' && end && !end[1],
+        "%s: not one line: %s", line, output);
     EXPECT(strstr(output, words), "%s: '%s' is not in: %s", line, words, output);
 }
 
-// Accepted, and the settings hold the line "name value" (blanks between them do not count); NULL: hold no such name.
+// Accepted, and the settings hold the line "name value" (blanks between them do not count); NULL: hold no
+// such name.
 static void expect_setting(const char *line, const char *name, const char *value) {
     int code = run(line);
     EXPECT(code == 0, "%s: exit code %d: %s", line, code, output);
@@ -75,7 +80,8 @@ static void expect_setting(const char *line, const char *name, const char *value
         char *v = p + n + strspn(p + n, " ");
         found |= !value || (strncmp(v, value, strlen(value)) == 0 && v[strlen(value)] == '\n');
     }
-    EXPECT(found == (value != NULL), "%s: %s %s: settings are\n%s", line, name, value ? value : "(absent)", output);
+    EXPECT(found == (value != NULL), "%s: %s %s: settings are\n%s", line, name, value ? value : "(absent)",
+        output);
 }
 
 static void test_values(void) {
@@ -101,7 +107,8 @@ static void test_values(void) {
     expect_setting("--csv-separator '\t'", "csv-separator", "\\t");
     expect_setting("--csv-separator ;", "csv-separator", ";");
     expect_setting("--csv-separator=,", "csv-separator", ",");
-    expect_setting("--aug-cfg scale=1,1 color_jitter=0.4,0.4,0.4,0.1 --seed 1", "aug-cfg", "scale=1,1 color_jitter=0.4,0.4,0.4,0.1");
+    expect_setting("--aug-cfg scale=1,1 color_jitter=0.4,0.4,0.4,0.1 --seed 1", "aug-cfg",
+        "scale=1,1 color_jitter=0.4,0.4,0.4,0.1");
     expect_setting("--aug-cfg none", "aug-cfg", "none");
     expect_setting("--lock-image", "lock-image", "true");
     expect_setting("--classnames 'my names.txt'", "classnames", "my names.txt");
@@ -122,7 +129,8 @@ static void test_lists(void) {
 }
 
 static void test_unset(void) {
-    const char *unset[] = {"pretrained", "lr", "epochs", "steps", "workers", "image-mean", "csv-separator", "aug-cfg", "lock-image", "classify", "name"};
+    const char *unset[] = {"pretrained", "lr", "epochs", "steps", "workers", "image-mean", "csv-separator",
+        "aug-cfg", "lock-image", "classify", "name"};
     for (size_t i = 0; i < sizeof unset / sizeof *unset; i++) expect_setting("--seed 1", unset[i], NULL);
     char *argv[] = {(char *)"test_options", (char *)"--beta1", (char *)"0.9", NULL};
     Options o;
@@ -134,11 +142,14 @@ static void test_unset(void) {
 }
 
 static void test_refused(void) {
-    const char *garbage[] = {"x", "1x", "1e", "e5", "0x10", "nan", "inf", "-inf", "1,5", "1 2", "' 1'", "1..2", "--1", "1e999", "infinity", "+-1"};
+    const char *garbage[] = {"x", "1x", "1e", "e5", "0x10", "nan", "inf", "-inf", "1,5", "1 2", "' 1'",
+        "1..2", "--1", "1e999", "infinity", "+-1"};
     char line[256];
     for (size_t i = 0; i < sizeof garbage / sizeof *garbage; i++) {
         snprintf(line, sizeof line, "--lr %s", garbage[i]);
-        expect_refused(line, strcmp(garbage[i], "1 2") == 0 ? "takes one value" : strcmp(garbage[i], "--1") == 0 ? "needs a value" : "is not a number");
+        expect_refused(line, strcmp(garbage[i], "1 2") == 0   ? "takes one value"
+                             : strcmp(garbage[i], "--1") == 0 ? "needs a value"
+                                                              : "is not a number");
     }
     expect_refused("--lr", "needs a value");
     expect_refused("--lr=", "needs a value");
@@ -172,17 +183,23 @@ static void test_refused(void) {
 }
 
 static void test_share(void) { // parsed directly: the group is left out of this program
-    const struct { const char *text; double value; bool percent, good; } cases[] = {
-        {"10%", 10, true, true}, {"50", 50, false, true}, {"0", 0, false, true}, {"12.5%", 12.5, true, true},
-        {"100%", 100, true, true}, {"1e3", 1000, false, true},
-        {"101%", 0, true, false}, {"-1%", 0, true, false}, {"%", 0, true, false}, {"10%%", 0, true, false}, {"1.5", 0, false, false}, {"x", 0, false, false},
-        {"nan%", 0, true, false}, {"-1", 0, false, false}, {"", 0, false, false}};
+    const struct {
+        const char *text;
+        double value;
+        bool percent, good;
+    } cases[] = {{"10%", 10, true, true}, {"50", 50, false, true}, {"0", 0, false, true},
+        {"12.5%", 12.5, true, true}, {"100%", 100, true, true}, {"1e3", 1000, false, true},
+        {"101%", 0, true, false}, {"-1%", 0, true, false}, {"%", 0, true, false}, {"10%%", 0, true, false},
+        {"1.5", 0, false, false}, {"x", 0, false, false}, {"nan%", 0, true, false}, {"-1", 0, false, false},
+        {"", 0, false, false}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         char error[OPTION_ERROR_SIZE] = "";
         Share share = {-1, false};
         bool good = option_share(&option_rows()[OPTION_warmup], cases[i].text, &share, error);
         EXPECT(good == cases[i].good && (good || error[0]), "'%s': %s", cases[i].text, error);
-        if (good) EXPECT(share.value == cases[i].value && share.percent == cases[i].percent, "'%s' is %g", cases[i].text, share.value);
+        if (good)
+            EXPECT(share.value == cases[i].value && share.percent == cases[i].percent, "'%s' is %g",
+                cases[i].text, share.value);
     }
     Share third = {33, true};
     EXPECT(share_of(third, 10) == 3 && share_of(third, 2) == 0);
@@ -197,17 +214,20 @@ static void test_names(void) {
     expect_refused("--warmup 3", "unknown option"); // not among this program's groups
     char endless[512];
     memset(endless, 'a', sizeof endless);
-    memcpy(endless, "--", 2), endless[sizeof endless - 1] = 0;
+    memcpy(endless, "--", 2);
+    endless[sizeof endless - 1] = 0;
     expect_refused(endless, "unknown option");
-    const char *refused[] = {"--siglip", "--distill-model x", "--opt adamw", "--precision bf16", "--precision=amp",
-        "--skip-scheduler", "--audio-ext flac", "--use-naflex", "--force-naflex-vision", "--fsdp", "--wandb-notes x",
-        "--momentum 0.9", "--imagenet-val x", "--length-bucketing"};
+    const char *refused[] = {"--siglip", "--distill-model x", "--opt adamw", "--precision bf16",
+        "--precision=amp", "--skip-scheduler", "--audio-ext flac", "--use-naflex", "--force-naflex-vision",
+        "--fsdp", "--wandb-notes x", "--momentum 0.9", "--imagenet-val x", "--length-bucketing"};
     for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
         expect_refused(refused[i], "");
         EXPECT(!strstr(output, "unknown option"), "%s: %s", refused[i], output);
     }
     expect_refused("--device cuda", "CPU");
-    expect_setting("--local-loss --gather-with-grad --lock-text-freeze-layer-norm --device cpu --torchcompile --seed 4", "seed", "4");
+    expect_setting(
+        "--local-loss --gather-with-grad --lock-text-freeze-layer-norm --device cpu --torchcompile --seed 4",
+        "seed", "4");
     int lines = 0;
     for (char *p = output; (p = strstr(p, "means nothing here")); p++) lines++;
     EXPECT(lines == 5, "%d lines for 5 ignored options", lines);
@@ -230,15 +250,18 @@ static void test_help(void) {
         snprintf(name, sizeof name, "\n  --%s ", row->name);
         EXPECT((strstr(output, name) != NULL) == (row->group != GROUP_SCHEDULE), "--%s", row->name);
         if (option_offered(row)) EXPECT(strcmp(row->name, option_nearest(row->name)) == 0, "--%s", row->name);
-        for (int j = 0; j < i; j++) EXPECT(strcmp(row->name, option_rows()[j].name), "--%s stands twice in the table", row->name);
+        for (int j = 0; j < i; j++)
+            EXPECT(strcmp(row->name, option_rows()[j].name), "--%s stands twice in the table", row->name);
     }
-    EXPECT(strstr(output, "[1 to 1e6; default: 64]") && strstr(output, "default: 1e-5, from random weights 5e-4"));
+    EXPECT(strstr(output, "[1 to 1e6; default: 64]") &&
+           strstr(output, "default: 1e-5, from random weights 5e-4"));
 }
 
 // What options_print() writes, given back as options, prints the same.
 static void test_print_reads_back(void) {
     char first[OUTPUT_SIZE], line[OUTPUT_SIZE] = "";
-    EXPECT(run("--lr 1e-4 --lock-image --classify x y --image-std 0.1 0.2 0.3 --aug-cfg scale=1,1 ratio=1,1 --model ViT-B-32") == 0);
+    EXPECT(run("--lr 1e-4 --lock-image --classify x y --image-std 0.1 0.2 0.3 --aug-cfg scale=1,1 ratio=1,1 "
+               "--model ViT-B-32") == 0);
     memcpy(first, output, OUTPUT_SIZE);
     for (char *p = output; *p; p += strcspn(p, "\n"), p += *p == '\n') {
         int name = (int)strcspn(p, " ");

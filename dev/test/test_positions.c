@@ -1,4 +1,5 @@
-// clipc/model/positions.h: properties that any interpolation has, and with a folder (the stored results' model/) resize.npz from torch.
+// clipc/model/positions.h: properties that any interpolation has, and with a folder (the stored results'
+// model/) resize.npz from torch.
 #include "clipc/model/positions.h"
 #include "dev/test/npz.h"
 #include "dev/test/test.h"
@@ -13,23 +14,32 @@ static void test_same_size_is_a_copy(void) {
     EXPECT(memcmp(in, out, sizeof in) == 0);
 }
 
-// A constant stays, the class row is copied, and a picture that is symmetric about its middle stays so, for growing and shrinking.
+// A constant stays, the class row is copied, and a picture that is symmetric about its middle stays so, for
+// growing and shrinking.
 static void test_image_keeps_constants_and_symmetry(void) {
     const int sizes[][2] = {{5, 3}, {3, 5}, {7, 24}, {24, 7}, {1, 4}, {4, 1}, {13, 12}};
     for (size_t k = 0; k < sizeof sizes / sizeof *sizes; k++) {
         const int from = sizes[k][0], to = sizes[k][1];
-        float *in = (float *)malloc_check(((size_t)from * (size_t)from + 1) * 2 * sizeof(float)), *out = (float *)malloc_check(((size_t)to * (size_t)to + 1) * 2 * sizeof(float));
-        in[0] = 9, in[1] = -9;
-        for (int i = 0; i < from * from; i++) in[2 * (1 + i)] = 0.75f, in[2 * (1 + i) + 1] = (float)(abs(2 * (i % from) - from + 1) + 3 * abs(2 * (i / from) - from + 1));
+        float *in = (float *)malloc_check(((size_t)from * (size_t)from + 1) * 2 * sizeof(float));
+        float *out = (float *)malloc_check(((size_t)to * (size_t)to + 1) * 2 * sizeof(float));
+        in[0] = 9;
+        in[1] = -9;
+        for (int i = 0; i < from * from; i++) {
+            in[2 * (1 + i)] = 0.75f;
+            in[2 * (1 + i) + 1] =
+                (float)(abs(2 * (i % from) - from + 1) + 3 * abs(2 * (i / from) - from + 1));
+        }
         positions_resize_image(out, to, in, from, 2);
         EXPECT(out[0] == 9 && out[1] == -9);
         for (int y = 0; y < to; y++)
             for (int x = 0; x < to; x++) {
-                const float *here = out + 2 * (1 + (size_t)(y * to + x)), *across = out + 2 * (1 + (size_t)((to - 1 - y) * to + to - 1 - x));
+                const float *here = out + 2 * (1 + (size_t)(y * to + x));
+                const float *across = out + 2 * (1 + (size_t)((to - 1 - y) * to + to - 1 - x));
                 EXPECT_CLOSE(here[0], 0.75, 1e-6);
                 EXPECT_CLOSE(here[1], across[1], 1e-5);
             }
-        free(in), free(out);
+        free(in);
+        free(out);
     }
 }
 
@@ -62,12 +72,20 @@ static void test_stored(const char *folder) {
         if (!ends_with(in->name, ".in")) continue;
         snprintf(name, sizeof name, "%.*s.out", (int)strlen(in->name) - 3, in->name);
         const NpzArray *want = npz_find(&npz, name);
-        EXPECT(want && in->ndim == 2 && want->ndim == 2 && strcmp(in->dtype, "f4") == 0 && strcmp(want->dtype, "f4") == 0, "%s", name);
+        EXPECT(want && in->ndim == 2 && want->ndim == 2 && strcmp(in->dtype, "f4") == 0 &&
+                   strcmp(want->dtype, "f4") == 0,
+            "%s", name);
         if (!want) continue;
         float *out = (float *)malloc_check((size_t)want->count * sizeof *out);
         const int C = (int)in->shape[1], from = (int)in->shape[0], to = (int)want->shape[0];
-        if (strncmp(name, "image", 5) == 0) positions_resize_image(out, (int)lround(sqrt(to - 1)), (const float *)in->data, (int)lround(sqrt(from - 1)), C), image++;
-        else positions_resize_text(out, to, (const float *)in->data, from, C), text++;
+        if (strncmp(name, "image", 5) == 0) {
+            positions_resize_image(
+                out, (int)lround(sqrt(to - 1)), (const float *)in->data, (int)lround(sqrt(from - 1)), C);
+            image++;
+        } else {
+            positions_resize_text(out, to, (const float *)in->data, from, C);
+            text++;
+        }
         expect_same(name, out, want);
         free(out);
     }

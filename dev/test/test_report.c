@@ -1,5 +1,5 @@
-// The parts of report.html and of what watches a run: which captions are best and worst, pictures as PNG, base64, text that is
-// no markup, which model is the best, when to stop.
+// The parts of report.html and of what watches a run: which captions are best and worst, pictures as PNG,
+// base64, text that is no markup, which model is the best, when to stop.
 #include "clipc/train/monitor.h"
 #include "dev/test/test.h"
 
@@ -10,7 +10,8 @@ static void test_judging_captions(void) {
     p.own = 3;
     grid_judge(&p, scores, 5);
     EXPECT(p.best[0] == 1 && p.best[1] == 3 && p.best[2] == 4, "%d %d %d", p.best[0], p.best[1], p.best[2]);
-    EXPECT(p.worst == 2 && p.rank == 2, "worst %d, rank %d", p.worst, p.rank); // of equal scores the first comes first
+    EXPECT(p.worst == 2 && p.rank == 2, "worst %d, rank %d", p.worst,
+        p.rank); // of equal scores the first comes first
     const double sum = exp(-3) + 1 + exp(-6) + 1 + exp(-1);
     EXPECT_CLOSE(p.probability[0], 1 / sum, 1e-12);
     EXPECT_CLOSE(p.probability[2], exp(-1) / sum, 1e-12);
@@ -63,8 +64,12 @@ static void expect_base64(const char *data, const char *expected) { // RFC 4648,
 }
 
 static void test_text(void) {
-    expect_base64("", ""), expect_base64("f", "Zg=="), expect_base64("fo", "Zm8="), expect_base64("foo", "Zm9v");
-    expect_base64("foob", "Zm9vYg=="), expect_base64("\xff\xfe\xfd", "//79");
+    expect_base64("", "");
+    expect_base64("f", "Zg==");
+    expect_base64("fo", "Zm8=");
+    expect_base64("foo", "Zm9v");
+    expect_base64("foob", "Zm9vYg==");
+    expect_base64("\xff\xfe\xfd", "//79");
     char *text = NULL;
     size_t n;
     FILE *f = open_memstream(&text, &n);
@@ -74,10 +79,13 @@ static void test_text(void) {
     free(text);
 }
 
-// Evaluations of a run as (val_loss, zeroshot_top1): which are the best, and how many follow without a better loss.
+// Evaluations of a run as (val_loss, zeroshot_top1): which are the best, and how many follow without a better
+// loss.
 static void test_best_and_patience(void) {
-    static const double losses[] = {2.0, 1.5, 1.6, 1.4, 1.4, NAN, 1.9}, tops[] = {0.9, 0.1, 0.3, 0.3, NAN, 0.5, 0.2};
-    static const bool best_top[] = {false, true, true, false, false, true, false}, best_loss[] = {false, true, false, true, false, false, false};
+    static const double losses[] = {2.0, 1.5, 1.6, 1.4, 1.4, NAN, 1.9};
+    static const double tops[] = {0.9, 0.1, 0.3, 0.3, NAN, 0.5, 0.2};
+    static const bool best_top[] = {false, true, true, false, false, true, false};
+    static const bool best_loss[] = {false, true, false, true, false, false, false};
     static const int64_t without[] = {0, 0, 1, 0, 1, 1, 2};
     for (int metric = 0; metric < 2; metric++) {
         Monitor *m = (Monitor *)calloc_check(1, sizeof *m);
@@ -88,9 +96,12 @@ static void test_best_and_patience(void) {
         for (int i = 0; i < 7; i++, s.step += 10) {
             Options o;
             m->last[0] = record_new(s.step);
-            record_number(&m->last[0], "val_loss", losses[i]), record_number(&m->last[0], "zeroshot_top1/target", tops[i]);
-            EXPECT(monitor_judge(m, &s) == (metric ? best_loss[i] : best_top[i]), "metric %d, evaluation %d", metric, i);
-            EXPECT(s.evaluations_without_better == without[i], "evaluation %d: %lld", i, (long long)s.evaluations_without_better);
+            record_number(&m->last[0], "val_loss", losses[i]);
+            record_number(&m->last[0], "zeroshot_top1/target", tops[i]);
+            EXPECT(monitor_judge(m, &s) == (metric ? best_loss[i] : best_top[i]), "metric %d, evaluation %d",
+                metric, i);
+            EXPECT(s.evaluations_without_better == without[i], "evaluation %d: %lld", i,
+                (long long)s.evaluations_without_better);
             memset(&o, 0, sizeof o);
             EXPECT(!monitor_stops(&o, &s));
             o.early_stop = 2;
@@ -107,12 +118,15 @@ static void test_report_to(void) {
     static const struct {
         const char *value;
         bool tensorboard, wandb;
-    } cases[] = {{NULL, false, false}, {"tensorboard", true, false}, {"wandb,tensorboard", true, true}, {"wandb", false, true}, {"all", true, true}, {"tensor", false, false}};
+    } cases[] = {{NULL, false, false}, {"tensorboard", true, false}, {"wandb,tensorboard", true, true},
+        {"wandb", false, true}, {"all", true, true}, {"tensor", false, false}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         Options o;
         memset(&o, 0, sizeof o);
         o.report_to = cases[i].value;
-        EXPECT(report_goes_to(&o, "tensorboard") == cases[i].tensorboard && report_goes_to(&o, "wandb") == cases[i].wandb, "%s", cases[i].value ? cases[i].value : "unset");
+        EXPECT(report_goes_to(&o, "tensorboard") == cases[i].tensorboard &&
+                   report_goes_to(&o, "wandb") == cases[i].wandb,
+            "%s", cases[i].value ? cases[i].value : "unset");
     }
 }
 

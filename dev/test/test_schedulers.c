@@ -1,5 +1,5 @@
-// Schedules: own vectors, edges, what the options make of them; with a folder (model of the stored results) its schedules.csv,
-// every row: what open_clip, transformers and torch compute.
+// Schedules: own vectors, edges, what the options make of them; with a folder (model of the stored results)
+// its schedules.csv, every row: what open_clip, transformers and torch compute.
 //     build/test_schedulers [DIR]
 #include "clipc/data/csv.h"
 #include "clipc/base/schedule_options.h"
@@ -7,21 +7,28 @@
 
 #include <sys/wait.h>
 
-static void expect_rates(const char *what, const Schedule *s, const int64_t *steps, const double *rates, int n) {
+static void expect_rates(
+    const char *what, const Schedule *s, const int64_t *steps, const double *rates, int n) {
     for (int i = 0; i < n; i++) {
         const double rate = schedule_lr(s, steps[i]);
-        EXPECT(fabs(rate - rates[i]) <= 1e-6 * fabs(rates[i]) + 1e-12, "%s, step %lld: %.9g instead of %.9g", what, (long long)steps[i], rate, rates[i]);
+        EXPECT(fabs(rate - rates[i]) <= 1e-6 * fabs(rates[i]) + 1e-12, "%s, step %lld: %.9g instead of %.9g",
+            what, (long long)steps[i], rate, rates[i]);
     }
 }
 
 static void test_vectors(void) {
-    const int64_t count[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9}, many[] = {0, 1, 10, 11, 55, 99}, slanted[] = {0, 5, 10, 11, 99};
-    const double cycle[] = {.04, .52, 1, .95048463, .81174565, .61126202, .38874198, .18825835, .049519368, 4e-6};
-    const double cosine[] = {0, .1, 1, .999695413509, .5, .000304586490}, triangle[] = {.03125, .515625, 1, .989236111, .0420138889};
+    const int64_t count[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9};
+    const int64_t many[] = {0, 1, 10, 11, 55, 99};
+    const int64_t slanted[] = {0, 5, 10, 11, 99};
+    const double cycle[] = {
+        .04, .52, 1, .95048463, .81174565, .61126202, .38874198, .18825835, .049519368, 4e-6};
+    const double cosine[] = {0, .1, 1, .999695413509, .5, .000304586490};
+    const double triangle[] = {.03125, .515625, 1, .989236111, .0420138889};
     Schedule s = schedule_create(SCHEDULE_ONE_CYCLE, 1, 10);
     expect_rates("one cycle", &s, count, cycle, 10);
     s = schedule_create(SCHEDULE_COSINE, 1, 100);
-    s.warmup = 10, s.warmup_offset = 0;
+    s.warmup = 10;
+    s.warmup_offset = 0;
     expect_rates("cosine", &s, many, cosine, 6);
     s.warmup_offset = 1;
     EXPECT_CLOSE(schedule_lr(&s, 0), .1, 1e-15); // open_clip's warmup
@@ -32,12 +39,16 @@ static void test_vectors(void) {
     s = schedule_create(SCHEDULE_STLR, 1, 100);
     expect_rates("slanted", &s, slanted, triangle, 5);
     s = schedule_create(SCHEDULE_EXPONENTIAL, 2, 100);
-    s.gamma = .25, s.step_size = 10, s.warmup = 4;
+    s.gamma = .25;
+    s.step_size = 10;
+    s.warmup = 4;
     EXPECT_CLOSE(schedule_lr(&s, 1), 1, 1e-15);
     EXPECT_CLOSE(schedule_lr(&s, 4), 2, 1e-15);
     EXPECT_CLOSE(schedule_lr(&s, 9), 1, 1e-15);
     s = schedule_create(SCHEDULE_CONST_COOLDOWN, 1, 100);
-    s.cooldown = 20, s.cooldown_end = .5, s.cooldown_power = 2;
+    s.cooldown = 20;
+    s.cooldown_end = .5;
+    s.cooldown_power = 2;
     EXPECT_CLOSE(schedule_lr(&s, 80), 1, 1e-15);
     EXPECT_CLOSE(schedule_lr(&s, 90), .625, 1e-15);
     EXPECT_CLOSE(schedule_lr(&s, 100), .5, 1e-15);
@@ -60,7 +71,8 @@ static void test_defaults(void) {
 static void test_every_restart_is_met(void) {
     for (int64_t m = 1; m <= 7; m++) {
         Schedule s = schedule_create(SCHEDULE_RESTARTS, 1, (int64_t)1e12);
-        s.t_0 = 11, s.t_mult = m;
+        s.t_0 = 11;
+        s.t_mult = m;
         int64_t begin = 0, period = 11;
         for (int n = 0; n < 40 && begin < (int64_t)1e12; n++, begin += period, period *= m) {
             EXPECT(schedule_lr(&s, begin) == 1, "M %lld, period %d", (long long)m, n);
@@ -84,7 +96,8 @@ static void test_momentum_goes_against_the_rate(void) {
     EXPECT(schedule_beta1(&s, 29, .9) == .9);
 }
 
-// Runs of one step and of all warmup, ramps of no length: every rate is finite, none negative, none above the peak.
+// Runs of one step and of all warmup, ramps of no length: every rate is finite, none negative, none above the
+// peak.
 static void test_edges_are_finite(void) {
     for (int kind = 0; kind < SCHEDULE_COUNT; kind++) {
         for (int64_t total = 1; total <= 12; total++) {
@@ -92,12 +105,19 @@ static void test_edges_are_finite(void) {
                 Schedule s = schedule_create((ScheduleKind)kind, 3e-4, total);
                 s.warmup = schedule_has_own_ramp(s.kind) ? 0 : variant % 3 * total / 2; // none, half, all
                 s.cut_frac = s.pct_start = variant % 4 / 3.0;                           // 0 … 1
-                s.three_phase = variant & 1, s.anneal_linear = variant >> 1 & 1, s.cycle_momentum = true;
-                s.cooldown = variant % 5 * total / 4, s.cooldown_power = variant & 1 ? 0.5 : 2;
-                s.min_lr_ratio = variant % 2 / 2.0, s.t_mult = 1 + variant % 3, s.step_size = 1 + variant % 7;
+                s.three_phase = variant & 1;
+                s.anneal_linear = variant >> 1 & 1;
+                s.cycle_momentum = true;
+                s.cooldown = variant % 5 * total / 4;
+                s.cooldown_power = variant & 1 ? 0.5 : 2;
+                s.min_lr_ratio = variant % 2 / 2.0;
+                s.t_mult = 1 + variant % 3;
+                s.step_size = 1 + variant % 7;
                 for (int64_t t = 0; t <= total + 3; t++) {
                     const double rate = schedule_lr(&s, t), beta1 = schedule_beta1(&s, t, 0.9);
-                    EXPECT(rate >= 0 && rate <= 3e-4 * (1 + 1e-12), "kind %d, total %lld, variant %d, step %lld: %g", kind, (long long)total, variant, (long long)t, rate);
+                    EXPECT(rate >= 0 && rate <= 3e-4 * (1 + 1e-12),
+                        "kind %d, total %lld, variant %d, step %lld: %g", kind, (long long)total, variant,
+                        (long long)t, rate);
                     EXPECT(beta1 >= 0.85 - 1e-12 && beta1 <= 0.95 + 1e-12, "kind %d: beta1 %g", kind, beta1);
                 }
             }
@@ -107,8 +127,8 @@ static void test_edges_are_finite(void) {
 
 // ---------------------------------------------------------------- the options
 
-// The schedule of a run of `steps` steps, 10 an epoch, by a command line; the rate of step t. In a child, since nonsense ends the
-// program: its exit code, and what it said first in `said`.
+// The schedule of a run of `steps` steps, 10 an epoch, by a command line; the rate of step t. In a child,
+// since nonsense ends the program: its exit code, and what it said first in `said`.
 static int rate_by_options(const char *line, int64_t steps, int64_t t, double *rate, char said[512]) {
     int ends[2], status = 0;
     fflush(stdout);
@@ -160,16 +180,19 @@ static void test_options_make_the_schedule(void) {
         {"--lr-scheduler cosine-restarts --warmup 0", 100, 50, .5},
         {"--lr-scheduler cosine-restarts --warmup 0 --t-0 10 --t-mult 1 --min-lr-ratio 0.2", 100, 95, .6},
         {"--lr-scheduler one-cycle", 10, 1, .52},
-        {"--lr-scheduler one-cycle --anneal linear --pct-start 0.6 --div-factor 10 --final-div-factor 2", 11, 10, .05},
+        {"--lr-scheduler one-cycle --anneal linear --pct-start 0.6 --div-factor 10 --final-div-factor 2", 11,
+            10, .05},
         {"--lr-scheduler one-cycle --three-phase --pct-start 0.3", 10, 4, .04}, // down again at 2 (3 - 1)
         {"--lr-scheduler const", 100, 99, 1},
-        {"--lr-scheduler const-cooldown --epochs-cooldown 2 --lr-cooldown-end 0.5 --lr-cooldown-power 2", 100, 90, .625},
+        {"--lr-scheduler const-cooldown --epochs-cooldown 2 --lr-cooldown-end 0.5 --lr-cooldown-power 2", 100,
+            90, .625},
     };
     char said[512];
     double rate;
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         const int code = rate_by_options(cases[i].line, cases[i].steps, cases[i].t, &rate, said);
-        EXPECT(code == 0 && fabs(rate - cases[i].rate) <= 1e-12, "'%s' step %lld: %s", cases[i].line, (long long)cases[i].t, said);
+        EXPECT(code == 0 && fabs(rate - cases[i].rate) <= 1e-12, "'%s' step %lld: %s", cases[i].line,
+            (long long)cases[i].t, said);
     }
 }
 
@@ -190,10 +213,13 @@ static void test_nonsense_is_refused(void) {
     double rate;
     for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
         const int code = rate_by_options(refused[i][0], 100, 0, &rate, said);
-        EXPECT(code == EXIT_USAGE && strstr(said, refused[i][1]), "'%s': exit code %d: %s", refused[i][0], code, said);
+        EXPECT(code == EXIT_USAGE && strstr(said, refused[i][1]), "'%s': exit code %d: %s", refused[i][0],
+            code, said);
     }
-    EXPECT(rate_by_options("--gamma 0.5", 100, 0, &rate, said) == 0 && strstr(said, "--gamma means nothing"), "%s", said);
-    EXPECT(rate_by_options("--lr-scheduler stlr --warmup 0", 100, 0, &rate, said) == 0, "%s", said); // as in the settings of a run that goes on
+    EXPECT(rate_by_options("--gamma 0.5", 100, 0, &rate, said) == 0 && strstr(said, "--gamma means nothing"),
+        "%s", said);
+    EXPECT(rate_by_options("--lr-scheduler stlr --warmup 0", 100, 0, &rate, said) == 0, "%s",
+        said); // as in the settings of a run that goes on
 }
 
 // ---------------------------------------------------------------- stored results
@@ -203,16 +229,19 @@ static double json_field(const json_t *params, const char *name) {
     return json_is_boolean(value) ? json_is_true(value) : json_number_value(value);
 }
 
-// The schedule that a row's name and parameters describe, with peak 1; false for a name this test does not know.
+// The schedule that a row's name and parameters describe, with peak 1; false for a name this test does not
+// know.
 static bool schedule_of_row(Schedule *s, const char *name, const json_t *p, int64_t total) {
     static const struct {
         const char *name;
         ScheduleKind kind;
         int offset;
-    } known[] = {{"open_clip_const", SCHEDULE_CONST, 1}, {"open_clip_cosine", SCHEDULE_COSINE, 1}, {"open_clip_const_cooldown", SCHEDULE_CONST_COOLDOWN, 1},
-                 {"hf_linear", SCHEDULE_LINEAR, 0}, {"hf_cosine", SCHEDULE_COSINE, 0}, {"hf_cosine_hard_restarts", SCHEDULE_RESTARTS, 0},
-                 {"torch_onecycle", SCHEDULE_ONE_CYCLE, 1}, {"torch_cosine_warm_restarts", SCHEDULE_RESTARTS, 1}, {"torch_exponential", SCHEDULE_EXPONENTIAL, 1},
-                 {"torch_step", SCHEDULE_STEP, 1}, {"stlr", SCHEDULE_STLR, 1}};
+    } known[] = {{"open_clip_const", SCHEDULE_CONST, 1}, {"open_clip_cosine", SCHEDULE_COSINE, 1},
+        {"open_clip_const_cooldown", SCHEDULE_CONST_COOLDOWN, 1}, {"hf_linear", SCHEDULE_LINEAR, 0},
+        {"hf_cosine", SCHEDULE_COSINE, 0}, {"hf_cosine_hard_restarts", SCHEDULE_RESTARTS, 0},
+        {"torch_onecycle", SCHEDULE_ONE_CYCLE, 1}, {"torch_cosine_warm_restarts", SCHEDULE_RESTARTS, 1},
+        {"torch_exponential", SCHEDULE_EXPONENTIAL, 1}, {"torch_step", SCHEDULE_STEP, 1},
+        {"stlr", SCHEDULE_STLR, 1}};
     for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
         if (strcmp(known[i].name, name) != 0) continue;
         *s = schedule_create(known[i].kind, 1, total);
@@ -221,11 +250,13 @@ static bool schedule_of_row(Schedule *s, const char *name, const json_t *p, int6
             const char *name;
             double *real;
             int64_t *integer;
-        } fields[] = {{"cycles", &s->cycles, NULL}, {"gamma", &s->gamma, NULL}, {"cut_frac", &s->cut_frac, NULL}, {"ratio", &s->stlr_ratio, NULL},
-                      {"pct_start", &s->pct_start, NULL}, {"div_factor", &s->div_factor, NULL}, {"final_div_factor", &s->final_div_factor, NULL},
-                      {"min_factor", &s->min_lr_ratio, NULL}, {"end_factor", &s->cooldown_end, NULL}, {"power", &s->cooldown_power, NULL},
-                      {"warmup", NULL, &s->warmup}, {"cooldown", NULL, &s->cooldown}, {"T_0", NULL, &s->t_0}, {"T_mult", NULL, &s->t_mult},
-                      {"step_size", NULL, &s->step_size}};
+        } fields[] = {{"cycles", &s->cycles, NULL}, {"gamma", &s->gamma, NULL},
+            {"cut_frac", &s->cut_frac, NULL}, {"ratio", &s->stlr_ratio, NULL},
+            {"pct_start", &s->pct_start, NULL}, {"div_factor", &s->div_factor, NULL},
+            {"final_div_factor", &s->final_div_factor, NULL}, {"min_factor", &s->min_lr_ratio, NULL},
+            {"end_factor", &s->cooldown_end, NULL}, {"power", &s->cooldown_power, NULL},
+            {"warmup", NULL, &s->warmup}, {"cooldown", NULL, &s->cooldown}, {"T_0", NULL, &s->t_0},
+            {"T_mult", NULL, &s->t_mult}, {"step_size", NULL, &s->step_size}};
         s->step_size = 1; // of torch's exponential, which has no such parameter
         for (size_t k = 0; k < sizeof fields / sizeof *fields; k++) {
             if (!json_object_get(p, fields[k].name)) continue;
@@ -249,16 +280,20 @@ static void test_stored_results(const char *folder) {
     for (; csv_read_row(&r); rows++) { // schedule, params_json, total, step, factor
         const char *name = r.fields[0].start, *json = r.count == 5 ? r.fields[1].start : "";
         json_t *params = json_loads(json, 0, NULL);
-        const int64_t total = params ? atoll(r.fields[2].start) : 0, step = params ? atoll(r.fields[3].start) : 0;
+        const int64_t total = params ? atoll(r.fields[2].start) : 0;
+        const int64_t step = params ? atoll(r.fields[3].start) : 0;
         Schedule s;
         const bool known = params && schedule_of_row(&s, name, params, total);
-        const double factor = known ? strtod(r.fields[4].start, NULL) : NAN, rate = known ? schedule_lr(&s, step) : NAN;
-        EXPECT(fabs(rate - factor) <= 1e-11 * fabs(factor) + 1e-15, "row %zu, %s %s total %lld step %lld: %.17g instead of %.17g", rows, name, json, (long long)total,
-               (long long)step, rate, factor);
+        const double factor = known ? strtod(r.fields[4].start, NULL) : NAN;
+        const double rate = known ? schedule_lr(&s, step) : NAN;
+        EXPECT(fabs(rate - factor) <= 1e-11 * fabs(factor) + 1e-15,
+            "row %zu, %s %s total %lld step %lld: %.17g instead of %.17g", rows, name, json, (long long)total,
+            (long long)step, rate, factor);
         json_decref(params);
     }
     EXPECT(rows > 0, "%s: no rows", path);
-    free(r.text), free(r.fields);
+    free(r.text);
+    free(r.fields);
 }
 
 int main(int argc, char **argv) {

@@ -1,4 +1,5 @@
-// TensorBoard event files: checksums against published values, every byte decoded again by a reader written apart, resuming, a full disk.
+// TensorBoard event files: checksums against published values, every byte decoded again by a reader written
+// apart, resuming, a full disk.
 #include "clipc/train/tensorboard.h"
 #include "dev/test/test.h"
 
@@ -51,8 +52,10 @@ static void read_event(Event *e, const unsigned char *p, const unsigned char *en
     memset(e, 0, sizeof *e);
     while (p < end) {
         uint64_t tag = take_varint(&p, end), n = 0;
-        if (tag == 0x09) memcpy(&e->wall_time, p, 8), p += 8;
-        else if (tag == 0x10) e->step = (int64_t)take_varint(&p, end);
+        if (tag == 0x09) {
+            memcpy(&e->wall_time, p, 8);
+            p += 8;
+        } else if (tag == 0x10) e->step = (int64_t)take_varint(&p, end);
         else {
             n = take_varint(&p, end);
             EXPECT(p + n <= end);
@@ -80,7 +83,8 @@ static int read_file(const char *path, Event events[MOST_EVENTS]) {
     while (at + 16 <= bytes && count < MOST_EVENTS) {
         uint64_t length;
         uint32_t crc[2];
-        memcpy(&length, data + at, 8), memcpy(&crc[0], data + at + 8, 4);
+        memcpy(&length, data + at, 8);
+        memcpy(&crc[0], data + at + 8, 4);
         EXPECT(crc[0] == crc32c_masked(data + at, 8));
         if (length > bytes - at - 16) break;
         memcpy(&crc[1], data + at + 12 + length, 4);
@@ -106,7 +110,9 @@ static void test_checksums(void) {
 
 static Record example(int64_t step) {
     Record r = record_new(step);
-    record_number(&r, "loss", 2.5 / (double)step), record_number(&r, "grad_norm", NAN), record_number(&r, "zeroshot_top1/far \"away\" é", 0.75);
+    record_number(&r, "loss", 2.5 / (double)step);
+    record_number(&r, "grad_norm", NAN);
+    record_number(&r, "zeroshot_top1/far \"away\" é", 0.75);
     return r;
 }
 
@@ -146,16 +152,19 @@ static void test_run_and_resume(const char *folder) {
     EXPECT_STRING(events[0].version, "brain.Event:2");
     EXPECT(events[1].status == 1 && events[1].step == 4);
     expect_example(&events[2], 4);
-    unlink(first.path), unlink(second.path);
+    unlink(first.path);
+    unlink(second.path);
 }
 
-// The disk is full (here: files may not grow beyond 300 bytes) in the middle of a record: whole records stay, nothing dies.
+// The disk is full (here: files may not grow beyond 300 bytes) in the middle of a record: whole records stay,
+// nothing dies.
 static void test_full_disk(const char *folder) {
     static Event events[MOST_EVENTS];
     struct rlimit old, small;
     EventFile e;
     getrlimit(RLIMIT_FSIZE, &old);
-    small = old, small.rlim_cur = 300;
+    small = old;
+    small.rlim_cur = 300;
     signal(SIGXFSZ, SIG_IGN);
     events_open(&e, folder, 0);
     setrlimit(RLIMIT_FSIZE, &small);
@@ -165,7 +174,9 @@ static void test_full_disk(const char *folder) {
         Record r = example(step);
         events_record(&e, &r, 1);
     }
-    dup2(stderr_copy, 2), close(stderr_copy), close(nowhere);
+    dup2(stderr_copy, 2);
+    close(stderr_copy);
+    close(nowhere);
     setrlimit(RLIMIT_FSIZE, &old);
     EXPECT(e.failed);
     events_close(&e);

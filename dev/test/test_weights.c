@@ -1,4 +1,5 @@
-// The packed weight file: written and read back to the bit, and every way a file can be cut off, altered or made to deceive.
+// The packed weight file: written and read back to the bit, and every way a file can be cut off, altered or
+// made to deceive.
 #include "clipc/model/weights.h"
 #include "dev/test/test.h"
 
@@ -12,21 +13,40 @@ static char folder[] = "/tmp/test_weights.XXXXXX", path[PATH_SIZE];
 static ClipConfig small_config(void) {
     ClipConfig c;
     memset(&c, 0, sizeof c);
-    c.embed_dim = 5, c.image_size = 13, c.patch_size = 4, c.image_width = 6, c.image_layers = 2, c.image_heads = 3, c.image_mlp = 7, c.ln_pre = 1;
-    c.context_length = 5, c.vocab_size = 11, c.text_width = 3, c.text_layers = 1, c.text_heads = 1, c.text_mlp = 9, c.eot_id = 10;
-    c.image_ln_eps = c.text_ln_eps = 1e-5f, c.mean_r = 0.5f, c.mean_g = 0.25f, c.mean_b = -1, c.std_r = c.std_g = c.std_b = 0.3f;
+    c.embed_dim = 5;
+    c.image_size = 13;
+    c.patch_size = 4;
+    c.image_width = 6;
+    c.image_layers = 2;
+    c.image_heads = 3;
+    c.image_mlp = 7;
+    c.ln_pre = 1;
+    c.context_length = 5;
+    c.vocab_size = 11;
+    c.text_width = 3;
+    c.text_layers = 1;
+    c.text_heads = 1;
+    c.text_mlp = 9;
+    c.eot_id = 10;
+    c.image_ln_eps = c.text_ln_eps = 1e-5f;
+    c.mean_r = 0.5f;
+    c.mean_g = 0.25f;
+    c.mean_b = -1;
+    c.std_r = c.std_g = c.std_b = 0.3f;
     strcpy(c.name, "small");
     return c;
 }
 
 static float *random_arena(const TensorTable *t, unsigned seed) {
     float *arena = (float *)calloc_check(t->floats, sizeof *arena);
-    for (size_t i = 0; i < t->floats; i++) arena[i] = (float)((double)(seed = seed * 1664525u + 1013904223u) / 4294967296.0 - 0.5);
+    for (size_t i = 0; i < t->floats; i++)
+        arena[i] = (float)((double)(seed = seed * 1664525u + 1013904223u) / 4294967296.0 - 0.5);
     return arena;
 }
 
 // Writes a file of the configuration; returns its hash as the writer says.
-static uint64_t write_file(const ClipConfig *c, const TensorTable *t, const float *arena, const char *merges) {
+static uint64_t write_file(
+    const ClipConfig *c, const TensorTable *t, const float *arena, const char *merges) {
     SafeFile s;
     safe_file_open(&s, path);
     const uint64_t hash = weight_file_write(&s, c, merges, merges ? strlen(merges) : 0, t, arena);
@@ -57,16 +77,21 @@ static Outcome try_file(void) {
     const pid_t child = fork();
     if (!child) {
 #ifndef CLIPC_GUARDS
-        const struct rlimit most = {256 << 20, 256 << 20}; // what a header claims must not be allocated before the file's size is compared
+        const struct rlimit most = {256 << 20,
+            256 << 20}; // what a header claims must not be allocated before the file's size is compared
         setrlimit(RLIMIT_AS, &most);
 #endif
-        dup2(ends[1], 2), close(ends[0]), close(ends[1]);
+        dup2(ends[1], 2);
+        close(ends[0]);
+        close(ends[1]);
         WeightFile w;
         weight_file_open(&w, path);
         TensorTable t = tensor_table_create(&w.config);
         float *arena = (float *)malloc_check(t.floats * sizeof *arena);
         weight_file_read(&w, &t, arena);
-        free(arena), free(w.merges), tensor_table_free(&t);
+        free(arena);
+        free(w.merges);
+        tensor_table_free(&t);
         _exit(0);
     }
     close(ends[1]);
@@ -85,13 +110,15 @@ static bool is_one_line(const Outcome *o) {
 // The file is refused with one line that holds `says`. `what` and `number` tell which file it was.
 static void expect_refused(const char *says, const char *what, long long number) {
     const Outcome o = try_file();
-    EXPECT(o.code == EXIT_USAGE && is_one_line(&o) && strstr(o.text, says), "%s %lld: exit %d, '%s' should say '%s'", what, number, o.code, o.text, says);
+    EXPECT(o.code == EXIT_USAGE && is_one_line(&o) && strstr(o.text, says),
+        "%s %lld: exit %d, '%s' should say '%s'", what, number, o.code, o.text, says);
 }
 
 // Taken, or refused with one line; never a crash.
 static void expect_survived(const char *what, long long a, long long b) {
     const Outcome o = try_file();
-    EXPECT((o.code == 0 && !o.text[0]) || (o.code == EXIT_USAGE && is_one_line(&o)), "%s %lld %lld: exit %d, '%s'", what, a, b, o.code, o.text);
+    EXPECT((o.code == 0 && !o.text[0]) || (o.code == EXIT_USAGE && is_one_line(&o)),
+        "%s %lld %lld: exit %d, '%s'", what, a, b, o.code, o.text);
 }
 
 // ---------------------------------------------------------------- what is written is read
@@ -106,21 +133,29 @@ static void test_round_trip(const char *merges) {
     WeightFile w;
     weight_file_open(&w, path);
     EXPECT(memcmp(&w.config, &c, sizeof c) == 0);
-    EXPECT(merges ? w.merges_bytes == strlen(merges) && strcmp(w.merges, merges) == 0 : !w.merges && !w.merges_bytes);
+    EXPECT(merges ? w.merges_bytes == strlen(merges) && strcmp(w.merges, merges) == 0
+                  : !w.merges && !w.merges_bytes);
     weight_file_read(&w, &t, back);
-    for (int i = 0; i < t.count; i++) EXPECT(memcmp(arena + t.list[i].offset, back + t.list[i].offset, t.list[i].count * sizeof(float)) == 0, "%s", t.list[i].name);
+    for (int i = 0; i < t.count; i++)
+        EXPECT(
+            memcmp(arena + t.list[i].offset, back + t.list[i].offset, t.list[i].count * sizeof(float)) == 0,
+            "%s", t.list[i].name);
     free(w.merges);
     // one bit of any tensor gives another hash
     for (int i = 0; i < t.count; i++) {
         float *x = arena + t.list[i].offset + t.list[i].count - 1;
         const float before = *x;
         uint32_t bits;
-        memcpy(&bits, x, 4), bits ^= 1, memcpy(x, &bits, 4);
+        memcpy(&bits, x, 4);
+        bits ^= 1;
+        memcpy(x, &bits, 4);
         EXPECT(write_file(&c, &t, arena, merges) != written, "%s", t.list[i].name);
         *x = before;
     }
     EXPECT(write_file(&c, &t, arena, merges) == written);
-    free(arena), free(back), tensor_table_free(&t);
+    free(arena);
+    free(back);
+    tensor_table_free(&t);
 }
 
 static void test_bf16_is_read_as_fp32(void) {
@@ -149,8 +184,12 @@ static void test_bf16_is_read_as_fp32(void) {
     weight_file_read(&w, &t, back);
     for (int i = 0; i < t.count; i++)
         for (size_t j = t.list[i].offset; j < t.list[i].offset + t.list[i].count; j++)
-            EXPECT(back[j] == bf16_to_float(float_to_bf16(arena[j])) && fabsf(back[j] - arena[j]) <= fabsf(arena[j]) / 256, "%s: %.9g became %.9g", t.list[i].name, arena[j], back[j]);
-    free(arena), free(back), tensor_table_free(&t);
+            EXPECT(back[j] == bf16_to_float(float_to_bf16(arena[j])) &&
+                       fabsf(back[j] - arena[j]) <= fabsf(arena[j]) / 256,
+                "%s: %.9g became %.9g", t.list[i].name, arena[j], back[j]);
+    free(arena);
+    free(back);
+    tensor_table_free(&t);
 }
 
 static void test_bf16_rounding(void) {
@@ -162,7 +201,8 @@ static void test_bf16_rounding(void) {
         if (!isfinite(x) || !isfinite(next) || half == 0x7fff) continue;
         const float middle = (float)(((double)x + next) / 2); // a tie: to the even one
         wrong += float_to_bf16(middle) != (half & 1 ? half + 1 : half);
-        wrong += float_to_bf16(nextafterf(middle, x)) != half || float_to_bf16(nextafterf(middle, next)) != half + 1;
+        wrong += float_to_bf16(nextafterf(middle, x)) != half ||
+                 float_to_bf16(nextafterf(middle, next)) != half + 1;
     }
     EXPECT(wrong == 0, "%d of 65536", wrong);
 }
@@ -180,28 +220,44 @@ static void test_table(void) {
         EXPECT(count == x->count && x->offset % 16 == 0 && x->offset >= end && x->trainable, "%s", x->name);
         EXPECT(!x->decay || x->ndim >= 2, "%s: open_clip decays no vector", x->name);
         EXPECT(tensor_find(&t, x->name) == x, "%s is there twice", x->name);
-        end = x->offset + x->count, parameters += x->count;
+        end = x->offset + x->count;
+        parameters += x->count;
     }
     EXPECT(t.floats >= end && t.parameters == parameters && t.slots >= parameters);
-    EXPECT(!tensor_find(&t, "positional_embedding")->decay && !tensor_find(&t, "visual.positional_embedding")->decay && tensor_find(&t, "text_projection")->decay);
-    EXPECT(tensor_find(&t, "visual.transformer.resblocks.1.mlp.c_fc.weight")->group == 2 && !tensor_find(&t, "visual.transformer.resblocks.2.mlp.c_fc.weight"));
+    EXPECT(!tensor_find(&t, "positional_embedding")->decay &&
+           !tensor_find(&t, "visual.positional_embedding")->decay &&
+           tensor_find(&t, "text_projection")->decay);
+    EXPECT(tensor_find(&t, "visual.transformer.resblocks.1.mlp.c_fc.weight")->group == 2 &&
+           !tensor_find(&t, "visual.transformer.resblocks.2.mlp.c_fc.weight"));
     // frozen tensors take no room among gradients
     const size_t all = t.slots;
     t.list[0].trainable = false;
     tensor_table_pack(&t);
     EXPECT(t.slots == all - round_up(t.list[0].count, 16) - GUARD_FLOATS && t.list[1].slot == 0);
     float *arena = random_arena(&t, 3);
-    EXPECT(!tensor_in(&t.list[0], arena, true) && tensor_in(&t.list[0], arena, false) == arena && !tensor_in(NULL, arena, false));
-    free(arena), tensor_table_free(&t);
+    EXPECT(!tensor_in(&t.list[0], arena, true) && tensor_in(&t.list[0], arena, false) == arena &&
+           !tensor_in(NULL, arena, false));
+    free(arena);
+    tensor_table_free(&t);
     c.ln_pre = 0;
     t = tensor_table_create(&c);
     EXPECT(!tensor_find(&t, "visual.ln_pre.weight"));
     tensor_table_free(&t);
     // as OpenAI counts its ViT-B/32
-    c.ln_pre = 1, c.embed_dim = 512, c.image_size = 224, c.patch_size = 32, c.image_width = 768, c.image_layers = c.text_layers = 12, c.image_mlp = 3072;
-    c.context_length = 77, c.vocab_size = CLIP_VOCABULARY, c.text_width = 512, c.text_mlp = 2048;
+    c.ln_pre = 1;
+    c.embed_dim = 512;
+    c.image_size = 224;
+    c.patch_size = 32;
+    c.image_width = 768;
+    c.image_layers = c.text_layers = 12;
+    c.image_mlp = 3072;
+    c.context_length = 77;
+    c.vocab_size = CLIP_VOCABULARY;
+    c.text_width = 512;
+    c.text_mlp = 2048;
     t = tensor_table_create(&c);
-    EXPECT(t.parameters == 151277313 && t.count == 302, "%zu parameters in %d tensors", t.parameters, t.count);
+    EXPECT(
+        t.parameters == 151277313 && t.count == 302, "%zu parameters in %d tensors", t.parameters, t.count);
     tensor_table_free(&t);
 }
 
@@ -209,20 +265,23 @@ static void test_config_check(void) {
     char error[256];
     ClipConfig c = small_config();
     EXPECT(config_check(&c, error));
-#define X(type, name, low, high) \
-    { \
-        ClipConfig bad = small_config(); \
-        bad.name = (type)((low) - ((type)1.5 == 1 ? 1 : fabs((double)(low)) * 0.01)); /* 1.5 is 1 as an int */ \
-        EXPECT(!config_check(&bad, error) && strstr(error, #name), #name ": below %g, '%s'", (double)(low), error); \
-        bad.name = (type)((high) * 1.01 + 1); \
-        EXPECT(!config_check(&bad, error) && strstr(error, #name), #name ": above %g, '%s'", (double)(high), error); \
+#define X(type, name, low, high)                                                                             \
+    {                                                                                                        \
+        ClipConfig bad = small_config();                                                                     \
+        bad.name =                                                                                           \
+            (type)((low) - ((type)1.5 == 1 ? 1 : fabs((double)(low)) * 0.01)); /* 1.5 is 1 as an int */      \
+        EXPECT(!config_check(&bad, error) && strstr(error, #name), #name ": below %g, '%s'", (double)(low),  \
+            error);                                                                                          \
+        bad.name = (type)((high)*1.01 + 1);                                                                  \
+        EXPECT(!config_check(&bad, error) && strstr(error, #name), #name ": above %g, '%s'", (double)(high), \
+            error);                                                                                          \
     }
     CONFIG_FIELDS(X)
 #undef X
-#define WITH(change, says) \
-    { \
-        ClipConfig bad = small_config(); \
-        bad.change; \
+#define WITH(change, says)                                                                              \
+    {                                                                                                   \
+        ClipConfig bad = small_config();                                                                \
+        bad.change;                                                                                     \
         EXPECT(!config_check(&bad, error) && strstr(error, says), "'%s' should say '%s'", error, says); \
     }
     WITH(image_heads = 4, "image_heads")
@@ -232,7 +291,8 @@ static void test_config_check(void) {
     WITH(std_g = NAN, "std_g")
     WITH(text_ln_eps = INFINITY, "text_ln_eps")
     ClipConfig fine = small_config();
-    fine.image_size = 4096, fine.patch_size = 4;
+    fine.image_size = 4096;
+    fine.patch_size = 4;
     EXPECT(config_check(&fine, error));
     fine.patch_size = 3;
     EXPECT(!config_check(&fine, error) && strstr(error, "patches"));
@@ -241,7 +301,8 @@ static void test_config_check(void) {
 // ---------------------------------------------------------------- damaged and hostile files
 
 static void test_cut_off(const char *file, size_t bytes) {
-    for (size_t n = 0; n < bytes; n += n < 64 || (n > HEADER_BYTES - 8 && n < HEADER_BYTES + 70) || n + 66 > bytes ? 1 : 97) {
+    for (size_t n = 0; n < bytes;
+         n += n < 64 || (n > HEADER_BYTES - 8 && n < HEADER_BYTES + 70) || n + 66 > bytes ? 1 : 97) {
         write_bytes(file, n);
         expect_refused(n < HEADER_BYTES ? "shorter than" : "short of", "cut to", (long long)n);
     }
@@ -255,7 +316,8 @@ static void test_cut_off(const char *file, size_t bytes) {
 }
 
 static void test_header_fields(const char *file, size_t bytes) {
-    const int32_t values[] = {0, -1, 1, 2, 7, 255, 65536, 1 << 24, 0x7fffffff, INT32_MIN, 0x7f800000 /* inf */, 0x7fc00000 /* NaN */, 0x3f800000 /* 1.0 */};
+    const int32_t values[] = {0, -1, 1, 2, 7, 255, 65536, 1 << 24, 0x7fffffff, INT32_MIN,
+        0x7f800000 /* inf */, 0x7fc00000 /* NaN */, 0x3f800000 /* 1.0 */};
     char *copy = (char *)malloc_check(bytes);
     for (int field = 0; field < HEADER_NAME; field++) {
         for (size_t v = 0; v < sizeof values / sizeof *values; v++) {
@@ -272,7 +334,8 @@ static void test_header_fields(const char *file, size_t bytes) {
         memcpy(copy, file, bytes);
         for (int k = 0; k < 1 + i % 4; k++) {
             seed = seed * 6364136223846793005ull + 1442695040888963407ull;
-            const int32_t value = seed >> 60 & 1 ? values[(seed >> 40) % (sizeof values / sizeof *values)] : (int32_t)((seed >> 33) % 64);
+            const int32_t value = seed >> 60 & 1 ? values[(seed >> 40) % (sizeof values / sizeof *values)]
+                                                 : (int32_t)((seed >> 33) % 64);
             memcpy(copy + 4 * (HEADER_FIELDS + (seed >> 20) % 45), &value, 4);
         }
         write_bytes(copy, bytes - seed % 2 * (seed >> 8) % bytes);
@@ -286,8 +349,14 @@ static void test_huge_header(const char *file) {
     int32_t header[HEADER_INTS];
     memcpy(header, file, sizeof header);
     ClipConfig c = small_config();
-    c.image_size = 4096, c.patch_size = 4, c.image_width = c.text_width = c.embed_dim = 16384, c.image_heads = c.text_heads = 1, c.image_layers = c.text_layers = 256;
-    c.image_mlp = c.text_mlp = 65536, c.vocab_size = 4194304, c.context_length = 65536;
+    c.image_size = 4096;
+    c.patch_size = 4;
+    c.image_width = c.text_width = c.embed_dim = 16384;
+    c.image_heads = c.text_heads = 1;
+    c.image_layers = c.text_layers = 256;
+    c.image_mlp = c.text_mlp = 65536;
+    c.vocab_size = 4194304;
+    c.context_length = 65536;
     TensorTable t = tensor_table_create(&c);
     int field = HEADER_CONFIG;
 #define X(type, name, low, high) memcpy(&header[field++], &c.name, 4);
@@ -331,7 +400,8 @@ static void test_other_files(const char *file, size_t bytes) {
     WeightFile w;
     weight_file_open(&w, path);
     EXPECT(strlen(w.config.name) == NAME_BYTES - 1 && strspn(w.config.name, "?") == NAME_BYTES - 1);
-    fclose(w.f), free(w.merges);
+    fclose(w.f);
+    free(w.merges);
     unlink(path);
     expect_refused("cannot open", "other file", 0);
     mkdir(path, 0777);
@@ -362,7 +432,10 @@ int main(void) {
     test_huge_header(file);
     test_not_finite(&t, file, bytes);
     test_other_files(file, bytes);
-    free(file), free(arena), tensor_table_free(&t);
-    unlink(path), rmdir(folder);
+    free(file);
+    free(arena);
+    tensor_table_free(&t);
+    unlink(path);
+    rmdir(folder);
     return test_report();
 }

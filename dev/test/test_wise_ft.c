@@ -1,5 +1,5 @@
-// wise_ft's own arithmetic and decisions: lists of α, α by depth, Model Stock's ratio, the search and its intervals.
-// Weights against numpy and whole runs of the program are in test_wise_ft.py.
+// wise_ft's own arithmetic and decisions: lists of α, α by depth, Model Stock's ratio, the search and its
+// intervals. Weights against numpy and whole runs of the program are in test_wise_ft.py.
 #define main wise_ft_main
 #include "wise_ft.c"
 #undef main
@@ -9,7 +9,8 @@ static void expect_alphas(const char *text, const char *expected) {
     WiseFt w = {0};
     char got[512] = "";
     alphas_parse(&w, text);
-    for (int i = 0; i < w.alpha_count; i++) snprintf(got + strlen(got), sizeof got - strlen(got), "%s%.17g", i ? " " : "", w.alphas[i]);
+    for (int i = 0; i < w.alpha_count; i++)
+        snprintf(got + strlen(got), sizeof got - strlen(got), "%s%.17g", i ? " " : "", w.alphas[i]);
     EXPECT_STRING(got, expected);
     free(w.alphas);
 }
@@ -26,7 +27,8 @@ static void test_lists_of_alphas(void) {
     for (int i = 0; i <= 10; i++) {
         char text[8];
         snprintf(text, sizeof text, "%.1f", i / 10.0);
-        EXPECT(w.alpha_count == 11 && w.alphas[i] == strtod(text, NULL), "step %d is not the double nearest to %s", i, text); // 3 * 0.1 is another
+        EXPECT(w.alpha_count == 11 && w.alphas[i] == strtod(text, NULL),
+            "step %d is not the double nearest to %s", i, text); // 3 * 0.1 is another
     }
     free(w.alphas);
 }
@@ -36,14 +38,18 @@ static void test_alpha_by_tower_and_depth(void) {
     MergeFile like;
     MergeFile *members[1] = {&like};
     memset(&like, 0, sizeof like);
-    like.w.config.image_layers = 5, like.w.config.text_layers = 1;
+    like.w.config.image_layers = 5;
+    like.w.config.text_layers = 1;
     Merge m = {.kind = MERGE_WISE_FT, .members = members, .count = 1, .alpha = {0.8, {NAN, 0.3}, false, 0}};
     Tensor image = {.tower = IMAGE_TOWER}, text = {.tower = TEXT_TOWER}, scale = {.tower = NO_TOWER};
     EXPECT(merge_alpha(&m, &image) == 0.8 && merge_alpha(&m, &text) == 0.3 && merge_alpha(&m, &scale) == 0.8);
-    m.alpha.by_depth = true, m.alpha.first_block = 0.5;
+    m.alpha.by_depth = true;
+    m.alpha.first_block = 0.5;
     const double expected[7] = {0.4, 0.4, 0.5, 0.6, 0.7, 0.8, 0.8}; // embeddings, five blocks, projection
-    for (image.group = 0; image.group < 7; image.group++) EXPECT_CLOSE(merge_alpha(&m, &image), expected[image.group], 1e-15);
-    EXPECT(merge_alpha(&m, &text) == 0.3 && merge_alpha(&m, &scale) == 0.8, "one block has all of it, and so has what is in no tower");
+    for (image.group = 0; image.group < 7; image.group++)
+        EXPECT_CLOSE(merge_alpha(&m, &image), expected[image.group], 1e-15);
+    EXPECT(merge_alpha(&m, &text) == 0.3 && merge_alpha(&m, &scale) == 0.8,
+        "one block has all of it, and so has what is in no tower");
 }
 
 // Two runs: t = 2 cos / (1 + cos); N runs whose updates meet at equal angles: t = N cos / (1 + (N-1) cos)
@@ -58,17 +64,25 @@ static void test_stock_ratio(void) {
 
 static float values[2 * 1000];
 
-// Products are rounded before they are added, whatever the flags; a fused multiply-add would often end in another last bit.
+// Products are rounded before they are added, whatever the flags; a fused multiply-add would often end in
+// another last bit.
 static void test_two_roundings(void) {
     MergeFile like;
     MergeFile *members[1] = {&like};
     Tensor tensor = {.tower = NO_TOWER};
     memset(&like, 0, sizeof like);
     like.tensors.list = &tensor;
-    Merge m = {.kind = MERGE_WISE_FT, .base = &like, .members = members, .count = 1, .alpha = {0.3, {NAN, NAN}, false, 0}};
+    Merge m = {.kind = MERGE_WISE_FT,
+        .base = &like,
+        .members = members,
+        .count = 1,
+        .alpha = {0.3, {NAN, NAN}, false, 0}};
     MergeScratch s = merge_scratch(2);
     int other = 0;
-    for (int i = 0; i < 1000; i++) s.values[i] = values[i] = sinf((float)i), s.values[MERGE_CHUNK + (size_t)i] = values[1000 + i] = cosf((float)(3 * i));
+    for (int i = 0; i < 1000; i++) {
+        s.values[i] = values[i] = sinf((float)i);
+        s.values[MERGE_CHUNK + (size_t)i] = values[1000 + i] = cosf((float)(3 * i));
+    }
     float out[1000];
     merge_combine(&m, 0, out, &s, 1000);
     for (int i = 0; i < 1000; i++) {
@@ -89,7 +103,9 @@ enum { SAMPLES = 400 };
 static SweepPoint point(double alpha, double target, double shift) {
     SweepPoint p;
     memset(&p, 0, sizeof p);
-    p.alpha = alpha, p.top1[0] = target, p.top1[1] = shift;
+    p.alpha = alpha;
+    p.top1[0] = target;
+    p.top1[1] = shift;
     for (int i = 0; i < 2; i++) {
         p.hits[i] = calloc_check(SAMPLES, 1);
         memset(p.hits[i], 1, (size_t)lround(p.top1[i] * SAMPLES));
@@ -100,9 +116,11 @@ static SweepPoint point(double alpha, double target, double shift) {
 static void test_search(void) {
     Sweep s;
     memset(&s, 0, sizeof s);
-    s.count = 2, s.sets[0].count = s.sets[1].count = SAMPLES;
+    s.count = 2;
+    s.sets[0].count = s.sets[1].count = SAMPLES;
     SweepPoint points[12] = {point(0, 0.5, 0.5), point(0.5, 0.6, 0.575), point(1, 0.625, 0.45)};
-    EXPECT(sweep_best(&s, points, 3, SWEEP_TARGET) == 2 && sweep_best(&s, points, 3, SWEEP_SHIFT) == 1 && sweep_best(&s, points, 3, SWEEP_MEAN) == 1);
+    EXPECT(sweep_best(&s, points, 3, SWEEP_TARGET) == 2 && sweep_best(&s, points, 3, SWEEP_SHIFT) == 1 &&
+           sweep_best(&s, points, 3, SWEEP_MEAN) == 1);
     EXPECT_CLOSE(sweep_value(&s, points[1].top1, SWEEP_MEAN), 0.5875, 1e-12);
     EXPECT_CLOSE(sweep_next_alpha(&s, points, 3, SWEEP_SHIFT, 0.01), 0.691, 1e-9);  // equal gaps: above
     EXPECT_CLOSE(sweep_next_alpha(&s, points, 3, SWEEP_TARGET, 0.01), 0.809, 1e-9); // an end has one side
@@ -117,27 +135,37 @@ static void test_search(void) {
         points[count++] = p;
         qsort(points, (size_t)count, sizeof *points, compare_points);
     }
-    EXPECT(fabs(points[sweep_best(&s, points, count, SWEEP_TARGET)].alpha - 0.317) < 0.02, "%g", points[sweep_best(&s, points, count, SWEEP_TARGET)].alpha);
+    EXPECT(fabs(points[sweep_best(&s, points, count, SWEEP_TARGET)].alpha - 0.317) < 0.02, "%g",
+        points[sweep_best(&s, points, count, SWEEP_TARGET)].alpha);
     points[0].top1[0] = points[1].top1[0] = points[2].top1[0] = 2;
     points[1].alpha = 0.45;
     EXPECT(sweep_best(&s, points, 3, SWEEP_TARGET) == 1, "of equal ones the one nearest to the middle");
     for (int i = 0; i < count; i++) sweep_point_free(&points[i]);
 }
 
-// The interval of a share p of n samples is about 1.96 sqrt(p(1-p)/n) to both sides; a gain that is the same on all draws has none.
+// The interval of a share p of n samples is about 1.96 sqrt(p(1-p)/n) to both sides; a gain that is the same
+// on all draws has none.
 static void test_bootstrap(void) {
     Sweep s;
     Interval value, gain;
     memset(&s, 0, sizeof s);
-    s.count = 2, s.sets[0].count = s.sets[1].count = SAMPLES;
+    s.count = 2;
+    s.sets[0].count = s.sets[1].count = SAMPLES;
     SweepPoint p = point(0.5, 0.6, 0.5), same = point(0, 0.6, 0.5), worse = point(1, 0.5, 0.4);
     sweep_bootstrap(&s, &p, &same, &worse, SWEEP_TARGET, &value, &gain);
     const double half = 1.96 * sqrt(0.6 * 0.4 / SAMPLES);
-    EXPECT(value.value == 0.6 && fabs(value.low - (0.6 - half)) < 0.1 * half && fabs(value.high - (0.6 + half)) < 0.1 * half, "%g to %g", value.low, value.high);
-    EXPECT(gain.value == 0 && gain.low == 0 && gain.high == 0, "%g: %g to %g", gain.value, gain.low, gain.high);
+    EXPECT(value.value == 0.6 && fabs(value.low - (0.6 - half)) < 0.1 * half &&
+               fabs(value.high - (0.6 + half)) < 0.1 * half,
+        "%g to %g", value.low, value.high);
+    EXPECT(
+        gain.value == 0 && gain.low == 0 && gain.high == 0, "%g: %g to %g", gain.value, gain.low, gain.high);
     sweep_bootstrap(&s, &p, &worse, &worse, SWEEP_MEAN, &value, &gain);
-    EXPECT(fabs(gain.value - 0.1) < 1e-12 && gain.low > 0.07 && gain.low < 0.1 && gain.high > 0.1 && gain.high < 0.13, "%g: %g to %g", gain.value, gain.low, gain.high);
-    sweep_point_free(&p), sweep_point_free(&same), sweep_point_free(&worse);
+    EXPECT(fabs(gain.value - 0.1) < 1e-12 && gain.low > 0.07 && gain.low < 0.1 && gain.high > 0.1 &&
+               gain.high < 0.13,
+        "%g: %g to %g", gain.value, gain.low, gain.high);
+    sweep_point_free(&p);
+    sweep_point_free(&same);
+    sweep_point_free(&worse);
 }
 
 // ---------------------------------------------------------------- the picture
@@ -146,16 +174,21 @@ static void test_picture_says_what_is_there(void) {
     Sweep s;
     char path[] = "/tmp/test_wise_ft_XXXXXX";
     memset(&s, 0, sizeof s);
-    s.count = 2, s.sets[0].count = s.sets[1].count = SAMPLES;
-    snprintf(s.sets[0].set.name, sizeof s.sets[0].set.name, "photo & <co>"), snprintf(s.sets[1].set.name, sizeof s.sets[1].set.name, "sketch");
-    SweepPoint points[3] = {point(0, 0.5, 0.5), point(0.5, 0.6, 0.575), point(1, 0.625, 0)}; // the last has no place on a logit scale
+    s.count = 2;
+    s.sets[0].count = s.sets[1].count = SAMPLES;
+    snprintf(s.sets[0].set.name, sizeof s.sets[0].set.name, "photo & <co>");
+    snprintf(s.sets[1].set.name, sizeof s.sets[1].set.name, "sketch");
+    SweepPoint points[3] = {point(0, 0.5, 0.5), point(0.5, 0.6, 0.575),
+        point(1, 0.625, 0)}; // the last has no place on a logit scale
     for (int i = 0; i < 3; i++) alpha_label(points[i].label, points[i].alpha);
     close(mkstemp(path));
     EXPECT(sweep_draw(&s, points, 3, 1, path));
     char *text = file_read_all(path, NULL);
-    EXPECT(strstr(text, "best for photo &amp; &lt;co&gt;: α\u00a0=\u00a01, 62.5% (ends 50.0%, 62.5%); best for the mean of shifted sets: α\u00a0=\u00a00.5, 57.5% (ends 50.0%, 0.0%)"));
+    EXPECT(strstr(text, "best for photo &amp; &lt;co&gt;: α\u00a0=\u00a01, 62.5% (ends 50.0%, 62.5%); best "
+                        "for the mean of shifted sets: α\u00a0=\u00a00.5, 57.5% (ends 50.0%, 0.0%)"));
     EXPECT(strstr(text, "chosen: α = 0.5") && !strstr(text, "nan") && !strstr(text, "inf\""));
-    free(text), unlink(path);
+    free(text);
+    unlink(path);
     for (int i = 0; i < 3; i++) sweep_point_free(&points[i]);
 }
 
