@@ -1184,11 +1184,7 @@ double clip_update(Clip *clip, const AdamW *a) {
     for (int i = 0; i < clip->tensors.count; i++) {
         const Tensor *x = &clip->tensors.list[i];
         if (!x->trainable) continue;
-        const double lr = a->lr * x->lr_scale, decay = x->decay ? a->weight_decay : 0;
-        const AdamWTerms terms = {(float)scale, (float)a->beta1, (float)(1 - a->beta1), (float)a->beta2,
-            (float)(1 - a->beta2), (float)(lr / (1 - pow(a->beta1, (double)a->step))),
-            (float)(1 / (1 - pow(a->beta2, (double)a->step))), (float)a->eps, (float)(1 - lr * decay)};
-        squares += tensor_update(clip, i, a, terms);
+        squares += tensor_update(clip, i, a, adamw_terms(a, x, scale));
     }
     clip->back->accumulate = false;
     return sqrt(squares);

@@ -1412,7 +1412,7 @@ double clip_update(Clip *clip, const AdamW *a) {
         b->grads, b->pieces);
     LAUNCH(total_kernel, 1, 1024, 32 * sizeof(double), k->stream, b->squares, b->squares + 1,
         (size_t)b->trainable_pieces);
-    for (int i = 0; i < clip->tensors.count; i++) b->terms_pinned[i] = adamw_terms(a, &clip->tensors.list[i]);
+    for (int i = 0; i < clip->tensors.count; i++) b->terms_pinned[i] = adamw_terms(a, &clip->tensors.list[i], 1);
     CUDA_CHECK(cudaMemcpyAsync(b->terms, b->terms_pinned, clip->tensors.count * sizeof *b->terms,
         cudaMemcpyHostToDevice, k->stream));
     LAUNCH(adamw_kernel, b->trainable_pieces, 256, 0, k->stream, k->params, k->halves, b->grads, b->m, b->v,

@@ -13,15 +13,6 @@ typedef struct {
 } Piece;
 enum { PIECE_NUMBERS = 8192 };
 
-// What one step makes of the settings for a tensor.
-static inline AdamWTerms adamw_terms(const AdamW *a, const Tensor *x) {
-    const double lr = a->lr * x->lr_scale, decay = x->decay ? a->weight_decay : 0;
-    const AdamWTerms t = {1, (float)a->beta1, (float)(1 - a->beta1), (float)a->beta2, (float)(1 - a->beta2),
-        (float)(lr / (1 - pow(a->beta1, (double)a->step))), (float)(1 / (1 - pow(a->beta2, (double)a->step))),
-        (float)a->eps, (float)(1 - lr * decay)};
-    return t;
-}
-
 // sums (blocks) = the squares of each piece of the gradients
 __global__ void sum_squares_kernel(double *sums, const float *grads, const Piece *pieces) {
     SHARED_ARRAY(double, shared); // (32)
@@ -70,7 +61,7 @@ __global__ void adamw_kernel(float *params, bf16 *halves, const float *grads, fl
             const float x = g[j] * scale;
             m1[j] = fmaf(m1[j], t.beta1, x * t.one_minus_beta1);
             v1[j] = fmaf(v1[j], t.beta2, x * x * t.one_minus_beta2);
-            p[j] = p[j] * t.keep - m1[j] * t.rate / (sqrtf(v1[j] * t.correct2) + t.eps);
+            p[j] = p[j] * t.decay_factor - m1[j] * t.rate / (sqrtf(v1[j] * t.bias_correction2) + t.eps);
             if (piece.tensor == logit_scale) p[j] = fminf(fmaxf(p[j], 0), (float)LOGIT_SCALE_MAX);
             if (ema) average[j] = fmaf(average[j] - p[j], ema_decay, p[j]);
         }

@@ -48,14 +48,16 @@ typedef struct {
     bool quick_gelu;
 } TileEnd;
 
-// AdamW (Loshchilov and Hutter 2019): g is scaled by grad_scale, m and v updated, p = p * keep - rate * m /
-// (sqrt(v * correct2) + eps)
+// One step of AdamW (Loshchilov and Hutter 2019, algorithm 2) on a tensor, with g the gradient * grad_scale:
+//   m = beta1 * m + one_minus_beta1 * g,  v = beta2 * v + one_minus_beta2 * g * g,
+//   p = p * decay_factor - rate * m / (sqrt(v * bias_correction2) + eps)
 typedef struct {
-    float grad_scale, beta1, one_minus_beta1, beta2, one_minus_beta2;
-    float rate;     // lr / (1 - beta1^t)
-    float correct2; // 1 / (1 - beta2^t)
+    float grad_scale; // of gradient clipping
+    float beta1, one_minus_beta1, beta2, one_minus_beta2;
+    float rate;             // lr / (1 - beta1^t)
+    float bias_correction2; // 1 / (1 - beta2^t)
     float eps;
-    float keep; // 1 - lr * weight_decay
+    float decay_factor; // 1 - lr * weight_decay
 } AdamWTerms;
 
 // Products sum over units of 32 bits, one fp32 or two bf16 that are neighbours along K; `steps` of so many

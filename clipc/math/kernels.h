@@ -445,8 +445,8 @@ static void NAME(adamw)(float *p, const float *grad, float *m, float *v, int n, 
     FOR_VECTORS(n, vec g = LOAD(grad) * w.grad_scale;
                 vec m1 = FMA(LOAD(m), NAME(splat)(w.beta1), g * w.one_minus_beta1);
                 vec v1 = FMA(LOAD(v), NAME(splat)(w.beta2), g * g * w.one_minus_beta2);
-                vec root = v1 * w.correct2; STORE(m, m1); STORE(v, v1);
-                STORE(p, LOAD(p) * w.keep - m1 * w.rate / (SQRT(root) + w.eps)););
+                vec root = v1 * w.bias_correction2; STORE(m, m1); STORE(v, v1);
+                STORE(p, LOAD(p) * w.decay_factor - m1 * w.rate / (SQRT(root) + w.eps)););
 }
 
 // average (n) = decay * average + (1 - decay) * p

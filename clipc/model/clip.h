@@ -12,7 +12,7 @@
 #ifndef CLIPC_CLIP_H
 #define CLIPC_CLIP_H
 
-#include "clipc/math/loss.h"     // Positives
+#include "clipc/math/loss.h"     // Positives, AdamWTerms
 #include "clipc/model/weights.h" // ClipConfig, TensorTable, the packed file
 
 #include <fnmatch.h>
@@ -56,6 +56,23 @@ typedef struct {
         grad_clip_norm;
     int64_t step; // counted from 1: the exponent in the bias correction
 } AdamW;
+
+// The constants of this step for one tensor; grad_scale: the factor of gradient clipping, the same for all.
+static inline AdamWTerms adamw_terms(const AdamW *a, const Tensor *x, double grad_scale) {
+    const double lr = a->lr * x->lr_scale, decay = x->decay ? a->weight_decay : 0;
+    const double t = (double)a->step;
+    AdamWTerms terms;
+    terms.grad_scale = (float)grad_scale;
+    terms.beta1 = (float)a->beta1;
+    terms.one_minus_beta1 = (float)(1 - a->beta1);
+    terms.beta2 = (float)a->beta2;
+    terms.one_minus_beta2 = (float)(1 - a->beta2);
+    terms.rate = (float)(lr / (1 - pow(a->beta1, t)));
+    terms.bias_correction2 = (float)(1 / (1 - pow(a->beta2, t)));
+    terms.eps = (float)a->eps;
+    terms.decay_factor = (float)(1 - lr * decay);
+    return terms;
+}
 
 // What of a model can be copied out and in, tensor by tensor.
 typedef enum { ARENA_PARAMETERS, ARENA_GRADIENTS, ARENA_M, ARENA_V, ARENA_EMA } ClipArena;

@@ -14,7 +14,7 @@ __global__ void adamw_1(
     if (i >= n) return;
     m[i] = m[i] * t.beta1 + grads[i] * t.one_minus_beta1;
     v[i] = v[i] * t.beta2 + grads[i] * grads[i] * t.one_minus_beta2;
-    params[i] = params[i] * t.keep - m[i] * t.rate / (sqrtf(v[i] * t.correct2) + t.eps);
+    params[i] = params[i] * t.decay_factor - m[i] * t.rate / (sqrtf(v[i] * t.bias_correction2) + t.eps);
     halves[i] = rounded<bf16>(params[i]);
 }
 
