@@ -293,11 +293,11 @@ static void test_three_rises(void) {
 }
 
 int main(void) {
-    test_each();
-    test_three_rises();
-    test_texts();
-    test_locks();
-    test_noise();
-    test_missing();
+    RUN(test_each);
+    RUN(test_three_rises);
+    RUN(test_texts);
+    RUN(test_locks);
+    RUN(test_noise);
+    RUN(test_missing);
     return test_report();
 }

@@ -585,13 +585,13 @@ static void test_planted_faults(void) {
 }
 
 int main(void) {
-    test_every_thread_runs_once();
-    test_order_is_shuffled();
-    test_warp_functions();
-    test_barriers();
-    test_tensor_cores();
-    test_bfloat16();
-    test_memory();
-    test_planted_faults();
+    RUN(test_every_thread_runs_once);
+    RUN(test_order_is_shuffled);
+    RUN(test_warp_functions);
+    RUN(test_barriers);
+    RUN(test_tensor_cores);
+    RUN(test_bfloat16);
+    RUN(test_memory);
+    RUN(test_planted_faults);
     return test_report();
 }

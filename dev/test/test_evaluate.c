@@ -851,26 +851,26 @@ static void check_zeroshot(const Kernels *kernels, const char *folder) {
 int main(int argc, char **argv) {
     const Kernels *kernels = kernels_select();
     if (argc > 1) {
-        check_retrieval(kernels, argv[1]);
-        check_zeroshot(kernels, argv[1]);
+        RUN(check_retrieval, kernels, argv[1]);
+        RUN(check_zeroshot, kernels, argv[1]);
         return test_report();
     }
     char folder[] = "/tmp/test_evaluate_XXXXXX";
     if (!mkdtemp(folder)) die(EXIT_RUNTIME, "%s: cannot make the folder", folder);
     write_pictures(folder);
     folder_of_child = folder;
-    test_classnames_and_templates(folder); // those with children first: see run_child()
-    test_wrong_zeroshot_sets_are_named();
-    test_classes_of_pictures();
-    test_ranks_match_the_definition_with_ties(kernels);
-    test_ranks_do_not_depend_on_the_chunk(kernels);
-    test_not_a_number_ranks_last(kernels);
-    test_rank_metrics_by_hand();
-    test_rank_of_a_label();
+    RUN(test_classnames_and_templates, folder); // those with children first: see run_child()
+    RUN(test_wrong_zeroshot_sets_are_named);
+    RUN(test_classes_of_pictures);
+    RUN(test_ranks_match_the_definition_with_ties, kernels);
+    RUN(test_ranks_do_not_depend_on_the_chunk, kernels);
+    RUN(test_not_a_number_ranks_last, kernels);
+    RUN(test_rank_metrics_by_hand);
+    RUN(test_rank_of_a_label);
     Evaluation e = toy_create();
-    test_zeroshot_over_folders_and_tables(e, folder);
-    test_validation_loss_retrieval_and_features(e, folder);
-    test_interruption(e, folder);
+    RUN(test_zeroshot_over_folders_and_tables, e, folder);
+    RUN(test_validation_loss_retrieval_and_features, e, folder);
+    RUN(test_interruption, e, folder);
     toy_free(&e);
     remove_folder(folder);
     return test_report();

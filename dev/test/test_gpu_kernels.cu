@@ -568,17 +568,17 @@ int main(void) {
     CUDA_CHECK(cudaStreamCreate(&gpu.stream));
     matmul_create(&gpu.matmul);
     CUDA_CHECK(cudaMalloc(&gpu.parts, (size_t)PARTS * 4096 * sizeof(float)));
-    test_type<float>();
-    test_type<bf16>();
-    test_update(0, true);
-    test_update(1.5, false);
-    test_normalize(3, 5);
-    test_normalize(19, 77);
+    RUN(test_type<float>);
+    RUN(test_type<bf16>);
+    RUN(test_update, 0, true);
+    RUN(test_update, 1.5, false);
+    RUN(test_normalize, 3, 5);
+    RUN(test_normalize, 19, 77);
     for (int tile = 5; tile <= 61; tile += 56) {
-        test_loss(1, 1, POSITIVES_DIAGONAL, false);
-        test_loss(61, tile, POSITIVES_DIAGONAL, false);
-        test_loss(61, tile, POSITIVES_SOFT, true);
-        test_loss(61, tile, POSITIVES_MASK, true);
+        RUN(test_loss, 1, 1, POSITIVES_DIAGONAL, false);
+        RUN(test_loss, 61, tile, POSITIVES_DIAGONAL, false);
+        RUN(test_loss, 61, tile, POSITIVES_SOFT, true);
+        RUN(test_loss, 61, tile, POSITIVES_MASK, true);
     }
     CUDA_CHECK(cudaFree(gpu.parts));
     return test_report();

@@ -138,9 +138,9 @@ static void test_memory(Precision precision) {
 }
 
 int main(void) {
-    test_gradients_in_bf16(true);
-    test_gradients_in_bf16(false);
-    test_memory(PRECISION_FP32);
-    test_memory(PRECISION_AMP_BF16);
+    RUN(test_gradients_in_bf16, true);
+    RUN(test_gradients_in_bf16, false);
+    RUN(test_memory, PRECISION_FP32);
+    RUN(test_memory, PRECISION_AMP_BF16);
     return test_report();
 }

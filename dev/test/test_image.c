@@ -1321,24 +1321,24 @@ static void check_golden(const char *folder) {
 
 int main(int argc, char **argv) {
     if (argc > 2) die(EXIT_USAGE, "one argument at most: the folder of golden images");
-    test_jpeg_layouts();
-    test_png_layouts();
-    test_webp();
-    test_refusals();
-    test_scan_limit();
-    test_exif_is_found();
-    test_orientation_is_applied();
-    test_damaged_files();
-    test_resize_matches_the_definition();
-    test_resize_equals_pillow();
-    test_resize_without_change_is_a_copy();
-    test_weighted_sums_agree();
-    test_crop_sees_nothing_outside();
-    test_normalize();
-    test_augment_parse();
-    test_random_boxes();
-    test_colors_equal_pillow();
-    test_train_transform();
-    if (argc == 2) check_golden(argv[1]);
+    RUN(test_jpeg_layouts);
+    RUN(test_png_layouts);
+    RUN(test_webp);
+    RUN(test_refusals);
+    RUN(test_scan_limit);
+    RUN(test_exif_is_found);
+    RUN(test_orientation_is_applied);
+    RUN(test_damaged_files);
+    RUN(test_resize_matches_the_definition);
+    RUN(test_resize_equals_pillow);
+    RUN(test_resize_without_change_is_a_copy);
+    RUN(test_weighted_sums_agree);
+    RUN(test_crop_sees_nothing_outside);
+    RUN(test_normalize);
+    RUN(test_augment_parse);
+    RUN(test_random_boxes);
+    RUN(test_colors_equal_pillow);
+    RUN(test_train_transform);
+    if (argc == 2) RUN(check_golden, argv[1]);
     return test_report();
 }

@@ -238,11 +238,11 @@ int main(void) {
     augment_parse(&crops, "scale=0.5,1.0 color_jitter=0.4,0.4,0.4,0.1", error);
     make_test_folder("test_image_cache");
     make_data();
-    test_refusals();
-    test_interrupted();
+    RUN(test_refusals);
+    RUN(test_interrupted);
     for (int i = 0; i < 8; i++)
-        test_same_bits(i & 1 ? at("set/t.csv") : at("set/s0.tar"), i & 2 ? &crops : NULL, i & 4);
-    test_no_reading();
+        RUN(test_same_bits, i & 1 ? at("set/t.csv") : at("set/s0.tar"), i & 2 ? &crops : NULL, i & 4);
+    RUN(test_no_reading);
     remove_test_folder();
     return test_report();
 }

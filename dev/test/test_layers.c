@@ -419,13 +419,13 @@ static void test_text_embedding(void) {
 
 int main(void) {
     const Kernels *k = kernels_select();
-    test_linear(k);
-    test_layernorm(k);
-    test_gelu(k);
-    test_attention(k);
-    test_normalize();
-    test_image_embedding(k);
-    test_pixels_are_normalised_as_torchvision_does();
-    test_text_embedding();
+    RUN(test_linear, k);
+    RUN(test_layernorm, k);
+    RUN(test_gelu, k);
+    RUN(test_attention, k);
+    RUN(test_normalize);
+    RUN(test_image_embedding, k);
+    RUN(test_pixels_are_normalised_as_torchvision_does);
+    RUN(test_text_embedding);
     return test_report();
 }

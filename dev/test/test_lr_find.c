@@ -327,19 +327,19 @@ static void test_strategies(void) {
 }
 
 int main(void) {
-    test_rates_of_the_ramp();
-    test_constant_loss_reads_constant();
-    test_running_average();
-    test_collapse_ends_the_ramp();
-    test_a_start_at_chance_is_no_collapse();
-    test_coming_down_to_chance_is_a_collapse();
-    test_other_ends();
-    test_suggestions_by_the_log_of_the_rate();
-    test_smoothing_is_centred();
-    test_valley_ignores_a_bump();
-    test_several_passes();
-    test_advice_says_how_sure();
-    test_model_is_restored_to_the_bit();
-    test_strategies();
+    RUN(test_rates_of_the_ramp);
+    RUN(test_constant_loss_reads_constant);
+    RUN(test_running_average);
+    RUN(test_collapse_ends_the_ramp);
+    RUN(test_a_start_at_chance_is_no_collapse);
+    RUN(test_coming_down_to_chance_is_a_collapse);
+    RUN(test_other_ends);
+    RUN(test_suggestions_by_the_log_of_the_rate);
+    RUN(test_smoothing_is_centred);
+    RUN(test_valley_ignores_a_bump);
+    RUN(test_several_passes);
+    RUN(test_advice_says_how_sure);
+    RUN(test_model_is_restored_to_the_bit);
+    RUN(test_strategies);
     return test_report();
 }

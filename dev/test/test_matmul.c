@@ -416,14 +416,14 @@ int main(void) {
         const Kernels *k = list[i];
         setenv("CLIPC_ISA", k->name, 1);
         EXPECT(kernels_select() == k, "CLIPC_ISA=%s", k->name);
-        test_gemm(k);
-        test_panels_by_rows(k);
-        test_threads_give_the_same_bits(k);
-        test_bf16(k);
-        test_activations(k);
-        test_softmax(k);
-        test_sums_and_adamw(k);
-        test_loss(k);
+        RUN(test_gemm, k);
+        RUN(test_panels_by_rows, k);
+        RUN(test_threads_give_the_same_bits, k);
+        RUN(test_bf16, k);
+        RUN(test_activations, k);
+        RUN(test_softmax, k);
+        RUN(test_sums_and_adamw, k);
+        RUN(test_loss, k);
         printf("%s: tested\n", k->name);
     }
     return test_report();

@@ -197,9 +197,9 @@ static void test_refused(void) {
 int main(void) {
     if (!mkdtemp(folder)) die(EXIT_RUNTIME, "%s: cannot make the folder", folder);
     path_format(json_path, "%s/some.model.json", folder);
-    test_known_models();
-    test_json();
-    test_refused();
+    RUN(test_known_models);
+    RUN(test_json);
+    RUN(test_refused);
     unlink(json_path);
     rmdir(folder);
     return test_report();

@@ -276,13 +276,13 @@ static void test_print_reads_back(void) {
 }
 
 int main(void) {
-    test_values();
-    test_lists();
-    test_unset();
-    test_refused();
-    test_share();
-    test_names();
-    test_help();
-    test_print_reads_back();
+    RUN(test_values);
+    RUN(test_lists);
+    RUN(test_unset);
+    RUN(test_refused);
+    RUN(test_share);
+    RUN(test_names);
+    RUN(test_help);
+    RUN(test_print_reads_back);
     return test_report();
 }

@@ -94,9 +94,9 @@ static void test_stored(const char *folder) {
 }
 
 int main(int argc, char **argv) {
-    test_same_size_is_a_copy();
-    test_image_keeps_constants_and_symmetry();
-    test_text_is_piecewise_linear();
-    if (argc > 1) test_stored(argv[1]);
+    RUN(test_same_size_is_a_copy);
+    RUN(test_image_keeps_constants_and_symmetry);
+    RUN(test_text_is_piecewise_linear);
+    if (argc > 1) RUN(test_stored, argv[1]);
     return test_report();
 }

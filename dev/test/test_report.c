@@ -131,11 +131,11 @@ static void test_report_to(void) {
 }
 
 int main(void) {
-    test_judging_captions();
-    test_captions_are_different();
-    test_png();
-    test_text();
-    test_best_and_patience();
-    test_report_to();
+    RUN(test_judging_captions);
+    RUN(test_captions_are_different);
+    RUN(test_png);
+    RUN(test_text);
+    RUN(test_best_and_patience);
+    RUN(test_report_to);
     return test_report();
 }

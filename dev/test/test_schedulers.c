@@ -298,15 +298,15 @@ static void test_stored_results(const char *folder) {
 
 int main(int argc, char **argv) {
     if (argc > 1) {
-        test_stored_results(argv[1]);
+        RUN(test_stored_results, argv[1]);
         return test_report();
     }
-    test_vectors();
-    test_defaults();
-    test_every_restart_is_met();
-    test_momentum_goes_against_the_rate();
-    test_edges_are_finite();
-    test_options_make_the_schedule();
-    test_nonsense_is_refused();
+    RUN(test_vectors);
+    RUN(test_defaults);
+    RUN(test_every_restart_is_met);
+    RUN(test_momentum_goes_against_the_rate);
+    RUN(test_edges_are_finite);
+    RUN(test_options_make_the_schedule);
+    RUN(test_nonsense_is_refused);
     return test_report();
 }

@@ -189,9 +189,9 @@ static void test_full_disk(const char *folder) {
 int main(void) {
     char folder[] = "/tmp/test_tensorboard_XXXXXX";
     if (!mkdtemp(folder)) die(EXIT_RUNTIME, "%s: cannot make the folder", folder);
-    test_checksums();
-    test_run_and_resume(folder);
-    test_full_disk(folder);
+    RUN(test_checksums);
+    RUN(test_run_and_resume, folder);
+    RUN(test_full_disk, folder);
     EXPECT(rmdir(folder) == 0);
     return test_report();
 }

@@ -509,19 +509,19 @@ static void golden_unicode(const char *directory) {
 
 int main(int argc, char **argv) {
     Tokenizer *t = builtin();
-    test_known_captions(t);
-    test_pieces();
-    test_merge_order();
-    test_malformed_tables();
-    test_classes();
-    test_cleaning(t);
-    test_mojibake_sequences(t);
-    test_short_way(t);
-    test_any_bytes(t);
-    test_long_captions(t);
+    RUN(test_known_captions, t);
+    RUN(test_pieces);
+    RUN(test_merge_order);
+    RUN(test_malformed_tables);
+    RUN(test_classes);
+    RUN(test_cleaning, t);
+    RUN(test_mojibake_sequences, t);
+    RUN(test_short_way, t);
+    RUN(test_any_bytes, t);
+    RUN(test_long_captions, t);
     if (argc > 1) {
-        golden_captions(t, argv[1]);
-        golden_unicode(argv[1]);
+        RUN(golden_captions, t, argv[1]);
+        RUN(golden_unicode, argv[1]);
     }
     tokenizer_free(t);
     return test_report();

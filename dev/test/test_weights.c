@@ -413,12 +413,12 @@ static void test_other_files(const char *file, size_t bytes) {
 int main(void) {
     if (!mkdtemp(folder)) die(EXIT_RUNTIME, "%s: %s", folder, strerror(errno));
     path_format(path, "%s/w.bin", folder);
-    test_round_trip(NULL);
-    test_round_trip("a b\nab c\n");
-    test_bf16_is_read_as_fp32();
-    test_bf16_rounding();
-    test_table();
-    test_config_check();
+    RUN(test_round_trip, NULL);
+    RUN(test_round_trip, "a b\nab c\n");
+    RUN(test_bf16_is_read_as_fp32);
+    RUN(test_bf16_rounding);
+    RUN(test_table);
+    RUN(test_config_check);
 
     const ClipConfig c = small_config();
     TensorTable t = tensor_table_create(&c);
@@ -427,11 +427,11 @@ int main(void) {
     write_file(&c, &t, arena, "a b\nab c\n");
     char *file = file_read_all(path, &bytes);
     EXPECT(try_file().code == 0);
-    test_cut_off(file, bytes);
-    test_header_fields(file, bytes);
-    test_huge_header(file);
-    test_not_finite(&t, file, bytes);
-    test_other_files(file, bytes);
+    RUN(test_cut_off, file, bytes);
+    RUN(test_header_fields, file, bytes);
+    RUN(test_huge_header, file);
+    RUN(test_not_finite, &t, file, bytes);
+    RUN(test_other_files, file, bytes);
     free(file);
     free(arena);
     tensor_table_free(&t);

@@ -193,12 +193,12 @@ static void test_picture_says_what_is_there(void) {
 }
 
 int main(void) {
-    test_lists_of_alphas();
-    test_alpha_by_tower_and_depth();
-    test_stock_ratio();
-    test_two_roundings();
-    test_search();
-    test_bootstrap();
-    test_picture_says_what_is_there();
+    RUN(test_lists_of_alphas);
+    RUN(test_alpha_by_tower_and_depth);
+    RUN(test_stock_ratio);
+    RUN(test_two_roundings);
+    RUN(test_search);
+    RUN(test_bootstrap);
+    RUN(test_picture_says_what_is_there);
     return test_report();
 }
