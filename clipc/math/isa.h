@@ -1,9 +1,10 @@
-// The inner loops (clipc/math/kernels.h, clipc/math/tile.h) for each instruction set, and the choice of one
+// The inner loops (clipc/math/kernels.h) for each instruction set, and the choice of one
 // at run time.
 #ifndef CLIPC_ISA_H
 #define CLIPC_ISA_H
 
 #include "clipc/base/utils.h" // die
+#include "clipc/math/plain.h" // Activation
 
 #include <math.h> // sqrtf
 #if defined(__x86_64__)
@@ -34,19 +35,38 @@ static inline Operand operand_at(Operand x, size_t i) {
     return operand((char *)x.p + i * operand_bytes(x.bf16), x.bf16);
 } // x + i
 
-// What becomes of a sum over K before it is written to C (M,N):
-//   C = sum (+ what C holds) (+ bias) (+ residual)
-//   C = sum + bias, activated = GELU(C)                    the activation, forward
-//   C = sum * GELU'(hidden) (, activated = GELU(hidden))   and backward, where its value is needed once more
-// residual, activated and hidden have their rows as far apart as C. NULL: without it.
+// Epilogue, applied to each sum over K before it is stored to C (M,N). residual, activated and hidden have
+// their rows as far apart as C.
+typedef enum {
+    EPILOGUE_STORE,      // C = sum (+ bias)
+    EPILOGUE_ADD,        // C += sum
+    EPILOGUE_RESIDUAL,   // C = sum (+ bias) + residual
+    EPILOGUE_ACTIVATION, // C = sum (+ bias), activated = activation(C)
+    // C = sum * activation'(hidden), and unless activated is NULL, activated = activation(hidden)
+    EPILOGUE_SLOPE
+} EpilogueKind;
+
 typedef struct {
-    bool add;
-    const float *bias;     // (N)
+    EpilogueKind kind;
+    const float *bias;     // (N); NULL: none
     const float *residual; // (M,N)
     void *activated;       // (M,N) of C's type
     const void *hidden;    // (M,N) of C's type
-    bool quick_gelu;
-} TileEnd;
+    Activation activation;
+} Epilogue;
+
+static inline Epilogue epilogue_of(EpilogueKind kind, const float *bias) {
+    const Epilogue e = {kind, bias, NULL, NULL, NULL, ACTIVATION_GELU};
+    return e;
+}
+
+// Is this one of the combinations that the kernels implement?
+static inline bool epilogue_is_known(const Epilogue *e) {
+    if (e->kind == EPILOGUE_RESIDUAL) return e->residual && !e->activated && !e->hidden;
+    if (e->kind == EPILOGUE_ACTIVATION) return e->activated && !e->residual && !e->hidden;
+    if (e->kind == EPILOGUE_SLOPE) return e->hidden && !e->residual && !e->bias;
+    return !e->residual && !e->activated && !e->hidden && (e->kind == EPILOGUE_STORE || !e->bias);
+}
 
 // One step of AdamW (Loshchilov and Hutter 2019, algorithm 2) on a tensor, with g the gradient * grad_scale:
 //   m = beta1 * m + one_minus_beta1 * g,  v = beta2 * v + one_minus_beta2 * g * g,
@@ -60,38 +80,38 @@ typedef struct {
     float decay_factor; // 1 - lr * weight_decay
 } AdamWTerms;
 
-// Products sum over units of 32 bits, one fp32 or two bf16 that are neighbours along K; `steps` of so many
-// units.
+// The micro-kernel of a matrix product: a tile of C, `rows` high, summed over K in units of 32 bits: one
+// fp32, or two bf16 that are neighbours along K.
 typedef struct {
     void (*tile)(int m, int steps, const void *a, size_t a_row, size_t a_step, const void *b, float *partial,
         bool add, const char *next);
-    const char *isa; // the first instruction set that computes just so, as CLIPC_ISA takes it
-    int rows;        // of the register tile
-    int step;        // units
-    int k_block;     // units of a panel that stay in L1 while rows of A pass by
+    const char *isa; // the first instruction set that computes the same bits, as CLIPC_ISA takes it
+    int rows;        // mr: rows of the register tile
+    int step;        // units that one step takes
+    int k_block;     // kc: units of a micro-panel that stay in L1 while rows of A pass by
 } TileKernel;
 
 // The inner loops of one instruction set; each is documented in kernels.h.
 typedef struct {
-    const char *name; // as CLIPC_ISA takes it
-    int tile_columns;
-    bool native_bf16;                  // has instructions for products of bf16
-    TileKernel products[2];            // of fp32, of bf16
-    void (*begin)(void), (*end)(void); // around the products of one thread; NULL: nothing to do
+    const char *name;       // as CLIPC_ISA takes it
+    bool plain;             // layers compute by clipc/math/plain.h; the rest is portable
+    int tile_columns;       // nr: columns of the register tile
+    bool native_bf16;       // has instructions for products of bf16
+    TileKernel products[2]; // of fp32, of bf16
+    void (*begin)(void),
+        (*end)(void); // before the first and after the last product of a thread; NULL: nothing to do
     void (*finish)(int m, int n, const float *partial, size_t next, Operand c, size_t ldc, size_t row,
-        size_t column, const TileEnd *end);
+        size_t column, const Epilogue *e);
     void (*transpose)(uint32_t *to, size_t pitch, const uint32_t *from);
     void (*units_across)(uint32_t *to, size_t pitch, Operand x, size_t along, int units, int n, bool bf16);
     void (*units_along)(uint32_t *to, size_t pitch, Operand x, size_t across, int units, int n, bool bf16);
-    void (*narrow)(uint16_t *to, const float *x, int n);
-    void (*widen)(float *to, const uint16_t *x, int n);
+    void (*to_bf16)(uint16_t *to, const float *x, int n);
     void (*layernorm)(Operand out, float *mean, float *rstd, const float *x, const float *gain,
         const float *bias, int C, float eps);
     void (*layernorm_backward)(float *dx, float *dgain, float *dbias, const float *skip, const float *dout,
         const float *x, const float *gain, float mean, float rstd, int C);
-    void (*softmax)(float *p, int n, int room, float scale);
-    void (*softmax_backward)(float *dp, const float *p, int n, int room, float scale);
-    void (*column_sums)(float *out, Operand x, int rows, size_t ld, int n);
+    void (*softmax)(float *p, int n, int ld, float scale);
+    void (*softmax_backward)(float *dp, const float *p, int n, int ld, float scale);
     double (*sum_squares)(const float *x, size_t n);
     double (*sum_exp)(const float *x, float shift, int n);
     void (*add_exp)(float *sum, const float *x, const float *shift, int n);
@@ -100,17 +120,14 @@ typedef struct {
     void (*moving_average)(float *average, const float *p, int n, float decay);
 } Kernels;
 
-// An entry of this type: the elementwise loops of `isa`, the products of bf16 by another kernel perhaps.
-#define KERNELS(name, isa, columns, native, rows, tile_bf16, rows_bf16, step_bf16, k_block_bf16, begin, end) \
-    {                                                                                                        \
-        name, columns, native,                                                                               \
-            {{tile_fp32_##isa, #isa, rows, 1, K_BLOCK},                                                      \
-                {tile_bf16, name, rows_bf16, step_bf16, k_block_bf16}},                                      \
-            begin, end, finish_##isa, transpose_##isa, units_across_##isa, units_along_##isa, narrow_##isa,  \
-            widen_##isa, layernorm_##isa, layernorm_backward_##isa, softmax_##isa, softmax_backward_##isa,   \
-            column_sums_##isa, sum_squares_##isa, sum_exp_##isa, add_exp_##isa, logit_gradient_##isa,        \
-            adamw_##isa, moving_average_##isa                                                                \
-    }
+// The inner loops that kernels.h made for `isa`.
+#define KERNELS_OF(isa_)                                                                           \
+    .finish = finish_##isa_, .transpose = transpose_##isa_, .units_across = units_across_##isa_,   \
+    .units_along = units_along_##isa_, .to_bf16 = to_bf16_##isa_, .layernorm = layernorm_##isa_,   \
+    .layernorm_backward = layernorm_backward_##isa_, .softmax = softmax_##isa_,                    \
+    .softmax_backward = softmax_backward_##isa_, .sum_squares = sum_squares_##isa_,                \
+    .sum_exp = sum_exp_##isa_, .add_exp = add_exp_##isa_, .logit_gradient = logit_gradient_##isa_, \
+    .adamw = adamw_##isa_, .moving_average = moving_average_##isa_
 
 // ---------------------------------------------------------------- one text, several instruction sets
 
@@ -153,8 +170,29 @@ INNER float __attribute__((vector_size(16))) sqrt_portable(float __attribute__((
     return v;
 }
 #include "clipc/math/kernels.h"
-static const Kernels kernels_portable =
-    KERNELS("portable", portable, 8, false, 4, tile_bf16_portable, 4, 1, K_BLOCK, NULL, NULL);
+static const Kernels kernels_portable = {
+    .name = "portable",
+    .plain = false,
+    .tile_columns = 8,
+    .native_bf16 = false,
+    .products = {{.tile = tile_fp32_portable, .isa = "portable", .rows = 4, .step = 1, .k_block = K_BLOCK},
+        {.tile = tile_bf16_portable, .isa = "portable", .rows = 4, .step = 1, .k_block = K_BLOCK}},
+    .begin = NULL,
+    .end = NULL,
+    KERNELS_OF(portable),
+};
+// Obviously right, and slow: clipc/math/plain.h. fp32 only.
+static const Kernels kernels_plain = {
+    .name = "plain",
+    .plain = true,
+    .tile_columns = 8,
+    .native_bf16 = false,
+    .products = {{.tile = tile_fp32_portable, .isa = "plain", .rows = 4, .step = 1, .k_block = K_BLOCK},
+        {.tile = tile_bf16_portable, .isa = "plain", .rows = 4, .step = 1, .k_block = K_BLOCK}},
+    .begin = NULL,
+    .end = NULL,
+    KERNELS_OF(portable),
+};
 
 #if defined(__aarch64__)
 #define ISA neon
@@ -166,8 +204,17 @@ static const Kernels kernels_portable =
 #define MAX(a, b) SELECT((a) > (b), a, b)
 #define IF_POSITIVE(v, yes, no) SELECT((v) > 0, yes, no)
 #include "clipc/math/kernels.h" // the compiler makes one instruction of SELECT
-static const Kernels kernels_neon =
-    KERNELS("neon", neon, 8, false, 12, tile_bf16_neon, 12, 1, K_BLOCK, NULL, NULL);
+static const Kernels kernels_neon = {
+    .name = "neon",
+    .plain = false,
+    .tile_columns = 8,
+    .native_bf16 = false,
+    .products = {{.tile = tile_fp32_neon, .isa = "neon", .rows = 12, .step = 1, .k_block = K_BLOCK},
+        {.tile = tile_bf16_neon, .isa = "neon", .rows = 12, .step = 1, .k_block = K_BLOCK}},
+    .begin = NULL,
+    .end = NULL,
+    KERNELS_OF(neon),
+};
 
 // BFDOT (Armv8.6): a unit's two products in one instruction. Versions of clang disagree on how to ask for it:
 // they have NEON's shift and mask.
@@ -181,14 +228,23 @@ TARGET_BEGIN("arch=armv8.2-a+bf16")
 #define DOT(c, a, b)                                                              \
     ((vec)vbfdotq_f32((float32x4_t)(c), vreinterpretq_bf16_f32((float32x4_t)(a)), \
         vreinterpretq_bf16_f32((float32x4_t)(b))))
-#include "clipc/math/tile.h"
+#include "clipc/math/kernels.h"
 #undef vec
 #undef ISA
 #undef LANES
 #undef TILE_ROWS
 TARGET_END
-static const Kernels kernels_neon_bf16 =
-    KERNELS("neon_bf16", neon, 8, true, 12, tile_bf16_neon_bf16, 12, 1, K_BLOCK, NULL, NULL);
+static const Kernels kernels_neon_bf16 = {
+    .name = "neon_bf16",
+    .plain = false,
+    .tile_columns = 8,
+    .native_bf16 = true,
+    .products = {{.tile = tile_fp32_neon, .isa = "neon", .rows = 12, .step = 1, .k_block = K_BLOCK},
+        {.tile = tile_bf16_neon_bf16, .isa = "neon_bf16", .rows = 12, .step = 1, .k_block = K_BLOCK}},
+    .begin = NULL,
+    .end = NULL,
+    KERNELS_OF(neon),
+};
 
 static inline bool neon_bf16_available(void) {
 #if defined(__linux__)
@@ -213,8 +269,17 @@ TARGET_BEGIN("avx2,fma")
 #define IF_POSITIVE(v, yes, no) ((vec)_mm256_blendv_ps((__m256)(no), (__m256)(yes), (__m256)((v) > 0)))
 #include "clipc/math/kernels.h"
 TARGET_END
-static const Kernels kernels_avx2 =
-    KERNELS("avx2", avx2, 16, false, 6, tile_bf16_avx2, 6, 1, K_BLOCK, NULL, NULL);
+static const Kernels kernels_avx2 = {
+    .name = "avx2",
+    .plain = false,
+    .tile_columns = 16,
+    .native_bf16 = false,
+    .products = {{.tile = tile_fp32_avx2, .isa = "avx2", .rows = 6, .step = 1, .k_block = K_BLOCK},
+        {.tile = tile_bf16_avx2, .isa = "avx2", .rows = 6, .step = 1, .k_block = K_BLOCK}},
+    .begin = NULL,
+    .end = NULL,
+    KERNELS_OF(avx2),
+};
 
 TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
 #define ISA avx512
@@ -229,8 +294,17 @@ TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
         _mm512_cmp_ps_mask((__m512)(v), _mm512_setzero_ps(), _CMP_GT_OQ), (__m512)(no), (__m512)(yes)))
 #include "clipc/math/kernels.h"
 TARGET_END
-static const Kernels kernels_avx512 =
-    KERNELS("avx512", avx512, 32, false, 12, tile_bf16_avx512, 12, 1, K_BLOCK, NULL, NULL);
+static const Kernels kernels_avx512 = {
+    .name = "avx512",
+    .plain = false,
+    .tile_columns = 32,
+    .native_bf16 = false,
+    .products = {{.tile = tile_fp32_avx512, .isa = "avx512", .rows = 12, .step = 1, .k_block = K_BLOCK},
+        {.tile = tile_bf16_avx512, .isa = "avx512", .rows = 12, .step = 1, .k_block = K_BLOCK}},
+    .begin = NULL,
+    .end = NULL,
+    KERNELS_OF(avx512),
+};
 
 // AVX512-BF16: a unit's two products in one instruction.
 TARGET_BEGIN("avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
@@ -240,14 +314,23 @@ TARGET_BEGIN("avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
 #define vec vec_avx512
 #define TILE tile_bf16_avx512_bf16
 #define DOT(c, a, b) ((vec)_mm512_dpbf16_ps((__m512)(c), (__m512bh)(a), (__m512bh)(b)))
-#include "clipc/math/tile.h"
+#include "clipc/math/kernels.h"
 #undef vec
 #undef ISA
 #undef LANES
 #undef TILE_ROWS
 TARGET_END
-static const Kernels kernels_avx512_bf16 =
-    KERNELS("avx512_bf16", avx512, 32, true, 12, tile_bf16_avx512_bf16, 12, 1, K_BLOCK, NULL, NULL);
+static const Kernels kernels_avx512_bf16 = {
+    .name = "avx512_bf16",
+    .plain = false,
+    .tile_columns = 32,
+    .native_bf16 = true,
+    .products = {{.tile = tile_fp32_avx512, .isa = "avx512", .rows = 12, .step = 1, .k_block = K_BLOCK},
+        {.tile = tile_bf16_avx512_bf16, .isa = "avx512_bf16", .rows = 12, .step = 1, .k_block = K_BLOCK}},
+    .begin = NULL,
+    .end = NULL,
+    KERNELS_OF(avx512),
+};
 
 // AMX: eight tiles of 16 rows of 64 bytes; TDPBF16PS adds the product of a (16,32) and a (32,16) tile of bf16
 // to a (16,16) tile of fp32. Four of them hold a 32 x 32 block of C, two each 32 rows of A and 32 columns of
@@ -276,7 +359,8 @@ static void tile_bf16_amx(int m, int steps, const void *a, size_t a_row, size_t 
         _tile_loadd(3, partial + down + 16, 128);
     }
     for (int k = 0; k < steps; k++, rows += a_step, panel += AMX_STEP * 128, next += AMX_FETCHED) {
-        UNROLL for (int i = 0; i < AMX_FETCHED; i += 64) __builtin_prefetch(next + i, 0, 2);
+        UNROLL
+        for (int i = 0; i < AMX_FETCHED; i += 64) __builtin_prefetch(next + i, 0, 2);
         _tile_loadd(6, panel, 128);
         _tile_loadd(4, rows, a_row);
         _tile_dpbf16ps(0, 4, 6);
@@ -304,8 +388,17 @@ static void begin_amx(void) {
 }
 static void end_amx(void) { _tile_release(); }
 TARGET_END
-static const Kernels kernels_amx =
-    KERNELS("amx", avx512, 32, true, 12, tile_bf16_amx, 32, AMX_STEP, AMX_K_BLOCK, begin_amx, end_amx);
+static const Kernels kernels_amx = {
+    .name = "amx",
+    .plain = false,
+    .tile_columns = 32,
+    .native_bf16 = true,
+    .products = {{.tile = tile_fp32_avx512, .isa = "avx512", .rows = 12, .step = 1, .k_block = K_BLOCK},
+        {.tile = tile_bf16_amx, .isa = "amx", .rows = 32, .step = AMX_STEP, .k_block = AMX_K_BLOCK}},
+    .begin = begin_amx,
+    .end = end_amx,
+    KERNELS_OF(avx512),
+};
 
 // Bits of CPUID leaf 7: whether there are AMX-BF16 and AMX-TILE, and whether the kernel lends their registers
 // to this process.
@@ -327,11 +420,12 @@ static inline bool avx512_bf16_available(void) {
 }
 #endif
 
-enum { KERNELS_MOST = 5 };
+enum { KERNELS_MOST = 6 };
 
 // What this processor runs, each better than the one before. Returns how many.
 static inline int kernels_list(const Kernels *list[KERNELS_MOST]) {
     int count = 0;
+    list[count++] = &kernels_plain;
     list[count++] = &kernels_portable;
 #if defined(__x86_64__)
     __builtin_cpu_init();

@@ -1,14 +1,79 @@
 // The inner loops of a CPU: one tile of a matrix product, one row of a LayerNorm, a softmax, an activation,
-// AdamW on a stretch of numbers. No include guard: clipc/math/isa.h includes this text once for each
-// instruction set, with
-//   ISA        its name, which NAME(x) puts behind x
+// AdamW on a run of numbers. No include guard: clipc/math/isa.h includes this text once for each instruction
+// set, with
+//   ISA        its name, which NAME(x) appends to x
 //   LANES      floats in a vector register
 //   TILE_ROWS  rows of the register tile (its width is 2 * LANES)
 //   FMA(a, b, c), SQRT(v), MIN(a, b), MAX(a, b), IF_POSITIVE(v, yes, no)   by lanes; MIN and MAX give b where
-//       one of them is NaN
-// All of these are undefined again at its end.
-// Vectors are GNU C's, so that arithmetic is written with + and *. Sums run in a fixed order given by LANES
-// alone: the same bits for any number of threads. No call into libm.
+//       one is NaN
+// All of these are undefined again at its end. With TILE defined, the text is the register tile alone.
+//
+// Only what gains from hand-written vectors is here. Vectors are GNU C's, so that arithmetic is written with
+// + and *. Sums run in a fixed order given by LANES alone: the same bits for any number of threads. No call
+// into libm.
+
+#ifdef TILE // ------------------------------------------------- the register tile of a matrix product
+
+// Included with
+//   TILE          the name of the function that comes out
+//   DOT(c, a, b)  c + a * b on vectors of units, each unit one float, or two bf16 whose products are summed
+//
+// partial (m, 2 * LANES) (+)= sum over `steps` units of a[i][k] * b[k][j]: a is broadcast straight from
+// memory, its rows a_row bytes and its units a_step bytes apart; b is a micro-panel (steps, 2 * LANES). The
+// accumulators of the whole tile live in registers. What follows `next` is fetched into L2 meanwhile.
+INNER void PASTE(TILE, rows)(const int m, int steps, const char *a, size_t a_row, size_t a_step,
+    const float *b, float *partial, bool add, const char *next) {
+    vec acc[TILE_ROWS][2];
+    UNROLL
+    for (int i = 0; i < m; i++) {
+        UNROLL
+        for (int h = 0; h < 2; h++) acc[i][h] = add ? NAME(load)(partial + (2 * i + h) * LANES) : (vec){0};
+    }
+    for (int k = 0; k < steps; k++, a += a_step, b += 2 * LANES, next += FETCHED / K_BLOCK) {
+        const vec b0 = NAME(load)(b), b1 = NAME(load)(b + LANES);
+        __builtin_prefetch(next, 0, 2); // the same line for some steps: few can be on their way at a time
+        UNROLL
+        for (int i = 0; i < m; i++) {
+            float unit;
+            memcpy(&unit, a + (size_t)i * a_row, sizeof unit);
+            const vec x = NAME(splat)(unit);
+            acc[i][0] = DOT(acc[i][0], x, b0);
+            acc[i][1] = DOT(acc[i][1], x, b1);
+        }
+    }
+    UNROLL
+    for (int i = 0; i < m; i++) {
+        UNROLL
+        for (int h = 0; h < 2; h++) NAME(store)(partial + (2 * i + h) * LANES, acc[i][h]);
+    }
+}
+
+static void TILE(int m, int steps, const void *a, size_t a_row, size_t a_step, const void *b, float *partial,
+    bool add, const char *next) {
+    const char *a_bytes = (const char *)a;
+    const float *panel = (const float *)b;
+    switch (m) { // a constant number of rows each, so that the tile stays in registers
+                 // clang-format off
+#define ROWS(M) \
+    case M: \
+        PASTE(TILE, rows)(min_int(M, TILE_ROWS), steps, a_bytes, a_row, a_step, panel, partial, add, next); \
+        break;
+        ROWS(1) ROWS(2) ROWS(3) ROWS(4)
+#if TILE_ROWS > 4
+        ROWS(5) ROWS(6)
+#endif
+#if TILE_ROWS > 6
+        ROWS(7) ROWS(8) ROWS(9) ROWS(10) ROWS(11) ROWS(12)
+#endif
+#undef ROWS
+        // clang-format on
+    }
+}
+
+#undef TILE
+#undef DOT
+
+#else // ------------------------------------------------------- everything
 
 typedef float NAME(vec) __attribute__((vector_size(4 * LANES)));
 typedef int32_t NAME(ivec) __attribute__((vector_size(4 * LANES)));
@@ -162,22 +227,22 @@ INNER float NAME(largest)(const float *p, int n) {
     return max;
 }
 
-// p (n) = softmax(scale * p) in place; entries n … room-1 become 0
-static void NAME(softmax)(float *p, int n, int room, float scale) {
+// p (n) = softmax(scale * p) in place; entries n … ld-1 become 0
+static void NAME(softmax)(float *p, int n, int ld, float scale) {
     vec m = NAME(splat)(NAME(largest)(p, n)), s = NAME(splat)(scale), sum = {0};
     FOR_VECTORS(n, vec e = NAME(exp)((LOAD(p) - m) * s); STORE(p, e); sum += CLEAR(e););
     vec inverse = NAME(splat)(1.0f / NAME(sum)(sum));
     FOR_VECTORS(n, STORE(p, LOAD(p) * inverse););
-    memset(p + n, 0, (size_t)(room - n) * sizeof *p);
+    memset(p + n, 0, (size_t)(ld - n) * sizeof *p);
 }
 
-// ds (n) = scale * p * (dp - sum(p * dp)), in place of dp; entries n … room-1 become 0
-static void NAME(softmax_backward)(float *dp, const float *p, int n, int room, float scale) {
+// ds (n) = scale * p * (dp - sum(p * dp)), in place of dp; entries n … ld-1 become 0
+static void NAME(softmax_backward)(float *dp, const float *p, int n, int ld, float scale) {
     vec sum = {0};
     FOR_VECTORS(n, sum = FMA(LOAD(p), LOAD(dp), sum););
     vec dot = NAME(splat)(NAME(sum)(sum)), s = NAME(splat)(scale);
     FOR_VECTORS(n, STORE(dp, (LOAD(dp) - dot) * LOAD(p) * s););
-    memset(dp + n, 0, (size_t)(room - n) * sizeof *dp);
+    memset(dp + n, 0, (size_t)(ld - n) * sizeof *dp);
 }
 
 // ---------------------------------------------------------------- activations
@@ -202,18 +267,21 @@ INNER vec NAME(normal_cdf)(vec x, vec *density) {
     return IF_POSITIVE(x, 1.0f - tail, tail);
 }
 
-// GELU (Hendrycks and Gimpel 2016) with erf: x * cdf(x); QuickGELU, as OpenAI trained: x * sigmoid(1.702 x)
-INNER vec NAME(gelu_of)(vec x, const bool quick) {
+// GELU: x * cdf(x); QuickGELU: x * sigmoid(1.702 x). See Activation.
+INNER vec NAME(activation)(vec x, const Activation activation) {
     vec density;
-    return quick ? x / (1.0f + NAME(exp)(MIN(NAME(splat)(84.0f), x * -1.702f)))
-                 : x * NAME(normal_cdf)(x, &density);
+    switch (activation) {
+    case ACTIVATION_GELU: return x * NAME(normal_cdf)(x, &density);
+    case ACTIVATION_QUICK_GELU: return x / (1.0f + NAME(exp)(MIN(NAME(splat)(84.0f), x * -1.702f)));
+    }
+    return x;
 }
 
 // Its derivative, and the value beside it: cdf + x * pdf; s + 1.702 x s (1 - s) with s = 1 / (1 + e), where e
 // s is 1 - s without cancellation
-INNER vec NAME(gelu_slope)(vec x, const bool quick, vec *value) {
+INNER vec NAME(activation_slope)(vec x, const Activation activation, vec *value) {
     vec density;
-    if (quick) {
+    if (activation == ACTIVATION_QUICK_GELU) {
         const vec e = NAME(exp)(MIN(NAME(splat)(84.0f), x * -1.702f)), s = 1.0f / (1.0f + e);
         *value = x * s;
         return FMA(x * 1.702f * s, e * s, s);
@@ -232,66 +300,80 @@ INNER vec NAME(dot_bf16)(vec c, vec a, vec b) { // both products of a unit
 
 #define TILE NAME(tile_fp32)
 #define DOT(c, a, b) FMA(a, b, c)
-#include "clipc/math/tile.h"
+#include "clipc/math/kernels.h"
 #define TILE NAME(tile_bf16)
 #define DOT(c, a, b) NAME(dot_bf16)(c, a, b)
-#include "clipc/math/tile.h"
+#include "clipc/math/kernels.h"
 
+// Stores m rows and n columns of sums to C from (row, column) on. The parameters behind `e` are constants, so
+// that each combination is a loop of its own, without a branch in it.
 INNER void NAME(finish_as)(int m, int n, const float *partial, size_t next, Operand c, size_t ldc, size_t row,
-    size_t column, const TileEnd *end, const bool add, const bool bias, const bool residual,
-    const bool activate, const bool slope, const bool quick) {
-    const Operand hidden = {(void *)end->hidden, c.bf16}, activated = {end->activated, c.bf16};
+    size_t column, const Epilogue *e, const EpilogueKind kind, const Activation activation, const bool bias,
+    const bool keep_activated) {
+    const Operand hidden = {(void *)e->hidden, c.bf16}, activated = {e->activated, c.bf16};
     for (int r = 0; r < m; r++, partial += 2 * LANES) {
         const size_t at = (row + (size_t)r) * ldc + column;
-        if (r + FINISH_AHEAD < m) { // rows lie pages apart: no prefetcher of the processor follows them
+        if (r + FINISH_AHEAD < m) { // rows lie pages apart, where the processor's prefetchers do not follow
             const size_t ahead = at + FINISH_AHEAD * ldc;
             for (int i = 0; i < n; i += c.bf16 ? 32 : 16) {
                 __builtin_prefetch(operand_at(c, ahead + (size_t)i).p, 1);
-                if (residual) __builtin_prefetch(end->residual + ahead + i);
-                if (slope) __builtin_prefetch(operand_at(hidden, ahead + (size_t)i).p);
-                if (activate) __builtin_prefetch(operand_at(activated, ahead + (size_t)i).p, 1);
+                if (kind == EPILOGUE_RESIDUAL) __builtin_prefetch(e->residual + ahead + i);
+                if (kind == EPILOGUE_SLOPE) __builtin_prefetch(operand_at(hidden, ahead + (size_t)i).p);
+                if (keep_activated) __builtin_prefetch(operand_at(activated, ahead + (size_t)i).p, 1);
             }
         }
         FOR_VECTORS(
-            n, const float *sums =
-                   partial + (size_t)(i / (2 * LANES)) * (next - 2 * LANES); // of vector i, less i
-            vec v = LOAD(sums); if (add) v += LOAD_OPERAND(c, at); if (bias) v += LOAD(end->bias + column);
-            if (residual) v += LOAD(end->residual + at); vec value = v;
-            if (slope) v *= NAME(gelu_slope)(LOAD_OPERAND(hidden, at), quick, &value);
-            STORE_OPERAND(c, at, v); if (activate) {
-                if (!slope) value = NAME(gelu_of)(v, quick);
-                STORE_OPERAND(activated, at, value);
-            });
+            n, // the sums of vector i begin at sums + i
+            const float *sums = partial + (size_t)(i / (2 * LANES)) * (next - 2 * LANES);
+            vec v = LOAD(sums); vec value; if (kind == EPILOGUE_ADD) v += LOAD_OPERAND(c, at);
+            if (bias) v += LOAD(e->bias + column); if (kind == EPILOGUE_RESIDUAL) v += LOAD(e->residual + at);
+            if (kind == EPILOGUE_SLOPE) v *=
+            NAME(activation_slope)(LOAD_OPERAND(hidden, at), activation, &value);
+            STORE_OPERAND(c, at, v); if (kind == EPILOGUE_ACTIVATION) value = NAME(activation)(v, activation);
+            if (keep_activated) STORE_OPERAND(activated, at, value););
     }
 }
 
-// Writes m rows and n columns of sums, as `end` says, to C from (row, column) on; see TileEnd. partial (m, 2
-// * LANES), the next 2 * LANES columns `next` floats behind it. The usual ends are loops of their own,
-// without a question in them.
-static void NAME(finish)(int m, int n, const float *partial, size_t next, Operand c, size_t ldc, size_t row,
-    size_t column, const TileEnd *end) {
-#define FINISH(...) NAME(finish_as)(m, n, partial, next, c, ldc, row, column, end, __VA_ARGS__)
-#define FINISH_TYPE(...)                                \
-    do {                                                \
-        if (c.bf16) c.bf16 = true, FINISH(__VA_ARGS__); \
-        else c.bf16 = false, FINISH(__VA_ARGS__);       \
+// The same with what is known of c's type, and of the activation, made a constant.
+#define FINISH(kind, activation, bias, keep_activated)                                         \
+    do {                                                                                       \
+        c.bf16 = is_bf16;                                                                      \
+        NAME(finish_as)                                                                        \
+        (m, n, partial, next, c, ldc, row, column, e, kind, activation, bias, keep_activated); \
     } while (0)
-    const bool add = end->add;
-    const bool bias = end->bias != NULL;
-    const bool residual = end->residual != NULL;
-    const bool quick = end->quick_gelu;
-    if (end->hidden && end->activated && quick) FINISH_TYPE(false, false, false, true, true, true);
-    else if (end->hidden && end->activated) FINISH_TYPE(false, false, false, true, true, false);
-    else if (end->hidden) FINISH_TYPE(false, false, false, false, true, quick);
-    else if (end->activated && quick) FINISH_TYPE(false, bias, false, true, false, true);
-    else if (end->activated) FINISH_TYPE(false, bias, false, true, false, false);
-    else if (add) FINISH(true, bias, residual, false, false, false);
-    else if (residual) FINISH(false, bias, true, false, false, false);
-    else if (bias) FINISH_TYPE(false, true, false, false, false, false);
-    else FINISH_TYPE(false, false, false, false, false, false);
-#undef FINISH_TYPE
-#undef FINISH
+#define FINISH_ACTIVATION(kind, bias, keep_activated)                                              \
+    do {                                                                                           \
+        if (e->activation == ACTIVATION_GELU) FINISH(kind, ACTIVATION_GELU, bias, keep_activated); \
+        else FINISH(kind, ACTIVATION_QUICK_GELU, bias, keep_activated);                            \
+    } while (0)
+
+INNER void NAME(finish_typed)(int m, int n, const float *partial, size_t next, Operand c, size_t ldc,
+    size_t row, size_t column, const Epilogue *e, const bool is_bf16) {
+    const bool bias = e->bias != NULL;
+    switch (e->kind) {
+    case EPILOGUE_STORE:
+        if (bias) FINISH(EPILOGUE_STORE, ACTIVATION_GELU, true, false);
+        else FINISH(EPILOGUE_STORE, ACTIVATION_GELU, false, false);
+        break;
+    case EPILOGUE_ADD: FINISH(EPILOGUE_ADD, ACTIVATION_GELU, false, false); break;
+    case EPILOGUE_RESIDUAL: FINISH(EPILOGUE_RESIDUAL, ACTIVATION_GELU, bias, false); break;
+    case EPILOGUE_ACTIVATION: FINISH_ACTIVATION(EPILOGUE_ACTIVATION, bias, true); break;
+    case EPILOGUE_SLOPE:
+        if (e->activated) FINISH_ACTIVATION(EPILOGUE_SLOPE, false, true);
+        else FINISH_ACTIVATION(EPILOGUE_SLOPE, false, false);
+        break;
+    }
 }
+
+// Applies the epilogue to m rows and n columns of sums and stores them to C from (row, column) on. partial
+// (m, 2 * LANES); the sums of the next 2 * LANES columns follow `next` floats later.
+static void NAME(finish)(int m, int n, const float *partial, size_t next, Operand c, size_t ldc, size_t row,
+    size_t column, const Epilogue *e) {
+    if (c.bf16) NAME(finish_typed)(m, n, partial, next, c, ldc, row, column, e, true);
+    else NAME(finish_typed)(m, n, partial, next, c, ldc, row, column, e, false);
+}
+#undef FINISH
+#undef FINISH_ACTIVATION
 
 // ---------------------------------------------------------------- packing of units, see clipc/math/matmul.h
 
@@ -299,28 +381,38 @@ static void NAME(finish)(int m, int n, const float *partial, size_t next, Operan
 static void NAME(transpose)(uint32_t *to, size_t pitch, const uint32_t *from) {
 #if LANES == 16
     __m512i a[16], b[16]; // neighbours change places: single units, then pairs, fours, eights
-    UNROLL for (int i = 0; i < 16; i++) a[i] = _mm512_loadu_si512(from + 16 * i);
-    UNROLL for (int i = 0; i < 16; i += 2) {
+    UNROLL
+    for (int i = 0; i < 16; i++) a[i] = _mm512_loadu_si512(from + 16 * i);
+    UNROLL
+    for (int i = 0; i < 16; i += 2) {
         b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
         b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
     }
-    UNROLL for (int i = 0; i < 16; i += 4) UNROLL for (int h = 0; h < 2; h++) {
-        a[i + 2 * h] = _mm512_unpacklo_epi64(b[i + h], b[i + h + 2]);
-        a[i + 2 * h + 1] = _mm512_unpackhi_epi64(b[i + h], b[i + h + 2]);
+    UNROLL
+    for (int i = 0; i < 16; i += 4) {
+        UNROLL
+        for (int h = 0; h < 2; h++) {
+            a[i + 2 * h] = _mm512_unpacklo_epi64(b[i + h], b[i + h + 2]);
+            a[i + 2 * h + 1] = _mm512_unpackhi_epi64(b[i + h], b[i + h + 2]);
+        }
     }
-    UNROLL for (int i = 0; i < 4; i++) {
+    UNROLL
+    for (int i = 0; i < 4; i++) {
         b[i] = _mm512_shuffle_i32x4(a[i], a[i + 4], 0x88);
         b[i + 4] = _mm512_shuffle_i32x4(a[i], a[i + 4], 0xdd);
         b[i + 8] = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0x88);
         b[i + 12] = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0xdd);
     }
-    UNROLL for (int i = 0; i < 8; i++) {
+    UNROLL
+    for (int i = 0; i < 8; i++) {
         _mm512_storeu_si512(to + (size_t)i * pitch, _mm512_shuffle_i32x4(b[i], b[i + 8], 0x88));
         _mm512_storeu_si512(to + (size_t)(i + 8) * pitch, _mm512_shuffle_i32x4(b[i], b[i + 8], 0xdd));
     }
 #else
-    for (int i = 0; i < 16; i++)
-        UNROLL for (int j = 0; j < 16; j++) to[(size_t)i * pitch + j] = from[16 * j + i];
+    for (int i = 0; i < 16; i++) {
+        UNROLL
+        for (int j = 0; j < 16; j++) to[(size_t)i * pitch + j] = from[16 * j + i];
+    }
 #endif
 }
 
@@ -376,22 +468,11 @@ static void NAME(units_along)(
 }
 
 // to (n) = x (n) rounded to bf16
-static void NAME(narrow)(uint16_t *to, const float *x, int n) {
+static void NAME(to_bf16)(uint16_t *to, const float *x, int n) {
     FOR_VECTORS(n, NAME(store_bf16)(to + i, LOAD(x), part););
 }
 
-// to (n) = x (n) in fp32
-static void NAME(widen)(float *to, const uint16_t *x, int n) {
-    FOR_VECTORS(n, STORE(to, NAME(load_bf16)(x + i, part)););
-}
-
 // ---------------------------------------------------------------- sums, AdamW
-
-// out (n) += the columns of x (rows, n), rows ld apart
-static void NAME(column_sums)(float *out, Operand x, int rows, size_t ld, int n) {
-    FOR_VECTORS(n, vec s = {0}; for (int r = 0; r < rows; r++) s += LOAD_OPERAND(x, (size_t)r * ld);
-                STORE(out, LOAD(out) + s););
-}
 
 static double NAME(sum_squares)(const float *x, size_t n) {
     double total = 0;
@@ -472,3 +553,5 @@ static void NAME(moving_average)(float *average, const float *p, int n, float de
 #undef MIN
 #undef MAX
 #undef IF_POSITIVE
+
+#endif

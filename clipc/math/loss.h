@@ -1,149 +1,208 @@
 // CLIP's contrastive loss over all pairs of a batch, and its gradients, in tiles: the (n,n) logits are never
-// held as a whole, so that 32,768 pairs need megabytes. With several right answers in a batch: left out of
-// the softmax, or joint targets.
+// held as a whole, so that 32,768 pairs need megabytes. doc/clip_loss.md derives it; contrastive_loss_plain
+// (plain.h) is the same with the whole matrix at hand.
 #ifndef CLIPC_LOSS_H
 #define CLIPC_LOSS_H
 
 #include "clipc/math/matmul.h" // gemm, Kernels
+#include "clipc/math/plain.h"  // Positives, contrastive_loss_plain
 
-enum { LOSS_TILE = 256, LOSS_STRIP = 256 }; // rows of logits held at a time; columns that a thread takes
+enum {
+    LOSS_TILE = 256,   // rows of logits held at a time
+    LOSS_COLUMNS = 256 // columns that a thread takes at a time
+};
 
-// What to do with pairs i != j of equal keys, which are false negatives of each other:
-//   DIAGONAL  nothing, as open_clip
-//   SOFT      all of them are right, T[i][j] = 1 / their number: soft cross-entropy (UniCL, Yang et al. 2022,
-//       eq. 3-5)
-//   MASK      they are left out of row and column
-typedef enum { POSITIVES_DIAGONAL, POSITIVES_SOFT, POSITIVES_MASK } Positives;
+// A logit that is left out: e^(this - any log-sum-exp) is 0 in fp32, and its products stay finite.
+static const float LOSS_MASKED = -1e4f;
 
-static const float LOSS_MASKED =
-    -1e4f; // a logit that is left out: e^(this - any log-sum-exp) is 0 to fp32, and its products stay finite
+// What both passes over the tiles share. T[i][j], the target of logit (i, j), is target_weight[i] for the
+// positives of row i, else 0.
+typedef struct {
+    const Kernels *kernels;
+    const float *image, *text; // (n,E)
+    const uint64_t *keys;      // (n), or NULL
+    Positives positives;
+    int n, E, tile;
+    float scale;            // exp(logit_scale)
+    float *logits, *scaled; // (tile,n), (tile,E): scale * image of the tile's rows
+    float *row_lse;         // (n) log-sum-exp of each row
+    float *column_lse;      // (n) of each column; until all rows are seen, their running maximum
+    double *column_sum;     // (n) sum of e^(logit - running maximum)
+    float *target_weight;   // (n) 1 / number of positives of the row
+    double *target_logit;   // (n) sum over j of T[i][j] logit[i][j]
+} ContrastiveLoss;
 
-// Log-sum-exps of the rows in a tile (m,n), and the running ones of the columns: max (n), and sum (n) of e^(x
-// - max).
-static inline void loss_reduce_tile(const Kernels *kernels, float *row_lse, float *column_max,
-    double *column_sum, const float *logits, int m, int n) {
+static inline bool is_positive(const ContrastiveLoss *l, int i, int j) {
+    return i == j || (l->positives == POSITIVES_SOFT && l->keys[i] == l->keys[j]);
+}
+
+// Where in row i positives may be: its own column, with soft targets anywhere.
+static inline int first_positive(const ContrastiveLoss *l, int i) {
+    return l->positives == POSITIVES_SOFT ? 0 : i;
+}
+static inline int end_of_positives(const ContrastiveLoss *l, int i) {
+    return l->positives == POSITIVES_SOFT ? l->n : i + 1;
+}
+
+// Log-sum-exps of the m rows of a tile from i0 on, and the running maximum and sum of the columns.
+static inline void loss_reduce_tile(ContrastiveLoss *l, int i0, int m) {
+    const int n = l->n;
 #pragma omp parallel
     {
 #pragma omp for schedule(static)
         for (int i = 0; i < m; i++) {
-            const float *row = logits + (size_t)i * (size_t)n;
+            const float *row = l->logits + (size_t)i * (size_t)n;
             float max = row[0];
             for (int j = 1; j < n; j++) max = row[j] > max ? row[j] : max;
-            row_lse[i] = max + (float)log(kernels->sum_exp(row, max, n));
+            l->row_lse[i0 + i] = max + (float)log(l->kernels->sum_exp(row, max, n));
         }
 #pragma omp for schedule(static)
-        for (int j0 = 0; j0 < n; j0 += LOSS_STRIP) {
-            const int width = n - j0 < LOSS_STRIP ? n - j0 : LOSS_STRIP;
-            float sum[LOSS_STRIP] = {0}, *max = column_max + j0, before[LOSS_STRIP];
+        for (int j0 = 0; j0 < n; j0 += LOSS_COLUMNS) {
+            const int width = min_int(LOSS_COLUMNS, n - j0);
+            float sum[LOSS_COLUMNS] = {0}, before[LOSS_COLUMNS], *max = l->column_lse + j0;
+            double *total = l->column_sum + j0;
             memcpy(before, max, (size_t)width * sizeof(float));
             for (int i = 0; i < m; i++) {
-                const float *row = logits + (size_t)i * (size_t)n + j0;
+                const float *row = l->logits + (size_t)i * (size_t)n + j0;
                 for (int j = 0; j < width; j++) max[j] = row[j] > max[j] ? row[j] : max[j];
             }
             for (int i = 0; i < m; i++)
-                kernels->add_exp(sum, logits + (size_t)i * (size_t)n + j0, max, width);
-            for (int j = 0; j < width; j++)
-                column_sum[j0 + j] = column_sum[j0 + j] * exp((double)before[j] - max[j]) + sum[j];
+                l->kernels->add_exp(sum, l->logits + (size_t)i * (size_t)n + j0, max, width);
+            for (int j = 0; j < width; j++) total[j] = total[j] * exp((double)before[j] - max[j]) + sum[j];
         }
     }
 }
 
-// The right answers of row i: itself, with soft targets all of its key.
-#define FOR_RIGHT_ANSWERS(i, j)                                 \
-    for (int j = soft ? 0 : (i); j < (soft ? n : (i) + 1); j++) \
-        if (!soft || keys[i] == keys[j])
-
-// logits (m,n) of rows i0 … i0+m-1, from scaled (m,E) = s X of these rows
-static inline void loss_logits_tile(const Kernels *kernels, float *logits, float *scaled, const float *image,
-    const float *text, const uint64_t *keys, bool mask, int i0, int m, int n, int E, float scale) {
-    const TileEnd set = {false, NULL, NULL, NULL, NULL, false};
-    const size_t N = (size_t)n, W = (size_t)E;
-    for (size_t i = 0; i < (size_t)m * W; i++) scaled[i] = scale * image[(size_t)i0 * W + i];
-    gemm(kernels, fp32(logits), N, matrix(scaled, W, 1), matrix(text, 1, W), m, n, E, set);
-    if (!mask) return;
+// logits (m,n) = scaled (m,E) text (n,E)ᵀ of rows i0 … i0+m-1, where scaled = scale * image
+static inline void loss_logits_tile(ContrastiveLoss *l, int i0, int m) {
+    const size_t N = (size_t)l->n, E = (size_t)l->E;
+    for (size_t i = 0; i < (size_t)m * E; i++) l->scaled[i] = l->scale * l->image[(size_t)i0 * E + i];
+    matmul_nt(l->kernels, l->logits, l->scaled, l->text, m, l->n, l->E);
+    if (l->positives != POSITIVES_MASK) return;
 #pragma omp parallel for schedule(static)
     for (int i = i0; i < i0 + m; i++)
-        for (int j = 0; j < n; j++)
-            if (i != j && keys[i] == keys[j]) logits[(size_t)(i - i0) * N + (size_t)j] = LOSS_MASKED;
+        for (int j = 0; j < l->n; j++)
+            if (i != j && l->keys[i] == l->keys[j]) l->logits[(size_t)(i - i0) * N + (size_t)j] = LOSS_MASKED;
 }
 
-// loss = 1/2 [CE(s X Yᵀ) + CE(s Y Xᵀ)], mean over rows, pair i is row i of both (Radford et al. 2021, fig. 3;
-// open_clip's ClipLoss).
+// The targets of rows i0 … i0+m-1: target_weight, target_logit.
+static inline void loss_targets_tile(ContrastiveLoss *l, int i0, int m) {
+#pragma omp parallel for schedule(static)
+    for (int i = i0; i < i0 + m; i++) {
+        int count = 0;
+        for (int j = first_positive(l, i); j < end_of_positives(l, i); j++) {
+            if (!is_positive(l, i, j)) continue;
+            l->target_logit[i] += l->logits[(size_t)(i - i0) * (size_t)l->n + (size_t)j];
+            count++;
+        }
+        l->target_weight[i] = 1.0f / (float)count;
+        l->target_logit[i] /= count;
+    }
+}
+
+// First pass: the loss, and the log-sum-exps that the gradients need.
+static inline double loss_forward(ContrastiveLoss *l) {
+    double loss = 0;
+    for (int j = 0; j < l->n; j++) l->column_lse[j] = -INFINITY;
+    for (int i0 = 0; i0 < l->n; i0 += l->tile) {
+        const int m = min_int(l->tile, l->n - i0);
+        loss_logits_tile(l, i0, m);
+        loss_reduce_tile(l, i0, m);
+        loss_targets_tile(l, i0, m);
+    }
+    for (int j = 0; j < l->n; j++) {
+        l->column_lse[j] += (float)log(l->column_sum[j]);
+        // T is symmetric: rows and columns have the same target_logit
+        loss += 0.5 * ((double)l->row_lse[j] + l->column_lse[j] - 2 * l->target_logit[j]) / l->n;
+    }
+    return loss;
+}
+
+// The tile of logits becomes its own gradient, (softmax over the row + softmax over the column - 2 T) / 2n.
+// Returns the sum of gradient * logit, the tile's part of the gradient by the logarithm of the scale.
+static inline double loss_logits_backward(ContrastiveLoss *l, int i0, int m) {
+    const int n = l->n;
+    double row_dot[LOSS_TILE], dscale = 0;
+#pragma omp parallel for schedule(static)
+    for (int i = i0; i < i0 + m; i++) {
+        float *row = l->logits + (size_t)(i - i0) * (size_t)n;
+        const double softmax_dot =
+            l->kernels->logit_gradient(row, l->row_lse[i], l->column_lse, 0.5f / (float)n, n);
+        row_dot[i - i0] = softmax_dot - l->target_logit[i] / n;
+        for (int j = first_positive(l, i); j < end_of_positives(l, i); j++)
+            if (is_positive(l, i, j)) row[j] -= l->target_weight[i] / (float)n;
+    }
+    for (int i = 0; i < m; i++) dscale += row_dot[i];
+    return dscale;
+}
+
+// Second pass: dimage = scale * dlogits text, dtext = dlogitsᵀ (scale * image). Returns the gradient by the
+// logarithm of the scale: logits = exp(logit_scale) * cosine, so d logits / d logit_scale = logits.
+static inline double loss_backward(ContrastiveLoss *l, float *dimage, float *dtext) {
+    const size_t N = (size_t)l->n, E = (size_t)l->E;
+    double dscale = 0;
+    for (int i0 = 0; i0 < l->n; i0 += l->tile) {
+        const int m = min_int(l->tile, l->n - i0);
+        if (l->n > l->tile) loss_logits_tile(l, i0, m); // else they are still there
+        dscale += loss_logits_backward(l, i0, m);
+        gemm(l->kernels, fp32(dimage + (size_t)i0 * E), E, matrix(l->logits, N, 1), matrix(l->text, E, 1), m,
+            l->E, l->n, epilogue_of(EPILOGUE_STORE, NULL));
+        gemm(l->kernels, fp32(dtext), E, matrix(l->logits, 1, N), matrix(l->scaled, E, 1), l->n, l->E, m,
+            epilogue_of(i0 ? EPILOGUE_ADD : EPILOGUE_STORE, NULL));
+    }
+    for (size_t i = 0; i < N * E; i++) dimage[i] *= l->scale;
+    return dscale;
+}
+
+// loss = 1/2 [CE(s X Yᵀ) + CE(s Y Xᵀ)], mean over rows, pair i is row i of both (Radford et al. 2021, figure
+// 3; open_clip's ClipLoss). Logits in fp32, sums in double; the same bits for any number of threads.
 //   image, text   (n,E) X and Y, L2-normalised
 //   keys          (n) pairs of equal keys are treated as `positives` says; may be NULL with
 //       POSITIVES_DIAGONAL
 //   scale         s = exp(logit_scale)
 //   dimage, dtext (n,E) gradients, overwritten; NULL: the loss only
 //   dlogit_scale  gradient by the logarithm of s; NULL with dimage
-// Two passes over tiles of LOSS_TILE rows: one for the log-sum-exps of rows and columns, one for the
-// gradients, which are
-//   d loss / d logits = (softmax over the row + softmax over the column - 2 T) / 2n
-// Logits in fp32, sums in double. The same bits for any number of threads.
 static inline double contrastive_loss(const Kernels *kernels, float *dimage, float *dtext,
     double *dlogit_scale, const float *image, const float *text, const uint64_t *keys, Positives positives,
     int n, int E, float scale) {
-    const int tile = n < LOSS_TILE ? n : LOSS_TILE;
-    const bool soft = positives == POSITIVES_SOFT, mask = positives == POSITIVES_MASK;
-    const size_t N = (size_t)n, W = (size_t)E;
-    float *logits = (float *)aligned_malloc_check((size_t)tile * N * sizeof(float)); // (tile,n)
-    float *scaled = (float *)aligned_malloc_check((size_t)tile * W * sizeof(float)); // (tile,E) s X
-    float *row_lse = (float *)malloc_check(N * sizeof(float));
-    float *column_lse = (float *)malloc_check(N * sizeof(float));
-    float *share = (float *)malloc_check(N * sizeof(float));
-    double *column_sum = (double *)calloc_check(N, sizeof(double));
-    double *right = (double *)calloc_check(N, sizeof(double)); // right[i]: sum over j of T[i][j] logit[i][j]
-    double loss = 0, dscale = 0;
-    for (int j = 0; j < n; j++) column_lse[j] = -INFINITY; // the running maximum until all rows are seen
-    for (int i0 = 0; i0 < n; i0 += tile) {
-        const int m = n - i0 < tile ? n - i0 : tile;
-        loss_logits_tile(kernels, logits, scaled, image, text, keys, mask, i0, m, n, E, scale);
-        loss_reduce_tile(kernels, row_lse + i0, column_lse, column_sum, logits, m, n);
-#pragma omp parallel for schedule(static)
-        for (int i = i0; i < i0 + m; i++) {
-            int count = 0;
-            FOR_RIGHT_ANSWERS(i, j) {
-                right[i] += logits[(size_t)(i - i0) * N + (size_t)j];
-                count++;
-            }
-            share[i] = 1.0f / (float)count;
-            right[i] /= count;
-        }
-    }
-    for (int j = 0; j < n; j++) {
-        column_lse[j] += (float)log(column_sum[j]);
-        loss += 0.5 * ((double)row_lse[j] + column_lse[j] - 2 * right[j]) /
-                n; // T is symmetric: rows and columns share `right`
-    }
-    for (int i0 = 0; dimage && i0 < n; i0 += tile) {
-        const int m = n - i0 < tile ? n - i0 : tile;
-        const TileEnd set = {false, NULL, NULL, NULL, NULL, false};
-        const TileEnd add = {i0 > 0, NULL, NULL, NULL, NULL, false};
-        double row_dot[LOSS_TILE];
-        if (n > tile)
-            loss_logits_tile(kernels, logits, scaled, image, text, keys, mask, i0, m, n, E,
-                scale); // else they are still there
-#pragma omp parallel for schedule(static)
-        for (int i = i0; i < i0 + m; i++) {
-            float *row = logits + (size_t)(i - i0) * N;
-            row_dot[i - i0] =
-                kernels->logit_gradient(row, row_lse[i], column_lse, 0.5f / (float)n, n) - right[i] / n;
-            FOR_RIGHT_ANSWERS(i, j) row[j] -= share[i] / (float)n;
-        }
-        for (int i = 0; i < m; i++) dscale += row_dot[i];
-        gemm(kernels, fp32(dimage + (size_t)i0 * W), W, matrix(logits, N, 1), matrix(text, W, 1), m, E, n,
-            set);
-        gemm(kernels, fp32(dtext), W, matrix(logits, 1, N), matrix(scaled, W, 1), n, E, m, add);
-    }
-    for (size_t i = 0; dimage && i < N * W; i++) dimage[i] *= scale;
-    if (dimage)
-        *dlogit_scale = dscale; // logits = exp(logit_scale) * cosine, so d logits / d logit_scale = logits
-    free(logits);
-    free(scaled);
-    free(row_lse);
-    free(column_lse);
-    free(share);
-    free(column_sum);
-    free(right);
+    assert(n > 0 && E > 0 && image && text && (keys || positives == POSITIVES_DIAGONAL));
+    assert(!dimage == !dtext && (!dimage || dlogit_scale));
+    if (kernels->plain)
+        return contrastive_loss_plain(dimage, dtext, dlogit_scale, image, text, keys, positives, n, E, scale);
+    const int tile = min_int(n, LOSS_TILE);
+    const size_t N = (size_t)n;
+    ContrastiveLoss l = {.kernels = kernels,
+        .image = image,
+        .text = text,
+        .keys = keys,
+        .positives = positives,
+        .n = n,
+        .E = E,
+        .tile = tile,
+        .scale = scale,
+        .logits = NULL,
+        .scaled = NULL,
+        .row_lse = NULL,
+        .column_lse = NULL,
+        .column_sum = NULL,
+        .target_weight = NULL,
+        .target_logit = NULL};
+    l.logits = (float *)aligned_malloc_check((size_t)tile * N * sizeof(float));
+    l.scaled = (float *)aligned_malloc_check((size_t)tile * (size_t)E * sizeof(float));
+    l.row_lse = (float *)malloc_check(N * sizeof(float));
+    l.column_lse = (float *)malloc_check(N * sizeof(float));
+    l.column_sum = (double *)calloc_check(N, sizeof(double));
+    l.target_weight = (float *)malloc_check(N * sizeof(float));
+    l.target_logit = (double *)calloc_check(N, sizeof(double));
+    const double loss = loss_forward(&l);
+    if (dimage) *dlogit_scale = loss_backward(&l, dimage, dtext);
+    free(l.logits);
+    free(l.scaled);
+    free(l.row_lse);
+    free(l.column_lse);
+    free(l.column_sum);
+    free(l.target_weight);
+    free(l.target_logit);
     return loss;
 }
 

@@ -1,35 +1,41 @@
-// Matrix products on a CPU.
-//
-// Every product is one function: C (M,N) = A (M,K) · B (K,N), A and B with any strides, so that forward,
+// Matrix products on a CPU: C (M,N) = A (M,K) · B (K,N), A and B with any strides, so that forward pass,
 // input gradient and weight gradient need no transposed copies:
 //     forward           out (M,N)  = inp (M,K) · weight (N,K)ᵀ
 //     input gradient    dinp (M,K) = dout (M,N) · weight (N,K)
 //     weight gradient   dweight (N,K) += dout (M,N)ᵀ · inp (M,K)
+//
+// The words, as BLIS has them (Van Zee and van de Geijn 2015; doc/matmul.md derives each step):
+//     register tile   mr x nr entries of C whose sums live in registers: TileKernel.rows x
+//         Kernels.tile_columns
+//     micro-panel     of B: nr columns, all of K, packed in the order in which the tile reads them ("panel"
+//         for short);
+//                     of A: mr rows, packed likewise where they are not contiguous in memory
+//     kc, mc          units of a micro-panel of B that stay in L1 (TileKernel.k_block); rows of A that stay
+//         in L2
+//     epilogue        what happens to each sum before it is stored: bias, residual, activation (Epilogue)
+//
 // Operands are fp32 or bf16, sums always fp32. Both are counted in units of 32 bits: one fp32, or two bf16
-// that are neighbours along K, so that one text serves both. B is packed into panels as wide as a register
-// tile, units one behind the other; what is multiplied often, the weights, is packed once a step. A is read
-// straight from memory, or packed into strips as high as a tile where its rows are not contiguous (Goto and
-// van de Geijn 2008). A block of a panel stays in L1, the block of A that meets it in L2; the next block of
-// the panel is on its way while tiles compute. Every tile of C has one owner and K is cut at fixed places:
-// the same bits for any number of threads. What happens to a sum before it is written (bias, residual,
-// activation) happens while it is in L2.
+// that are neighbours along K, so that one text serves both. Weights, which are multiplied often, are packed
+// once a step. Every tile of C has one owner and K is cut at fixed places: the same bits for any number of
+// threads.
 #ifndef CLIPC_MATMUL_H
 #define CLIPC_MATMUL_H
 
-#include "clipc/math/isa.h"   // Kernels, Operand, TileEnd
-#include "clipc/base/utils.h" // aligned_malloc_check, round_up; sysconf
+#include "clipc/base/utils.h" // aligned_malloc_check, round_up, min_int; sysconf
+#include "clipc/math/isa.h"   // Kernels, Operand, Epilogue
 
+#include <assert.h>
 #ifdef _OPENMP
 #include <omp.h>
 #endif
 
 enum {
-    UNIT_BLOCK = 16,    // packing goes by blocks of 16 x 16 units
-    GEMM_ROWS = 256,    // of A that are taken at a time, at most
-    GEMM_PANELS = 8,    // packed at a time,
-    GEMM_STRETCH = 128, // and rows of B
-    GEMM_GROUP = 4,     // panels whose sums are written together
-    GEMM_K_MOST = 768   // units of K at a time where the end allows it: the more rows of A stay in L2
+    UNIT_BLOCK = 16,  // packing goes by blocks of 16 x 16 units
+    GEMM_ROWS = 256,  // the largest mc
+    PACK_PANELS = 8,  // panels that a thread packs at a time
+    PACK_DEPTH = 128, // rows of B that it packs of them at a time
+    STORE_PANELS = 4, // panels whose sums are stored together
+    GEMM_K_MOST = 768 // units of K at a time where the epilogue allows it: so more rows of A stay in L2
 };
 
 // A matrix with any strides. As right side of a product it may be packed already.
@@ -39,7 +45,7 @@ typedef struct {
     const uint32_t *panels; // from pack_panels(), in the type that the left side has; NULL: not packed
     size_t pitch;           // units from one panel to the next
     bool
-        // rows end in zeros up to a multiple of 32 entries: they can be read in whole steps where they are
+        // rows epilogue in zeros up to a multiple of 32 entries: whole steps can be read where they are
         padded;
 } Matrix;
 
@@ -51,13 +57,12 @@ static inline Matrix matrix(const float *p, size_t row, size_t col) {
     return operand_matrix(fp32(p), row, col);
 }
 
-static inline int gemm_least(int a, int b) { return a < b ? a : b; }
 static inline int unit_entries(bool bf16) { return bf16 ? 2 : 1; }
 static inline int units_of(int K, bool bf16) { return (K + unit_entries(bf16) - 1) / unit_entries(bf16); }
 
 // ---------------------------------------------------------------- packing
 
-// A stretch of a matrix along K and across, for packing: entry (k, c) of K x N.
+// The matrix that is packed: entry (k, c) of K x N.
 typedef struct {
     Operand x;
     size_t along, across; // entries from one k, one c to the next
@@ -71,8 +76,8 @@ typedef struct {
     bool columns;
 } Destination;
 
-// Units first … last-1 of columns 0 … n-1 by single entries, in whichever order; entries behind K are zero.
-// For what the kernels cannot take: no entries that are neighbours, half a unit.
+// Units first … last-1 of columns 0 … n-1 entry by entry; entries beyond K are zero. For what the kernels
+// cannot take: entries that are not contiguous in either direction, half a unit.
 static inline void pack_entries(
     Destination to, const Source *s, int k, int c, int n, int first, int last, bool bf16) {
     const int e = unit_entries(bf16);
@@ -93,13 +98,13 @@ static inline void pack_entries(
         }
 }
 
-// Packs 16 units from entry k on of n <= 16 columns from c on, zeros behind the matrix' edges.
+// Packs 16 units from entry k on of n <= 16 columns from c on, zeros beyond the edges of the matrix.
 static inline void pack_block(
     const Kernels *kernels, Destination to, const Source *s, int k, int c, int n, bool bf16) {
     const int e = unit_entries(bf16);
-    const int columns = gemm_least(n, s->N - c);
-    const int whole = s->along == 1 || s->across == 1 ? gemm_least(UNIT_BLOCK, (s->K - k) / e) : 0;
-    const bool turn = (s->along == 1) != to.columns; // is the order that comes by itself the wrong one?
+    const int columns = min_int(n, s->N - c);
+    const int whole = s->along == 1 || s->across == 1 ? min_int(UNIT_BLOCK, (s->K - k) / e) : 0;
+    const bool turn = (s->along == 1) != to.columns; // does the order in memory have to be transposed?
     uint32_t natural[UNIT_BLOCK * UNIT_BLOCK], turned[UNIT_BLOCK * UNIT_BLOCK];
     const Destination here = {turn ? natural : to.p, turn ? (size_t)UNIT_BLOCK : to.pitch, s->along == 1};
     if (turn ? columns < UNIT_BLOCK || whole < UNIT_BLOCK : columns < n || whole < UNIT_BLOCK)
@@ -110,8 +115,7 @@ static inline void pack_block(
         if (here.columns) kernels->units_along(here.p, here.pitch, from, s->across, whole, columns, bf16);
         else kernels->units_across(here.p, here.pitch, from, s->along, whole, columns, bf16);
         if (whole < UNIT_BLOCK)
-            pack_entries(
-                here, s, k, c, columns, whole, gemm_least(UNIT_BLOCK, units_of(s->K - k, bf16)), bf16);
+            pack_entries(here, s, k, c, columns, whole, min_int(UNIT_BLOCK, units_of(s->K - k, bf16)), bf16);
     }
     if (turn && n == UNIT_BLOCK) kernels->transpose(to.p, to.pitch, natural);
     else if (turn) {
@@ -122,7 +126,7 @@ static inline void pack_block(
     }
 }
 
-// Units from one panel of a (K,N) matrix to the next.
+// Units from one micro-panel of a (K,N) matrix to the next; how many there are.
 static inline size_t panel_pitch(const Kernels *kernels, int K, bool bf16) {
     return round_up((size_t)units_of(K, bf16), UNIT_BLOCK) * (size_t)kernels->tile_columns;
 }
@@ -130,13 +134,13 @@ static inline int panel_count(const Kernels *kernels, int N) {
     return (N + kernels->tile_columns - 1) / kernels->tile_columns;
 }
 
-// Packs rows k0 … k1-1 (k0 a multiple of 32) of the panels first … last-1 of B (K,N).
+// Packs rows k0 … k1-1 (k0 a multiple of 32) of the micro-panels first … last-1 of B (K,N).
 static inline void pack_panels(const Kernels *kernels, uint32_t *panels, Matrix B, int K, int N, int k0,
     int k1, int first, int last, bool bf16) {
     const Source source = {B.x, B.row, B.col, K, N};
-    const int e = unit_entries(bf16), width = kernels->tile_columns, n = gemm_least(width, UNIT_BLOCK);
+    const int e = unit_entries(bf16), width = kernels->tile_columns, n = min_int(width, UNIT_BLOCK);
     const size_t pitch = panel_pitch(kernels, K, bf16);
-    for (int k = k0; k < k1; k += UNIT_BLOCK * e) // all of a stretch of rows before the next ones
+    for (int k = k0; k < k1; k += UNIT_BLOCK * e) // all panels at these rows before the next rows
         for (int p = first; p < last; p++)
             for (int c = 0; c < width; c += n) {
                 const Destination to = {
@@ -145,25 +149,25 @@ static inline void pack_panels(const Kernels *kernels, uint32_t *panels, Matrix 
             }
 }
 
-// Packs `rows` rows of A (M,K) from `row` on into strips of `strip` units, tile behind tile: units in the
-// order that the tile reads them.
-static inline void pack_strips(const Kernels *kernels, uint32_t *strips, size_t strip, Matrix A, int M, int K,
-    int row, int rows, bool bf16) {
+// Packs `rows` rows of A (M,K) from `row` on into micro-panels of `pitch` units, in the order in which the
+// tile reads them.
+static inline void pack_a_panels(const Kernels *kernels, uint32_t *a_panels, size_t pitch, Matrix A, int M,
+    int K, int row, int rows, bool bf16) {
     const TileKernel *t = &kernels->products[bf16];
     const Source source = {A.x, A.col, A.row, K, M};
-    const int e = unit_entries(bf16), n = gemm_least(t->rows, UNIT_BLOCK);
+    const int e = unit_entries(bf16), n = min_int(t->rows, UNIT_BLOCK);
     for (int k = 0; k < K; k += UNIT_BLOCK * e)
         for (int i = 0; i < rows; i += t->rows)
             for (int c = 0; c < t->rows; c += n) {
-                uint32_t *at = strips + (size_t)(i / t->rows) * strip + (size_t)(k / e) * t->rows;
+                uint32_t *at = a_panels + (size_t)(i / t->rows) * pitch + (size_t)(k / e) * t->rows;
                 const Destination by_unit = {at + c, (size_t)t->rows, false};
                 const Destination by_row = {at + (size_t)c * UNIT_BLOCK, UNIT_BLOCK, true};
                 pack_block(kernels, t->step == 1 ? by_unit : by_row, &source, k, row + i + c, n, bf16);
             }
 }
 
-// Copies `rows` rows of K numbers side by side into rows `pitch` units apart, zeros behind their ends and up
-// to `all` rows.
+// Copies `rows` rows of K contiguous numbers into rows `pitch` units apart, zeros at their ends and in rows
+// up to `all`.
 static inline void copy_rows(
     uint32_t *to, size_t pitch, Operand x, size_t distance, int K, int rows, int all) {
     const size_t bytes = (size_t)K * operand_bytes(x.bf16), row = 4 * pitch;
@@ -184,17 +188,17 @@ typedef struct {
     size_t ldc;
     Matrix A;
     int M, N, K;
-    bool bf16, direct; // direct: whole tiles of A are read where they are
-    int rows, units;   // rows of A that are taken at a time; units of K
-    size_t pitch;      // units from row to row of A where its rows are copied, an odd number of cache lines
-    const TileEnd *end;
+    bool bf16, in_place; // in_place: whole tiles of A are read where they are, not packed or copied
+    int rows, units;     // mc: rows of A that are taken at a time; K in units
+    size_t pitch;        // units from row to row of A where its rows are copied, an odd number of cache lines
+    const Epilogue *epilogue;
 } Gemm;
 
 // Whether the rows of a tile, `bytes` apart, fall into the same few sets of L1 (64 sets of 64 bytes, 8 or 12
-// ways) and drive each other out.
+// ways) and evict each other.
 static inline bool rows_collide(size_t bytes, int rows) {
-    const size_t lines = bytes / 64 | 64,
-                 step = lines & (~lines + 1); // sets between two of them: the largest power of two in it
+    const size_t lines = bytes / 64 | 64;
+    const size_t step = lines & (~lines + 1); // sets between two rows: the largest power of two in `lines`
     return (size_t)rows * step > 8 * 64;
 }
 
@@ -207,96 +211,101 @@ static inline long l2_bytes(void) {
     return 2 << 20; // the system does not say
 }
 
-// Rows of A (of so many units) that fit into a quarter of L2, whole tiles, three at least.
-static inline int gemm_fitting_rows(const TileKernel *t, int units) {
+// mc: how many rows of A, `units` deep, fill a quarter of L2; a multiple of the tile height, at least three
+// tiles.
+static inline int gemm_mc(const TileKernel *t, int units) {
     const long fit = l2_bytes() / 4 / (4 * units), least = 3 * t->rows;
-    return gemm_least(GEMM_ROWS, (int)(fit > least ? fit : least)) / t->rows * t->rows;
+    return min_int(GEMM_ROWS, (int)(fit > least ? fit : least)) / t->rows * t->rows;
 }
 
-// rows: of A that are taken at a time, whole tiles
 static inline Gemm gemm_plan(const Kernels *kernels, Operand C, size_t ldc, Matrix A, int M, int N, int K,
-    int rows, const TileEnd *end) {
+    int mc, const Epilogue *epilogue) {
     const bool bf16 = A.x.bf16;
     const TileKernel *t = &kernels->products[bf16];
     const int units = units_of(K, bf16);
     const bool whole = A.padded || K % (unit_entries(bf16) * t->step) == 0;
     const bool collide = units >= t->k_block && rows_collide(A.row * operand_bytes(bf16), t->rows);
-    const Gemm g = {kernels, t, C, ldc, A, M, N, K, bf16, A.col == 1 && whole && !collide, rows, units,
-        (size_t)((units + UNIT_BLOCK - 1) / UNIT_BLOCK | 1) * UNIT_BLOCK, end};
+    const bool in_place = A.col == 1 && whole && !collide;
+    const size_t pitch = (size_t)((units + UNIT_BLOCK - 1) / UNIT_BLOCK | 1) * UNIT_BLOCK;
+    const Gemm g = {kernels, t, C, ldc, A, M, N, K, bf16, in_place, mc, units, pitch, epilogue};
     return g;
 }
 
-// Where tiles of A are read: the first, bytes from there down a row and along a unit, and those that a tile
-// goes from row to row and step to step.
+// How the tile addresses A: base pointer; bytes between rows and between units of the matrix; the bytes by
+// which the kernel itself goes from row to row and from step to step.
 typedef struct {
     const char *p;
-    size_t down, along, row, step;
-} Left;
+    size_t matrix_row, matrix_unit, row, step;
+} LeftAddress;
 
-static inline Left gemm_where_it_is(const Gemm *g, int first) {
+static inline LeftAddress gemm_read_in_place(const Gemm *g, int first) {
     const size_t row = g->A.row * operand_bytes(g->bf16);
-    const Left left = {(const char *)g->A.x.p + (size_t)first * row, row, 4, row, 4 * (size_t)g->t->step};
+    const char *p = (const char *)g->A.x.p + (size_t)first * row;
+    const LeftAddress left = {p, row, 4, row, 4 * (size_t)g->t->step};
     return left;
 }
-static inline Left gemm_in_strips(const Gemm *g,
-    const uint32_t *strips) { // rows copied, or units packed in the order that the tile reads them
+
+// Rows that were copied as they are, or micro-panels.
+static inline LeftAddress gemm_read_packed(const Gemm *g, const uint32_t *a_panels) {
     const size_t step = 4 * (size_t)g->t->step, rows = (size_t)g->t->rows, row = 4 * g->pitch;
-    const Left copied = {(const char *)strips, row, 4, row, step};
-    const Left packed = {(const char *)strips, row, 4 * rows, step, step * rows};
+    const LeftAddress copied = {(const char *)a_panels, row, 4, row, step};
+    const LeftAddress packed = {(const char *)a_panels, row, 4 * rows, step, step * rows};
     return g->A.col == 1 ? copied : packed;
 }
 
-// Whether a tile of m rows is in the strips: with step > 1 also the last one of a block, which has fewer
-// rows.
-static inline bool gemm_reads_strip(const Gemm *g, int m) {
-    return !g->direct || (g->t->step > 1 && m < g->t->rows);
+// Whether a tile of m rows is read from the packed copy: with step > 1 also the last one of a block, which
+// has fewer rows.
+static inline bool gemm_reads_packed(const Gemm *g, int m) {
+    return !g->in_place || (g->t->step > 1 && m < g->t->rows);
 }
 
-static inline void gemm_pack_strips(const Gemm *g, uint32_t *strips, int row, int rows) {
-    const int tile = g->t->rows, whole = g->direct ? rows / tile * tile : 0, left = rows - whole;
-    if (left == 0 || !gemm_reads_strip(g, left)) return;
-    if (g->A.col != 1)
-        pack_strips(g->kernels, strips, g->pitch * (size_t)tile, g->A, g->M, g->K, row, rows, g->bf16);
-    else
-        copy_rows(strips + (size_t)whole * g->pitch, g->pitch,
-            operand_at(g->A.x, (size_t)(row + whole) * g->A.row), g->A.row, g->K, left,
-            (left + tile - 1) / tile * tile);
+static inline void gemm_pack_rows(const Gemm *g, uint32_t *a_panels, int row, int rows) {
+    const int tile = g->t->rows, whole = g->in_place ? rows / tile * tile : 0, left = rows - whole;
+    if (left == 0 || !gemm_reads_packed(g, left)) return;
+    if (g->A.col != 1) {
+        pack_a_panels(g->kernels, a_panels, g->pitch * (size_t)tile, g->A, g->M, g->K, row, rows, g->bf16);
+        return;
+    }
+    const Operand from = operand_at(g->A.x, (size_t)(row + whole) * g->A.row);
+    copy_rows(a_panels + (size_t)whole * g->pitch, g->pitch, from, g->A.row, g->K, left,
+        (left + tile - 1) / tile * tile);
 }
 
-// Floats of sums that a panel needs in gemm_block(), units of its strips.
-static inline size_t gemm_sums(const Gemm *g) {
+// Scratch of gemm_block(): floats of sums for each panel, units of packed rows of A.
+static inline size_t gemm_sum_floats(const Gemm *g) {
     return (size_t)(g->rows + g->t->rows) * g->kernels->tile_columns;
 }
-static inline size_t gemm_strips(const Gemm *g) { return (size_t)(g->rows + g->t->rows) * g->pitch; }
+static inline size_t gemm_packed_units(const Gemm *g) { return (size_t)(g->rows + g->t->rows) * g->pitch; }
 
-// Rows row … row+rows-1 of C by the columns of panels first … last-1, the first at `panels`. The sums of all
-// of them are complete before the first is written: rows of C lie pages apart, and pieces of a line or two
-// would cost as much as the product.
-static inline void gemm_block(const Gemm *g, int row, int rows, const uint32_t *strips, int first, int last,
+// Rows row … row+rows-1 of C by the columns of panels first … last-1, the first of them at `panels`. All sums
+// are complete before the first is stored: rows of C lie pages apart, and storing a line or two of each at a
+// time would cost as much as the product.
+static inline void gemm_block(const Gemm *g, int row, int rows, const uint32_t *a_panels, int first, int last,
     const uint32_t *panels, size_t pitch, float *sums) {
     const TileKernel *t = g->t;
     const int width = g->kernels->tile_columns;
-    const size_t room = gemm_sums(g);
-    const Left there = gemm_where_it_is(g, row), strip = gemm_in_strips(g, strips);
+    const size_t panel_sums = gemm_sum_floats(g);
+    const LeftAddress in_place = gemm_read_in_place(g, row), packed = gemm_read_packed(g, a_panels);
     for (int p = 0; p < last - first; p++)
         for (int u = 0; u < g->units; u += t->k_block) {
-            const int depth = gemm_least(g->units - u, t->k_block);
+            const int depth = min_int(g->units - u, t->k_block);
             const int steps = (depth + t->step - 1) / t->step;
             const uint32_t *b = panels + (size_t)p * pitch + (size_t)u * width;
             for (int i = 0; i < rows; i += t->rows) {
-                const int m = gemm_least(rows - i, t->rows);
+                const int m = min_int(rows - i, t->rows);
                 const char *next =
                     (const char *)(b + (size_t)depth * width) + (size_t)(i / t->rows) * FETCHED;
-                const Left *a = gemm_reads_strip(g, m) ? &strip : &there;
-                t->tile(m, steps, a->p + (size_t)i * a->down + (size_t)u * a->along, a->row, a->step, b,
-                    sums + (size_t)p * room + (size_t)i * width, u > 0, next);
+                const LeftAddress *a = gemm_reads_packed(g, m) ? &packed : &in_place;
+                const char *from = a->p + (size_t)i * a->matrix_row + (size_t)u * a->matrix_unit;
+                float *to = sums + (size_t)p * panel_sums + (size_t)i * width;
+                t->tile(m, steps, from, a->row, a->step, b, to, u > 0, next);
             }
         }
-    g->kernels->finish(rows, gemm_least(g->N, last * width) - first * width, sums, room, g->C, g->ldc,
-        (size_t)row, (size_t)first * width, g->end);
+    g->kernels->finish(rows, min_int(g->N, last * width) - first * width, sums, panel_sums, g->C, g->ldc,
+        (size_t)row, (size_t)first * width, g->epilogue);
 }
 
-// Around a thread's products.
+// Call before the first and after the last product of a thread (AMX tile configuration).
 static inline void products_begin(const Kernels *kernels, bool bf16) {
     if (bf16 && kernels->begin) kernels->begin();
 }
@@ -310,32 +319,71 @@ static inline int gemm_parts(int row_blocks, int panels) {
 #ifdef _OPENMP
     threads = omp_get_max_threads();
 #endif
-    return gemm_least(panels, threads == 1 ? 1 : (4 * threads + row_blocks - 1) / row_blocks);
+    return min_int(panels, threads == 1 ? 1 : (4 * threads + row_blocks - 1) / row_blocks);
 }
 
-// C (M,N), rows ldc apart, = A (M,K) · B (K,N), and what `end` says. In A's type; B may be fp32 beside an A
-// of bf16. By all threads; call it from outside of parallel regions.
-static inline void gemm(
-    const Kernels *kernels, Operand C, size_t ldc, Matrix A, Matrix B, int M, int N, int K, TileEnd end) {
-    const int entries = unit_entries(A.x.bf16);
-    const int pieces = (units_of(K, A.x.bf16) + GEMM_K_MOST - 1) / GEMM_K_MOST;
-    const bool sum_only =
-        !C.bf16 && !end.activated &&
-        !end.hidden; // bias and residual come with the first piece, an activation needs the whole sum
-    if (pieces > 1 && sum_only) {
+// Packs B (K,N), shared out among the threads of the parallel region around it.
+static inline void gemm_pack_b(const Gemm *g, uint32_t *panels, Matrix B) {
+    const int count = panel_count(g->kernels, g->N);
+    const int groups = (count + PACK_PANELS - 1) / PACK_PANELS;
+    const int depths = (g->K + PACK_DEPTH - 1) / PACK_DEPTH;
+#pragma omp for schedule(dynamic)
+    for (int item = 0; item < groups * depths; item++) {
+        const int p = item % groups * PACK_PANELS, k = item / groups * PACK_DEPTH;
+        pack_panels(g->kernels, panels, B, g->K, g->N, k, min_int(k + PACK_DEPTH, g->K), p,
+            min_int(p + PACK_PANELS, count), g->bf16);
+    }
+}
+
+// CLIPC_ISA=plain: the three loops that all of this file is about.
+static inline void gemm_plain(float *C, size_t ldc, Matrix A, Matrix B, int M, int N, int K, bool add) {
+    const float *a = (const float *)A.x.p, *b = (const float *)B.x.p;
+    for (int i = 0; i < M; i++)
+        for (int j = 0; j < N; j++) {
+            double sum = add ? C[(size_t)i * ldc + (size_t)j] : 0;
+            for (int k = 0; k < K; k++)
+                sum += (double)a[(size_t)i * A.row + (size_t)k * A.col] *
+                       b[(size_t)k * B.row + (size_t)j * B.col];
+            C[(size_t)i * ldc + (size_t)j] = (float)sum;
+        }
+}
+
+// What gemm() asks of its operands: shapes, a known epilogue, bf16 results from bf16 alone, aligned panels.
+static inline bool gemm_can_take(
+    Operand C, size_t ldc, Matrix A, Matrix B, int M, int N, int K, const Epilogue *epilogue) {
+    return M > 0 && N > 0 && K > 0 && ldc >= (size_t)N && C.p && A.x.p && B.x.p &&
+           epilogue_is_known(epilogue) && (A.x.bf16 || (!B.x.bf16 && !C.bf16)) &&
+           (uintptr_t)B.panels % 64 == 0;
+}
+
+// C (M,N), rows ldc apart, = A (M,K) · B (K,N) with the epilogue, in the precision of A; B may be fp32 beside
+// an A of bf16. By all threads: call it from outside of parallel regions.
+static inline void gemm(const Kernels *kernels, Operand C, size_t ldc, Matrix A, Matrix B, int M, int N,
+    int K, Epilogue epilogue) {
+    const int units = units_of(K, A.x.bf16), pieces = (units + GEMM_K_MOST - 1) / GEMM_K_MOST;
+    assert(gemm_can_take(C, ldc, A, B, M, N, K, &epilogue));
+    if (kernels->plain) {
+        assert(
+            epilogue.kind <= EPILOGUE_ADD && !epilogue.bias && !A.x.bf16); // others: linear_forward_plain …
+        gemm_plain((float *)C.p, ldc, A, B, M, N, K, epilogue.kind == EPILOGUE_ADD);
+        return;
+    }
+    // a long sum is cut along K; bias and residual come with its first piece, an activation needs it whole
+    if (pieces > 1 && !C.bf16 && epilogue.kind <= EPILOGUE_RESIDUAL) {
         const int piece = (int)round_up((size_t)((K + pieces - 1) / pieces), (size_t)UNIT_BLOCK * 2);
         for (int k = 0; k < K; k += piece) {
+            const size_t first_unit = (size_t)(k / unit_entries(A.x.bf16));
             Matrix a = A, b = B;
             a.x = operand_at(A.x, (size_t)k * A.col);
             b.x = operand_at(B.x, (size_t)k * B.row);
-            if (B.panels) b.panels = B.panels + (size_t)(k / entries) * (size_t)kernels->tile_columns;
-            const TileEnd more = {true, NULL, NULL, NULL, NULL, false};
-            gemm(kernels, C, ldc, a, b, M, N, gemm_least(K - k, piece), k ? more : end);
+            if (B.panels) b.panels = B.panels + first_unit * (size_t)kernels->tile_columns;
+            if (k) epilogue = epilogue_of(EPILOGUE_ADD, NULL);
+            gemm(kernels, C, ldc, a, b, M, N, min_int(K - k, piece), epilogue);
         }
         return;
     }
-    const Gemm g = gemm_plan(kernels, C, ldc, A, M, N, K,
-        gemm_fitting_rows(&kernels->products[A.x.bf16], units_of(K, A.x.bf16)), &end);
+    const int mc = gemm_mc(&kernels->products[A.x.bf16], units);
+    const Gemm g = gemm_plan(kernels, C, ldc, A, M, N, K, mc, &epilogue);
     const int panels = panel_count(kernels, N);
     const int row_blocks = (M + g.rows - 1) / g.rows;
     const int parts = gemm_parts(row_blocks, panels);
@@ -343,67 +391,58 @@ static inline void gemm(
     uint32_t *packed = B.panels ? NULL : (uint32_t *)aligned_malloc_check((size_t)panels * pitch * 4);
 #pragma omp parallel
     {
-        float *sums = (float *)aligned_malloc_check(GEMM_GROUP * gemm_sums(&g) * sizeof(float));
-        uint32_t *strips = (uint32_t *)aligned_malloc_check(gemm_strips(&g) * 4);
+        float *sums = (float *)aligned_malloc_check(STORE_PANELS * gemm_sum_floats(&g) * sizeof(float));
+        uint32_t *a_panels = (uint32_t *)aligned_malloc_check(gemm_packed_units(&g) * 4);
         products_begin(kernels, g.bf16);
-        if (packed) {
-            const int groups = (panels + GEMM_PANELS - 1) / GEMM_PANELS;
-            const int stretches = (K + GEMM_STRETCH - 1) / GEMM_STRETCH;
-#pragma omp for schedule(dynamic)
-            for (int item = 0; item < groups * stretches; item++) {
-                const int p = item % groups * GEMM_PANELS, k = item / groups * GEMM_STRETCH;
-                pack_panels(kernels, packed, B, K, N, k, gemm_least(k + GEMM_STRETCH, K), p,
-                    gemm_least(p + GEMM_PANELS, panels), g.bf16);
-            }
-        }
-        int row_of_strips = -1;
+        if (packed) gemm_pack_b(&g, packed, B);
+        int packed_row = -1;
 #pragma omp for schedule(dynamic)
         for (int item = 0; item < row_blocks * parts; item++) { // neighbours share the rows of A
             const int row = item / parts * g.rows;
             const int part = item % parts;
-            const int rows = gemm_least(M - row, g.rows);
-            if (row != row_of_strips) gemm_pack_strips(&g, strips, row_of_strips = row, rows);
+            const int rows = min_int(M - row, g.rows);
+            if (row != packed_row) gemm_pack_rows(&g, a_panels, row, rows);
+            packed_row = row;
             const int last = panels * (part + 1) / parts;
-            for (int j = panels * part / parts; j < last; j += GEMM_GROUP)
-                gemm_block(&g, row, rows, strips, j, gemm_least(j + GEMM_GROUP, last),
+            for (int j = panels * part / parts; j < last; j += STORE_PANELS)
+                gemm_block(&g, row, rows, a_panels, j, min_int(j + STORE_PANELS, last),
                     (packed ? packed : B.panels) + (size_t)j * pitch, pitch, sums);
         }
         products_end(kernels, g.bf16);
         free(sums);
-        free(strips);
+        free(a_panels);
     }
     free(packed);
 }
 
-// The same by the calling thread alone, for products within a parallel region (one head of attention).
-// Between products_begin() and products_end() of the operands' type. `scratch`: room for
-// gemm_serial_scratch() floats for the largest M and K that come.
+// Floats of scratch that gemm_serial() needs for products of up to M rows and K units.
 static inline size_t gemm_serial_scratch(const Kernels *kernels, int M, int K) {
-    const size_t tallest =
-        (size_t)(kernels->products[0].rows > kernels->products[1].rows ? kernels->products[0].rows
-                                                                       : kernels->products[1].rows);
-    const size_t rows = (size_t)gemm_least(M, GEMM_ROWS) + tallest;
+    const int tallest = max_int(kernels->products[0].rows, kernels->products[1].rows);
+    const size_t rows = (size_t)min_int(M, GEMM_ROWS) + (size_t)tallest;
     const size_t depth = round_up((size_t)K, UNIT_BLOCK) + UNIT_BLOCK;
     return rows * (size_t)kernels->tile_columns + rows * depth + depth * (size_t)kernels->tile_columns;
 }
 
+// gemm() by the calling thread alone, for products within a parallel region (one head of attention), between
+// products_begin() and products_end().
 static inline void gemm_serial(const Kernels *kernels, float *scratch, Operand C, size_t ldc, Matrix A,
-    Matrix B, int M, int N, int K, TileEnd end) {
+    Matrix B, int M, int N, int K, Epilogue epilogue) {
     const int tile = kernels->products[A.x.bf16].rows;
-    const int most = GEMM_ROWS / tile * tile;
+    const int mc = GEMM_ROWS / tile * tile;
     const int width = kernels->tile_columns;
-    const Gemm g = gemm_plan(kernels, C, ldc, A, M, N, K, most, &end);
-    const size_t rows_at_most = (size_t)gemm_least(M, most) + (size_t)g.t->rows;
+    assert(gemm_can_take(C, ldc, A, B, M, N, K, &epilogue));
+    const Gemm g = gemm_plan(kernels, C, ldc, A, M, N, K, mc, &epilogue);
+    const size_t most_rows = (size_t)min_int(M, mc) + (size_t)g.t->rows;
     const size_t pitch = panel_pitch(kernels, K, g.bf16);
-    uint32_t *panel = (uint32_t *)scratch, *strips = panel + pitch;
-    float *sums = scratch + pitch + rows_at_most * g.pitch;
-    for (int row = 0; row < M; row += most) {
-        const int rows = gemm_least(M - row, most);
-        gemm_pack_strips(&g, strips, row, rows);
+    uint32_t *panel = (uint32_t *)scratch, *a_panels = panel + pitch;
+    float *sums = scratch + pitch + most_rows * g.pitch;
+    for (int row = 0; row < M; row += mc) {
+        const int rows = min_int(M - row, mc);
+        gemm_pack_rows(&g, a_panels, row, rows);
         for (int j = 0; j < panel_count(kernels, N); j++) {
             const Matrix columns = operand_matrix(operand_at(B.x, (size_t)j * width * B.col), B.row, B.col);
             pack_panels(kernels, panel, columns, K, N - j * width, 0, K, 0, 1, g.bf16);
-            gemm_block(&g, row, rows, strips, j, j + 1, panel, pitch, sums);
+            gemm_block(&g, row, rows, a_panels, j, j + 1, panel, pitch, sums);
         }
     }
 }
@@ -411,8 +450,8 @@ static inline void gemm_serial(const Kernels *kernels, float *scratch, Operand C
 // out (M,N) = a (M,K) · b (N,K)ᵀ
 static inline void matmul_nt(
     const Kernels *kernels, float *out, const float *a, const float *b, int M, int N, int K) {
-    const TileEnd set = {false, NULL, NULL, NULL, NULL, false};
-    gemm(kernels, fp32(out), (size_t)N, matrix(a, (size_t)K, 1), matrix(b, 1, (size_t)K), M, N, K, set);
+    gemm(kernels, fp32(out), (size_t)N, matrix(a, (size_t)K, 1), matrix(b, 1, (size_t)K), M, N, K,
+        epilogue_of(EPILOGUE_STORE, NULL));
 }
 
 #endif

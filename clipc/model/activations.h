@@ -1,38 +1,45 @@
-// What both back ends do in the same way: the sequences of a batch, the shape of a tower, what training
-// keeps, random weights.
+// The activations of a tower, the same for CPU and GPU: the sequences of a batch, the shape of a tower, what
+// a forward pass saves, where each array lies in one allocation; and the random weights that training from
+// scratch begins with.
+//
+// B sequences, R rows (all tokens of a batch), C channels, NH heads, F hidden width of the MLP, L layers, E
+// embedding.
 #ifndef CLIPC_ACTIVATIONS_H
 #define CLIPC_ACTIVATIONS_H
 
-#include "clipc/model/clip.h" // Clip, ClipBatch
 #include "clipc/base/rand.h"  // rand_for, rand_normal
+#include "clipc/math/isa.h"   // Operand
+#include "clipc/model/clip.h" // Clip, ClipBatch
 
 // ---------------------------------------------------------------- sequences of a batch
 
-// The rows of sequence b are start[b] … start[b+1]-1; row read[b] is the one that the head reads.
+// Sequences are packed, one after another: sequence b has the rows start[b] … start[b+1]-1, and the head of
+// the tower reads row pooled_row[b] alone (class token, end of text).
 typedef struct {
     int B, R, longest;
-    int *start; // (B+1)
-    int *read;  // (B)
+    int *start;      // (B+1)
+    int *pooled_row; // (B)
 } Sequences;
 
 static inline void sequences_reserve(Sequences *s, int B) {
     s->start = (int *)realloc_check(s->start, ((size_t)B + 1) * sizeof(int));
-    s->read = (int *)realloc_check(s->read, (size_t)B * sizeof(int));
+    s->pooled_row = (int *)realloc_check(s->pooled_row, (size_t)B * sizeof(int));
     s->B = B;
     s->R = s->longest = s->start[0] = 0;
 }
 
-static inline void sequences_add(Sequences *s, int b, int T, int read) {
+// Appends sequence b of T tokens, of which the one at `pooled` is read.
+static inline void sequences_add(Sequences *s, int b, int T, int pooled) {
     s->start[b] = s->R;
-    s->read[b] = s->R + read;
+    s->pooled_row[b] = s->R + pooled;
     s->R += T;
     s->start[b + 1] = s->R;
-    if (T > s->longest) s->longest = T;
+    s->longest = T > s->longest ? T : s->longest;
 }
 
 static inline void sequences_free(Sequences *s) {
     free(s->start);
-    free(s->read);
+    free(s->pooled_row);
 }
 
 // How many patches of an image are computed, and which is the j-th.
@@ -43,15 +50,19 @@ static inline int batch_patch(const ClipBatch *batch, int b, int j) {
     return batch->kept ? batch->kept[b * batch->kept_count + j] : j;
 }
 
-// The sequences of a tower's batch: pooled rows; class token and patches; captions up to their end of text.
+// How many tokens of sequence b a tower computes: class token and patches; a caption up to its end of text; 1
+// where the batch brings pooled features.
+static inline int batch_tokens(const ClipBatch *batch, int tower, int b, const ClipConfig *c) {
+    if (batch->pooled[tower]) return 1;
+    if (tower == IMAGE_TOWER) return batch_patches(batch, c) + 1;
+    const int *tokens = batch->tokens + (size_t)b * (size_t)c->context_length;
+    return caption_length(tokens, c->context_length, c->eot_id);
+}
+
 static inline void sequences_of_batch(Sequences *s, const ClipBatch *batch, int tower, const ClipConfig *c) {
     sequences_reserve(s, batch->size);
     for (int b = 0; b < batch->size; b++) {
-        const int T = batch->pooled[tower] ? 1 // a row to project, nothing before it
-                      : tower == IMAGE_TOWER
-                          ? batch_patches(batch, c) + 1
-                          : caption_length(batch->tokens + (size_t)b * (size_t)c->context_length,
-                                c->context_length, c->eot_id);
+        const int T = batch_tokens(batch, tower, b, c);
         sequences_add(s, b, T, tower == IMAGE_TOWER ? 0 : T - 1);
     }
 }
@@ -60,15 +71,17 @@ static inline void sequences_of_batch(Sequences *s, const ClipBatch *batch, int 
 
 typedef struct {
     int C, NH, F, L, E;
-    float eps;
-    bool quick_gelu, causal;
+    float eps; // of LayerNorm
+    Activation activation;
+    bool causal;
 } TowerShape;
 
 static inline TowerShape tower_shape(const ClipConfig *c, int tower) {
+    const Activation activation = c->quick_gelu ? ACTIVATION_QUICK_GELU : ACTIVATION_GELU;
     const TowerShape image = {c->image_width, c->image_heads, c->image_mlp, c->image_layers, c->embed_dim,
-        c->image_ln_eps, c->quick_gelu != 0, false};
+        c->image_ln_eps, activation, false};
     const TowerShape text = {c->text_width, c->text_heads, c->text_mlp, c->text_layers, c->embed_dim,
-        c->text_ln_eps, c->quick_gelu != 0, true};
+        c->text_ln_eps, activation, true};
     return tower == IMAGE_TOWER ? image : text;
 }
 
@@ -82,17 +95,195 @@ static inline int first_trainable_group(const Clip *clip, int tower) {
     return first;
 }
 
-// What is kept of a forward pass: from which block on (L: of none), for a backward pass at all, and of each
-// block its input alone.
+// Which activations the forward pass saves: those of blocks from first_block on (L: of none); whether a
+// backward pass follows; whether of each block its input alone is saved (gradient checkpointing).
 typedef struct {
-    int first;
+    int first_block;
     bool backward, inputs_only;
-} Keep;
+} SavePolicy;
 
-static inline Keep tower_keep(const Clip *clip, int tower, bool backward, bool grad_checkpointing) {
+static inline SavePolicy tower_save_policy(
+    const Clip *clip, int tower, bool backward, bool grad_checkpointing) {
     const int group = first_trainable_group(clip, tower), L = clip_tower_layers(&clip->config, tower);
-    const Keep keep = {!backward || group > L ? L : group > 0 ? group - 1 : 0, backward, grad_checkpointing};
-    return keep;
+    const int first_block = !backward || group > L ? L : group > 0 ? group - 1 : 0;
+    const SavePolicy save = {first_block, backward, grad_checkpointing};
+    return save;
+}
+
+// ---------------------------------------------------------------- the arrays of a tower
+
+// Mean and reciprocal standard deviation of each row, saved by LayerNorm's forward pass for its backward
+// pass.
+typedef struct {
+    float *mean, *rstd; // (N)
+} RowStats;
+
+// What a block saves. Q = R rows, in the last block Q = B: only pooled rows. An Operand is bf16 in amp_bf16,
+// else fp32; the residual stream is always fp32.
+typedef struct {
+    float *x;           // (R,C) input, the residual stream
+    RowStats ln_1;      // (R)
+    Operand qkv;        // (R,3C)
+    Operand attention;  // (Q,C) heads side by side
+    float *lse;         // (Q,NH) log-sum-exp of the scores; on a GPU only
+    float *resid1;      // (Q,C) residual stream after attention
+    RowStats ln_2;      // (Q)
+    Operand mlp_hidden; // (Q,F) before the activation
+} BlockActivations;
+
+// Scratch that all blocks share. `void *`: fp32 on a CPU, the operands' type on a GPU.
+typedef struct {
+    Operand ln;        // (R,C) output of a LayerNorm; gradient of attention's output
+    Operand wide;      // (R,max(3C,F)) output of the activation; gradient of its input; gradient of qkv
+    Operand activated; // (R,F) output of the activation, computed again in the backward pass; on a CPU only
+    Operand dout;      // (R,C) a gradient rounded for products; on a CPU in bf16 only
+    Operand pooled_a, pooled_b; // (B,C) pooled rows of two operands
+    float *pooled_x;            // (B,C) pooled rows of the residual stream
+    void *dx, *dy;              // (R,C) gradients of the residual stream, of a LayerNorm's output
+    void *dz;                   // (B,C) gradient of the pooled rows of a LayerNorm's output
+    float *delta;               // (R,NH) rowsum(dO * O) of attention; on a GPU only
+} Scratch;
+
+typedef struct {
+    Sequences seq;
+    BlockActivations *blocks; // (L)
+    float *embedding;         // (R,C) before ln_pre; NULL where there is no ln_pre
+    RowStats ln_pre;          // (R)
+    float *last;              // (B,C) output of the last block
+    RowStats ln_final;        // (B)
+    float *pooled;            // (B,C) after the final LayerNorm: from here on all is fp32
+    float *dpooled;           // (B,C) its gradient; on a GPU only
+    float *projected;         // (B,E) before L2 normalisation; later its gradient
+    float *norm;              // (B) L2 norms of `projected`
+    float *features;          // (B,E) of clip_encode_…; on a GPU only
+    Operand patches;          // (R-B,3*P*P) image tower: pixels under each patch
+    void *embedded;           // (R-B,C) image tower: output of conv1
+    Scratch scratch;
+    char *arena;     // all of the above but seq and blocks
+    size_t capacity; // bytes of the arena
+} TowerActivations;
+
+// One allocation that is handed out array by array, each at a multiple of `alignment` bytes. base NULL: only
+// counts.
+typedef struct {
+    char *base;
+    size_t used, alignment;
+} Arena;
+
+static inline void *arena_take(Arena *a, size_t bytes) {
+    char *p = a->base ? a->base + a->used : NULL;
+    a->used += round_up(bytes, a->alignment) + GUARD_FLOATS * sizeof(float);
+    const size_t floats = round_up(bytes, sizeof(float)) / sizeof(float);
+    if (p) guard_behind((float *)(void *)p, floats, (float *)(void *)(a->base + a->used));
+    return p;
+}
+
+static inline float *arena_floats(Arena *a, size_t n) { return (float *)arena_take(a, n * sizeof(float)); }
+
+static inline Operand arena_operand(Arena *a, size_t n, bool bf16) {
+    return operand(arena_take(a, n * operand_bytes(bf16)), bf16);
+}
+
+static inline RowStats arena_row_stats(Arena *a, size_t rows) {
+    RowStats s;
+    s.mean = arena_floats(a, rows);
+    s.rstd = arena_floats(a, rows);
+    return s;
+}
+
+// For which sequences and which device a tower is laid out.
+typedef struct {
+    size_t B, R;
+    bool bf16, gpu;
+} LayoutSizes;
+
+static inline void block_layout(
+    Arena *a, BlockActivations *block, size_t Q, const TowerShape *d, const LayoutSizes *n) {
+    const size_t R = n->R, C = (size_t)d->C;
+    block->ln_1 = arena_row_stats(a, R);
+    block->qkv = arena_operand(a, R * 3 * C, n->bf16);
+    block->attention = arena_operand(a, Q * C, n->bf16);
+    if (n->gpu) block->lse = arena_floats(a, Q * (size_t)d->NH);
+    block->resid1 = arena_floats(a, Q * C);
+    block->ln_2 = arena_row_stats(a, Q);
+    block->mlp_hidden = arena_operand(a, Q * (size_t)d->F, n->bf16);
+}
+
+// Blocks that are not saved share one set of activations, except for their inputs, of which there are two in
+// turn.
+static inline void blocks_layout(
+    Arena *a, BlockActivations *blocks, const TowerShape *d, SavePolicy save, const LayoutSizes *n) {
+    const size_t RC = n->R * (size_t)d->C;
+    BlockActivations shared;
+    float *input[2] = {NULL, NULL};
+    memset(&shared, 0, sizeof shared);
+    if (save.first_block > 0 || save.inputs_only) block_layout(a, &shared, n->R, d, n);
+    for (int turn = 0; turn < 2 && save.first_block > 0; turn++) input[turn] = arena_floats(a, RC);
+    for (int l = 0; l < d->L; l++) {
+        const bool saved = l >= save.first_block;
+        blocks[l] = shared;
+        if (saved && !save.inputs_only) block_layout(a, &blocks[l], l == d->L - 1 ? n->B : n->R, d, n);
+        blocks[l].x = saved ? arena_floats(a, RC) : input[l % 2];
+    }
+}
+
+static inline void scratch_layout(
+    Arena *a, Scratch *s, const TowerShape *d, SavePolicy save, const LayoutSizes *n) {
+    const size_t RC = n->R * (size_t)d->C, BC = n->B * (size_t)d->C;
+    const bool gradient_bf16 = n->gpu && n->bf16;
+    s->ln = arena_operand(a, RC, n->bf16);
+    s->wide = arena_operand(a, n->R * (size_t)(d->F > 3 * d->C ? d->F : 3 * d->C), n->bf16);
+    s->pooled_a = arena_operand(a, BC, n->bf16);
+    s->pooled_b = arena_operand(a, BC, n->bf16);
+    s->pooled_x = arena_floats(a, BC);
+    if (!save.backward) return;
+    s->dx = arena_operand(a, RC, gradient_bf16).p;
+    s->dy = arena_operand(a, RC, gradient_bf16).p;
+    s->dz = arena_operand(a, BC, gradient_bf16).p;
+    if (n->gpu) {
+        s->delta = arena_floats(a, n->R * (size_t)d->NH);
+    } else {
+        s->activated = arena_operand(a, n->R * (size_t)d->F, n->bf16);
+        s->dout = n->bf16 ? arena_operand(a, RC, true) : operand(NULL, false);
+    }
+}
+
+// Lays the arrays of a tower out from `base` on for n.B sequences of n.R rows in all. Returns the bytes
+// needed; base NULL: only counts. t->blocks (L) is the caller's.
+static inline size_t tower_layout(
+    TowerActivations *t, char *base, const ClipConfig *c, int tower, SavePolicy save, LayoutSizes n) {
+    Arena a = {base, 0, n.gpu ? (size_t)256 : (size_t)64};
+    const TowerShape d = tower_shape(c, tower);
+    const size_t B = n.B, R = n.R, C = (size_t)d.C, E = (size_t)d.E, P = (size_t)c->patch_size;
+    if (tower == IMAGE_TOWER && c->ln_pre) {
+        t->embedding = arena_floats(&a, R * C);
+        t->ln_pre = arena_row_stats(&a, R);
+    }
+    blocks_layout(&a, t->blocks, &d, save, &n);
+    t->last = arena_floats(&a, B * C);
+    t->ln_final = arena_row_stats(&a, B);
+    t->pooled = arena_floats(&a, B * C);
+    t->projected = arena_floats(&a, B * E);
+    t->norm = arena_floats(&a, B);
+    if (n.gpu) t->dpooled = arena_floats(&a, B * C);
+    if (n.gpu) t->features = arena_floats(&a, B * E);
+    if (tower == IMAGE_TOWER && R > B) {
+        t->patches = arena_operand(&a, (R - B) * 3 * P * P, n.bf16);
+        t->embedded = arena_operand(&a, (R - B) * C, n.gpu && n.bf16).p;
+    }
+    scratch_layout(&a, &t->scratch, &d, save, &n);
+    return a.used;
+}
+
+// Bytes of a tower's arrays for n.B sequences of n.R rows in all.
+static inline size_t tower_bytes(const ClipConfig *c, int tower, SavePolicy save, LayoutSizes n) {
+    TowerActivations counted;
+    memset(&counted, 0, sizeof counted);
+    counted.blocks =
+        (BlockActivations *)calloc_check((size_t)clip_tower_layers(c, tower), sizeof *counted.blocks);
+    const size_t bytes = tower_layout(&counted, NULL, c, tower, save, n);
+    free(counted.blocks);
+    return bytes;
 }
 
 // ---------------------------------------------------------------- random weights
