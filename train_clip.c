@@ -730,6 +730,11 @@ static void image_embedding_backward(const Embedding *w, const float *dx, float 
 static void text_embedding_forward(
     float *x, const ClipBatch *batch, const Sequences *s, const Embedding *w, const ClipConfig *c) {
     const int C = c->text_width, T = c->context_length;
+    if (w->conv1.kernels->plain) {
+        text_embedding_forward_plain(
+            x, batch->tokens, s->start, w->token_embedding, w->positions, s->B, T, C);
+        return;
+    }
 #pragma omp parallel for schedule(static)
     for (int b = 0; b < s->B; b++)
         for (int t = 0; t < s->start[b + 1] - s->start[b]; t++) {
@@ -760,6 +765,11 @@ static void text_embedding_clear(float *dtoken_embedding, bool *used, const Clip
 static void text_embedding_backward(const Embedding *w, bool *used, const float *dx, const ClipBatch *batch,
     const Sequences *s, const ClipConfig *c, bool accumulate) {
     const int C = c->text_width, T = c->context_length;
+    if (w->conv1.kernels->plain) {
+        text_embedding_backward_plain(w->dtoken_embedding, w->dpositions, dx, batch->tokens, s->start, s->B,
+            c->vocab_size, T, C, accumulate);
+        return;
+    }
     text_embedding_clear(w->dtoken_embedding, used, batch, s, c, !accumulate);
     if (!accumulate) memset(w->dpositions, 0, (size_t)T * C * sizeof(float));
 #pragma omp parallel for schedule(static)

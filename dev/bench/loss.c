@@ -31,7 +31,7 @@ static double peak_megabytes(void) {
 static double plain_loss(const Kernels *k, float *dimage, float *dtext, double *dscale, const float *image,
     const float *text, int n, int E, float scale) {
     const size_t N = (size_t)n, W = (size_t)E;
-    const TileEnd set = {false, NULL, NULL, NULL, NULL, false};
+    const Epilogue set = epilogue_of(EPILOGUE_STORE, NULL);
     float *logits = aligned_malloc_check(N * N * sizeof(float));
     float *row_max = malloc_check(N * sizeof(float));
     float *column_max = malloc_check(N * sizeof(float));

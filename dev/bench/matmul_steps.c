@@ -23,7 +23,7 @@ typedef struct {
     int rows;                // of the M that are computed
 } Layer;
 
-static const TileEnd SET = {false, NULL, NULL, NULL, NULL, false};
+static const Epilogue SET = {EPILOGUE_STORE, NULL, NULL, NULL, NULL, ACTIVATION_GELU};
 
 // ---------------------------------------------------------------- steps 1 to 4, in fp32
 
@@ -60,16 +60,19 @@ static void register_tile_avx512(const Layer *l) {
             const float *a = (const float *)l->a.p + i * K, *b = (const float *)l->w.p + j;
             float *c = (float *)l->c.p + i * N + j;
             __m512 acc[12][2];
-            UNROLL for (int r = 0; r < 12; r++) acc[r][0] = acc[r][1] = _mm512_setzero_ps();
+            UNROLL
+            for (int r = 0; r < 12; r++) acc[r][0] = acc[r][1] = _mm512_setzero_ps();
             for (int k = 0; k < K; k++, b += N) {
                 const __m512 b0 = _mm512_loadu_ps(b), b1 = _mm512_loadu_ps(b + 16);
-                UNROLL for (int r = 0; r < 12; r++) {
+                UNROLL
+                for (int r = 0; r < 12; r++) {
                     const __m512 x = _mm512_set1_ps(a[r * K + k]);
                     acc[r][0] = _mm512_fmadd_ps(x, b0, acc[r][0]);
                     acc[r][1] = _mm512_fmadd_ps(x, b1, acc[r][1]);
                 }
             }
-            UNROLL for (int r = 0; r < 12; r++) {
+            UNROLL
+            for (int r = 0; r < 12; r++) {
                 _mm512_storeu_ps(c + r * N, acc[r][0]);
                 _mm512_storeu_ps(c + r * N + 16, acc[r][1]);
             }
@@ -86,12 +89,12 @@ static void tile_and_panels(const Layer *l) {
     pack_panels(l->k, l->panels, operand_matrix(l->w, N, 1), K, N, 0, K, 0, panel_count(l->k, N), false);
     for (int i = 0; i < l->rows; i += t->rows)
         for (int j = 0; j < panel_count(l->k, N); j++) {
-            const int m = gemm_least(l->rows - i, t->rows);
+            const int m = min_int(l->rows - i, t->rows);
             const uint32_t *panel = l->panels + (size_t)j * panel_pitch(l->k, K, false);
             t->tile(m, K, (const float *)l->a.p + i * K, K * sizeof(float), sizeof(float), panel, sums, false,
                 (const char *)panel);
             l->k->finish(
-                m, gemm_least(N - j * width, width), sums, 0, l->c, N, (size_t)i, (size_t)j * width, &SET);
+                m, min_int(N - j * width, width), sums, 0, l->c, N, (size_t)i, (size_t)j * width, &SET);
         }
 }
 
@@ -103,8 +106,8 @@ static Matrix packed(const Layer *l) {
     w.pitch = panel_pitch(l->k, K, l->a.bf16);
     return w;
 }
-static void product(const Layer *l, Matrix w, TileEnd end) {
-    gemm(l->k, l->c, N, operand_matrix(l->a, K, 1), w, l->rows, N, K, end);
+static void product(const Layer *l, Matrix w, Epilogue epilogue) {
+    gemm(l->k, l->c, N, operand_matrix(l->a, K, 1), w, l->rows, N, K, epilogue);
 }
 
 static void gemm_and_packing(const Layer *l) { product(l, operand_matrix(l->w, N, 1), SET); }
@@ -131,26 +134,24 @@ static void tile_in_l1(const Layer *l) {
     products_end(l->k, l->a.bf16);
 }
 
-static TileEnd bias_and_gelu(const Layer *l) {
-    TileEnd end = SET;
-    end.bias = l->bias;
-    end.activated = l->hidden.p;
-    return end;
+static Epilogue bias_and_gelu(const Layer *l) {
+    const Epilogue e = {EPILOGUE_ACTIVATION, l->bias, NULL, l->hidden.p, NULL, ACTIVATION_GELU};
+    return e;
 }
-static void gemm_with_end(const Layer *l) { product(l, packed(l), bias_and_gelu(l)); }
+static void gemm_with_epilogue(const Layer *l) { product(l, packed(l), bias_and_gelu(l)); }
 
-// The same end as a pass of its own over what the product wrote
+// The same epilogue as a pass of its own over what the product wrote
 static void gemm_and_pass(const Layer *l) {
-    const TileEnd end = bias_and_gelu(l);
+    const Epilogue epilogue = bias_and_gelu(l);
     const int width = l->k->tile_columns;
     float row[32];
     gemm_packed(l);
     for (int i = 0; i < l->rows; i++)
         for (int j = 0; j < N; j += width) {
             const Operand at = operand_at(l->c, (size_t)i * N + (size_t)j);
-            if (at.bf16) l->k->widen(row, (const uint16_t *)at.p, width);
-            else memcpy(row, at.p, (size_t)width * sizeof(float));
-            l->k->finish(1, width, row, 0, l->c, N, (size_t)i, (size_t)j, &end);
+            for (int c = 0; c < width && at.bf16; c++) row[c] = bf16_to_float(((const uint16_t *)at.p)[c]);
+            if (!at.bf16) memcpy(row, at.p, (size_t)width * sizeof(float));
+            l->k->finish(1, width, row, 0, l->c, N, (size_t)i, (size_t)j, &epilogue);
         }
 }
 
@@ -266,7 +267,7 @@ static void kernel_row(const Kernels *k, bool bf16) {
     printf(
         "| %s, %s | %.0f | %.0f | %.0f |", k->products[bf16].isa, bf16 ? "bf16" : "fp32", tile, before, now);
     printf(" %.0f |", gflops(weight_gradient, &l));
-    const double fused = gflops(gemm_with_end, &l), apart = gflops(gemm_and_pass, &l);
+    const double fused = gflops(gemm_with_epilogue, &l), apart = gflops(gemm_and_pass, &l);
     printf(" %.0f | %.0f |\n", fused, apart);
     layer_close(&l);
 }

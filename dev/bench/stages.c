@@ -49,26 +49,39 @@ static void set_threads(int n) {
 typedef double (*Peak)(int rounds, float *sink);
 
 #if defined(__x86_64__)
-#define PEAK_LOOP(vec, set, op, count, flops)                                 \
-    vec c[count], a = set;                                                    \
-    UNROLL for (int i = 0; i < count; i++) c[i] = a;                          \
-    for (int r = 0; r < rounds; r++) UNROLL for (int i = 0; i < count; i++) { \
-            op;                                                               \
-            __asm__ volatile("" : "+v"(c[i]));                                \
-        }                                                                     \
-    UNROLL for (int i = 1; i < count; i++) c[0] += c[i];                      \
-    *sink = c[0][0];                                                          \
+#define PEAK_LOOP(vec, set, op, count, flops)     \
+    vec c[count], a = set;                        \
+    UNROLL                                        \
+    for (int i = 0; i < count; i++) c[i] = a;     \
+    for (int r = 0; r < rounds; r++) UNROLL       \
+    for (int i = 0; i < count; i++) {             \
+        op;                                       \
+        __asm__ volatile("" : "+v"(c[i]));        \
+    }                                             \
+    UNROLL                                        \
+    for (int i = 1; i < count; i++) c[0] += c[i]; \
+    *sink = c[0][0];                              \
     return (double)rounds * count * flops;
 
+// clang-format off
 TARGET_BEGIN("avx2,fma")
-static double peak_avx2(int rounds, float *sink){
-    PEAK_LOOP(__m256, _mm256_set1_ps(1e-3f), c[i] = _mm256_fmadd_ps(a, a, c[i]), 12, 16)} TARGET_END
-    TARGET_BEGIN("avx512f,fma") static double peak_avx512(int rounds, float *sink){
-        PEAK_LOOP(__m512, _mm512_set1_ps(1e-3f), c[i] = _mm512_fmadd_ps(a, a, c[i]), 16, 32)} TARGET_END
-    TARGET_BEGIN("avx512f,avx512bf16") static double peak_avx512_bf16(int rounds, float *sink){
-        PEAK_LOOP(__m512, _mm512_set1_ps(1e-3f), c[i] = _mm512_dpbf16_ps(c[i], (__m512bh)a, (__m512bh)a), 16,
-            64)} TARGET_END
-    TARGET_BEGIN("amx-tile,amx-bf16,avx512f") static double peak_amx(int rounds, float *sink) {
+static double peak_avx2(int rounds, float *sink) {
+    PEAK_LOOP(__m256, _mm256_set1_ps(1e-3f), c[i] = _mm256_fmadd_ps(a, a, c[i]), 12, 16)
+}
+TARGET_END
+TARGET_BEGIN("avx512f,fma")
+static double peak_avx512(int rounds, float *sink) {
+    PEAK_LOOP(__m512, _mm512_set1_ps(1e-3f), c[i] = _mm512_fmadd_ps(a, a, c[i]), 16, 32)
+}
+TARGET_END
+TARGET_BEGIN("avx512f,avx512bf16")
+static double peak_avx512_bf16(int rounds, float *sink) {
+    PEAK_LOOP(__m512, _mm512_set1_ps(1e-3f), c[i] = _mm512_dpbf16_ps(c[i], (__m512bh)a, (__m512bh)a), 16, 64)
+}
+TARGET_END
+TARGET_BEGIN("amx-tile,amx-bf16,avx512f")
+    // clang-format on
+    static double peak_amx(int rounds, float *sink) {
     float zeros[16 * 16] = {0};
     begin_amx();
     _tile_loadd(4, zeros, 64);
@@ -130,18 +143,17 @@ typedef struct {
     Shape s;
     Operand inp, out; // (R,C), (R,O)
     float *w, *dw;    // (O,C)
-    Weight weight;
+    Linear layer;
     Sgemm sgemm; // NULL: there is no OpenBLAS
 } Product;
 
 enum { FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT, PASSES };
 
 static void product_ours(const Product *p, int pass) {
-    const Shape s = p->s;
-    if (pass == FORWARD) linear_forward(p->k, p->out, p->inp, p->weight, NULL, SET, s.R, s.C, s.O);
-    else if (pass == INPUT_GRADIENT)
-        linear_backward_input(p->k, p->inp, p->out, (size_t)s.O, p->weight, SET, s.R, s.C, s.O);
-    else linear_backward_weight(p->k, p->dw, NULL, p->out, (size_t)s.O, p->inp, s.R, s.C, s.O, false);
+    const Linear *w = &p->layer;
+    if (pass == FORWARD) linear_forward(p->out, p->inp, w, p->s.R);
+    else if (pass == INPUT_GRADIENT) linear_backward_input(p->inp, p->out, w, p->s.R);
+    else linear_backward_weight(w, p->out, p->inp, p->s.R, false);
 }
 
 static void product_blas(const Product *p, int pass) {
@@ -194,9 +206,12 @@ static Product product_create(const Kernels *k, Shape s, bool bf16, Sgemm sgemm)
         (uint32_t *)aligned_malloc_check(4 * panel_pitch(k, s.O, bf16) * (size_t)panel_count(k, s.C));
     pack_panels(k, forward, matrix(w, 1, C), s.C, s.O, 0, s.C, 0, panel_count(k, s.O), bf16);
     pack_panels(k, backward, matrix(w, C, 1), s.O, s.C, 0, s.O, 0, panel_count(k, s.C), bf16);
-    const Weight weight = {w, (const float *)forward, (const float *)backward};
-    const Product p = {k, s, operand(draw(R * C, bf16), bf16), operand(draw(R * O, bf16), bf16), w,
-        (float *)draw(O * C, false), weight, sgemm};
+    float *dw = (float *)draw(O * C, false);
+    const Backend b = {.kernels = k, .bf16 = bf16};
+    const Linear layer =
+        linear_bind(&b, w, NULL, dw, NULL, (const float *)forward, (const float *)backward, s.C, s.O);
+    const Product p = {
+        k, s, operand(draw(R * C, bf16), bf16), operand(draw(R * O, bf16), bf16), w, dw, layer, sgemm};
     return p;
 }
 
@@ -205,8 +220,8 @@ static void product_free(Product *p) {
     free(p->out.p);
     free(p->w);
     free(p->dw);
-    free((void *)(uintptr_t)p->weight.forward);
-    free((void *)(uintptr_t)p->weight.backward);
+    free((void *)(uintptr_t)p->layer.forward);
+    free((void *)(uintptr_t)p->layer.backward);
 }
 
 // Answers each line with the seconds of so many products, and 1000 times the first entry of the result.
@@ -274,41 +289,42 @@ enum { ROWS = 1600, WIDTH = 768, HIDDEN = 3072, HEADS = 12, SEQUENCE = 50, PARAM
 typedef struct {
     const Kernels *k;
     float *a, *b, *c, *d; // (PARAMETERS)
-    float *mean, *rstd;   // (ROWS)
-} Room;
+    RowStats stats;       // (ROWS)
+} Scratchpad;
 
-static void copy(const Room *r) {
+static void copy(const Scratchpad *r) {
 #pragma omp parallel for schedule(static)
     for (size_t i = 0; i < PARAMETERS; i += 1 << 16) memcpy(r->a + i, r->b + i, (1 << 16) * sizeof(float));
 }
-static void layernorm(const Room *r) {
-    layernorm_forward(r->k, fp32(r->a), r->mean, r->rstd, r->b, r->c, r->d, ROWS, WIDTH, 1e-5f);
+static void layernorm(const Scratchpad *r) {
+    const LayerNorm w = {r->c, r->d, NULL, NULL, WIDTH, 1e-5f, r->k};
+    layernorm_forward(fp32(r->a), r->stats, r->b, &w, ROWS);
 }
-static void layernorm_gradient(const Room *r) {
-    layernorm_backward(
-        r->k, r->a, r->c, r->d, NULL, r->b, r->d + WIDTH, r->c + WIDTH, r->mean, r->rstd, ROWS, WIDTH, false);
+static void layernorm_gradient(const Scratchpad *r) {
+    const LayerNorm w = {r->d + WIDTH, r->d, r->c, r->d, WIDTH, 1e-5f, r->k};
+    layernorm_backward(r->a, NULL, r->b, r->c + WIDTH, r->stats, &w, ROWS, false);
 }
-static void bias_gradient(const Room *r) {
-    bias_backward(r->k, r->a, fp32(r->b), HIDDEN, ROWS, HIDDEN, false);
+static void bias_gradient(const Scratchpad *r) {
+    bias_backward(r->a, fp32(r->b), HIDDEN, ROWS, HIDDEN, false);
 }
-static void softmax(const Room *r) {
-    const int room = (int)round_up(SEQUENCE, 16);
+static void softmax(const Scratchpad *r) {
+    const int ld = (int)round_up(SEQUENCE, 16);
 #pragma omp parallel for schedule(static)
     for (int row = 0; row < 32 * HEADS * SEQUENCE; row++)
-        r->k->softmax(r->a + (size_t)row * room, SEQUENCE, room, 0.125f);
+        r->k->softmax(r->a + (size_t)row * ld, SEQUENCE, ld, 0.125f);
 }
-// the end of a product: bias, and GELU into a matrix of its own
-static void gelu(const Room *r) {
-    enum { STRETCH = 50 }; // rows
-    const int width = GEMM_GROUP * r->k->tile_columns;
-    const TileEnd end = {false, r->c, NULL, r->a, NULL, false};
+// the epilogue of a product: bias, and GELU into a matrix of its own
+static void gelu(const Scratchpad *r) {
+    enum { BLOCK = 50 }; // rows
+    const int width = STORE_PANELS * r->k->tile_columns;
+    const Epilogue epilogue = {EPILOGUE_ACTIVATION, r->c, NULL, r->a, NULL, ACTIVATION_GELU};
 #pragma omp parallel for schedule(static)
-    for (int row = 0; row < ROWS; row += STRETCH)
+    for (int row = 0; row < ROWS; row += BLOCK)
         for (int column = 0; column < HIDDEN; column += width)
-            r->k->finish(STRETCH, width, r->d, (size_t)STRETCH * (size_t)r->k->tile_columns, fp32(r->b),
-                HIDDEN, (size_t)row, (size_t)column, &end);
+            r->k->finish(BLOCK, width, r->d, (size_t)BLOCK * (size_t)r->k->tile_columns, fp32(r->b), HIDDEN,
+                (size_t)row, (size_t)column, &epilogue);
 }
-static void adamw(const Room *r) {
+static void adamw(const Scratchpad *r) {
     const AdamWTerms w = {1, 0.9f, 0.1f, 0.98f, 0.02f, 1e-5f, 1, 1e-6f, 0.999f};
 #pragma omp parallel for schedule(static)
     for (size_t i = 0; i < PARAMETERS; i += 1 << 16)
@@ -317,19 +333,19 @@ static void adamw(const Room *r) {
 
 static void print_rest(const Kernels *k) {
     float *mean = (float *)draw(ROWS, false), *rstd = (float *)draw(ROWS, false);
-    const Room r = {k, (float *)draw(PARAMETERS, false), (float *)draw(PARAMETERS, false),
-        (float *)draw(PARAMETERS, false), (float *)draw(PARAMETERS, false), mean, rstd};
+    const Scratchpad r = {k, (float *)draw(PARAMETERS, false), (float *)draw(PARAMETERS, false),
+        (float *)draw(PARAMETERS, false), (float *)draw(PARAMETERS, false), {mean, rstd}};
     for (size_t i = 0; i < PARAMETERS; i++) r.d[i] = r.d[i] * r.d[i] + 1e-9f; // v of AdamW
     const double matrix_bytes = 4.0 * ROWS * WIDTH, hidden_bytes = 4.0 * ROWS * HIDDEN;
     const struct {
         const char *name;
-        void (*run)(const Room *);
+        void (*run)(const Scratchpad *);
         double bytes;
     } stages[] = {{"copy of 128 MB", copy, 8.0 * PARAMETERS},
         {"AdamW, 28 bytes a parameter", adamw, 28.0 * PARAMETERS},
         {"LayerNorm, 1600 x 768", layernorm, 2 * matrix_bytes},
         {"LayerNorm, gradient", layernorm_gradient, 3 * matrix_bytes},
-        {"bias + GELU behind a product, 1600 x 3072", gelu, 2 * hidden_bytes},
+        {"bias + GELU after a product, 1600 x 3072", gelu, 2 * hidden_bytes},
         {"bias, gradient, 1600 x 3072", bias_gradient, hidden_bytes},
         {"softmax, 19,200 rows of 50", softmax, 8.0 * 32 * HEADS * SEQUENCE * 64}};
     double first = 0;
