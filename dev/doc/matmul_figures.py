@@ -149,7 +149,7 @@ def panels():
 
 
 def blocks():
-    f = Figure("blocks", 350, "What is needed again soonest is kept nearest: 32 KB of a panel in L1, %d KB of A in L2" % (BLOCK_ROWS * K * 4 // 1024))
+    f = Figure("blocks", 350, "Needed soonest, kept nearest: 32 KB of a panel in L1, %d KB of A in L2" % (BLOCK_ROWS * K * 4 // 1024))
     x, y, k, m = 40, 108, 210, 190  # pixels: K, M
     block = m * BLOCK_ROWS / M * 2.4
     f.text(x, y - 34, "A: mc = %d rows" % BLOCK_ROWS, "h")
@@ -212,7 +212,7 @@ def turning():
 
 def strips():
     f = Figure("strips", 250, "Four rounds of 16 instructions transpose a block of 16 x 16 units")
-    labels = ["as it lies in memory", "single units change", "pairs change", "fours change", "eights: turned"]
+    labels = ["as in memory", "single units change", "pairs change", "fours change", "eights: transposed"]
     for s, (state, label) in enumerate(zip(turning(), labels)):
         x, y, cell = 40 + 148 * s, 64, 8
         f.text(x + 64, y + 148, label, "l", "middle")
@@ -309,7 +309,7 @@ def update():
 
 
 def threads():
-    f = Figure("threads", 300, "Threads take items in any order; each sum is computed by one thread, in one order")
+    f = Figure("threads", 300, "Threads take items in any order; each sum is one thread's, in one order")
     x, y, w, h = 40, 84, 150, 17
     f.text(x, y - 12, "C: 10 blocks of rows x 2 groups of panels", "h")
     owner = [0, 1, 2, 3, 1, 0, 3, 2, 0, 2, 1, 3, 3, 0, 2, 1, 0, 1, 3, 2]
