@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
 """The programs that belong to pages of doc/: they compile without a warning (gcc and clang, where installed), as plain `cc FILE.c -lm`
-too, run in about a second, and print exactly what the page quotes in its ```text blocks, all of it, in the same order.
+too, run in about a second, and print exactly what the page quotes in its ```text blocks, all of it, in the same order. And the functions
+that these pages and MODEL.md name exist.
 
   dev/test/test_doc_programs.py
 """
+import glob
 import os
 import re
 import shutil
@@ -66,7 +68,23 @@ def test_page(name, folder):
             check(len(numbers) == len(printed), f"{page} quotes {len(numbers)} lines, {source} ({words}) prints {len(printed)}")
 
 
+def test_names(page, source):
+    """Every function that a page names, as `name()` or in MODEL.md's equations, is a word of the C sources."""
+    with open(os.path.join(ROOT, page), encoding="utf-8") as file:
+        text = file.read()
+    names = set(re.findall(r"`([a-z0-9_]+)\(\)", text))
+    if page == "MODEL.md":
+        names |= set(re.findall(r"\b[a-z0-9_]+_(?:forward|backward)(?:_[a-z]+)?\b|\bclip_[a-z]+\b|\bclear_[a-z_]+\b", text))
+    check(len(names) > 3, f"{page} names functions")
+    for name in sorted(names):
+        check(re.search(rf"\b{name}\b", source), f"{page} names {name}(), which is not in the sources")
+
+
 def main():
+    sources = glob.glob(os.path.join(ROOT, "clipc", "*", "*.h")) + [os.path.join(ROOT, "train_clip.c")]
+    source = "".join(open(path, encoding="utf-8").read() for path in sources)
+    for page in ["MODEL.md", "doc/matmul.md", *(f"doc/{name}.md" for name in PAGES)]:
+        test_names(page, source)
     with tempfile.TemporaryDirectory() as folder:
         for name in PAGES:
             test_page(name, folder)
