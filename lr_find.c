@@ -1,12 +1,16 @@
-// The learning-rate range test: the rate grows from --min-lr to --max-lr over real training steps of the
-// model, the data and the options that a run would have; the loss tells which rate to take. The weights stay
-// as they are.
+// The learning-rate range test (Smith 2015): the learning rate grows from --min-lr to --max-lr during real
+// training steps, with the model, the data and the options of the run to come. The loss shows which rates
+// work. The weight file stays as it is.
 //
 //     ./lr_find --pretrained W.bin --train-data pairs.csv --batch-size 256 --lock-image
 //
-// Ends in a table, a sentence, the train_clip commands with that rate, lr_find.csv and lr_find.svg. The ramp
-// and its reading are in clipc/train/lr_range.h, the steps in clipc/train/range_test.h; this program joins
-// them.
+// How it works, in order:
+//   1. main() opens model and data as train_clip does, so that the steps are those of the run to come.
+//   2. train_range_test() repeats: a step, its loss, the next rate. It stops early when the running loss is
+//      --stop-factor times its best. With --repeats, each pass has the same weights and another data order.
+//   3. range_read() smooths the curves and finds rates of note; range_advise() picks one, with a reason.
+//   4. report() prints them and the train_clip commands with that rate, and writes lr_find.csv, lr_find.svg.
+// The ramp and its reading are in clipc/train/lr_range.h.
 #define PROGRAM_OPTIONS(X)                                                                 \
     X(PROGRAM, REAL, min_lr, "min-lr", "1e-7", "(0,inf)", "first rate of the ramp")        \
     X(PROGRAM, REAL, max_lr, "max-lr", "10", "(0,inf)", "last rate of the ramp")           \

@@ -1,12 +1,16 @@
-// The program that ships against reference tensors: activations, loss, gradients, AdamW steps, accumulation,
-// locks, validation.
+// The program that ships, compared with a reference in float64: activations, loss, gradients, AdamW steps,
+// gradient accumulation, locks, validation.
 //
-//     ./test_clip MODEL.bin DEBUG.bin      (both from dev/reference.py and dev/convert.py; `make test` makes
-//         and runs them)
+//     ./test_clip MODEL.bin DEBUG.bin      made by dev/convert.py and dev/reference.py; `make test` runs it
 //
-// A line a tensor: name, compared and stored entries, largest error, tolerance, ok. Compared are the
-// positions that the program computes: caption rows up to end of text, in the last block only the row that is
-// read. What is off, not finite or missing fails.
+// How it works, in order:
+//   1. train_clip.c (or train_clip.cu) is included without its main(), so that its own functions are tested.
+//   2. DEBUG.bin holds a batch, and the tensors that the reference computed for it.
+//   3. The batch runs through the towers, forward and backward. Each tensor is compared where the program
+//      computes it: a caption up to its end of text, the last block of a tower in its pooled rows only.
+//   4. The same for locks, layer-wise rates, positives, accumulation, validation and several AdamW steps.
+// It prints a line for each tensor: name, entries compared and stored, largest error, tolerance, ok. An entry
+// that is off, missing or not finite fails.
 #define CLIP_WITHOUT_MAIN
 #include "clipc/train/retrieval.h" // retrieval_metrics
 #include "dev/test/test.h"         // EXPECT, test_report

@@ -1,16 +1,22 @@
-// Weight ensembling: models that come from one another are averaged, entry by entry, and the best average is
-// found.
+// Weight ensembling: models that were fine-tuned from the same start are averaged, number by number, and the
+// best average is found.
 //
-//     ./wise_ft --zeroshot A.bin --finetuned B.bin --alpha 0.5 --save DIR       WiSE-FT (Wortsman et al.
-//         2021): (1-α) A + α B
-//     ./wise_ft … --alpha 0:1:0.1 --eval target=… --eval sketch=… --select mean  what each α is worth, and
-//         which to take
-//     ./wise_ft --models B.bin C.bin … --soup greedy --eval …                     model soups (Wortsman et
-//         al. 2022)
+//     ./wise_ft --zeroshot A.bin --finetuned B.bin --alpha 0.5 --save DIR
+//         WiSE-FT (Wortsman et al. 2021): (1 - alpha) A + alpha B
+//     ./wise_ft ... --alpha 0:1:0.1 --eval target=... --eval sketch=... --select mean
+//         evaluates each alpha, and chooses one
+//     ./wise_ft --models B.bin C.bin ... --soup greedy --eval ...
+//         model soups (Wortsman et al. 2022)
 //     ./wise_ft --help
 //
-// The arithmetic is in clipc/model/merge.h, evaluation and choice in clipc/train/sweep.h, tables and pictures
-// in clipc/train/sweep_report.h.
+// How it works, in order:
+//   1. files_open() opens all weight files and checks that they can be averaged.
+//   2. line_main() walks along the line from A to B; many_main() averages the models of a soup and the like.
+//      Either way an average is computed tensor by tensor, from the files into the model.
+//   3. sweep_measure() evaluates it on each --eval set. A tower that is the same in all averages is run once.
+//   4. --select chooses; the table, wise_ft.csv, wise_ft.jsonl and wise_ft.svg show all averages; --save
+//      writes the chosen one.
+// The arithmetic is in clipc/model/merge.h, evaluation and choice in clipc/train/sweep.h.
 
 #define PROGRAM_OPTIONS(X)                                                                                  \
     X(PROGRAM, TEXT, zeroshot, "zeroshot", "(none)", "FILE.bin", "the model before fine-tuning: alpha 0")   \

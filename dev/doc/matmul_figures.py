@@ -94,7 +94,7 @@ def loops():
 def tile():
     f = Figure("tile", 330, "A step of the register tile: 14 loads feed 24 multiply-adds of 16 lanes")
     x, y, w, h = 170, 96, 150, 15
-    f.text(x, 62, "units k of a panel of B: two loads", "h")
+    f.text(x, 62, "unit k of a panel of B: two loads", "h")
     for half in range(2):
         f.box(x + half * (w + 6), 70, w, h, 1, "16 columns")
     f.text(40, y + 12, "A, row 0", "l")
@@ -119,7 +119,7 @@ def tile():
 
 
 def panels():
-    f = Figure("panels", 330, "A panel is B in the order in which the tile reads it")
+    f = Figure("panels", 330, "A micro-panel is B in the order in which the micro-kernel reads it")
     x, y = 40, 84
     f.text(x, y - 12, "B (K, N)", "h")
     for p in range(6):
@@ -129,7 +129,7 @@ def panels():
         f.box(x, y + 14 * row, 36, 14, 0)
     f.arrow(270, y + 50, 312, y + 50)
     x = 326
-    f.text(x, y - 12, "panel 0 in memory, step behind step", "h")
+    f.text(x, y - 12, "panel 0 in memory, one unit after another", "h")
     for row in range(3):
         f.box(x + row * 100, y, 98, 24, 0, f"unit {row}: 128 bytes")
     f.text(x + 310, y + 16, "…")
@@ -149,18 +149,18 @@ def panels():
 
 
 def blocks():
-    f = Figure("blocks", 350, "What returns soonest lies nearest: 32 KB of a panel in L1, %d KB of A in L2" % (BLOCK_ROWS * K * 4 // 1024))
+    f = Figure("blocks", 350, "Needed soonest, kept nearest: 32 KB of a panel in L1, %d KB of A in L2" % (BLOCK_ROWS * K * 4 // 1024))
     x, y, k, m = 40, 108, 210, 190  # pixels: K, M
     block = m * BLOCK_ROWS / M * 2.4
-    f.text(x, y - 34, "A: block of %d rows" % BLOCK_ROWS, "h")
+    f.text(x, y - 34, "A: mc = %d rows" % BLOCK_ROWS, "h")
     f.text(x, y - 18, "met by all panels: L2")
     f.box(x, y, k, m)
     f.box(x, y, k, block, 0)
     f.box(x, y + 12, k / 3, 7, 1)
     f.text(x, y + m + 18, "12 rows by 256 units: 12 KB")
-    f.text(x, y + m + 33, "that pass through L1, a tile behind the other")
+    f.text(x, y + m + 33, "that pass through L1, one tile after another")
     x += k + 60
-    f.text(x, y - 34, "B: block of a panel", "h")
+    f.text(x, y - 34, "B: kc x nr of a panel", "h")
     f.text(x, y - 18, "met by the %d tiles of those rows: L1" % (BLOCK_ROWS // ROWS))
     f.box(x, y, 150, k * .78)
     f.box(x + 32, y, 22, k * .78)
@@ -174,7 +174,7 @@ def blocks():
     f.box(x + 60, y, 88, block, 3)
     f.box(x + 60, y + 12, 22, 7, 4)
     f.text(x, y + m + 18, "12 x 32 of them are in registers;")
-    f.text(x, y + m + 33, "behind the last block of K all go to C")
+    f.text(x, y + m + 33, "after the last block of K all are stored in C")
     return f
 
 
@@ -211,8 +211,8 @@ def turning():
 
 
 def strips():
-    f = Figure("strips", 250, "Four rounds of 16 instructions turn a block of 16 x 16 units")
-    labels = ["as it lies in memory", "single units change", "pairs change", "fours change", "eights: turned"]
+    f = Figure("strips", 250, "Four rounds of 16 instructions transpose a block of 16 x 16 units")
+    labels = ["as in memory", "single units change", "pairs change", "fours change", "eights: transposed"]
     for s, (state, label) in enumerate(zip(turning(), labels)):
         x, y, cell = 40 + 148 * s, 64, 8
         f.text(x + 64, y + 148, label, "l", "middle")
@@ -230,12 +230,12 @@ def strips():
             f.parts.append(f'<path class="f0" fill-opacity="{.08 + .055 * shade:.3g}" d="{d}"/>')
         if s < 4:
             f.arrow(x + 130, y + 64, x + 146, y + 64)
-    f.text(40, 238, "a shade: 16 units of one row of a weight, neighbours in memory. Turned, unit k of 16 rows lies together, as the panels of Wᵀ have it")
+    f.text(40, 238, "a shade: 16 units of one row of a weight, neighbours in memory. Transposed, unit k of all 16 rows is contiguous, as in the panels of Wᵀ")
     return f
 
 
 def amx():
-    f = Figure("amx", 330, "2 x 2 tiles: 32 cycles of loads hide behind 64 of products")
+    f = Figure("amx", 330, "2 x 2 tiles: 32 cycles of loads are hidden by 64 of products")
     x, y, t = 108, 128, 66
     for i, name in enumerate(("6", "7")):
         f.box(x + i * (t + 6), y - t - 12, t, t, 1, f"tile {name}", "h")
@@ -265,7 +265,7 @@ def amx():
 
 
 def bars(f, rows, x, y, scale, height=24, gap=12):
-    """Stacked bars: (label, [(amount, color, label)], what stands behind)."""
+    """Stacked bars: (label, [(amount, color, label)], text after them)."""
     for label, pieces, behind in rows:
         f.text(x - 10, y + height / 2 + 4, label, "l", "end")
         at = x
@@ -278,11 +278,11 @@ def bars(f, rows, x, y, scale, height=24, gap=12):
 
 def end():
     c = M * N * 4 / 1e6
-    f = Figure("end", 200, "At the end of a product bias and GELU move %.0f MB; as passes of their own, %.0f MB" % (2 * c, 5 * c))
+    f = Figure("end", 200, "Bias and GELU as an epilogue move %.0f MB; as separate passes, %.0f MB" % (2 * c, 5 * c))
     write, read = (c, 1, "C out"), (c, 0, "C in")
     rows = [("bias, GELU: two passes", [write, read, write, read, (c, 2, "GELU out")], "%.0f MB" % (5 * c)),
             ("one pass", [write, read, write, (c, 2, "GELU out")], "%.0f MB" % (4 * c)),
-            ("end of the product", [write, (c, 2, "GELU out")], "%.0f MB" % (2 * c))]
+            ("epilogue", [write, (c, 2, "GELU out")], "%.0f MB" % (2 * c))]
     bars(f, rows, 190, 58, 4.9)
     f.text(190, 182, "c_fc of ViT-B/32, batch 32, fp32: C is %.1f MB. What is read was in L2 before" % c)
     return f
@@ -297,7 +297,7 @@ def update():
     f.text(40, 68, "read, a weight", "h")
     f.box(240, y, 250, 150)
     f.text(365, y + 24, "32 rows of a weight or more", "h", "middle")
-    for i, line in enumerate(("about 65,536 numbers of one thread:", "sum of squares of the gradient", "m, v, weight", "moving average, where one is kept", "blocks of 16 x 16, turned or not")):
+    for i, line in enumerate(("about 65,536 numbers of one thread:", "sum of squares of the gradient", "m, v, weight", "moving average, if there is one", "blocks of 16 x 16, transposed or not")):
         f.text(365, y + 50 + 18 * i, line, "l", "middle")
     f.text(574, 68, "written", "h")
     for i, (name, color) in enumerate((("weights: 4 bytes", 0), ("m, v: 8", 0), ("panels of Wᵀ: 4, or 2 in bf16", 2), ("panels of W: 4, or 2 in bf16", 3))):
@@ -309,14 +309,14 @@ def update():
 
 
 def threads():
-    f = Figure("threads", 300, "Items come to threads in any order; each sum is added by one, in one order")
+    f = Figure("threads", 300, "Threads take items in any order; each sum is one thread's, in one order")
     x, y, w, h = 40, 84, 150, 17
-    f.text(x, y - 12, "C: 10 blocks of rows x 2 parts of the panels", "h")
+    f.text(x, y - 12, "C: 10 blocks of rows x 2 groups of panels", "h")
     owner = [0, 1, 2, 3, 1, 0, 3, 2, 0, 2, 1, 3, 3, 0, 2, 1, 0, 1, 3, 2]
     for item, who in enumerate(owner):
         f.box(x + item % 2 * (w + 4), y + item // 2 * (h + 2), w, h, who, f"thread {who}")
     x = 430
-    f.text(x, y - 12, "any sum, whoever owns its tile", "h")
+    f.text(x, y - 12, "any sum, whichever thread computes its tile", "h")
     for i in range(3):
         f.box(x + i * 105, y + 6, 95, 26, 5, f"k = {256 * i} … {256 * i + 255}")
         if i < 2:
@@ -329,7 +329,7 @@ def threads():
 
 
 def rounding():
-    f = Figure("rounding", 280, "amp_bf16 rounds at the doors of a product, not inside")
+    f = Figure("rounding", 280, "amp_bf16 rounds before and after a product, not inside")
     y = 78
     f.text(40, y - 10, "in: rounded once", "h")
     for i, (left, right) in enumerate((("weights, fp32", "panels, bf16"), ("LayerNorm, fp32", "inp, bf16"))):
