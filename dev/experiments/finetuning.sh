@@ -7,13 +7,13 @@
 # CIFAR10 holds train-*.tar, test-00000.tar and classnames.txt; next to it is the folder emoji/ (or EMOJI=DIR)
 # with train.csv and val.csv. OUT is build/experiments/finetuning by default.
 #
-# Targets: 1,500 CIFAR-10 images as negatives (zero-shot accuracy on 1,000 others), and the emoji with their
-# names (mean of recall@10 in both directions among the 163 validation pairs). General: zero-shot accuracy on
-# 1,000 unchanged CIFAR-10 test images. Each recipe takes 5 epochs. All start from one pretrained model;
-# SEEDS="0 1 2" are the seeds of fine-tuning: order, crops, prompts. RATE multiplies the recipes' rates, which
-# are meant for models that were pretrained for weeks. After that come time and memory of each strategy's
-# steps with a ViT-B/32 (random weights, synthetic pairs), and the number of tokens by language.
-# PARTS="recipes cost tokens" picks some of these. PROGRAMS is the folder of train_clip and wise_ft.
+# Targets: 1,500 CIFAR-10 images turned into photographic negatives (zero-shot accuracy on 1,000 others), and
+# the emoji with their names (mean of recall@10 in both directions among the 163 validation pairs). General:
+# zero-shot accuracy on 1,000 unchanged CIFAR-10 test images. Each recipe takes 5 epochs. All start from one
+# pretrained model; SEEDS="0 1 2" are the seeds of fine-tuning: order, crops, prompts. RATE multiplies the
+# recipes' rates, which are meant for models that were pretrained for weeks. After that come time and memory
+# of each strategy's steps with a ViT-B/32 (random weights, synthetic pairs), and the number of tokens by
+# language. PARTS="recipes cost tokens" picks some of these. PROGRAMS is the folder of train_clip and wise_ft.
 set -eu
 here=$(cd "$(dirname "$0")/../.." && pwd)
 cifar=$(cd "${1:?which folder holds the images? see the head of this script}" && pwd)
@@ -103,7 +103,7 @@ for name in names:
         there = all(os.path.exists(f"{logs}/{run}/done") for run in runs)
         for f in functions:
             cells.append(cell([f(run, 0 if name == "start" else -1) for run in (runs[:1] if name == "start" else runs)]) if there else "")
-    print("|", name, "|", " | ".join(cells), "|")
+    print("|", "pretrained model" if name == "start" else name, "|", " | ".join(cells), "|")
 PY
 }
 
@@ -115,7 +115,7 @@ cost() {
     [ -e "$model" ] || "$PYTHON" "$here/dev/convert.py" --model ViT-B-32 --random 1 -o "$model"
     rm -rf "$out/cost"
     mkdir -p "$out/cost"
-    echo "| ViT-B/32, batch 8 | step of the first epoch, CPU s | second epoch | of full | peak memory, GiB |"
+    echo "| ViT-B/32, batch 8 | step of the first epoch, CPU s | second epoch | relative to full | peak memory, GiB |"
     echo "|---|---|---|---|---|"
     measure() { # name, batch, options
         local name=$1 batch=$2
