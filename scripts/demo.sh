@@ -55,10 +55,12 @@ while IFS=, read -r path caption label; do
 done < <(sed -n 5,7p "$out/card/val.csv")
 ./train_clip --pretrained "$finetuned" --classify "${images[@]}" --classnames "$out/paper/classnames.txt" --templates "$out/card/templates.txt"
 
+"$python" dev/doc/demo_figure.py "$out" "$out/demo.svg"
 {
     echo '<!doctype html><meta charset="utf-8"><title>clip.c: the demo</title><style>:root { color-scheme: light dark } body { font: 16px sans-serif; max-width: 60em; margin: 2em auto } svg { width: 100%; height: auto }</style>'
     echo '<h1>The demo</h1>'
     figure() { echo "<h2>$1</h2>"; sed 's/<?xml[^>]*>//' "$2"; }
+    figure "The demo in one figure" "$out/demo.svg"
     figure "Training from random weights" "$out/logs/train/curves.svg"
     figure "The range test for the second domain" "$out/lr_find/lr_find.svg"
     figure "Fine-tuning on the second domain" "$out/logs/finetune/curves.svg"
@@ -83,6 +85,7 @@ cat <<SCREEN
 Made in $out, in $SECONDS seconds:
   report.html                                                               all plots on one page, for a browser
   logs/train/report.html, logs/finetune/report.html                         a report on each run
+  demo.svg                                                                  accuracy on both domains in training
   lr_find/lr_find.svg, wise_ft/wise_ft.svg                                  plots of the range test and of the averages
   logs/train/checkpoints/epoch_8.bin, logs/finetune/checkpoints/epoch_12.bin the two models
   paper/train.csv, card/train.csv                                           filepath, title and label of each image
