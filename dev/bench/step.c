@@ -3,14 +3,14 @@
 //
 //     build/bench_step train|image|text MODEL BATCH [PRECISION] [image=N] [text=N] [cached]
 //
-// MODEL: a packed .bin, or a name (random weights). BATCH: a file of peer.py, or PAIRS:TOKENS, with captions of
-// TOKENS tokens on average. train: forward, loss, backward, AdamW; image, text: encoding only. image=N, text=N:
-// that tower is locked except for its last N groups; cached: the features of a locked image tower are in the
-// cache, as from the second epoch on. Each line on stdin is a number of steps. The answer is the seconds that
-// they took, and a number by which results are compared: the loss before the last step, or the first feature.
-// Between lines the process sleeps. On a GPU (build/bench_stepcu) three more numbers follow: the seconds and
-// FLOPs of the matrix products if the line says `STEPS profile`, which slows the steps a little, otherwise 0;
-// and the bytes of GPU memory in use.
+// MODEL: a packed .bin, or a name (random weights). BATCH: a file of peer.py, or PAIRS:TOKENS, with captions
+// of TOKENS tokens on average. train: forward, loss, backward, AdamW; image, text: encoding only. image=N,
+// text=N: that tower is locked except for its last N groups; cached: the features of a locked image tower are
+// in the cache, as from the second epoch on. Each line on stdin is a number of steps. The answer is the
+// seconds that they took, and a number by which results are compared: the loss before the last step, or the
+// first feature. Between lines the process sleeps. On a GPU (build/bench_stepcu) three more numbers follow:
+// the seconds and FLOPs of the matrix products if the line says `STEPS profile`, which slows the steps a
+// little, otherwise 0; and the bytes of GPU memory in use.
 #define CLIP_WITHOUT_MAIN // without the main() of
 #if defined(__CUDACC__) || defined(CLIPC_EMULATE)
 #include "dev/bench/gpu_profile.h"
