@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
-# Finds what clip.c needs (make, a C compiler with OpenMP, six libraries, Python with numpy) and installs what is missing with
-# the system's package manager: apt, dnf or brew. Takes under a second when all is there.
-#   dev/setup.sh            find, install what is missing
-#   dev/setup.sh --c++      the same, and a C++ compiler (make test checks the headers with it)
-#   dev/setup.sh --check    find only, and name the command that installs the rest
+# Checks for what clip.c needs (make, a C compiler with OpenMP, six libraries, Python with numpy) and installs
+# what is missing with the system's package manager: apt, dnf or brew. Takes under a second if nothing is
+# missing.
+#   dev/setup.sh            check, install what is missing
+#   dev/setup.sh --c++      the same, including a C++ compiler (make test checks the headers with it)
+#   dev/setup.sh --check    check only, and print the command that installs the rest
 #   dev/setup.sh --python   print the Python that has numpy (for the Makefile)
-# CC names the compiler to look for, PYTHON a Python to try first.
+# CC is the compiler to look for, PYTHON a Python to try first.
 cd "$(dirname "$0")/.." || exit 1
 set -u
 
-# what, its header, -l name, then its packages for apt, dnf and brew (joined by commas; - where the system brings it)
+# name, header, -l name, then packages for apt, dnf and brew (comma-separated; -: part of the system)
 packages() {
     cat <<'TABLE'
 make      -             -          make                        make                   make
@@ -39,7 +40,7 @@ find_python() {
 
 run_make() { env -u MAKEFLAGS -u MFLAGS -u MAKELEVEL make -s --no-print-directory ${CC:+CC="$CC"} "$@"; }
 
-# compiles and links a program that includes the headers given
+# Does a program that includes these headers compile and link?
 links() { # "headers" "libraries"
     { echo '#include <stdio.h>'; printf '#include <%s>\n' $1; echo 'int main(void) { return 0; }'; } |
         $compile -x c - -x none -o "$scratch/probe" $2 >/dev/null 2>&1
@@ -52,24 +53,24 @@ any_compiler() {
     for compiler in gcc clang cc; do compiles_plainly $compiler && echo $compiler && return; done
 }
 
-# sets `missing` to the names of the table above that are not there
+# Sets `missing` to the names of the table above that are missing.
 find_missing() { # [--c++]
     local flags compiler=gcc headers folders name header library rest
     missing=
     case ${CC:-} in *clang*) compiler=clang ;; esac
     find_python >/dev/null || missing=numpy
     if [ "${1:-}" = --c++ ] && ! has_cxx; then missing="$missing g++"; fi
-    if ! flags=$(run_make flags 2>/dev/null); then missing="make $missing"; fi # and look on when it is there
+    if ! flags=$(run_make flags 2>/dev/null); then missing="make $missing"; fi # the rest is checked once make is there
     compile=$(sed -n 1p <<< "$flags") libraries=$(sed -n 2p <<< "$flags")
     headers=$(packages | awk '$2 != "-" {print $2}')
     if [ -n "$compile" ] && links "$headers" "$libraries"; then return; fi
     if ! compiles_plainly ${compile%% *}; then
         missing="$compiler $missing"
-        compile=$(any_compiler) # the libraries may be there all the same; without any, all count as missing: to install one twice is no harm
+        compile=$(any_compiler) # another compiler can check the libraries; without any, all count as missing (installing one twice does no harm)
     elif ! links omp.h ""; then
         missing="openmp $missing"
     fi
-    if [ -n "$compile" ]; then compile=$(CC=${compile%% *} run_make OPENMP= flags | sed -n 1p); fi # one absence at a time
+    if [ -n "$compile" ]; then compile=$(CC=${compile%% *} run_make OPENMP= flags | sed -n 1p); fi # look for one missing thing at a time
     folders=$(tr ' ' '\n' <<< "$libraries" | grep '^-L' | tr '\n' ' ')
     while read -r name header library rest; do
         [ "$library" = - ] && continue
@@ -82,7 +83,7 @@ has_cxx() {
     { command -v "$1" || command -v "$2"; } >/dev/null
 }
 
-# the command that installs what is missing, and whether it needs root; empty where no package manager is known
+# Sets `command`, which installs what is missing (empty without a known package manager), and `needs_root`.
 plan() {
     local column names
     if command -v apt-get >/dev/null; then column=4 prefix='apt-get install -y --no-install-recommends' needs_root=1
@@ -90,35 +91,35 @@ plan() {
     elif command -v brew >/dev/null; then column=6 prefix='brew install' needs_root=
     else command= && return; fi
     names=$(for name in $missing; do packages | awk -v n="$name" -v c=$column '$1 == n && $c != "-" {gsub(",", " ", $c); print $c}'; done)
-    if [ $column = 6 ]; then names="pkgconf $names"; fi # Homebrew's folders are known to pkg-config only
+    if [ $column = 6 ]; then names="pkgconf $names"; fi # only pkg-config knows Homebrew's folders
     command="$prefix $(echo $names)"
     if [ $column = 4 ]; then command="apt-get update && $command"; fi
     if [ $column = 6 ] && ! command -v cc >/dev/null; then command="xcode-select --install && $command"; fi
     if [ -n "$needs_root" ] && [ "$(id -u)" != 0 ]; then command="sudo sh -c '$command'"; fi
 }
 
-# with a word on why not where it cannot
+# Can `command` be run? If not, says why.
 may_install() {
     if [ -z "$command" ]; then
-        say "no package manager that it knows (apt, dnf, brew): install the libraries and headers named above by hand"
+        say "found none of the package managers apt, dnf and brew; install the libraries and headers named above by hand"
     elif [ "${command%% *}" != sudo ]; then
         return 0
     elif ! command -v sudo >/dev/null; then
         command=${command#sudo sh -c \'}
-        say "needs root and there is no sudo; as root run: ${command%\'}"
+        say "this needs root, and sudo is not installed; run as root: ${command%\'}"
     elif [ -t 0 ] || sudo -n true 2>/dev/null; then
         return 0
     else
-        say "sudo wants a password and there is no terminal to ask; run: $command"
+        say "sudo needs a password, and there is no terminal to ask for it; run: $command"
     fi
     return 1
 }
 
 if [ "${1:-}" = --python ]; then
-    find_python || { echo python3; say "no Python with numpy; run dev/setup.sh"; exit 1; }
+    find_python || { echo python3; say "found no Python with numpy; run dev/setup.sh"; exit 1; }
     exit
 fi
-case ${1:-} in '' | --c++ | --check) ;; *) say "$1: no such option (--c++, --check, --python)"; exit 2 ;; esac
+case ${1:-} in '' | --c++ | --check) ;; *) say "$1: unknown option (give --c++, --check or --python)"; exit 2 ;; esac
 
 scratch=$(mktemp -d) || exit 1
 trap 'rm -rf "$scratch"' EXIT
@@ -139,7 +140,7 @@ while find_missing "${1:-}"; [ -n "${missing// /}" ]; do
     if may_install; then
         say "installing: $command"
         sh -c "$command" </dev/null >&2 || { say "the installation failed; see the messages above"; exit 1; }
-    elif [ "$(echo $missing)" = numpy ] && command -v python3 >/dev/null; then # a folder of our own needs nobody's leave
+    elif [ "$(echo $missing)" = numpy ] && command -v python3 >/dev/null; then # a virtual environment needs no root
         say "installing: numpy into .venv"
         python3 -m venv .venv && .venv/bin/python3 -m pip install --quiet numpy || exit 1
     else

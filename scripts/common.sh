@@ -1,35 +1,38 @@
 # What the recipes share; they read it with `.`, it is no program of its own.
+# What the recipes share. They read this file with `.`; it is not a program of its own.
 #
-# A recipe without any settings is a trial on drawn pictures: a tiny CLIP that knows shapes on paper (drawn and trained once, in
-# build/recipes) learns crayon drawings on cardboard. These variables put the reader's own data in their place:
+# Without any settings a recipe is a trial on drawn images: a tiny CLIP that knows filled shapes on paper
+# (drawn and trained once, in build/recipes) learns crayon drawings on cardboard. These variables put your own
+# data in their place:
 #
-#   TRAIN=pairs.csv           pairs to learn from: a CSV, tars, a folder; several joined by :: (train_clip --help)
+#   TRAIN=pairs.csv           pairs to learn from: a CSV, tars, a folder; several are joined by ::
 #   PRETRAINED=FILE.bin       the weights to start from (unset: ViT-B-32 laion2b_s34b_b79k in weights/)
 #   VAL=pairs.csv             pairs for validation loss and retrieval (unset: a tenth of TRAIN)
-#   TARGET=PATH GENERAL=PATH  labelled pictures: of the domain, and of what must not be forgotten; one or both
-#   CLASSNAMES=FILE TEMPLATES=FILE   for these: class names and prompts
+#   TARGET=PATH GENERAL=PATH  labelled images: of the domain, and of what must not be forgotten; one or both
+#   CLASSNAMES=FILE TEMPLATES=FILE   class names and prompts for these two
 #   LOGS=logs NAME=RUN        the run folder is LOGS/NAME
 #   RATE=1                    multiplies the recipe's learning rates
-#   PROGRAMS=DIR              where train_clip is (unset: this repository; it is built first)
+#   PROGRAMS=DIR              the folder of train_clip (unset: this repository; it is built first)
 #
-# Options of train_clip behind the recipe's name win over those of the recipe: TRAIN=pairs.csv scripts/full.sh --epochs 3
+# Options of train_clip after the recipe's name override the recipe's own:
+# TRAIN=pairs.csv scripts/full.sh --epochs 3
 set -eu
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 programs=${PROGRAMS:-$root}
 trial=$root/build/recipes
-export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive} # threads that wait leave the cores to those that decode pictures
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive} # waiting threads leave the cores to those that decode images
 
 build() { [ -n "${PROGRAMS:-}" ] || env -u MAKEFLAGS -u MAKELEVEL make -s -C "$root" "$@"; }
 build train_clip
 
-# draw SET COUNT OPTION...: pictures for the trial, once
+# draw SET COUNT OPTION...: draws images for the trial, if they are not there yet
 draw() {
     local set=$trial/$1 count=$2
     shift 2
     [ -e "$set/templates.txt" ] || "${PYTHON:-$("$root/dev/setup.sh" --python)}" "$root/dev/data/make_shapes.py" --out "$set" --count "$count" "$@"
 }
 
-# What the trial is made of: paper and card, and start.bin, which was trained on paper for some seconds.
+# Makes what the trial needs: the image sets paper and card, and start.bin, trained on paper for some seconds.
 prepare_trial() {
     draw paper 4000
     draw card 1600 --domain shifted
@@ -55,19 +58,19 @@ if [ -z "${TRAIN:-}" ]; then
     TRAIN=$trial/card/train.csv PRETRAINED=$trial/start.bin GENERAL_TRAIN=$trial/paper/train.csv
     VAL=$trial/card/val.csv TARGET=$trial/card/val.csv GENERAL=$trial/paper/val.csv CLASSNAMES=$trial/paper/classnames.txt TEMPLATES=$trial/templates.txt
     LOGS=$trial/logs NAME=$recipe_name
-    RATE=${RATE:-30} # a tiny model that was trained for seconds is not at rest: it takes larger steps than CLIP
+    RATE=${RATE:-30} # a tiny model trained for seconds takes larger steps than CLIP
     rm -rf "${LOGS:?}/$NAME"
 fi
 LOGS=${LOGS:-logs} NAME=${NAME:-$recipe_name-$(date +%Y_%m_%d-%H_%M_%S)}
 output=(--logs "$LOGS" --name "$NAME")
 [ $is_trial = no ] || output+=(--save-frequency 0 --log-every-n-steps 20)
 
-rate() { awk "BEGIN { printf \"%g\", $1 * ${RATE:-1} }"; } # a rate of the recipe
+rate() { awk "BEGIN { printf \"%g\", $1 * ${RATE:-1} }"; } # a learning rate of the recipe, times RATE
 
 start=(--model ViT-B-32 --pretrained laion2b_s34b_b79k)
 [ -z "${PRETRAINED:-}" ] || start=(--pretrained "$PRETRAINED")
 
-# finetune OPTION...: train_clip with the options in the array `recipe`, less those given here, which win
+# finetune OPTION...: runs train_clip with the options in the array `recipe`, overridden by those given here
 finetune() {
     local options=() word option keep=yes given=" "
     for word in "$@"; do given="$given${word%%=*} "; done

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Full fine-tuning: every weight of both towers.
-# When:  ten thousand pairs and more, or a domain unlike CLIP's; the most to gain on the target, the most to forget.
-# Watch: GENERAL. When it falls: a lower rate, conservative.sh, mix_general.sh, or wise_ft on the result.
+# When:  ten thousand pairs or more, or a domain unlike CLIP's. Gains most on the target, and forgets most.
+# Watch: GENERAL. If it falls: a lower rate, conservative.sh, mix_general.sh, or wise_ft on the result.
 . "$(dirname "$0")/common.sh"
 recipe=(--lr "$(rate 1e-5)" --epochs 5 --warmup 10% --wd 0.2 --grad-clip-norm 1)
 finetune "$@"

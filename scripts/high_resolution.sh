@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# High resolution: more pixels than the model was pretrained at.
-# When:  what matters is small: text in pictures, lesions, parts. SIZE=384 TRAIN=pairs.csv scripts/high_resolution.sh
-# Does:  interpolates the position embedding (SIZE has to be a multiple of the patch), then trains all weights gently, lower blocks
-#        least; activations are computed again in the backward pass, so that memory grows less than the patches do.
-# Watch: time and memory grow with the number of patches, attention with its square: double the side, four times the patches. The
-#        zero-shot figure before the first step is lower than at the old size; it should be regained within an epoch. Pictures that are
-#        smaller than SIZE gain nothing.
+# High resolution: more pixels than in pretraining.
+# When:  the details that matter are small: text in images, lesions, parts.
+#        SIZE=384 TRAIN=pairs.csv scripts/high_resolution.sh
+# Does:  interpolates the position embedding (SIZE must be a multiple of the patch size), then trains all
+#        weights at a low rate, the lower blocks at lower ones; recomputes activations in the backward pass,
+#        so that memory grows less than the number of patches.
+# Watch: time and memory grow with the number of patches, attention with its square: twice the side means four
+#        times the patches. Zero-shot accuracy before the first step is lower than at the old size and should
+#        recover within an epoch. Images smaller than SIZE gain nothing.
 . "$(dirname "$0")/common.sh"
 if [ $is_trial = yes ]; then
     draw large 1600 --domain shifted --size 64

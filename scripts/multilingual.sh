@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
 # Multilingual: captions in several languages, with CLIP's own tokenizer.
-# When:  pairs in other languages than English, each picture once a language or not: TRAIN=train_multilingual.csv scripts/multilingual.sh
-# Does:  CLIP's tokenizer splits any script into bytes, so nothing is unknown, but what it has not merged costs more tokens. The
-#        image tower stays and is encoded once a picture; the text tower learns the languages. A picture that stands in a step in two
-#        languages has two right captions: --positives mask --positives-key image leaves the other one out of the loss.
-# Watch: captions beyond the context length are cut (--force-context-length 128 where many are). One --val-data a language shows which
-#        ones lag: --val-data en=val_en.csv --val-data ja=val_ja.csv. Keep English among the pairs, or it is forgotten.
+# When:  pairs in languages other than English, whether or not an image has captions in several of them:
+#        TRAIN=train_multilingual.csv scripts/multilingual.sh
+# Does:  CLIP's tokenizer falls back to bytes, so no script is unknown to it, but other languages than English
+#        take more tokens. The image tower is locked and encodes each image once; the text tower learns the
+#        languages. If an image occurs in a step with captions in two languages, both are correct: --positives
+#        mask --positives-key image leaves the other one out of the loss.
+# Watch: captions beyond the context length are cut (--force-context-length 128 if many are). One --val-data
+#        per language shows which ones lag: --val-data en=val_en.csv --val-data ja=val_ja.csv. Keep English
+#        among the pairs, or it is forgotten.
 . "$(dirname "$0")/common.sh"
-if [ $is_trial = yes ]; then # the trial's second language: word by word
+if [ $is_trial = yes ]; then # the trial's second language, translated word by word
     for part in train val; do
         sed -E -e 's/red/rot/; s/yellow/gelb/; s/green/grün/; s/blue/blau/; s/purple/lila/; s/brown/braun/; s/black/schwarz/' \
             -e 's/circle/Kreis/; s/square/Quadrat/; s/triangle/Dreieck/; s/diamond/Raute/; s/cross/Kreuz/; s/star/Stern/; s/moon/Mond/' \

@@ -1,11 +1,10 @@
-// The table of options: of every one its group, kind, field, name, default, range and help. Names and meaning
-// are open_clip's wherever open_clip has the option. options.h walks it.
+// The table of options: group, kind, field, name, default, range and help of each one. options.h walks it to
+// parse, check and print. Names and meaning are open_clip's wherever open_clip has the option.
 //
-// A program with options of its own defines, before it includes this file,
-//     PROGRAM_OPTIONS(X)  its rows (group PROGRAM), as fields of the same struct
-//     PROGRAM_GROUPS      the groups it offers, e.g. (GROUP_BIT(PROGRAM) | GROUP_BIT(DATA)); without it: all
-//     PROGRAM_ALSO        single options of other groups that it offers, a|b|c, each a pattern as for file
-//         names
+// A program with options of its own defines, before it includes this file:
+//     PROGRAM_OPTIONS(X)  its own rows (group PROGRAM); they become fields of the same struct
+//     PROGRAM_GROUPS      the groups that it offers: (GROUP_BIT(PROGRAM) | GROUP_BIT(DATA)); default: all
+//     PROGRAM_ALSO        single options that it offers from other groups: a|b|c, where * and ? are wildcards
 //     PROGRAM_USAGE       the lines above the options in --help
 #ifndef CLIPC_OPTION_TABLE_H
 #define CLIPC_OPTION_TABLE_H
@@ -20,155 +19,272 @@ typedef struct {
 
 typedef struct {
     double value;
-    bool percent; // value is in percent of the whole, else an absolute count
+    bool percent; // value is a percentage of a whole; otherwise an absolute count
 } Share;
 
-#define RATE_AUTO -1.0 // a learning rate that the range test is to find
+#define RATE_AUTO -1.0 // learning rate: find it by a range test
 
 typedef struct {
     const char **items;
     size_t count, capacity;
 } TextList;
 
-// kind, type of the field, how --help writes the value (NULL: as the column "range" says)
+// kind, type of the field, how --help writes the value (NULL: as the range column of the option's row)
 // clang-format off
 #define OPTION_KINDS(K) \
     K(FLAG, bool, "") \
-    K(INT, int64_t, "N")             /* whole number in the range, also as 25e6; unset: -1 */ \
+    K(INT, int64_t, "N")             /* whole number in the range, 25e6 is one too; unset: -1 */ \
     K(REAL, double, "X")             /* number in the range; unset: NaN */ \
-    K(RATE, double, "X|auto")        /* the same, or the word auto: RATE_AUTO */ \
-    K(TRIPLE, Triple, "R G B")       /* three numbers in the range, separated by blanks or commas */ \
-    K(SHARE, Share, "N|N%")          /* whole number in the range, or a share of the whole: 10% */ \
+    K(RATE, double, "X|auto")        /* number in the range, or auto: RATE_AUTO */ \
+    K(TRIPLE, Triple, "R G B")       /* three numbers in the range, separated by spaces or commas */ \
+    K(SHARE, Share, "N|N%")          /* whole number in the range, or a percentage: 10% */ \
     K(CHOICE, const char *, "WORD")  /* range: the words to choose from; unset: NULL */ \
     K(TEXT, const char *, NULL)      /* unset: NULL */ \
-    K(CHARACTER, char, NULL)         /* \t and tab are the tabulator; unset: 0 */ \
-    K(WORDS, const char *, NULL)     /* all words up to the next --option, joined by blanks; unset: NULL */ \
-    K(LIST, TextList, NULL)          /* all words up to the next --option, may be repeated; unset: none */
+    K(CHARACTER, char, NULL)         /* \t and tab mean a tab; unset: 0 */ \
+    K(WORDS, const char *, NULL)     /* all words up to the next --option, joined by spaces; unset: NULL */ \
+    K(LIST, TextList, NULL)          /* all words up to the next --option; may be repeated; unset: empty */
 
-// range: [ and ] include the bound, ( and ) exclude it. A default in parentheses describes what happens when
-// the option is unset. group, kind, field, option, default, range, help
+// group, kind, field, option, default, range, and on lines of its own the help.
+// A default in parentheses describes in words what happens when the option is not set.
+// Ranges are written as intervals: [ and ] include the bound, ( and ) exclude it.
 #define TRAIN_OPTIONS(X) \
-    X(MODEL, TEXT, pretrained, "pretrained", "(none)", "FILE|TAG", "weights to start from: a packed .bin, or with --model a tag, e.g. laion2b_s34b_b79k") \
-    X(MODEL, TEXT, model, "model", "(as the weights say)", "NAME|JSON", \
-        "architecture, e.g. ViT-B-32 or a config.json; without --pretrained it starts from random weights") \
-    X(MODEL, TEXT, pretrained_image, "pretrained-image", "(none)", "FILE", "take the image tower from this file (a CLIP or an ImageNet ViT); the rest is random (LiT)") \
-    X(MODEL, TEXT, pretrained_text, "pretrained-text", "(none)", "FILE", "take the text tower from this file; the rest is random") \
-    X(MODEL, INT, force_image_size, "force-image-size", "(as the weights say)", "[1,4096]", "pixels of a side; the positions are interpolated") \
-    X(MODEL, INT, force_context_length, "force-context-length", "(as the weights say)", "[2,65536]", "tokens of a caption; the positions are interpolated") \
-    X(MODEL, REAL, force_patch_dropout, "force-patch-dropout", "0", "[0,1)", "share of the patches left out in training, drawn anew for each picture") \
-    X(MODEL, TEXT, resume, "resume", "(none)", "FILE|latest", "go on with a run: either file of a checkpoint's pair, or the run's last whole pair") \
-    X(MODEL, FLAG, resume_override, "resume-override", "", "", "go on even where an option that changes the result differs from the run's") \
-    X(MODEL, TEXT, cache_dir, "cache-dir", "weights", "DIR", "where a tag is looked up, as MODEL-TAG.bin") \
-    X(MODEL, FLAG, force_quick_gelu, "force-quick-gelu", "", "", "compute with QuickGELU, whatever the weight file says") \
-    X(MODEL, TRIPLE, image_mean, "image-mean", "(as the weights say)", "[-10,10]", "mean of red, green, blue, of pixels scaled to 0 ... 1") \
-    X(MODEL, TRIPLE, image_std, "image-std", "(as the weights say)", "[1e-4,10]", "standard deviation of red, green, blue") \
-    X(MODEL, CHOICE, image_interpolation, "image-interpolation", "(as the weights say)", "bicubic bilinear", "how pictures are resized") \
-    X(MODEL, CHOICE, image_resize_mode, "image-resize-mode", "(as the weights say)", "shortest squash longest", \
-        "shortest side and centre crop, both sides, longest side and padding") \
+    X(MODEL, TEXT, pretrained, "pretrained", "(none)", "FILE|TAG", \
+        "weights to start from: a packed .bin file or, with --model, a tag such as laion2b_s34b_b79k") \
+    X(MODEL, TEXT, model, "model", "(from the weight file)", "NAME|JSON", \
+        "architecture, such as ViT-B-32 or a config.json; without --pretrained, training starts from " \
+        "random weights") \
+    X(MODEL, TEXT, pretrained_image, "pretrained-image", "(none)", "FILE", \
+        "load the image tower from this file (a CLIP or an ImageNet ViT), start the rest at random (LiT)") \
+    X(MODEL, TEXT, pretrained_text, "pretrained-text", "(none)", "FILE", \
+        "load the text tower from this file, start the rest at random") \
+    X(MODEL, INT, force_image_size, "force-image-size", "(from the weight file)", "[1,4096]", \
+        "side of the model's input images in pixels; position embeddings are interpolated") \
+    X(MODEL, INT, force_context_length, "force-context-length", "(from the weight file)", "[2,65536]", \
+        "tokens per caption; position embeddings are interpolated") \
+    X(MODEL, REAL, force_patch_dropout, "force-patch-dropout", "0", "[0,1)", \
+        "fraction of the patches dropped in training, drawn anew for each image") \
+    X(MODEL, TEXT, resume, "resume", "(none)", "FILE|latest", \
+        "continue a run from this checkpoint (its .bin or its .state file), or from the run's latest " \
+        "complete one") \
+    X(MODEL, FLAG, resume_override, "resume-override", "", "", \
+        "continue even if an option that changes the result differs from the run's settings") \
+    X(MODEL, TEXT, cache_dir, "cache-dir", "weights", "DIR", \
+        "folder in which a tag's weights are looked up, as MODEL-TAG.bin") \
+    X(MODEL, FLAG, force_quick_gelu, "force-quick-gelu", "", "", \
+        "compute with QuickGELU, whatever the weight file says") \
+    X(MODEL, TRIPLE, image_mean, "image-mean", "(from the weight file)", "[-10,10]", \
+        "mean of the red, green and blue channels, of pixels scaled to 0...1") \
+    X(MODEL, TRIPLE, image_std, "image-std", "(from the weight file)", "[1e-4,10]", \
+        "standard deviation of the red, green and blue channels") \
+    X(MODEL, CHOICE, image_interpolation, "image-interpolation", "(from the weight file)", \
+        "bicubic bilinear", \
+        "interpolation with which images are resized") \
+    X(MODEL, CHOICE, image_resize_mode, "image-resize-mode", "(from the weight file)", \
+        "shortest squash longest", \
+        "shortest: resize the shortest side, crop the centre; squash: resize both sides; longest: resize " \
+        "the longest side, pad") \
     X(DATA, TEXT, train_data, "train-data", "(none)", "PATH", \
-        "a CSV, a folder of pictures and .txt files, WebDataset tars ({00..09}, pipe:COMMAND), or synthetic; several are joined by ::") \
-    X(DATA, LIST, val_data, "val-data", "(none)", "[NAME=]PATH", "the same, for validation loss and retrieval; may be repeated") \
-    X(DATA, REAL, val_split, "val-split", "0", "[0,1)", "share of the training samples kept for validation") \
-    X(DATA, CHOICE, dataset_type, "dataset-type", "auto", "auto csv webdataset folder synthetic", "what --train-data and --val-data are") \
-    X(DATA, TEXT, csv_img_key, "csv-img-key", "filepath", "NAME", "CSV column of the picture's path") \
-    X(DATA, TEXT, csv_caption_key, "csv-caption-key", "title", "NAME", "CSV column of the caption") \
-    X(DATA, TEXT, csv_label_key, "csv-label-key", "label", "NAME", "CSV column of the class, an index or a class name") \
-    X(DATA, CHARACTER, csv_separator, "csv-separator", "(found out)", "CHAR", "what separates CSV columns; \\t for the tabulator") \
-    X(DATA, TEXT, image_key, "image-key", "jpg;png;jpeg;webp", "EXT;EXT", "tar members that are pictures") \
-    X(DATA, TEXT, text_key, "text-key", "txt", "EXT;EXT", "tar members that are captions") \
-    X(DATA, TEXT, json_text_key, "json-text-key", "(none)", "KEY;KEY", "caption from this field of a sample's .json member; the first non-empty counts") \
-    X(DATA, INT, train_num_samples, "train-num-samples", "(counted)", "[1,1e15]", "number of training samples; saves the count") \
-    X(DATA, INT, val_num_samples, "val-num-samples", "(counted)", "[1,1e15]", "number of validation samples") \
+        "training pairs: a CSV, a folder of images with .txt captions, WebDataset tars ({00..09} expands, " \
+        "or pipe:COMMAND), or synthetic; sources are joined by ::") \
+    X(DATA, LIST, val_data, "val-data", "(none)", "[NAME=]PATH", \
+        "pairs for validation loss and retrieval, in the forms of --train-data; may be repeated") \
+    X(DATA, REAL, val_split, "val-split", "0", "[0,1)", \
+        "fraction of the training samples kept for validation") \
+    X(DATA, CHOICE, dataset_type, "dataset-type", "auto", "auto csv webdataset folder synthetic", \
+        "format of --train-data and --val-data; auto: detected") \
+    X(DATA, TEXT, csv_img_key, "csv-img-key", "filepath", "NAME", \
+        "CSV column of the image's path") \
+    X(DATA, TEXT, csv_caption_key, "csv-caption-key", "title", "NAME", \
+        "CSV column of the caption") \
+    X(DATA, TEXT, csv_label_key, "csv-label-key", "label", "NAME", \
+        "CSV column of the class, an index or a class name") \
+    X(DATA, CHARACTER, csv_separator, "csv-separator", "(detected)", "CHAR", \
+        "separator of CSV columns; \\t for a tab") \
+    X(DATA, TEXT, image_key, "image-key", "jpg;png;jpeg;webp", "EXT;EXT", \
+        "extensions of the tar members that are images") \
+    X(DATA, TEXT, text_key, "text-key", "txt", "EXT;EXT", \
+        "extensions of the tar members that are captions") \
+    X(DATA, TEXT, json_text_key, "json-text-key", "(none)", "KEY;KEY", \
+        "read the caption from this field of a sample's .json member; the first one that is not empty is " \
+        "used") \
+    X(DATA, INT, train_num_samples, "train-num-samples", "(counted)", "[1,1e15]", \
+        "number of training samples; saves counting them") \
+    X(DATA, INT, val_num_samples, "val-num-samples", "(counted)", "[1,1e15]", \
+        "number of validation samples; saves counting them") \
     X(DATA, TEXT, train_data_upsampling_factors, "train-data-upsampling-factors", "(1 each)", "A::B", \
-        "how often an epoch holds each sample of the sources that --train-data joins by ::, e.g. 1::2.5") \
-    X(DATA, FLAG, dataset_resampled, "dataset-resampled", "", "", "draw an epoch's --train-num-samples pairs with replacement, factors as weights") \
+        "how many times per epoch each sample of a source is used, one factor for each source of " \
+        "--train-data, e.g. 1::2.5") \
+    X(DATA, FLAG, dataset_resampled, "dataset-resampled", "", "", \
+        "draw the --train-num-samples pairs of an epoch with replacement; upsampling factors become " \
+        "weights") \
     X(DATA, TEXT, train_templates, "train-templates", "(none)", "FILE", \
-        "prompts as captions (FLYP): class folders or labels are training data, a prompt with {} for the class is drawn each time") \
-    X(DATA, INT, max_image_pixels, "max-image-pixels", "25e6", "[0,1e12]", "skip pictures with more pixels; 0: no limit") \
-    X(DATA, FLAG, exif_rotate, "exif-rotate", "", "", "turn pictures upright as their EXIF tag says (open_clip does not)") \
-    X(DATA, INT, workers, "workers", "(cores)", "[1,256]", "threads that decode pictures ahead of the step") \
+        "train on class folders or labels with prompts as captions (FLYP); each time a prompt is drawn " \
+        "from this file and {} in it becomes the class name") \
+    X(DATA, INT, max_image_pixels, "max-image-pixels", "25e6", "[0,1e12]", \
+        "skip images with more pixels than this; 0: no limit") \
+    X(DATA, FLAG, exif_rotate, "exif-rotate", "", "", \
+        "rotate images to the orientation in their EXIF tag (open_clip does not)") \
+    X(DATA, INT, workers, "workers", "(cores)", "[1,256]", \
+        "threads that decode images ahead of the training step") \
     X(DATA, TEXT, cache_images, "cache-images", "(none)", "FILE", \
-        "keep the decoded pictures in this file, made at first; with --aug-cfg none the squares that the model takes, else the whole pictures") \
-    X(DATA, FLAG, no_shuffle, "no-shuffle", "", "", "take the samples in the order of the data") \
+        "cache decoded images in this file, which the first run creates: the model's input images with " \
+        "--aug-cfg none, else the whole images") \
+    X(DATA, FLAG, no_shuffle, "no-shuffle", "", "", \
+        "use the samples in the order of the data") \
     X(DATA, WORDS, aug_cfg, "aug-cfg", "(scale=0.9,1.0)", "KEY=VALUE...", \
-        "scale=LOW,HIGH ratio=LOW,HIGH color_jitter=... gray_scale_prob=P; none: as in evaluation") \
-    X(DATA, INT, seed, "seed", "0", "[0,9e18]", "random seed: same seed, same bits") \
-    X(TRAINING, CHOICE, preset, "preset", "(none)", "quick production conservative", "settings for a kind of run, see --help strategies; options given beside it win") \
-    X(TRAINING, INT, batch_size, "batch-size", "64", "[1,1e6]", "pairs of a micro-batch") \
-    X(TRAINING, INT, epochs, "epochs", "(10, from random weights 32)", "[1,1e6]", "passes over the training data") \
-    X(TRAINING, INT, steps, "steps", "(as the epochs say)", "[1,1e12]", "length of the whole run and its schedule, in place of --epochs") \
-    X(TRAINING, INT, accum_freq, "accum-freq", "1", "[1,1e6]", "micro-batches a step: the loss over all of their pairs, in the memory of one") \
+        "augmentation: scale=LOW,HIGH ratio=LOW,HIGH color_jitter=... gray_scale_prob=P; none: the " \
+        "transform used in evaluation") \
+    X(DATA, INT, seed, "seed", "0", "[0,9e18]", \
+        "random seed; the same seed gives the same bits") \
+    X(TRAINING, CHOICE, preset, "preset", "(none)", "quick production conservative", \
+        "settings for one kind of run, see --help strategies; options given explicitly take precedence") \
+    X(TRAINING, INT, batch_size, "batch-size", "64", "[1,1e6]", \
+        "pairs in a micro-batch") \
+    X(TRAINING, INT, epochs, "epochs", "(10, or 32 from random weights)", "[1,1e6]", \
+        "passes over the training data") \
+    X(TRAINING, INT, steps, "steps", "(from --epochs)", "[1,1e12]", \
+        "length of the run and of its schedule, instead of --epochs") \
+    X(TRAINING, INT, accum_freq, "accum-freq", "1", "[1,1e6]", \
+        "micro-batches per step; the loss covers all of their pairs, in the memory of one micro-batch") \
     X(TRAINING, CHOICE, precision, "precision", "auto", "auto fp32 amp_bf16 tf32", \
-        "of the matrix products' operands; auto: amp_bf16 where the processor has instructions for it, else fp32") \
-    X(TRAINING, RATE, lr, "lr", "(1e-5, from random weights 5e-4)", "[0,inf)", "peak learning rate; auto: as a range test of 100 steps finds it first") \
-    X(TRAINING, REAL, wd, "wd", "0.2", "[0,inf)", "weight decay; not on gains, biases, class and positional embeddings, logit scale") \
-    X(TRAINING, REAL, beta1, "beta1", "0.9", "[0,1)", "AdamW: decay of the mean of gradients") \
-    X(TRAINING, REAL, beta2, "beta2", "0.98", "[0,1)", "AdamW: decay of the mean of squared gradients") \
-    X(TRAINING, REAL, eps, "eps", "1e-6", "(0,inf)", "AdamW: added to the root of the squared mean") \
-    X(TRAINING, REAL, grad_clip_norm, "grad-clip-norm", "0", "[0,inf)", "largest L2 norm of all gradients together; 0: no clipping") \
-    X(TRAINING, REAL, lr_image, "lr-image", "(--lr)", "[0,inf)", "peak learning rate of the image tower") \
-    X(TRAINING, REAL, lr_text, "lr-text", "(--lr)", "[0,inf)", "peak learning rate of the text tower") \
-    X(TRAINING, REAL, image_layer_decay, "image-layer-decay", "1", "(0,1]", "each group of the image tower below the projection learns at this times the rate of the one above") \
-    X(TRAINING, REAL, text_layer_decay, "text-layer-decay", "1", "(0,1]", "the same for the text tower") \
-    X(TRAINING, LIST, wd_exclude, "wd-exclude", "(none)", "PATTERN...", "no weight decay for tensors of these names, e.g. '*.proj'; may be repeated") \
-    X(TRAINING, REAL, ema_decay, "ema-decay", "0", "[0,1)", "keep a moving average of the weights, evaluated and saved beside them, e.g. 0.999; 0: none") \
-    X(TRAINING, FLAG, grad_checkpointing, "grad-checkpointing", "", "", "keep less for the backward pass and compute it again: less memory, the same bits, slower") \
+        "number format in which matrix products are computed; auto: amp_bf16 if the processor has " \
+        "instructions for it, else fp32") \
+    X(TRAINING, RATE, lr, "lr", "(1e-5, or 5e-4 from random weights)", "[0,inf)", \
+        "peak learning rate; auto: found by a range test of 100 steps before the run") \
+    X(TRAINING, REAL, wd, "wd", "0.2", "[0,inf)", \
+        "weight decay; not applied to gains, biases, class and position embeddings and the logit scale") \
+    X(TRAINING, REAL, beta1, "beta1", "0.9", "[0,1)", \
+        "AdamW: decay rate of the running mean of the gradients") \
+    X(TRAINING, REAL, beta2, "beta2", "0.98", "[0,1)", \
+        "AdamW: decay rate of the running mean of the squared gradients") \
+    X(TRAINING, REAL, eps, "eps", "1e-6", "(0,inf)", \
+        "AdamW: added to the square root of the second moment") \
+    X(TRAINING, REAL, grad_clip_norm, "grad-clip-norm", "0", "[0,inf)", \
+        "clip the L2 norm of all gradients together to this value; 0: no clipping") \
+    X(TRAINING, REAL, lr_image, "lr-image", "(--lr)", "[0,inf)", \
+        "peak learning rate of the image tower") \
+    X(TRAINING, REAL, lr_text, "lr-text", "(--lr)", "[0,inf)", \
+        "peak learning rate of the text tower") \
+    X(TRAINING, REAL, image_layer_decay, "image-layer-decay", "1", "(0,1]", \
+        "layer-wise rates of the image tower: each group's rate is this times that of the group above it; " \
+        "the projection has the full rate") \
+    X(TRAINING, REAL, text_layer_decay, "text-layer-decay", "1", "(0,1]", \
+        "the same for the text tower") \
+    X(TRAINING, LIST, wd_exclude, "wd-exclude", "(none)", "PATTERN...", \
+        "no weight decay for tensors whose names match, e.g. '*.proj'; may be repeated") \
+    X(TRAINING, REAL, ema_decay, "ema-decay", "0", "[0,1)", \
+        "also keep an exponential moving average of the weights, which is evaluated and saved as well, " \
+        "e.g. 0.999; 0: off") \
+    X(TRAINING, FLAG, grad_checkpointing, "grad-checkpointing", "", "", \
+        "recompute activations in the backward pass: less memory, the same bits, slower") \
     X(TRAINING, CHOICE, positives, "positives", "diagonal", "diagonal soft mask", \
-        "pairs with equal keys in a step: wrong answers to each other as in open_clip, all of them right, or left out") \
+        "treat the other pairs of a step that have the same key as negatives, like open_clip (diagonal), " \
+        "as positives (soft), or leave them out of the loss (mask)") \
     X(TRAINING, TEXT, positives_key, "positives-key", "(caption)", "KEY|COLUMN", \
-        "which pairs have equal keys: those of one caption, image (its path), cls (class), or text in a CSV column") \
-    X(TRAINING, FLAG, distinct_batches, "distinct-batches", "", "", "no two pairs with equal keys in a step") \
-    X(LOCKING, FLAG, lock_image, "lock-image", "", "", "freeze the image tower") \
+        "what counts as the same key: equal caption, image (its path), cls (class), or text in this CSV " \
+        "column") \
+    X(TRAINING, FLAG, distinct_batches, "distinct-batches", "", "", \
+        "never put two pairs with the same key into one step") \
+    X(LOCKING, FLAG, lock_image, "lock-image", "", "", \
+        "freeze the image tower") \
     X(LOCKING, INT, lock_image_unlocked_groups, "lock-image-unlocked-groups", "0", "[0,1e3]", \
-        "of a locked image tower train the last N groups: projection, blocks from the last on, embeddings") \
-    X(LOCKING, FLAG, lock_text, "lock-text", "", "", "freeze the text tower") \
-    X(LOCKING, INT, lock_text_unlocked_layers, "lock-text-unlocked-layers", "0", "[0,1e3]", "of a locked text tower train the last N groups") \
-    X(LOCKING, FLAG, lock_logit_scale, "lock-logit-scale", "", "", "freeze the logit scale") \
-    X(LOCKING, TEXT, feature_cache, "feature-cache", "(in memory)", "FILE", "where the features of a locked tower are kept for the next run") \
-    X(SCHEDULE, CHOICE, lr_scheduler, "lr-scheduler", "cosine", "cosine linear stlr exponential step cosine-restarts one-cycle const const-cooldown", \
-        "learning rate after the warmup; stlr and one-cycle bring their own ramp") \
-    X(SCHEDULE, SHARE, warmup, "warmup", "10%", "[0,1e12]", "linear warmup: steps, or a share of the run, rounded down") \
-    X(SCHEDULE, REAL, min_lr_ratio, "min-lr-ratio", "0", "[0,1]", "floor of the schedule, as a share of --lr") \
-    X(SCHEDULE, REAL, cut_frac, "cut-frac", "0.1", "[0,1]", "stlr: share of the run that rises") \
-    X(SCHEDULE, REAL, stlr_ratio, "stlr-ratio", "32", "[1,1e9]", "stlr: peak over lowest rate") \
-    X(SCHEDULE, REAL, gamma, "gamma", "(exponential 0.95, step 0.1)", "(0,1]", "exponential, step: factor on the rate for every --step-size steps") \
-    X(SCHEDULE, INT, step_size, "step-size", "(exponential an epoch, step a third of the run)", "[1,1e12]", "exponential, step: in so many steps the rate falls by --gamma") \
-    X(SCHEDULE, INT, t_0, "t-0", "(a quarter of the run)", "[1,1e12]", "cosine-restarts: steps to the first restart") \
-    X(SCHEDULE, INT, t_mult, "t-mult", "2", "[1,1e6]", "cosine-restarts: every period is so many times as long as the one before") \
-    X(SCHEDULE, REAL, pct_start, "pct-start", "0.3", "[0,1]", "one-cycle: share of the run that rises") \
-    X(SCHEDULE, REAL, div_factor, "div-factor", "25", "[1,1e12]", "one-cycle: peak over first rate") \
-    X(SCHEDULE, REAL, final_div_factor, "final-div-factor", "1e4", "[1,1e12]", "one-cycle: first over last rate") \
-    X(SCHEDULE, CHOICE, anneal, "anneal", "cosine", "cosine linear", "one-cycle: up and down along half cosines or straight lines") \
-    X(SCHEDULE, FLAG, three_phase, "three-phase", "", "", "one-cycle: down to the first rate as fast as up, then on to the last") \
-    X(SCHEDULE, FLAG, cycle_momentum, "cycle-momentum", "", "", "one-cycle: beta1 from 0.95 to 0.85 and back, against the rate, in place of --beta1") \
-    X(SCHEDULE, INT, epochs_cooldown, "epochs-cooldown", "(none)", "[1,1e6]", "const-cooldown: the last N epochs fall") \
-    X(SCHEDULE, REAL, lr_cooldown_end, "lr-cooldown-end", "0", "[0,inf)", "const-cooldown: the rate they end at") \
-    X(SCHEDULE, REAL, lr_cooldown_power, "lr-cooldown-power", "1", "(0,100]", "const-cooldown: power of the fall; 1: a straight line") \
-    X(SCHEDULE, TEXT, print_schedule, "print-schedule", "(none)", "FILE.svg", "draw the rate over the run, and end; needs --steps or --train-data") \
+        "with --lock-image, still train the last N groups: first the projection, then the blocks from the " \
+        "last one down, then the embeddings") \
+    X(LOCKING, FLAG, lock_text, "lock-text", "", "", \
+        "freeze the text tower") \
+    X(LOCKING, INT, lock_text_unlocked_layers, "lock-text-unlocked-layers", "0", "[0,1e3]", \
+        "with --lock-text, still train the last N groups") \
+    X(LOCKING, FLAG, lock_logit_scale, "lock-logit-scale", "", "", \
+        "freeze the logit scale") \
+    X(LOCKING, TEXT, feature_cache, "feature-cache", "(in memory)", "FILE", \
+        "file in which the features of a locked tower are kept for later runs") \
+    X(SCHEDULE, CHOICE, lr_scheduler, "lr-scheduler", "cosine", \
+        "cosine linear stlr exponential step cosine-restarts one-cycle const const-cooldown", \
+        "shape of the learning rate after the warmup; stlr and one-cycle have a ramp of their own") \
+    X(SCHEDULE, SHARE, warmup, "warmup", "10%", "[0,1e12]", \
+        "linear warmup: number of steps, or percentage of the run, rounded down") \
+    X(SCHEDULE, REAL, min_lr_ratio, "min-lr-ratio", "0", "[0,1]", \
+        "lowest rate of the schedule, as a fraction of --lr") \
+    X(SCHEDULE, REAL, cut_frac, "cut-frac", "0.1", "[0,1]", \
+        "stlr: fraction of the run in which the rate rises") \
+    X(SCHEDULE, REAL, stlr_ratio, "stlr-ratio", "32", "[1,1e9]", \
+        "stlr: ratio of the peak rate to the lowest rate") \
+    X(SCHEDULE, REAL, gamma, "gamma", "(exponential: 0.95, step: 0.1)", "(0,1]", \
+        "exponential, step: factor on the rate for every --step-size steps") \
+    X(SCHEDULE, INT, step_size, "step-size", "(exponential: one epoch, step: a third of the run)", \
+        "[1,1e12]", \
+        "exponential, step: number of steps in which the rate falls by the factor --gamma") \
+    X(SCHEDULE, INT, t_0, "t-0", "(a quarter of the run)", "[1,1e12]", \
+        "cosine-restarts: number of steps until the first restart") \
+    X(SCHEDULE, INT, t_mult, "t-mult", "2", "[1,1e6]", \
+        "cosine-restarts: each period is this many times as long as the one before") \
+    X(SCHEDULE, REAL, pct_start, "pct-start", "0.3", "[0,1]", \
+        "one-cycle: fraction of the run in which the rate rises") \
+    X(SCHEDULE, REAL, div_factor, "div-factor", "25", "[1,1e12]", \
+        "one-cycle: ratio of the peak rate to the first rate") \
+    X(SCHEDULE, REAL, final_div_factor, "final-div-factor", "1e4", "[1,1e12]", \
+        "one-cycle: ratio of the first rate to the last rate") \
+    X(SCHEDULE, CHOICE, anneal, "anneal", "cosine", "cosine linear", \
+        "one-cycle: rise and fall along half a cosine or a straight line") \
+    X(SCHEDULE, FLAG, three_phase, "three-phase", "", "", \
+        "one-cycle: fall to the first rate as fast as it rose, then on to the last rate") \
+    X(SCHEDULE, FLAG, cycle_momentum, "cycle-momentum", "", "", \
+        "one-cycle: instead of --beta1, move beta1 from 0.95 to 0.85 and back, opposite to the rate") \
+    X(SCHEDULE, INT, epochs_cooldown, "epochs-cooldown", "(none)", "[1,1e6]", \
+        "const-cooldown: number of epochs at the end in which the rate falls") \
+    X(SCHEDULE, REAL, lr_cooldown_end, "lr-cooldown-end", "0", "[0,inf)", \
+        "const-cooldown: rate at the end of the cooldown") \
+    X(SCHEDULE, REAL, lr_cooldown_power, "lr-cooldown-power", "1", "(0,100]", \
+        "const-cooldown: exponent of the fall; 1: a straight line") \
+    X(SCHEDULE, TEXT, print_schedule, "print-schedule", "(none)", "FILE.svg", \
+        "draw the learning rate over the run, then exit; needs --steps or --train-data") \
     X(EVALUATION, LIST, zeroshot_data, "zeroshot-data", "(none)", "[NAME=]PATH", \
-        "labelled pictures: a folder of class folders, a CSV, tars with .cls; may be repeated") \
-    X(EVALUATION, TEXT, classnames, "classnames", "(folder names)", "FILE", "class names, one a line; line i is class i") \
-    X(EVALUATION, TEXT, templates, "templates", "(a photo of a {}.)", "FILE", "prompts, one a line, {} for the class name") \
-    X(EVALUATION, INT, zeroshot_frequency, "zeroshot-frequency", "1", "[0,1e6]", "zero-shot evaluation every N epochs; 0: never") \
-    X(EVALUATION, INT, val_frequency, "val-frequency", "1", "[0,1e6]", "validation every N epochs; 0: never") \
-    X(EVALUATION, SHARE, eval_steps, "eval-steps", "0", "[0,1e12]", "also evaluate every N steps, or by a share of an epoch (50%: twice an epoch); 0: by epochs only") \
-    X(EVALUATION, INT, early_stop, "early-stop", "0", "[0,1e6]", "end the run after N evaluations without a lower val_loss; 0: never") \
-    X(EVALUATION, TEXT, best_metric, "best-metric", "(zeroshot_top1 of the first set, else val_loss)", "NAME|none", \
-        "by which metric checkpoints/best.bin is kept, as named in metrics.jsonl") \
-    X(EVALUATION, INT, val_retrieval_chunk_size, "val-retrieval-chunk-size", "4096", "[0,1e9]", "rows of the retrieval matrix held at once; 0: all") \
-    X(EVALUATION, FLAG, eval_only, "eval-only", "", "", "evaluate the model and end") \
-    X(EVALUATION, TEXT, save_features, "save-features", "(none)", "FILE.safetensors", "write the image and text features of the evaluated data") \
-    X(EVALUATION, LIST, classify, "classify", "(none)", "IMAGE...", "print the classes of these pictures with their probabilities, and end") \
-    X(OUTPUT, TEXT, logs, "logs", "logs", "DIR", "where run folders go") \
-    X(OUTPUT, TEXT, name, "name", "(date_time-model-lr-batch)", "NAME", "name of the run and its folder") \
-    X(OUTPUT, INT, save_frequency, "save-frequency", "1", "[0,1e6]", "checkpoint every N epochs and at the end; 0: at the end") \
-    X(OUTPUT, SHARE, save_steps, "save-steps", "0", "[0,1e12]", "checkpoint every N steps, or by a share of an epoch; 0: none between epochs") \
-    X(OUTPUT, FLAG, save_most_recent, "save-most-recent", "", "", "also keep the newest checkpoint under the name latest") \
-    X(OUTPUT, INT, keep_checkpoints, "keep-checkpoints", "0", "[0,1e6]", "keep only the N newest checkpoints, latest and best beside them; 0: all") \
-    X(OUTPUT, FLAG, delete_previous_checkpoint, "delete-previous-checkpoint", "", "", "keep only the newest checkpoint") \
-    X(OUTPUT, INT, log_every_n_steps, "log-every-n-steps", "1", "[1,1e9]", "one line and one record of metrics every N steps") \
-    X(OUTPUT, TEXT, report_to, "report-to", "(none)", "tensorboard,wandb", "also write TensorBoard events; report to Weights & Biases by the wandb package") \
-    X(OUTPUT, TEXT, wandb_project_name, "wandb-project-name", "clip.c", "NAME", "wandb: name of the project")
+        "labelled images for zero-shot evaluation: a folder of class folders, a CSV, or tars with .cls " \
+        "members; may be repeated") \
+    X(EVALUATION, TEXT, classnames, "classnames", "(folder names)", "FILE", \
+        "class names, one per line; line i names class i") \
+    X(EVALUATION, TEXT, templates, "templates", "(a photo of a {}.)", "FILE", \
+        "prompts, one per line, with {} for the class name") \
+    X(EVALUATION, INT, zeroshot_frequency, "zeroshot-frequency", "1", "[0,1e6]", \
+        "zero-shot evaluation every N epochs; 0: never") \
+    X(EVALUATION, INT, val_frequency, "val-frequency", "1", "[0,1e6]", \
+        "validation every N epochs; 0: never") \
+    X(EVALUATION, SHARE, eval_steps, "eval-steps", "0", "[0,1e12]", \
+        "also evaluate every N steps, or every N% of an epoch (50%: twice per epoch); 0: only between " \
+        "epochs") \
+    X(EVALUATION, INT, early_stop, "early-stop", "0", "[0,1e6]", \
+        "end the run after N evaluations without a lower val_loss; 0: never") \
+    X(EVALUATION, TEXT, best_metric, "best-metric", "(zeroshot_top1 of the first set, else val_loss)", \
+        "NAME|none", \
+        "metric, as named in metrics.jsonl, by which checkpoints/best.bin is chosen") \
+    X(EVALUATION, INT, val_retrieval_chunk_size, "val-retrieval-chunk-size", "4096", "[0,1e9]", \
+        "rows of the retrieval matrix held in memory at a time; 0: all") \
+    X(EVALUATION, FLAG, eval_only, "eval-only", "", "", \
+        "evaluate the model, then exit") \
+    X(EVALUATION, TEXT, save_features, "save-features", "(none)", "FILE.safetensors", \
+        "write the image and text features of the evaluated data to this file") \
+    X(EVALUATION, LIST, classify, "classify", "(none)", "IMAGE...", \
+        "print the most probable classes of these images, out of --classnames, then exit") \
+    X(OUTPUT, TEXT, logs, "logs", "logs", "DIR", \
+        "folder in which run folders are created") \
+    X(OUTPUT, TEXT, name, "name", "(date_time-model-lr-batch)", "NAME", \
+        "name of the run and of its folder") \
+    X(OUTPUT, INT, save_frequency, "save-frequency", "1", "[0,1e6]", \
+        "save a checkpoint every N epochs and at the end; 0: only at the end") \
+    X(OUTPUT, SHARE, save_steps, "save-steps", "0", "[0,1e12]", \
+        "also save a checkpoint every N steps, or every N% of an epoch; 0: only between epochs") \
+    X(OUTPUT, FLAG, save_most_recent, "save-most-recent", "", "", \
+        "also keep the newest checkpoint under the name latest") \
+    X(OUTPUT, INT, keep_checkpoints, "keep-checkpoints", "0", "[0,1e6]", \
+        "keep only the N newest checkpoints, besides latest and best; 0: keep all") \
+    X(OUTPUT, FLAG, delete_previous_checkpoint, "delete-previous-checkpoint", "", "", \
+        "keep only the newest checkpoint") \
+    X(OUTPUT, INT, log_every_n_steps, "log-every-n-steps", "1", "[1,1e9]", \
+        "write a log line and a record of metrics every N steps") \
+    X(OUTPUT, TEXT, report_to, "report-to", "(none)", "tensorboard,wandb", \
+        "also write TensorBoard event files, or report to Weights & Biases with its wandb package, or both") \
+    X(OUTPUT, TEXT, wandb_project_name, "wandb-project-name", "clip.c", "NAME", \
+        "wandb: name of the project")
 
 #define OPTION_GROUPS(G) \
     G(PROGRAM, "This program") \
@@ -191,52 +307,56 @@ typedef struct {
 #endif
 #ifndef PROGRAM_USAGE
 #define PROGRAM_USAGE \
-    "Fine-tunes a CLIP model on pictures and their captions.\n\n" \
+    "Fine-tunes a CLIP model on images and their captions.\n\n" \
     "  fine-tune      train_clip --pretrained ViT-B-32-openai.bin --train-data pairs.csv\n" \
-    "  and measure    ... --zeroshot-data test_folder --classnames names.txt --val-split 0.1\n" \
-    "  from random    train_clip --model ViT-S-32 --train-data 'shards/{00000..00099}.tar'\n" \
-    "  go on          train_clip --resume latest --name NAME, with the other options as before\n" \
+    "  and evaluate   ... --zeroshot-data test_folder --classnames names.txt --val-split 0.1\n" \
+    "  from scratch   train_clip --model ViT-S-32 --train-data 'shards/{00000..00099}.tar'\n" \
+    "  resume         train_clip --resume latest --name NAME, with the other options as before\n" \
     "  classify       train_clip --pretrained FILE --classnames names.txt --classify a.jpg b.jpg\n"
 #endif
 #define ALL_OPTIONS(X) PROGRAM_OPTIONS(X) TRAIN_OPTIONS(X)
 
-// open_clip's options, and our own to come, that are no rows of the table: by name, or as "name value" for
-// one value of an option; | separates several, * stands for anything. IGNORED_FLAG, IGNORED_VALUE (with a
-// value behind it): means nothing here; REFUSED: would change the result, so it ends the program.
-// verdict, names, what to say
+// Options of open_clip that have no row in the table. IGNORED_FLAG, IGNORED_VALUE (an option that takes a
+// value): has no effect here, so a warning is enough. REFUSED: would change the result, so it is an error.
+// verdict, names ("name value" for one value of an option; | separates several, * matches anything), why
 #ifdef __CUDACC__
 #define DEVICE_OPTIONS(F) \
-    F(REFUSED, "device cpu", "this program computes on the GPU; use train_clip") \
-    F(IGNORED_VALUE, "device", "this program computes on the GPU; CUDA_VISIBLE_DEVICES chooses which")
+    F(REFUSED, "device cpu", "this program computes on the GPU; use train_clip for the CPU") \
+    F(IGNORED_VALUE, "device", "this program computes on the GPU that CUDA_VISIBLE_DEVICES selects")
 #else
 #define DEVICE_OPTIONS(F) \
     F(IGNORED_VALUE, "device cpu", "this program computes on the CPU") \
-    F(REFUSED, "device", "this program computes on the CPU; leave it out, or use train_clipcu")
+    F(REFUSED, "device", "this program computes on the CPU; for a GPU use train_clipcu")
 #endif
 #define FOREIGN_OPTIONS(F) \
     DEVICE_OPTIONS(F) \
-    F(IGNORED_FLAG, "local-loss|gather-with-grad", "loss and gradient are exact over the whole batch") \
+    F(IGNORED_FLAG, "local-loss|gather-with-grad", "loss and gradient always cover the whole batch") \
     F(IGNORED_FLAG, "lock-text-freeze-layer-norm", "--lock-text freezes LayerNorm as well") \
-    F(IGNORED_FLAG, "lock-image-freeze-bn-stats|use-bn-sync", "there is no batch norm") \
-    F(IGNORED_FLAG, "torchcompile|ddp-static-graph|no-set-device-rank", "there is no PyTorch") \
-    F(IGNORED_VALUE, "torchcompile-*|dist-url|dist-backend", "there is no PyTorch") \
-    F(IGNORED_FLAG, "log-local|debug|copy-codebase", "a run has one log, the program one file") \
-    F(REFUSED, "precision amp|precision fp16|precision amp_bfloat16|precision bf16|precision pure_*", "use --precision amp_bf16, or auto") \
+    F(IGNORED_FLAG, "lock-image-freeze-bn-stats|use-bn-sync", "the models have no batch norm") \
+    F(IGNORED_FLAG, "torchcompile|ddp-static-graph|no-set-device-rank", "PyTorch is not used") \
+    F(IGNORED_VALUE, "torchcompile-*|dist-url|dist-backend", "PyTorch is not used") \
+    F(IGNORED_FLAG, "log-local|debug|copy-codebase", "a run writes one log and copies no code") \
+    F(REFUSED, "precision amp|precision fp16|precision amp_bfloat16|precision bf16|precision pure_*", \
+        "use --precision amp_bf16 or auto") \
     F(REFUSED, "skip-scheduler", "use --lr-scheduler const") \
-    F(REFUSED, "siglip|coca-*|loss-dist-impl", "only CLIP's softmax loss is offered; leave it out") \
-    F(REFUSED, "distill-*", "distillation is not offered; leave it out") \
-    F(REFUSED, "opt|opt-*|momentum", "the optimizer is AdamW, set by --lr --wd --beta1 --beta2 --eps; leave it out") \
-    F(REFUSED, "*audio*|*naflex*", "only pictures of one size and text are offered") \
-    F(REFUSED, "*bucket*|text-pad-multiple", "captions are packed without padding; leave it out") \
-    F(REFUSED, "fsdp*", "the model is not split over devices; leave it out") \
-    F(REFUSED, "remote-sync*", "copy the run folder with a tool of your own") \
+    F(REFUSED, "siglip|coca-*|loss-dist-impl", "CLIP's softmax loss is the only one; leave the option out") \
+    F(REFUSED, "distill-*", "distillation is not supported; leave the option out") \
+    F(REFUSED, "opt|opt-*|momentum", \
+        "the optimizer is AdamW, set by --lr --wd --beta1 --beta2 --eps; leave the option out") \
+    F(REFUSED, "*audio*|*naflex*", "only text and images of one size are supported") \
+    F(REFUSED, "*bucket*|text-pad-multiple", "captions are packed without padding; leave the option out") \
+    F(REFUSED, "fsdp*", "the model is not split over devices; leave the option out") \
+    F(REFUSED, "remote-sync*", "not supported; copy the run folder with a tool of your choice") \
     F(REFUSED, "log-metric-every-n-steps", "use --log-every-n-steps") \
-    F(REFUSED, "train-loss-ema-samples", "curves.svg shows a smoothed loss; leave it out") \
-    F(REFUSED, "val-retrieval-precision|use-bnb-linear", "weights and scores are fp32; leave it out") \
-    F(REFUSED, "json-text-key-probs", "the first non-empty key of --json-text-key counts; leave it out") \
-    F(REFUSED, "force-custom-text|text-pooler-own-group", "the text tower is CLIP's own; leave it out") \
-    F(REFUSED, "imagenet-v*", "not offered yet; use --zeroshot-data DIR --classnames FILE") \
-    F(REFUSED, "visual-layer-decay|wandb-*", "not offered yet; leave it out")
+    F(REFUSED, "train-loss-ema-samples", "curves.svg shows a smoothed loss; leave the option out") \
+    F(REFUSED, "val-retrieval-precision|use-bnb-linear", \
+        "weights and scores are fp32; leave the option out") \
+    F(REFUSED, "json-text-key-probs", \
+        "the first key of --json-text-key that is not empty is used; leave the option out") \
+    F(REFUSED, "force-custom-text|text-pooler-own-group", \
+        "the text tower is always CLIP's own; leave the option out") \
+    F(REFUSED, "imagenet-v*", "not supported yet; use --zeroshot-data DIR --classnames FILE") \
+    F(REFUSED, "visual-layer-decay|wandb-*", "not supported yet; leave the option out")
 
 // clang-format on
 #endif

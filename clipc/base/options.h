@@ -1,10 +1,10 @@
-// Command lines: strict parsing, --help, the settings at the start and params.txt, all by walking the table
-// in option_table.h.
+// Command lines: strict parsing, --help, the settings printed at the start and written to params.txt, all by
+// walking the table in option_table.h.
 //
 //     Options o;
-//     options_parse(&o, argc, argv);              wrong usage ends the program with one line and exit code 2
-//     if (!options_was_set(&o, lr)) o.lr = 1e-5;  where a default depends on other options
-//     options_print(&o, stdout);                  also writes params.txt
+//     options_parse(&o, argc, argv);              wrong usage: one line, then exit code 2
+//     if (!options_was_set(&o, lr)) o.lr = 1e-5;  for defaults that depend on other options
+//     options_print(&o, stdout);                  the settings; with a file: params.txt
 #ifndef CLIPC_OPTIONS_H
 #define CLIPC_OPTIONS_H
 
@@ -17,9 +17,9 @@
 #include <math.h>   // isfinite, floor
 #include <stddef.h> // offsetof
 
-// ---------------------------------------------------------------- what the table makes
+// ---------------------------------------------------------------- types and rows made from the table
 
-// The share of `total` in whole units, rounded down.
+// How many of `total` steps (or other units) `s` is: its count, or its percentage rounded down.
 static inline int64_t share_of(Share s, int64_t total) {
     return (int64_t)floor(s.percent ? (double)total * s.value / 100 : s.value);
 }
@@ -41,15 +41,15 @@ enum { OPTION_GROUPS(G) GROUP_COUNT };
 #undef G
 #define GROUP_BIT(group) (1u << GROUP_##group)
 
-// One field an option; texts point into argv, or are owned.
+// One field per option. Texts point into argv, or into memory that the fields below own.
 typedef struct {
 #define X(group, kind, field, name, initial, range, help) OptionType##kind field;
     ALL_OPTIONS(X)
 #undef X
     bool set[OPTION_COUNT];    // given on the command line
-    char *owned[OPTION_COUNT]; // memory behind WORDS
-    char *settings;            // memory behind texts that options_adopt() took over
-    char *preset_settings;     // memory behind texts that preset_apply() set
+    char *owned[OPTION_COUNT]; // texts of WORDS and TRIPLE
+    char *settings;            // texts that options_adopt() took over
+    char *preset_settings;     // texts that preset_apply() set
 } Options;
 
 #define options_was_set(options, field) ((options)->set[OPTION_##field])
@@ -71,7 +71,7 @@ static inline const OptionRow *option_rows(void) {
     return rows;
 }
 
-// Is `text` one of the alternatives a|b|c, each a pattern as for file names?
+// Does `text` match one of the alternatives a|b|c, each a pattern as for file names (* ? [])?
 static inline bool matches_any(const char *alternatives, const char *text) {
     char pattern[64];
     for (const char *p = alternatives; *p; p += strcspn(p, "|"), p += *p == '|') {
@@ -90,8 +90,8 @@ static inline bool option_has_default(const OptionRow *row) {
 
 // ---------------------------------------------------------------- values
 
-// A decimal number and nothing else: no blanks, hex, inf or nan. Every strtod() that reaches the end gets
-// past the rest.
+// Reads a decimal number and nothing else: no spaces, hex, inf or nan. (The characters are checked first,
+// since strtod() accepts all of these.)
 static inline bool parse_number(const char *text, double *value) {
     if (!*text || strspn(text, "0123456789+-.eE") != strlen(text)) return false;
     char *end;
@@ -102,7 +102,7 @@ static inline bool parse_number(const char *text, double *value) {
 typedef struct {
     double low, high;
     bool low_open, high_open;
-    char low_text[32], high_text[32]; // as the table writes them
+    char low_text[32], high_text[32]; // the bounds as written in the table
 } OptionRange;
 
 static inline OptionRange option_range_parse(const char *text) {
@@ -133,7 +133,7 @@ static inline void option_range_describe(const OptionRange *r, char text[96]) {
 
 enum { OPTION_ERROR_SIZE = 512 };
 
-// A number in the row's range; says in `error` what is wrong with it.
+// Reads a number in the row's range. Returns false with the reason in `error` if it is not one.
 static inline bool option_number(const OptionRow *row, const char *text, double *value, char *error) {
     OptionRange range = option_range_parse(row->range);
     char allowed[96];
@@ -145,8 +145,8 @@ static inline bool option_number(const OptionRow *row, const char *text, double 
     return true;
 }
 
-// Beyond 2^53 not every whole number is a double: plain digits are read as an integer, 25e6 by way of a
-// double.
+// Plain digits are read as an integer, since a double does not hold every whole number beyond 2^53; forms
+// like 25e6 are read as a double.
 static inline bool option_integer(const OptionRow *row, const char *text, int64_t *value, char *error) {
     double number;
     if (!option_number(row, text, &number, error)) return false;
@@ -166,13 +166,13 @@ static inline bool option_share(const OptionRow *row, const char *text, Share *s
     if (!share->percent) {
         int64_t count = 0;
         if (!option_integer(row, text, &count, error))
-            return strcat(error, ", or a share such as 10%"), false;
+            return strcat(error, ", or a percentage such as 10%"), false;
         share->value = (double)count;
         return true;
     }
     snprintf(digits, sizeof digits, "%.*s", (int)n - 1, text);
     if (parse_number(digits, &share->value) && share->value >= 0 && share->value <= 100) return true;
-    snprintf(error, OPTION_ERROR_SIZE, "is not a share; give 0%% to 100%%, or a number of steps");
+    snprintf(error, OPTION_ERROR_SIZE, "is not a percentage; give 0%% to 100%%, or a number of steps");
     return false;
 }
 
@@ -189,7 +189,7 @@ static inline bool option_triple(const OptionRow *row, const char *text, Triple 
         p += strspn(p, " ");
     }
     if (count != 3)
-        snprintf(error, OPTION_ERROR_SIZE, "has %d number%s; give three: red, green, blue", count,
+        snprintf(error, OPTION_ERROR_SIZE, "has %d number%s; give three, for red, green and blue", count,
             count == 1 ? "" : "s");
     return count == 3;
 }
@@ -198,19 +198,20 @@ static inline bool option_choice(const OptionRow *row, const char *text, const c
     size_t n = strlen(text);
     for (const char *p = row->range; *p; p += strcspn(p, " "), p += strspn(p, " "))
         if (strcspn(p, " ") == n && memcmp(p, text, n) == 0) return *word = text, true;
-    snprintf(error, OPTION_ERROR_SIZE, "is not offered; %s%s",
-        strchr(row->range, ' ') ? "choose one of: " : "use ", row->range);
+    snprintf(error, OPTION_ERROR_SIZE, "is not one of the choices; give %s%s",
+        strchr(row->range, ' ') ? "one of: " : "", row->range);
     return false;
 }
 
 static inline bool option_character(const char *text, char *c, char *error) {
     *c = strcmp(text, "\\t") == 0 || strcmp(text, "tab") == 0 ? '\t' : text[0];
     if (*c == '\t' || (text[0] && !text[1] && text[0] > ' ')) return true;
-    snprintf(error, OPTION_ERROR_SIZE, "is not one character; give e.g. , or ; or \\t");
+    snprintf(error, OPTION_ERROR_SIZE, "is not a single character; give one such as , or ; or \\t");
     return false;
 }
 
-// Stores a value in its field; when it does not fit, says why in `error` (OPTION_ERROR_SIZE bytes).
+// Stores a value in its field. If the value is not valid, returns false and the reason in `error`, which has
+// OPTION_ERROR_SIZE bytes.
 static inline bool option_store(Options *o, const OptionRow *row, const char *text, char *error) {
     void *field = (char *)o + row->offset;
     switch (row->kind) {
@@ -264,14 +265,15 @@ static inline void options_help(FILE *f);
 
 typedef enum { IGNORED_FLAG, IGNORED_VALUE, REFUSED } ForeignVerdict;
 
-// Is the option, or the option with this value (NULL: none), a foreign one? A refused one ends the program.
-// Returns true for one to ignore, with the number of values that it takes.
+// Handles an option that the table does not have, given with `value` (NULL: none), by the list of foreign
+// options: one to refuse ends the program; for one to ignore it warns, returns true, and sets `takes` to the
+// number of values that the option has. Returns false for an option that is not in the list.
 static inline bool option_foreign(const char *name, const char *value, int *takes) {
     static const struct {
         ForeignVerdict verdict;
-        const char *names, *say;
+        const char *names, *why;
     } foreign[] = {
-#define F(verdict, names, say) {verdict, names, say},
+#define F(verdict, names, why) {verdict, names, why},
         FOREIGN_OPTIONS(F)
 #undef F
     };
@@ -280,16 +282,16 @@ static inline bool option_foreign(const char *name, const char *value, int *take
     for (size_t i = 0; i < sizeof foreign / sizeof *foreign; i++) {
         const char *given = strchr(foreign[i].names, ' ') ? both : name;
         if (!matches_any(foreign[i].names, given)) continue;
-        if (foreign[i].verdict == REFUSED) die(EXIT_USAGE, "--%s: %s", given, foreign[i].say);
-        warn("--%s means nothing here, ignored: %s", given, foreign[i].say);
+        if (foreign[i].verdict == REFUSED) die(EXIT_USAGE, "--%s: %s", given, foreign[i].why);
+        warn("--%s has no effect here and is ignored: %s", given, foreign[i].why);
         *takes = foreign[i].verdict == IGNORED_VALUE;
         return true;
     }
     return false;
 }
 
-// The option that an unknown name may stand for: one that begins like it, else the one with the fewest
-// letters to change.
+// The option that an unknown name was probably meant to be: one that begins with the name, otherwise the one
+// at the smallest edit distance.
 static inline const char *option_nearest(const char *name) {
     const OptionRow *rows = option_rows();
     const char *nearest = "";
@@ -312,15 +314,15 @@ static inline const OptionRow *option_find(const char *name) {
     return NULL;
 }
 
-// Takes an option's values from `values` (`count` words up to the next --option; with `inlined` the one
-// behind the =). Returns how many were taken.
+// Reads an option's value from `values`: `count` words up to the next --option, or with `inlined` the one
+// word after the =. Returns how many words belong to the option.
 static inline int option_take(Options *o, const OptionRow *row, char **values, int count, bool inlined) {
     int index = (int)(row - option_rows());
     char error[OPTION_ERROR_SIZE] = "";
     if (o->set[index] && row->kind != KIND_LIST) die(EXIT_USAGE, "--%s is given twice; keep one", row->name);
     o->set[index] = true;
     if (row->kind == KIND_FLAG) {
-        if (inlined) die(EXIT_USAGE, "--%s=%s: takes no value; leave it away", row->name, values[0]);
+        if (inlined) die(EXIT_USAGE, "--%s=%s: takes no value; write --%s", row->name, values[0], row->name);
         option_store(o, row, "", error);
         return 0;
     }
@@ -345,7 +347,7 @@ static inline int option_take(Options *o, const OptionRow *row, char **values, i
     return count;
 }
 
-// Reads a command line. Wrong usage ends the program with one line and EXIT_USAGE, --help with 0.
+// Reads a command line. Wrong usage ends the program with one line and EXIT_USAGE; --help ends it with 0.
 static inline void options_parse(Options *o, int argc, char **argv) {
     options_defaults(o);
     const OptionRow *previous = NULL; // the option before this argument
@@ -358,13 +360,14 @@ static inline void options_parse(Options *o, int argc, char **argv) {
         }
         if (strncmp(arg, "--", 2) != 0 || !arg[2] || arg[2] == '=') {
             if (!previous && file_exists(arg))
-                die(EXIT_USAGE,
-                    "%s: belongs to no option; to train on it write --train-data %s (--help tells more)", arg,
-                    arg);
-            if (!previous) die(EXIT_USAGE, "%s: belongs to no option; write --name value, see --help", arg);
-            die(EXIT_USAGE, "%s: belongs to no option: --%s takes %s", arg, previous->name,
-                previous->kind == KIND_FLAG ? "no value"
-                                            : "one value here; quote patterns and values with blanks");
+                die(EXIT_USAGE, "%s: does not belong to an option; to train on it, write --train-data %s",
+                    arg, arg);
+            if (!previous)
+                die(EXIT_USAGE, "%s: does not belong to an option; write --name value (see --help)", arg);
+            die(EXIT_USAGE, "%s: does not belong to an option: --%s takes %s", arg, previous->name,
+                previous->kind == KIND_FLAG
+                    ? "no value"
+                    : "one value here; quote patterns and values that contain spaces");
         }
         char *equals = strchr(arg, '=');
         snprintf(name, sizeof name, "%.*s", (int)(equals ? equals - arg - 2 : (ptrdiff_t)strlen(arg) - 2),
@@ -392,7 +395,7 @@ static inline void print_escaped(FILE *f, const char *s) {
     }
 }
 
-// the shortest of the usual forms that reads back as the same number
+// Prints 15 digits if they read back as the same number, otherwise 17.
 static inline void print_number(FILE *f, double x) {
     char text[32];
     snprintf(text, sizeof text, "%.15g", x);
@@ -431,8 +434,8 @@ static inline void option_print_value(FILE *f, int kind, const void *field, size
     }
 }
 
-// The settings, one line each: the name, a value (a line for each value of a list; backslash, tabulator and
-// line break as \\ \t \n). What is unset stands in no line; what the program set by then does.
+// Prints the settings, one line each: name and value (for a list, one line per value; backslash, tab and line
+// break as \\ \t \n). Options that are not set are left out; those that the program has set are included.
 static inline void options_print(const Options *o, FILE *f) {
     const OptionRow *rows = option_rows();
     Options unset;
@@ -453,7 +456,7 @@ static inline void options_print(const Options *o, FILE *f) {
 
 // ---------------------------------------------------------------- settings of an earlier run
 
-// Would another value give other weights? Not what is only watched, written or waited for.
+// Does the option affect the trained weights, rather than only logging, evaluation or speed?
 static inline bool option_changes_result(const OptionRow *row) {
     return row->group != GROUP_EVALUATION && row->group != GROUP_OUTPUT &&
            !matches_any(
@@ -472,8 +475,9 @@ static inline void unescape(char *s) {
     *to = 0;
 }
 
-// Takes over what options_print() wrote of an earlier run wherever the command line says nothing. What it
-// says otherwise and would change the result ends the program, unless `override`.
+// Takes over the settings of an earlier run, as options_print() wrote them, for every option that the command
+// line does not give. If the command line differs in an option that affects the weights, the program ends,
+// unless `override`.
 static inline void options_adopt(Options *o, const char *settings, bool override) {
     bool adopted[OPTION_COUNT] = {false}, named[OPTION_COUNT] = {false};
     char *text = o->settings = strdup_check(settings), *line, *rest = text, error[OPTION_ERROR_SIZE];
@@ -482,13 +486,13 @@ static inline void options_adopt(Options *o, const char *settings, bool override
         if (*value) *value++ = 0;
         value += strspn(value, " ");
         const OptionRow *row = option_find(line);
-        if (!row) continue; // an option that this version does not have
+        if (!row) continue; // an option of another version
         const size_t i = (size_t)(row - option_rows());
         named[i] = true;
         if (!o->set[i] || adopted[i]) {
             unescape(value);
             if (!option_store(o, row, value, error))
-                die(EXIT_USAGE, "--%s, as the run was begun with: %s", row->name, error);
+                die(EXIT_USAGE, "--%s, from the settings of the run: %s", row->name, error);
             o->set[i] = adopted[i] = true;
             continue;
         }
@@ -499,8 +503,8 @@ static inline void options_adopt(Options *o, const char *settings, bool override
         fclose(f);
         if (strcmp(mine, value) != 0 && option_changes_result(row) && !override)
             die(EXIT_USAGE,
-                "--%s %s: the run was begun with %s; leave it out, or add --resume-override to go on with "
-                "the new value",
+                "--%s %s: the run was started with %s; leave the option out, or add --resume-override to "
+                "continue with the new value",
                 row->name, mine, value);
         free(mine);
     }
@@ -508,19 +512,23 @@ static inline void options_adopt(Options *o, const char *settings, bool override
     for (int i = 0; i < OPTION_COUNT; i++)
         if (o->set[i] && !named[i] && option_changes_result(&rows[i]) && !override)
             die(EXIT_USAGE,
-                "--%s: the run was begun without it; leave it out, or add --resume-override to go on with it",
+                "--%s: the run was started without it; leave the option out, or add --resume-override to "
+                "continue with it",
                 rows[i].name);
 }
 
 // ---------------------------------------------------------------- help
 
-// Prints `text` at `column` and wraps it there, at blanks, below 100 columns; what stands in [] stays on one
-// line.
+// Prints `text` from `column` on and wraps it there at spaces, to lines of at most HELP_WIDTH columns. Text in
+// [] at the end stays on one line if it fits on one.
+enum { HELP_WIDTH = 100 };
+
 static inline void print_wrapped(FILE *f, int column, const char *text) {
     int x = column;
     while (*text) {
-        int n = (int)strcspn(text, *text == '[' ? "" : " ");
-        if (x > column && x + 1 + n > 100) {
+        const bool fits_whole = *text == '[' && column + (int)strlen(text) <= HELP_WIDTH;
+        const int n = (int)strcspn(text, fits_whole ? "" : " ");
+        if (x > column && x + 1 + n > HELP_WIDTH) {
             fprintf(f, "\n%*s", column, "");
             x = column;
         } else if (x > column) {
@@ -570,7 +578,8 @@ static inline void options_help(FILE *f) {
         OPTION_GROUPS(G)
 #undef G
     };
-    fprintf(f, "%s\nOptions are --name value or --name=value, named as in open_clip.\n", PROGRAM_USAGE);
+    fprintf(f, "%s\nOptions are written --name value or --name=value, and named as in open_clip.\n",
+        PROGRAM_USAGE);
     const OptionRow *rows = option_rows();
     for (int group = 0; group < GROUP_COUNT; group++) {
         bool first = true;
@@ -581,8 +590,9 @@ static inline void options_help(FILE *f) {
             option_help(f, &rows[i]);
         }
     }
-    fprintf(f, "\n  --help                            this text\n  --help strategies                 rates "
-               "and epochs by strategy, presets, what curves say\n");
+    fprintf(f, "\n  --help                            this text\n"
+               "  --help strategies                 rates, epochs and presets by strategy, how to read the "
+               "curves\n");
 }
 
 #endif

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The GPU program on this machine's GPU, one table after the other (make bench-gpu); PARTS='kernels steps feeding' picks some, MODELS= and
-# BATCHES= (separated by commas) what the steps are taken with, PEAK= TFLOP/s of bf16. open_clip takes part where PyTorch finds the GPU.
+# Measures the GPU program on this machine's GPU and prints one table after the other (make bench-gpu).
+# PARTS='kernels steps feeding' picks some; MODELS= and BATCHES= (comma-separated lists) set what the steps
+# are measured with, PEAK= the GPU's bf16 peak in TFLOP/s. open_clip is measured too if PyTorch finds the GPU.
 cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit 1
 . dev/test/parts.sh
 . dev/test/gpu_here.sh "make bench-gpu" || exit 1

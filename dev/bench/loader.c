@@ -1,8 +1,8 @@
-// Pictures a second and core: decoding, and each way to 224 pixels, on 500x375 JPEGs, in the time of one
-// thread.
+// Images per second and core: decoding, and each transform to 224 pixels, on 500x375 JPEGs, by thread time.
 //
-//     build/bench_loader [JPEG...]        without files: drawn ones, quality 90, 4:2:0, about 100 KB as those
-//         of ImageNet
+//     build/bench_loader [JPEG...]
+//
+// Without files it draws some: quality 90, 4:2:0, about 100 KB, as those of ImageNet.
 #include "clipc/data/transform.h"
 #include "clipc/base/utils.h"
 
@@ -12,7 +12,7 @@ typedef struct {
     uint8_t *data;
     size_t bytes;
     Image image;
-} Picture;
+} Sample;
 
 static double thread_seconds(void) {
     struct timespec t;
@@ -20,8 +20,8 @@ static double thread_seconds(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-// Waves of all lengths, the short ones weaker, as in photographs, and some noise.
-static Picture draw_jpeg(int number) {
+// Draws waves of all lengths, the short ones weaker, as in photographs, plus some noise.
+static Sample draw_jpeg(int number) {
     uint8_t *rgb = (uint8_t *)malloc_check(3 * WIDTH * HEIGHT);
     Rand r = rand_for((uint64_t)number, 0, 0);
     double waves[24][4];
@@ -61,43 +61,43 @@ static Picture draw_jpeg(int number) {
     jpeg_finish_compress(&jpeg);
     jpeg_destroy_compress(&jpeg);
     free(rgb);
-    const Picture p = {data, bytes, {0, 0, NULL, 1}};
+    const Sample p = {data, bytes, {0, 0, NULL, 1}};
     return p;
 }
 
-// ---------------------------------------------------------------- what a worker does
+// ---------------------------------------------------------------- the stages of a worker
 
-typedef void (*Stage)(Picture *p, uint8_t *out, int round);
+typedef void (*Stage)(Sample *p, uint8_t *out, int round);
 
-static void decode(Picture *p, uint8_t *out, int round) {
+static void decode(Sample *p, uint8_t *out, int round) {
     (void)out;
     (void)round;
     image_free(&p->image);
     if (image_decode(&p->image, p->data, p->bytes, INT64_MAX) != IMAGE_OK)
-        die(EXIT_USAGE, "a picture does not decode");
+        die(EXIT_USAGE, "an image cannot be decoded");
 }
-static void evaluation(Picture *p, uint8_t *out, int round) {
+static void evaluation(Sample *p, uint8_t *out, int round) {
     (void)round;
     image_eval_transform(out, &p->image, SIZE, INTERPOLATION_BICUBIC, RESIZE_SHORTEST);
 }
-static void training(Picture *p, uint8_t *out, int round) {
+static void training(Sample *p, uint8_t *out, int round) {
     static const AugmentConfig crops = {false, {0.9, 1.0}, {3.0 / 4, 4.0 / 3}, {0, 0, 0, 0}, 0.8, 0};
     Rand r = rand_for(1, (uint64_t)round, 0);
     image_train_transform(out, &p->image, SIZE, INTERPOLATION_BICUBIC, &crops, &r);
 }
-static void decode_and_train(Picture *p, uint8_t *out, int round) {
+static void decode_and_train(Sample *p, uint8_t *out, int round) {
     decode(p, out, round);
     training(p, out, round);
 }
 
 int main(int argc, char **argv) {
-    static Picture pictures[MOST];
+    static Sample samples[MOST];
     const int count = argc > 1 ? (int)min_i64(argc - 1, MOST) : DRAWN;
     size_t bytes = 0;
     for (int i = 0; i < count; i++) {
-        if (argc > 1) pictures[i].data = (uint8_t *)file_read_all(argv[1 + i], &pictures[i].bytes);
-        else pictures[i] = draw_jpeg(i);
-        bytes += pictures[i].bytes;
+        if (argc > 1) samples[i].data = (uint8_t *)file_read_all(argv[1 + i], &samples[i].bytes);
+        else samples[i] = draw_jpeg(i);
+        bytes += samples[i].bytes;
     }
     const struct {
         const char *name;
@@ -106,13 +106,13 @@ int main(int argc, char **argv) {
         {"crop of 0.9 to 1 to 224 pixels", training},
         {"decoding and crop, as in training", decode_and_train}};
     uint8_t *out = (uint8_t *)malloc_check(3 * SIZE * SIZE);
-    printf("%d pictures of %zu KB in the mean\n\n| stage | pictures a second and core |\n|---|---|\n", count,
+    printf("%d images of %zu KB on average\n\n| stage | images per second and core |\n|---|---|\n", count,
         bytes / (size_t)count / 1000);
     for (size_t s = 0; s < sizeof stages / sizeof *stages; s++) {
         double best = INFINITY, total = 0;
         for (int round = 0; round < 5 || total < 0.5; round++) {
             const double start = thread_seconds();
-            for (int i = 0; i < count; i++) stages[s].run(&pictures[i], out, round * count + i);
+            for (int i = 0; i < count; i++) stages[s].run(&samples[i], out, round * count + i);
             const double seconds = thread_seconds() - start;
             best = fmin(best, seconds);
             total += seconds;
@@ -120,8 +120,8 @@ int main(int argc, char **argv) {
         printf("| %s | %.0f |\n", stages[s].name, count / best);
     }
     for (int i = 0; i < count; i++) {
-        image_free(&pictures[i].image);
-        free(pictures[i].data);
+        image_free(&samples[i].image);
+        free(samples[i].data);
     }
     free(out);
     return 0;

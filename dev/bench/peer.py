@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
-"""train_clip beside open_clip on this machine's processor (make bench-peer; dev/bench/peer.sh brings open_clip).
+"""Compares train_clip with open_clip on this machine's processor (make bench-peer; dev/bench/peer.sh installs open_clip).
 
-  dev/bench/peer.py [ROW...] [--rounds 5] [--threads N] [--folder DIR]      rows by name or pattern, such as 'train-b32*'; default: all
+  dev/bench/peer.py [ROW...] [--rounds 5] [--threads N] [--folder DIR]      rows by name or pattern; default: all
   dev/bench/peer.py --list
 
-Both programs get the same weights, the same pictures and captions and as many threads. Each is one process for a row, which takes steps as
-it is asked to, in turns with the other; the one that waits sleeps. So neither the start nor the data are in the times, nor do the two disturb
-each other, and what else the machine does meets both. The peer does what open_clip's main.py and train.py do at --precision fp32 and amp_bf16.
-A row whose programs do not agree in the loss of the first step (in the features, when encoding) is an error: they would not do the same work.
-Prints a table in Markdown: the median over the rounds, of the ratio with its lowest and highest value, and the peak of resident memory.
+Both programs get the same weights, images, captions and number of threads. For each row, each program is one process
+that takes steps on request and sleeps while the other has its turn. The times therefore include neither start-up nor
+data loading, the two do not disturb each other, and other load on the machine affects both alike. The peer does what
+open_clip's main.py and train.py do at --precision fp32 and amp_bf16. If the two programs differ in the loss of the
+first step (when encoding: in the features), they do not do the same work, and the row is an error.
+Prints a Markdown table: medians over the rounds, the lowest and highest ratio, and peak resident memory.
 """
 import argparse
 import fnmatch
@@ -28,8 +29,9 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 BUILD = os.environ.get("BUILD") or os.path.join(ROOT, "build")
 BIN = os.path.join(ROOT, os.environ.get("BIN", ""))
 
-# name, what both do, its unit, model, pairs, mean tokens of a caption (77: all), precision, groups that train in each tower (-1: all), does
-# train_clip hold the features of the image tower, steps a round
+# name, task, model, pairs, mean tokens per caption (77: the full context), precision, number of trained groups in
+# the image and in the text tower (-1: all), whether train_clip caches the features of the image tower, steps
+# per round
 Row = namedtuple("Row", "name, task, model, pairs, tokens, precision, image, text, cached, steps")
 
 
@@ -41,7 +43,7 @@ def rows():
     for precision, short in (("fp32", "fp32"), ("amp_bf16", "bf16")):
         yield Row(f"train-b32-{short}", "train", b32, 32, 16, precision, -1, -1, False, 1)
         yield Row(f"train-b32-77-{short}", "train", b32, 32, 77, precision, -1, -1, False, 1)
-        yield Row(f"train-b32-64-{short}", "train", b32, 64, 16, precision, -1, -1, False, 1)  # its memory less that of 32: activations of 32 pairs
+        yield Row(f"train-b32-64-{short}", "train", b32, 64, 16, precision, -1, -1, False, 1)  # minus the memory with 32 pairs: activations of 32 pairs
         yield Row(f"train-b16-{short}", "train", b16, 16, 16, precision, -1, -1, False, 1)
         yield Row(f"lock-image-{short}", "train", b32, 32, 16, precision, 0, -1, False, 1)
         yield Row(f"lock-text-{short}", "train", b32, 32, 16, precision, -1, 0, False, 1)
@@ -52,8 +54,8 @@ def rows():
         yield Row(f"text-32-{short}", "text", b32, 32, 16, precision, -1, -1, False, 3)
         for part, pairs, width, hidden in ("image", 1600, 768, 3072), ("text", 512, 512, 2048):
             for layer, C, O in ("in_proj", width, 3 * width), ("out_proj", width, width), ("c_fc", width, hidden), ("c_proj", hidden, width):
-                for task in "forward", "input", "weight":  # of ViT-B/32 at 32 pairs; `model` is the layer, R x C x O
-                    turn = round((4e10 if precision == "fp32" else 2e11) / (2 * pairs * C * O))  # a tenth of a second or so: threads take a while to wake
+                for task in "forward", "input", "weight":  # layers of ViT-B/32 at 32 pairs; `model` is R x C x O
+                    turn = round((4e10 if precision == "fp32" else 2e11) / (2 * pairs * C * O))  # about a tenth of a second, so that waking the threads does not matter
                     yield Row(f"product-{part}-{layer}-{task}-{short}", task, f"{pairs}x{C}x{O}", 1, 0, precision, -1, -1, False, turn)
     yield Row("start", "start", b32, 32, 16, "fp32", -1, -1, False, 1)
 
@@ -64,17 +66,17 @@ def describe(row):
     if row.task in PRODUCTS:
         return f"matrix product {row.model}, {PRODUCTS[row.task]}"
     if row.task != "train":
-        return f"{row.model}, {row.pairs} {'picture' if row.task == 'image' else 'caption'}{'s' * (row.pairs > 1)} to features"
+        return f"{row.model}, {row.pairs} {'image' if row.task == 'image' else 'caption'}{'s' * (row.pairs > 1)} to features"
     names = {-1: "trained", 0: "locked"}
     lock = "" if (row.image, row.text) == (-1, -1) else ", last 2 groups of each tower" if row.image == row.text == 2 else \
         f", image tower {names[row.image]}, text tower {names[row.text]}"
-    return f"{row.model}, training, {row.pairs} pairs, {row.tokens} tokens{lock}{', features kept' * row.cached}"
+    return f"{row.model}, training, {row.pairs} pairs, {row.tokens} tokens{lock}{', features cached' * row.cached}"
 
 
 # ---------------------------------------------------------------- weights and batches for both
 
 def prepare_model(folder, model):
-    """-> the packed file of random weights, and the same for open_clip."""
+    """-> a packed file of random weights, and the same weights for open_clip"""
     packed, exported = os.path.join(folder, f"{model}.bin"), os.path.join(folder, model)
     convert = [sys.executable, os.path.join(ROOT, "dev", "convert.py")]
     if not os.path.exists(os.path.join(exported, "open_clip_model.safetensors")):
@@ -85,7 +87,7 @@ def prepare_model(folder, model):
 
 
 def prepare_batch(folder, pairs, tokens, size=224, context=77):
-    """Noise as pictures; captions of random words whose lengths lie evenly within half their mean around it."""
+    """Images of noise; captions of random tokens, with lengths spread evenly between half and one and a half times the mean."""
     path = os.path.join(folder, f"{pairs}x{tokens}.batch")
     draw = np.random.default_rng(0)
     spread = 0 if tokens == context else tokens // 2
@@ -110,7 +112,7 @@ def read_batch(path):
 # ---------------------------------------------------------------- the peer, in a process of its own
 
 class PeerProduct:
-    """A layer's product as torch.nn.Linear and its backward pass have it: MKL in fp32, oneDNN in bf16."""
+    """A layer's matrix product as in torch.nn.Linear and its backward pass: MKL in fp32, oneDNN in bf16"""
 
     def __init__(self, row, threads):
         import torch
@@ -131,7 +133,7 @@ class PeerProduct:
 
 
 class Peer:
-    """open_clip as its main.py sets it up."""
+    """open_clip, set up as in its main.py"""
 
     def __init__(self, row, weights, batch, threads):
         import contextlib
@@ -155,9 +157,9 @@ class Peer:
         if self.row.text >= 0:
             self.model.lock_text_tower(unlocked_layers=self.row.text)
         trained = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
-        still = [p for n, p in trained if p.ndim < 2 or any(x in n for x in ("bn", "ln", "bias", "logit_scale"))]
-        rest = [p for n, p in trained if not any(p is q for q in still)]
-        self.optimizer = self.torch.optim.AdamW([{"params": still, "weight_decay": 0.0}, {"params": rest, "weight_decay": 0.2}], lr=1e-5, betas=(0.9, 0.98), eps=1e-6)
+        no_decay = [p for n, p in trained if p.ndim < 2 or any(x in n for x in ("bn", "ln", "bias", "logit_scale"))]
+        rest = [p for n, p in trained if not any(p is q for q in no_decay)]
+        self.optimizer = self.torch.optim.AdamW([{"params": no_decay, "weight_decay": 0.0}, {"params": rest, "weight_decay": 0.2}], lr=1e-5, betas=(0.9, 0.98), eps=1e-6)
         self.loss = open_clip.ClipLoss()
         self.model.train()
 
@@ -192,25 +194,25 @@ def serve(peer):
 # ---------------------------------------------------------------- turns
 
 class Program:
-    """A process that takes steps when asked to."""
+    """A process that takes steps on request"""
 
     def __init__(self, command, threads):
         environment = dict(os.environ, OMP_NUM_THREADS=str(threads))
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
     def steps(self, count):
-        """-> seconds a step, the number that tells what was computed"""
+        """-> seconds per step, and the loss (or a feature) by which results are compared"""
         try:
             self.process.stdin.write(f"{count}\n")
             self.process.stdin.flush()
             seconds, result = self.process.stdout.readline().split()
         except (BrokenPipeError, ValueError):
             self.process.kill()
-            raise RuntimeError(self.process.stderr.read().strip()[-400:] or "ended without a word") from None
+            raise RuntimeError(self.process.stderr.read().strip()[-400:] or "ended without a message") from None
         return float(seconds) / count, float(result)
 
     def close(self):
-        """-> peak of resident memory in GB"""
+        """-> peak resident memory in GB"""
         with open(f"/proc/{self.process.pid}/status") as f:
             peak = next(int(line.split()[1]) for line in f if line.startswith("VmHWM:"))
         self.process.stdin.close()
@@ -219,7 +221,7 @@ class Program:
 
 
 def measure(row, rounds, threads, folder):
-    """-> seconds a step of each round (ours, theirs), peak memory (ours, theirs)"""
+    """-> seconds per step of each round (ours, theirs), peak memory (ours, theirs)"""
     product = row.task in PRODUCTS
     packed, weights = ("", "") if product else prepare_model(folder, row.model)
     batch = "" if product else prepare_batch(folder, row.pairs, row.tokens)
@@ -248,7 +250,7 @@ def measure(row, rounds, threads, folder):
 
 
 def run_until(command, sign, threads):
-    """-> seconds from the start of the command to the line that begins with `sign`; then it is ended"""
+    """-> seconds from the start of the command to the line that begins with `sign`; then the process is killed"""
     begin = time.perf_counter()
     program = Program(command, threads)
     for line in program.process.stdout:
@@ -261,7 +263,7 @@ def run_until(command, sign, threads):
 
 
 def measure_start(row, rounds, threads, folder):
-    """The line of the run folder is the last before the first step; open_clip is given the weights, and no data to open."""
+    """Until train_clip prints the run folder, its last line before the first step. open_clip has no data to open."""
     packed, weights = prepare_model(folder, row.model)
     batch, logs, times = prepare_batch(folder, row.pairs, row.tokens), os.path.join(folder, "logs"), []
     for _ in range(rounds + 1):
@@ -270,7 +272,7 @@ def measure_start(row, rounds, threads, folder):
         theirs = [sys.executable, __file__, "--child", row.name, weights, batch, str(threads)]
         times.append([run_until(ours, "run folder", threads), run_until(theirs, "ready", threads)])
     shutil.rmtree(logs, ignore_errors=True)
-    return times[1:], None  # the first brings the files into memory
+    return times[1:], None  # the first round is a warm-up that reads the files into the page cache
 
 
 # ---------------------------------------------------------------- the table

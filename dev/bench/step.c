@@ -1,16 +1,16 @@
-// Steps of a model on one synthetic batch, as many as the lines on stdin ask for: what bench.sh and peer.py
-// measure.
+// Takes steps of a model on one synthetic batch, as many as each line on stdin asks for. bench.sh and peer.py
+// measure with it.
 //
 //     build/bench_step train|image|text MODEL BATCH [PRECISION] [image=N] [text=N] [cached]
 //
-// MODEL: a packed .bin, or a name (random weights). BATCH: a file of peer.py, or PAIRS:TOKENS, captions of
-// TOKENS tokens in the mean. train: forward, loss, backward, AdamW; image, text: encoding alone. image=N,
-// text=N: that tower locked but for its last N groups; cached: the features of a locked image tower are there
-// already, as from the second epoch on. Each line of stdin, a number of steps, is answered by the seconds
-// that they took and a number that tells whether two programs compute the same: the loss before the last
-// step, or the first of the features. Between lines the process sleeps. On a GPU (build/bench_stepcu) three
-// more numbers follow: the seconds and FLOPs of the matrix products, if the line says `STEPS profile`, which
-// slows the steps a little, else 0; and the bytes of GPU memory in use.
+// MODEL: a packed .bin, or a name (random weights). BATCH: a file of peer.py, or PAIRS:TOKENS, with captions
+// of TOKENS tokens on average. train: forward, loss, backward, AdamW; image, text: encoding only. image=N,
+// text=N: that tower is locked except for its last N groups; cached: the features of a locked image tower are
+// in the cache, as from the second epoch on. Each line on stdin is a number of steps. The answer is the
+// seconds that they took, and a number by which results are compared: the loss before the last step, or the
+// first feature. Between lines the process sleeps. On a GPU (build/bench_stepcu) three more numbers follow:
+// the seconds and FLOPs of the matrix products if the line says `STEPS profile`, which slows the steps a
+// little, otherwise 0; and the bytes of GPU memory in use.
 #define CLIP_WITHOUT_MAIN // without the main() of
 #if defined(__CUDACC__) || defined(CLIPC_EMULATE)
 #include "dev/bench/gpu_profile.h"
@@ -37,7 +37,7 @@ static void batch_read(ClipBatch *b, const ClipConfig *c, const char *path) {
     FILE *f = fopen_check(path, "rb");
     fread_check(head, sizeof head, f, path);
     if (head[0] < 1 || head[1] != c->image_size || head[2] != c->context_length)
-        die(EXIT_USAGE, "%s: is no batch for this model", path);
+        die(EXIT_USAGE, "%s: is not a batch for this model", path);
     const size_t B = (size_t)head[0];
     const size_t pixels = 3 * B * (size_t)head[1] * (size_t)head[1];
     const size_t tokens = B * (size_t)head[2] * sizeof(int32_t);
@@ -51,13 +51,14 @@ static void batch_read(ClipBatch *b, const ClipConfig *c, const char *path) {
     b->tokens = t;
 }
 
-// Noise for pictures and words; the lengths of captions are spread evenly around their mean, by half of it to
-// both sides.
+// Images of noise and captions of random tokens; the captions' lengths are spread evenly between half and one
+// and a half times their mean.
 static void batch_draw(ClipBatch *b, const ClipConfig *c, int B, int mean) {
     const size_t pixels = 3 * (size_t)B * (size_t)c->image_size * (size_t)c->image_size;
     const int T = c->context_length, spread = mean == T ? 0 : mean / 2;
     if (B < 1 || mean - spread < 2 || mean + spread > T)
-        die(EXIT_USAGE, "%d:%d is no batch: PAIRS:TOKENS, captions of at most %d tokens", B, mean, T);
+        die(EXIT_USAGE, "%d:%d is not a batch; give PAIRS:TOKENS, with captions of at most %d tokens", B,
+            mean, T);
     uint8_t *p = (uint8_t *)malloc_check(pixels);
     int *t = (int *)calloc_check((size_t)B * (size_t)T, sizeof *t);
     Rand r = rand_for(0, 0, 0);
@@ -122,7 +123,7 @@ static Clip *bench_model(const char *name) {
     return clip_create(&config, NULL, 0, 0);
 }
 
-// What stands behind the batch on the command line.
+// Applies the arguments after the batch.
 static void bench_configure(Bench *b, char **words, bool *cached) {
     for (; *words; words++) {
         int groups;
@@ -133,7 +134,7 @@ static void bench_configure(Bench *b, char **words, bool *cached) {
                  clip_precision_support(PRECISION_AMP_BF16) != SUPPORT_NONE)
             clip_set_precision(b->clip, PRECISION_AMP_BF16);
         else if (strcmp(*words, "fp32") == 0) clip_set_precision(b->clip, PRECISION_FP32);
-        else die(EXIT_USAGE, "%s: not known, or not offered on this machine", *words);
+        else die(EXIT_USAGE, "%s: unknown argument, or not supported on this machine", *words);
     }
 }
 

@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
-# The advice on real runs: a small CLIP learns CIFAR-10 in colour, then is fine-tuned on inverted pictures in four ways, one as it should
-# be and three made to go wrong. The line of advice has to come in those three, and in the sane one not.
+# Tests the advice on real runs: a small CLIP learns CIFAR-10 in colour, then is fine-tuned on inverted images
+# in four ways, one sound and three made to go wrong. Those three must each print their line of advice, the
+# sound one must print none.
 #
-#   dev/experiments/advice.sh CIFAR10 [OUT]      CIFAR10 holds train-*.tar, test-00000.tar, classnames.txt; OUT: build/experiments/advice
+#   dev/experiments/advice.sh CIFAR10 [OUT]
 #
-# The target are the inverted pictures, the general set are the clean ones. PROGRAMS: the folder of train_clip.
+# CIFAR10 holds train-*.tar, test-00000.tar and classnames.txt; OUT is build/experiments/advice by default.
+#
+# The target set holds inverted images, the general set clean ones. PROGRAMS: the folder of train_clip.
 set -eu
 here=$(cd "$(dirname "$0")/../.." && pwd)
-data=$(cd "${1:?which folder holds the pictures? see the head of this script}" && pwd)
+data=$(cd "${1:?which folder holds the images? see the head of this script}" && pwd)
 mkdir -p "${2:-$here/build/experiments/advice}"
 out=$(cd "${2:-$here/build/experiments/advice}" && pwd)
 bin=${PROGRAMS:-$here}
@@ -19,13 +22,13 @@ JSON
 shifts=${SHIFTS:-$out/make_shifts}
 [ -x "$shifts" ] || (cd "$here" && $(make -s flags | sed -n 1p) -o "$shifts" dev/data/make_shifts.c $(make -s flags | sed -n 2p))
 shards=$(printf '%s::' "$data"/train-*.tar)
-picture_set() { [ -s "$out/$1" ] || "$shifts" "$2" "$data/classnames.txt" "$out/$1" "${@:3}"; }
-picture_set clean.tar "${shards%::}" 0 40000 0 clean
-picture_set invert.tar "${shards%::}" 40000 10000 0 invert
-picture_set some.tar "${shards%::}" 0 10000 0 clean
-picture_set few.tar "${shards%::}" 40000 1024 0 invert
-for style in clean invert; do picture_set "test-$style.tar" "$data/test-00000.tar" 0 2000 0 "$style"; done
-picture_set val-invert.tar "$data/test-00000.tar" 2000 1024 0 invert
+image_set() { [ -s "$out/$1" ] || "$shifts" "$2" "$data/classnames.txt" "$out/$1" "${@:3}"; }
+image_set clean.tar "${shards%::}" 0 40000 0 clean
+image_set invert.tar "${shards%::}" 40000 10000 0 invert
+image_set some.tar "${shards%::}" 0 10000 0 clean
+image_set few.tar "${shards%::}" 40000 1024 0 invert
+for style in clean invert; do image_set "test-$style.tar" "$data/test-00000.tar" 0 2000 0 "$style"; done
+image_set val-invert.tar "$data/test-00000.tar" 2000 1024 0 invert
 
 common=(--batch-size 128 --aug-cfg none --classnames "$data/classnames.txt" --logs "$out/logs" --save-frequency 0 --log-every-n-steps 1)
 if [ ! -e "$out/pretrained.bin" ]; then
@@ -35,7 +38,7 @@ if [ ! -e "$out/pretrained.bin" ]; then
 fi
 
 failed=0
-finetune() { # NAME EXPECTED OPTIONS…: the sign that has to come, or none
+finetune() { # NAME EXPECTED OPTIONS…; EXPECTED: the advice that must appear, or none
     local name=$1 expected=$2 log=$out/logs/$1/out.log signs
     shift 2
     [ -e "$out/logs/$name/report.html" ] || { rm -rf "$out/logs/$name" && "$bin/train_clip" --pretrained "$out/pretrained.bin" --name "$name" "${common[@]}" \
@@ -56,5 +59,5 @@ finetune healthy none --train-data "$out/invert.tar::$out/some.tar" --epochs 4 -
 finetune overfit overfitting --train-data "$out/few.tar" --epochs 25 --lr 1e-3 --zeroshot-frequency 5
 finetune forget forgetting --train-data "$out/invert.tar" --epochs 4 --lr 1e-3
 finetune rate "rate too high" --train-data "$out/invert.tar" --epochs 2 --lr 0.1 --warmup 0 --lr-scheduler const
-printf '\n%s\n' "$([ $failed = 0 ] && echo 'as expected: three signs, one silence' || echo 'NOT as expected')"
+printf '\n%s\n' "$([ $failed = 0 ] && echo 'as expected: advice in three runs, none in the sound one' || echo 'NOT as expected')"
 exit $failed

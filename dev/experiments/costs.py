@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
-"""What lr_find and wise_ft cost: a ramp against as many training steps, a sweep over α against one evaluation, merging files of ViT-B/32
-against copying one. Every measurement is taken N times in turns, medians count; processor time is that of one thread, which others on the
-machine disturb less than the clock.
+"""What lr_find and wise_ft cost: a ramp compared with as many training steps, a sweep over α with one evaluation,
+merging ViT-B/32 files with copying one. Everything is measured N times in turns, and medians are reported.
+Processor time is that of one thread; other work on the machine disturbs it less than wall-clock time.
 
-  dev/experiments/costs.py [-n 5] [--large DIR]     DIR: where 9 GB of files of ViT-B/32 may go for a while; without it they are left out
+  dev/experiments/costs.py [-n 5] [--large DIR]
+
+DIR is a folder for 9 GB of temporary ViT-B/32 files; without it, merging is not measured.
 """
 import argparse
 import os
@@ -22,7 +24,7 @@ MODEL = """{"embed_dim": 64, "vision_cfg": {"image_size": 32, "patch_size": 4, "
 
 
 def run(*command, threads=1):
-    """-> seconds of processor time and of the clock"""
+    """-> processor seconds, wall-clock seconds"""
     env = dict(os.environ, OMP_NUM_THREADS=str(threads), OMP_WAIT_POLICY="passive")
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     r = subprocess.run([str(c) for c in command], env=env, capture_output=True, text=True)
@@ -56,7 +58,7 @@ def measure_ramp(n):
         shutil.rmtree("logs/ramp", ignore_errors=True)
         return run(f"{BIN}train_clip", *common, "--steps", 100, "--save-frequency", 0, "--name", "ramp")
 
-    ramp = lambda: run(f"{BIN}lr_find", *common, "--min-lr", 1e-7, "--max-lr", 1e-6) # rates at which nothing ends it early
+    ramp = lambda: run(f"{BIN}lr_find", *common, "--min-lr", 1e-7, "--max-lr", 1e-6) # rates low enough that the ramp does not stop early
     compare("100 steps × 32 of a model of 4.1M parameters", in_turns(n, {"train_clip": train, "lr_find": ramp}))
 
 
@@ -65,8 +67,8 @@ def measure_sweep(n):
     sweep = lambda other: lambda: run(f"{BIN}wise_ft", "--zeroshot", "a.bin", "--finetuned", other, "--alpha", "0:1:0.1", "--eval", "x=shapes/val.csv", *common)
     one = lambda: run(f"{BIN}train_clip", "--eval-only", "--pretrained", "a.bin", "--zeroshot-data", "shapes/val.csv", *common)
     with open("shapes/val.csv") as f:
-        pictures = len(f.readlines()) - 1
-    compare(f"{pictures} pictures, 64 classes", in_turns(n, {
+        images = len(f.readlines()) - 1
+    compare(f"{images} images, 64 classes", in_turns(n, {
         "one evaluation (train_clip --eval-only)": one, "11 alphas": sweep("both.bin"), "11 alphas, image tower the same": sweep("image_locked.bin"),
         "11 alphas, text tower the same": sweep("text_locked.bin")}))
 

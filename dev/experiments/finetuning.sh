@@ -1,17 +1,22 @@
 #!/usr/bin/env bash
-# The recipes compared: a small CLIP is pretrained on CIFAR-10 and drawn shapes, then fine-tuned by each recipe of scripts/ on two targets.
+# Compares the recipes: a small CLIP is pretrained on CIFAR-10 and drawn shapes, then fine-tuned by each
+# recipe of scripts/ on two targets.
 #
-#   dev/experiments/finetuning.sh CIFAR10 [OUT]      CIFAR10 holds train-*.tar, test-00000.tar, classnames.txt; beside it lies emoji/ with
-#                                                    train.csv and val.csv (or EMOJI=DIR); OUT: build/experiments/finetuning
+#   dev/experiments/finetuning.sh CIFAR10 [OUT]
 #
-# Targets: 1,500 CIFAR-10 pictures as negatives (zero-shot accuracy on 1,000 others), and the emoji with their names (mean of recall@10
-# in both directions among the 163 validation pairs). General: zero-shot accuracy on 1,000 CIFAR-10 test pictures as they are. Each recipe
-# takes 5 epochs. The pretrained model is one; SEEDS="0 1 2" are those of fine-tuning: order, crops, prompts. RATE multiplies the recipes'
-# rates, which are made for models that were pretrained for weeks. Then steps of a ViT-B/32 (random weights, synthetic pairs): time and
-# memory of each strategy; then tokens by language. PROGRAMS is the folder of train_clip and wise_ft. PARTS="recipes cost tokens" chooses.
+# CIFAR10 holds train-*.tar, test-00000.tar and classnames.txt; next to it is the folder emoji/ (or EMOJI=DIR)
+# with train.csv and val.csv. OUT is build/experiments/finetuning by default.
+#
+# Targets: 1,500 CIFAR-10 images turned into photographic negatives (zero-shot accuracy on 1,000 others), and
+# the emoji with their names (mean of recall@10 in both directions among the 163 validation pairs). General:
+# zero-shot accuracy on 1,000 unchanged CIFAR-10 test images. Each recipe takes 5 epochs. All start from one
+# pretrained model; SEEDS="0 1 2" are the seeds of fine-tuning: order, crops, prompts. RATE multiplies the
+# recipes' rates, which are meant for models that were pretrained for weeks. After that come time and memory
+# of each strategy's steps with a ViT-B/32 (random weights, synthetic pairs), and the number of tokens by
+# language. PARTS="recipes cost tokens" picks some of these. PROGRAMS is the folder of train_clip and wise_ft.
 set -eu
 here=$(cd "$(dirname "$0")/../.." && pwd)
-cifar=$(cd "${1:?which folder holds the pictures? see the head of this script}" && pwd)
+cifar=$(cd "${1:?which folder holds the images? see the head of this script}" && pwd)
 emoji=${EMOJI:-$(dirname "$cifar")/emoji}
 mkdir -p "${2:-$here/build/experiments/finetuning}"
 out=$(cd "${2:-$here/build/experiments/finetuning}" && pwd)
@@ -23,13 +28,13 @@ prepare() {
     local shards shifts=${SHIFTS:-$out/make_shifts}
     shards=$(printf '%s::' "$cifar"/train-*.tar)
     [ -x "$shifts" ] || (cd "$here" && $(make -s flags | sed -n 1p) -o "$shifts" dev/data/make_shifts.c $(make -s flags | sed -n 2p))
-    picture_set() { [ -s "$out/$1" ] || "$shifts" "$2" "$cifar/classnames.txt" "$out/$1" "${@:3}"; }
-    picture_set pretrain.tar "${shards%::}" 0 20000 2 clean gray blur:1
-    picture_set general.tar "${shards%::}" 0 1500 0 clean
-    picture_set target.tar "${shards%::}" 20000 1500 0 invert
-    picture_set test-clean.tar "$cifar/test-00000.tar" 0 1000 0 clean
-    picture_set test-invert.tar "$cifar/test-00000.tar" 0 1000 0 invert
-    picture_set val-invert.tar "$cifar/test-00000.tar" 2000 300 0 invert
+    image_set() { [ -s "$out/$1" ] || "$shifts" "$2" "$cifar/classnames.txt" "$out/$1" "${@:3}"; }
+    image_set pretrain.tar "${shards%::}" 0 20000 2 clean gray blur:1
+    image_set general.tar "${shards%::}" 0 1500 0 clean
+    image_set target.tar "${shards%::}" 20000 1500 0 invert
+    image_set test-clean.tar "$cifar/test-00000.tar" 0 1000 0 clean
+    image_set test-invert.tar "$cifar/test-00000.tar" 0 1000 0 invert
+    image_set val-invert.tar "$cifar/test-00000.tar" 2000 300 0 invert
     [ -e "$out/shapes/train.csv" ] || "$PYTHON" "$here/dev/data/make_shapes.py" --out "$out/shapes" --count 4000
     printf '%s\n' "a photo of a {}." "a negative of a photo of a {}." > "$out/templates.txt"
     cat > "$out/model.json" <<'JSON'
@@ -43,7 +48,7 @@ JSON
     mv "$out/runs/pretrain/checkpoints/step_700.bin" "$out/start.bin"
 }
 
-# run TARGET LABEL SEED RECIPE OPTION...: one fine-tuning, unless it was done
+# run TARGET LABEL SEED RECIPE OPTION...: fine-tunes once, unless that run is complete already
 run() {
     export NAME=$1-$2-$3
     local recipe=$4 seed=$3
@@ -57,7 +62,7 @@ run() {
     touch "$LOGS/$NAME/done"
 }
 
-recipes() { # target, seed: each recipe, for the same 5 epochs; what follows are options for so small a set
+recipes() { # target, seed: runs each recipe for the same 5 epochs, with options that suit so small a set
     local each
     for each in full quick text_only partial image_only mix_general small_data; do run "$1" $each "$2" $each; done
     run "$1" conservative "$2" conservative --ema-decay 0.98
@@ -98,18 +103,19 @@ for name in names:
         there = all(os.path.exists(f"{logs}/{run}/done") for run in runs)
         for f in functions:
             cells.append(cell([f(run, 0 if name == "start" else -1) for run in (runs[:1] if name == "start" else runs)]) if there else "")
-    print("|", name, "|", " | ".join(cells), "|")
+    print("|", "pretrained model" if name == "start" else name, "|", " | ".join(cells), "|")
 PY
 }
 
-# Steps of a ViT-B/32 on synthetic pairs, one thread: CPU seconds, since others may use the machine; medians over the 3 steps of the first
-# epoch and of the second, when features are kept; and the peak of the process.
+# Steps of a ViT-B/32 on synthetic pairs with one thread: CPU seconds, since other work may run on the machine
+# (medians over the 3 steps of the first epoch, and of the second, in which features come from the cache), and
+# the peak memory of the process.
 cost() {
     local model=$out/b32.bin
     [ -e "$model" ] || "$PYTHON" "$here/dev/convert.py" --model ViT-B-32 --random 1 -o "$model"
     rm -rf "$out/cost"
     mkdir -p "$out/cost"
-    echo "| ViT-B/32, batch 8 | step of the first epoch, CPU s | second epoch | of full | peak memory, GiB |"
+    echo "| ViT-B/32, batch 8 | step of the first epoch, CPU s | second epoch | relative to full | peak memory, GiB |"
     echo "|---|---|---|---|---|"
     measure() { # name, batch, options
         local name=$1 batch=$2
@@ -142,7 +148,7 @@ PY
     measure text_only 8 --lock-image
 }
 
-# Tokens of the same names in 14 languages, start and end not counted
+# Number of tokens of the same names in 14 languages, without the start and end tokens
 tokens() {
     cat > "$out/tokens.c" <<'C'
 #include "clipc/base/utils.h"

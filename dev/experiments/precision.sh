@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
-# Does amp_bf16 learn what fp32 learns? A small CLIP (9.7 million parameters) learns CIFAR-10 from random weights, 600 steps of 64 pairs, three
-# seeds in both precisions: how far the losses of the first 60 steps part, and the zero-shot accuracy in the end.
+# Does training in amp_bf16 reach the accuracy of fp32? A small CLIP (9.7 million parameters) learns CIFAR-10
+# from random weights, 600 steps of 64 pairs, three seeds in both precisions. Reported: how far the losses
+# diverge in the first 60 steps, and the final zero-shot accuracy.
 #
-#   dev/experiments/precision.sh CIFAR10 [OUT]      CIFAR10 holds train-*.tar, test-00000.tar, classnames.txt; OUT: build/experiments/precision
+#   dev/experiments/precision.sh CIFAR10 [OUT]
 #
-# A run that is there already is not repeated. PROGRAMS: the folder of train_clip; PYTHON: python3.
+# CIFAR10 holds train-*.tar, test-00000.tar and classnames.txt; OUT is build/experiments/precision by default.
+# Complete runs are not repeated. PROGRAMS: the folder of train_clip; PYTHON: python3.
 set -eu
 here=$(cd "$(dirname "$0")/../.." && pwd)
-data=$(cd "${1:?which folder holds the pictures? see the head of this script}" && pwd)
+data=$(cd "${1:?which folder holds the images? see the head of this script}" && pwd)
 mkdir -p "${2:-$here/build/experiments/precision}"
 out=$(cd "${2:-$here/build/experiments/precision}" && pwd)
 bin=${PROGRAMS:-$here}

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Is the rate that lr_find recommends a good one? Fine-tunes a small CLIP on CIFAR-10 at a grid of rates and at the recommended one, for
-several strategies and seeds, and compares the final zero-shot accuracy.
+"""Does the rate that lr_find recommends train well? Fine-tunes a small CLIP on CIFAR-10 at a grid of rates and at the
+recommended one, for several strategies and seeds, and compares the final zero-shot accuracy.
 
   dev/experiments/range_test.py --data DIR [-o OUT]     7 rates, 3 strategies, 3 seeds, 600 steps: hours on 2 cores
-  dev/experiments/range_test.py --data DIR --quick      3 rates, 1 seed, 40 steps: minutes; shows that it runs, its table says nothing
+  dev/experiments/range_test.py --data DIR --quick      3 rates, 1 seed, 40 steps: minutes, only shows that it runs
 
-DIR holds CIFAR-10 as tar shards: train-*.tar, test-00000.tar (with .cls), classnames.txt, templates.txt. The model is trained first on gray
-pictures of half of the shards, and fine-tuned on the colours of the other half. OUT/range_test.md holds the table; a run that is there
-already is not repeated, so an interrupted experiment goes on.
+DIR holds CIFAR-10 as tar shards: train-*.tar, test-00000.tar (with .cls), classnames.txt, templates.txt. The model is
+first trained on gray images of half of the shards, then fine-tuned on colour images of the other half. The table is
+written to OUT/range_test.md. Complete runs are not repeated, so an interrupted experiment can be continued.
 """
 import argparse
 import glob
@@ -50,7 +50,7 @@ def train(o, name, start, shards, steps, options):
 
 
 def recommend(o, strategy, pretrained, shards):
-    """-> the rate that lr_find recommends; its picture and its curves stay in OUT"""
+    """-> the rate that lr_find recommends; its plot and curves are left in OUT"""
     found = run("./lr_find", "--pretrained", pretrained, "--train-data", "::".join(shards), "--dataset-type", "webdataset", "--batch-size", o.batch,
                 "--precision", "fp32", "--repeats", 1 if o.quick else 3, "--output", f"{o.out}/{strategy.replace(' ', '_')}", *STRATEGIES[strategy])
     return float(re.search(r"Take --lr (\S+) ", found).group(1))
@@ -62,9 +62,9 @@ def row(strategy, rates, recommended, results):
     error = {rate: np.std(a, ddof=1) / np.sqrt(len(a)) if len(a) > 1 else 0.0 for rate, a in results.items()}
     cell = lambda rate: f"{mean[rate]:.1f} ± {error[rate]:.1f}"
     best = max(rates, key=lambda r: mean[r])
-    behind, allowed = mean[best] - mean[recommended], 1 + 2 * np.hypot(error[best], error[recommended])
+    below, allowed = mean[best] - mean[recommended], 1 + 2 * np.hypot(error[best], error[recommended])
     return (f"| {strategy} | " + " | ".join(cell(r) for r in rates) +
-            f" | {recommended:g}: {cell(recommended)} | {behind:+.1f} behind the best, {'within' if behind <= allowed else 'beyond'} {allowed:.1f} |")
+            f" | {recommended:g}: {cell(recommended)} | {below:+.1f} below the best, {'within' if below <= allowed else 'beyond'} {allowed:.1f} |")
 
 
 def main():
@@ -93,7 +93,7 @@ def main():
                                ["--lr", 1e-3, "--aug-cfg", "scale=0.9,1", "gray_scale_prob=1"])
     recommended = {strategy: recommend(o, strategy, pretrained, shards[half:]) for strategy in o.strategies}
     results = {strategy: {rate: [] for rate in [*o.rates, recommended[strategy]]} for strategy in o.strategies}
-    for seed in range(o.seeds): # one seed of everything before the next: an experiment that is cut short has whole tables
+    for seed in range(o.seeds): # finish one seed before the next, so that an interrupted experiment has complete tables
         for strategy in o.strategies:
             for rate, accuracies in results[strategy].items():
                 accuracies.append(train(o, f"{strategy.replace(' ', '_')}-{rate:g}-{seed}", ["--pretrained", pretrained], shards[half:], o.steps,

@@ -1,14 +1,17 @@
 #!/usr/bin/env bash
-# WiSE-FT from nothing on CIFAR-10: pretrain a small CLIP on six styles, fine-tune it on clean pictures, sweep α; three seeds.
+# WiSE-FT on CIFAR-10 from random weights: pretrains a small CLIP on six styles, fine-tunes it on clean
+# images, sweeps α; three seeds.
 #
-#   dev/experiments/wise_ft.sh CIFAR10 [OUT]      CIFAR10 holds train-*.tar, test-00000.tar, classnames.txt; OUT: build/experiments/wise_ft
+#   dev/experiments/wise_ft.sh CIFAR10 [OUT]
 #
-# SEEDS="0 1 2" chooses the seeds, TARGET=50000 how many clean pictures there are to fine-tune on, PROGRAMS the folder of train_clip and
-# wise_ft. Near shifts were in no training (but gray); far ones are styles of the pretraining, so what they lose is forgetting.
-# Choosing (--select) is done on the first 3,000 test pictures, the curve is measured on the next 3,000.
+# CIFAR10 holds train-*.tar, test-00000.tar and classnames.txt; OUT is build/experiments/wise_ft by default.
+# SEEDS="0 1 2" sets the seeds, TARGET=50000 the number of clean images to fine-tune on, PROGRAMS the folder
+# of train_clip and wise_ft. Near shifts (except gray) occur in neither training; far shifts are styles of the
+# pretraining, so a loss there is forgetting. --select uses the first 3,000 test images, the curve is measured
+# on the next 3,000.
 set -eu
 here=$(cd "$(dirname "$0")/../.." && pwd)
-data=$(cd "${1:?which folder holds the pictures? see the head of this script}" && pwd)
+data=$(cd "${1:?which folder holds the images? see the head of this script}" && pwd)
 mkdir -p "${2:-$here/build/experiments/wise_ft}"
 out=$(cd "${2:-$here/build/experiments/wise_ft}" && pwd)
 bin=${PROGRAMS:-$here}
@@ -24,16 +27,16 @@ shards=$(printf '%s::' "$data"/train-*.tar)
 
 shifts=${SHIFTS:-$out/make_shifts}
 [ -x "$shifts" ] || (cd "$here" && $(make -s flags | sed -n 1p) -o "$shifts" dev/data/make_shifts.c $(make -s flags | sed -n 2p))
-picture_set() { [ -s "$out/$1" ] || "$shifts" "$2" "$data/classnames.txt" "$out/$1" "${@:3}"; }
-picture_set pretrain.tar "${shards%::}" 0 50000 3 clean gray blur:1 contrast:0.3 noise:30 invert
-picture_set "clean-$target.tar" "${shards%::}" 0 "$target" 1 clean
+image_set() { [ -s "$out/$1" ] || "$shifts" "$2" "$data/classnames.txt" "$out/$1" "${@:3}"; }
+image_set pretrain.tar "${shards%::}" 0 50000 3 clean gray blur:1 contrast:0.3 noise:30 invert
+image_set "clean-$target.tar" "${shards%::}" 0 "$target" 1 clean
 sets=()
 for style in clean $near $far; do
-    picture_set "val-$style.tar" "$data/test-00000.tar" 0 3000 0 "$style"
-    picture_set "test-$style.tar" "$data/test-00000.tar" 3000 3000 0 "$style"
+    image_set "val-$style.tar" "$data/test-00000.tar" 0 3000 0 "$style"
+    image_set "test-$style.tar" "$data/test-00000.tar" 3000 3000 0 "$style"
 done
 
-evaluate() { # val|test, styles: the options that name the sets
+evaluate() { # val|test, styles: sets the --eval options
     local which=$1 style
     shift
     sets=()
@@ -66,7 +69,7 @@ for seed in ${SEEDS:-0 1 2}; do
     "$bin/wise_ft" "${models[@]}" --select mean "${sets[@]}" "${common[@]}" --save "$tuned/select"
 done
 
-# one line an α: mean over the seeds, and the standard error of that mean
+# one line per α: mean over the seeds and its standard error
 "${PYTHON:-python3}" - "$out" "$target" ${SEEDS:-0 1 2} <<'PYTHON'
 import csv, statistics, sys
 out, target, seeds = sys.argv[1], sys.argv[2], sys.argv[3:]
@@ -79,5 +82,5 @@ columns = (("near", "clean"), ("near", "shift"), ("far", "shift"))
 for i, row in enumerate(rows["near"][0]):
     print("|", row["alpha"], "|", " | ".join(cell([float(r[i][key]) for r in rows[shift]]) for shift, key in columns), "|")
 gains = [max(float(r["shift"]) for r in run[1:-1]) - max(float(run[0]["shift"]), float(run[-1]["shift"])) for run in rows["near"]]
-print("best inner α over the better end, mean near, points by seed:", " ".join(f"{100 * g:+.2f}" for g in gains))
+print("gain of the best α strictly between 0 and 1 over the better of the two models, mean near, points by seed:", " ".join(f"{100 * g:+.2f}" for g in gains))
 PYTHON

@@ -1,7 +1,7 @@
-// Command lines: what is accepted, what is refused and with which words, defaults, --help, the settings. Runs
-// each command line in a child process, since wrong usage ends the program.
-#define PROGRAM_OPTIONS(X)                                                              \
-    X(PROGRAM, REAL, min_lr, "min-lr", "1e-7", "(0,inf)", "a row of the program's own") \
+// Command lines: what is accepted, what is refused and with which message, defaults, --help, the printed
+// settings. Each command line is run in a child process, since wrong usage ends the program.
+#define PROGRAM_OPTIONS(X)                                                               \
+    X(PROGRAM, REAL, min_lr, "min-lr", "1e-7", "(0,inf)", "a row of this program's own") \
     X(PROGRAM, INT, offset, "offset", "-5", "[-10,10]", "a number that may be negative")
 #define PROGRAM_GROUPS (~GROUP_BIT(SCHEDULE))
 #include "clipc/base/options.h"
@@ -12,7 +12,7 @@
 enum { OUTPUT_SIZE = 65536 };
 static char output[OUTPUT_SIZE];
 
-// Splits `line` at blanks ('…' keeps blanks together) into arguments behind the program's name.
+// Splits `line` at spaces, except inside '…', into arguments that follow the program's name.
 static int split(char *line, char **argv, int size) {
     int argc = 1;
     argv[0] = (char *)"test_options";
@@ -28,8 +28,8 @@ static int split(char *line, char **argv, int size) {
     return argc;
 }
 
-// Parses and prints the settings in a child; both streams go to `output`. Returns its exit code, -1 for a
-// signal.
+// Parses a command line and prints the settings in a child process, whose stdout and stderr go to `output`.
+// Returns its exit code, or -1 if a signal ended it.
 static int run(const char *line) {
     int ends[2], status = 0;
     fflush(stdout);
@@ -57,7 +57,7 @@ static int run(const char *line) {
     return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
 }
 
-// Refused with exit code 2 and exactly one line that holds `words`.
+// Expects exit code 2 and exactly one line, which contains `words`.
 static void expect_refused(const char *line, const char *words) {
     int code = run(line);
     char *end = strchr(output, '\n');
@@ -68,8 +68,8 @@ static void expect_refused(const char *line, const char *words) {
     EXPECT(strstr(output, words), "%s: '%s' is not in: %s", line, words, output);
 }
 
-// Accepted, and the settings hold the line "name value" (blanks between them do not count); NULL: hold no
-// such name.
+// Expects the line to be accepted and the settings to contain the line "name value", with any number of
+// spaces between the two; value NULL: the settings must not contain the name.
 static void expect_setting(const char *line, const char *name, const char *value) {
     int code = run(line);
     EXPECT(code == 0, "%s: exit code %d: %s", line, code, output);
@@ -84,7 +84,7 @@ static void expect_setting(const char *line, const char *name, const char *value
         output);
 }
 
-static void test_values(void) {
+static void test_each_kind_of_option_parses_its_values(void) {
     expect_setting("", "batch-size", "64");
     expect_setting("--batch-size 7", "batch-size", "7");
     expect_setting("--batch-size=7", "batch-size", "7");
@@ -118,17 +118,17 @@ static void test_values(void) {
     expect_setting("--name a\\b", "name", "a\\\\b");
 }
 
-static void test_lists(void) {
+static void test_a_list_takes_all_words_and_may_be_repeated(void) {
     expect_setting("--classify a.jpg b.jpg c.jpg --seed 1", "classify", "c.jpg");
     expect_setting("--classify a.jpg b.jpg c.jpg --seed 1", "classify", "a.jpg");
     expect_setting("--zeroshot-data a=x --seed 3 --zeroshot-data b=y", "zeroshot-data", "a=x");
     expect_setting("--zeroshot-data a=x --seed 3 --zeroshot-data=b=y", "zeroshot-data", "b=y");
     expect_refused("--classify", "needs a value");
     expect_refused("--classify --seed 1", "needs a value");
-    expect_refused("--zeroshot-data=a b", "belongs to no option");
+    expect_refused("--zeroshot-data=a b", "does not belong to an option");
 }
 
-static void test_unset(void) {
+static void test_options_that_are_not_given_stay_unset(void) {
     const char *unset[] = {"pretrained", "lr", "epochs", "steps", "workers", "image-mean", "csv-separator",
         "aug-cfg", "lock-image", "classify", "name"};
     for (size_t i = 0; i < sizeof unset / sizeof *unset; i++) expect_setting("--seed 1", unset[i], NULL);
@@ -141,7 +141,7 @@ static void test_unset(void) {
     options_free(&o);
 }
 
-static void test_refused(void) {
+static void test_wrong_values_are_refused_with_the_reason(void) {
     const char *garbage[] = {"x", "1x", "1e", "e5", "0x10", "nan", "inf", "-inf", "1,5", "1 2", "' 1'",
         "1..2", "--1", "1e999", "infinity", "+-1"};
     char line[256];
@@ -167,22 +167,23 @@ static void test_refused(void) {
     expect_refused("--image-mean 1 2 3 4", "has 4 numbers");
     expect_refused("--image-mean 1 2 x", "not a number");
     expect_refused("--image-std 1 0 1", "out of range");
-    expect_refused("--csv-separator ab", "one character");
+    expect_refused("--csv-separator ab", "single character");
     expect_refused("--image-resize-mode crop", "shortest squash longest");
     expect_refused("--image-resize-mode short", "shortest squash longest");
     expect_refused("--lock-image true", "--lock-image takes no value");
     expect_refused("--lock-image=true", "takes no value");
-    expect_refused("pictures.csv", "belongs to no option");
+    expect_refused("pairs.csv", "does not belong to an option");
     expect_refused("--train-data a.tar b.tar", "--train-data takes one value here");
-    expect_refused("--", "belongs to no option");
-    expect_refused("--=3", "belongs to no option");
-    expect_refused("-lr 3", "belongs to no option");
+    expect_refused("--", "does not belong to an option");
+    expect_refused("--=3", "does not belong to an option");
+    expect_refused("-lr 3", "does not belong to an option");
     expect_refused("--lr 1 --lr 1", "twice");
     expect_refused("--lock-text --lock-text", "twice");
     expect_refused("--aug-cfg none --aug-cfg none", "twice");
 }
 
-static void test_share(void) { // parsed directly: the group is left out of this program
+static void test_a_share_is_a_count_or_a_percentage(
+    void) { // parsed directly: this program leaves the group out
     const struct {
         const char *text;
         double value;
@@ -205,13 +206,13 @@ static void test_share(void) { // parsed directly: the group is left out of this
     EXPECT(share_of(third, 10) == 3 && share_of(third, 2) == 0);
 }
 
-static void test_names(void) {
+static void test_unknown_names_are_refused_and_foreign_ones_explained(void) {
     expect_refused("--batch_size 3", "did you mean --batch-size?");
     expect_refused("--batch 3", "did you mean --batch-size?");
     expect_refused("--epoch 3", "did you mean --epochs?");
     expect_refused("--zeroshot_data x", "did you mean --zeroshot-data?");
     expect_refused("--hlep", "did you mean --help?");
-    expect_refused("--warmup 3", "unknown option"); // not among this program's groups
+    expect_refused("--warmup 3", "unknown option"); // its group is not offered by this program
     char endless[512];
     memset(endless, 'a', sizeof endless);
     memcpy(endless, "--", 2);
@@ -229,36 +230,44 @@ static void test_names(void) {
         "--local-loss --gather-with-grad --lock-text-freeze-layer-norm --device cpu --torchcompile --seed 4",
         "seed", "4");
     int lines = 0;
-    for (char *p = output; (p = strstr(p, "means nothing here")); p++) lines++;
+    for (char *p = output; (p = strstr(p, "has no effect here")); p++) lines++;
     EXPECT(lines == 5, "%d lines for 5 ignored options", lines);
     expect_setting("--device=cpu --torchcompile-mode default --seed=4", "seed", "4");
 }
 
-// Every name of the table: short enough to read, and parsed by its own default.
-static void test_help(void) {
-    EXPECT(run("--help") == 0);
-    EXPECT(run("-h --unknown") == 0);
+static int longest_line(const char *text) {
     int longest = 0;
-    for (char *p = output; *p; p += strcspn(p, "\n"), p += *p == '\n') {
-        int n = (int)strcspn(p, "\n");
+    for (const char *p = text; *p; p += strcspn(p, "\n"), p += *p == '\n') {
+        const int n = (int)strcspn(p, "\n");
         if (n > longest) longest = n;
     }
-    EXPECT(longest <= 100, "a line of --help has %d columns", longest);
+    return longest;
+}
+
+static void test_help_lists_every_offered_option_in_100_columns(void) {
+    EXPECT(run("--help") == 0);
+    EXPECT(run("-h --unknown") == 0);
+    EXPECT(longest_line(output) <= HELP_WIDTH, "a line of --help has %d columns", longest_line(output));
     for (int i = 0; i < OPTION_COUNT; i++) {
         const OptionRow *row = &option_rows()[i];
-        char name[128];
+        char name[128], help[4096] = "";
+        FILE *f = fmemopen(help, sizeof help, "w");
+        option_help(f, row);
+        fclose(f);
+        EXPECT(
+            longest_line(help) <= HELP_WIDTH, "help of --%s has %d columns", row->name, longest_line(help));
         snprintf(name, sizeof name, "\n  --%s ", row->name);
         EXPECT((strstr(output, name) != NULL) == (row->group != GROUP_SCHEDULE), "--%s", row->name);
         if (option_offered(row)) EXPECT(strcmp(row->name, option_nearest(row->name)) == 0, "--%s", row->name);
         for (int j = 0; j < i; j++)
-            EXPECT(strcmp(row->name, option_rows()[j].name), "--%s stands twice in the table", row->name);
+            EXPECT(strcmp(row->name, option_rows()[j].name), "--%s is in the table twice", row->name);
     }
     EXPECT(strstr(output, "[1 to 1e6; default: 64]") &&
-           strstr(output, "default: 1e-5, from random weights 5e-4"));
+           strstr(output, "default: 1e-5, or 5e-4 from random weights"));
 }
 
-// What options_print() writes, given back as options, prints the same.
-static void test_print_reads_back(void) {
+// The output of options_print(), given as options again, prints the same.
+static void test_printed_settings_read_back_as_options(void) {
     char first[OUTPUT_SIZE], line[OUTPUT_SIZE] = "";
     EXPECT(run("--lr 1e-4 --lock-image --classify x y --image-std 0.1 0.2 0.3 --aug-cfg scale=1,1 ratio=1,1 "
                "--model ViT-B-32") == 0);
@@ -276,13 +285,13 @@ static void test_print_reads_back(void) {
 }
 
 int main(void) {
-    RUN(test_values);
-    RUN(test_lists);
-    RUN(test_unset);
-    RUN(test_refused);
-    RUN(test_share);
-    RUN(test_names);
-    RUN(test_help);
-    RUN(test_print_reads_back);
+    RUN(test_each_kind_of_option_parses_its_values);
+    RUN(test_a_list_takes_all_words_and_may_be_repeated);
+    RUN(test_options_that_are_not_given_stay_unset);
+    RUN(test_wrong_values_are_refused_with_the_reason);
+    RUN(test_a_share_is_a_count_or_a_percentage);
+    RUN(test_unknown_names_are_refused_and_foreign_ones_explained);
+    RUN(test_help_lists_every_offered_option_in_100_columns);
+    RUN(test_printed_settings_read_back_as_options);
     return test_report();
 }

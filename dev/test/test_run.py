@@ -413,7 +413,7 @@ def test_resume_refusals():
         given = [option] + ([value] if value is not None else [])
         refused(f"{option}", "--resume", pair, *given)
         if old:
-            refused(f"the run was begun with {old};", "--resume", pair, *given)
+            refused(f"the run was started with {old};", "--resume", pair, *given)
     works("--resume", pair, "--lr", 1e-3, "--resume-override")
     check(records("run")[-1]["loss"] != records("seed5")[-1]["loss"] and records("run")[3]["lr"] > 5e-4, "--resume-override --lr does not count")
     works("--resume", pair, "--workers", 2, "--log-every-n-steps", 2)
@@ -486,7 +486,7 @@ def test_same_bits():
 
 def test_usage():
     refused("no model; give", )
-    refused("belongs to no option", "shapes/train.csv")
+    refused("does not belong to an option", "shapes/train.csv")
     refused("--train-data shapes", "shapes")
     refused("did you mean --epochs?", "--epoch", 3)
     refused("did you mean --batch-size?", "--batchsize", 3)

@@ -1,0 +1,31 @@
+#!/usr/bin/env python3
+"""Every relative link in the pages, and every path in the source tree that they quote, exists."""
+import glob
+import os
+import re
+import sys
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+LINK = re.compile(r"\]\(([^)\s#]+)[^)]*\)")
+QUOTED = re.compile(r"`((?:clipc|dev|doc|scripts|data)/[\w/.-]*)(?=[`\s])")
+
+
+def missing(page, text):
+    """-> links (relative to the page) and quoted paths (relative to the root) without a file"""
+    links = [os.path.join(os.path.dirname(page), link) for link in LINK.findall(text) if "://" not in link]
+    return [path for path in links + QUOTED.findall(text) if not os.path.exists(path)]
+
+
+os.chdir(ROOT)
+passed, failed = 0, 0
+for page in ["README.md", "MODEL.md", "HACKING.md", *sorted(glob.glob("doc/*.md"))]:
+    broken = missing(page, open(page, encoding="utf-8").read()) if os.path.exists(page) else ["the page itself"]
+    for path in broken:
+        print(f"FAILED {page}: {path} does not exist")
+    passed, failed = passed + (not broken), failed + len(broken)
+found = missing("doc/page.md", "[x](no_page.md) ![y](../README.md#z) [u](https://host/a) `dev/no_file.c` `doc/matmul.md`")
+if found != ["doc/no_page.md", "dev/no_file.c"]:
+    failed += 1
+    print(f"FAILED: of two missing files and three good ones, this check reports {found}")
+print(f"{passed} passed, {failed} failed")
+sys.exit(failed > 0)
