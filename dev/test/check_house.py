@@ -61,7 +61,7 @@ def functions(path):
     for number, line in enumerate(lines(path), 1):
         if line == "}" and name:
             yield name, number - begin + 1
-        if re.match(r"[\w}]", line):
+        if re.match(r"[\w}](?!\w*:$)", line):  # not a label
             called = re.search(r"(\w+)\(", re.sub(r"PRINTF_LIKE\([^)]*\)|__\w+__\(.*?\)", "", line))
             name, begin = called and called.group(1), number
 
