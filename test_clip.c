@@ -69,7 +69,7 @@ static double layer_loss(Clip *clip, float *dimage, float *dtext, double *dlogit
 #else
 #include "train_clip.c"
 
-typedef Tower TestTower;
+typedef TowerActivations TestTower;
 typedef BlockActivations TestBlock;
 #define FLOATS(x) ((const float *)(x).p)
 
@@ -81,23 +81,22 @@ static float *host_copy(const float *x, size_t n) {
 
 static void layer_norm(const Clip *clip, float *out, float *mean, float *rstd, const float *x,
     const float *gain, const float *bias, int N, int C, float eps) {
-    layernorm_forward(clip->back->kernels, fp32(out), mean, rstd, x, gain, bias, N, C, eps);
+    const LayerNorm w = {gain, bias, NULL, NULL, C, eps, clip->back->kernels};
+    const RowStats stats = {mean, rstd};
+    layernorm_forward(fp32(out), stats, x, &w, N);
 }
 
 static void layer_linear(const Clip *clip, float *out, const float *inp, const float *weight,
     const float *bias, int N, int C, int O) {
-    linear_forward(clip->back->kernels, fp32(out), fp32((float *)inp), block_weight(weight, NULL, NULL), bias,
-        SET, N, C, O);
+    const Linear w = linear_bind(clip->back, weight, bias, NULL, NULL, NULL, NULL, C, O);
+    linear_forward(fp32(out), fp32(inp), &w, N);
 }
 
-static void layer_gelu(
-    const Clip *clip, float *out, const float *x, size_t n, bool quick) { // x times the identity (1,1)
-    const float one = 1;
+static void layer_gelu(const Clip *clip, float *out, const float *x, size_t n, Activation activation) {
+    const float one = 1; // a layer that multiplies by 1
+    const Linear identity = linear_bind(clip->back, &one, NULL, NULL, NULL, NULL, NULL, 1, 1);
     float *product = backend_floats(n);
-    TileEnd end = SET;
-    end.activated = out;
-    end.quick_gelu = quick;
-    gemm(clip->back->kernels, fp32(product), 1, matrix(x, 1, 1), matrix(&one, 1, 1), (int)n, 1, 1, end);
+    linear_activation_forward(fp32(product), fp32(out), fp32(x), &identity, activation, (int)n);
     backend_free(product);
 }
 
@@ -369,7 +368,7 @@ static void compare_rows(const Records *r, const char *tower, const char *name, 
         const size_t length = (size_t)(s->start[b + 1] - s->start[b]), row = (size_t)b * T;
         if (pooled_only)
             compare_entries(&c, ours + (size_t)b * C,
-                (row + (T > 1 ? (size_t)(s->read[b] - s->start[b]) : 0)) * C, (size_t)C);
+                (row + (T > 1 ? (size_t)(s->pooled_row[b] - s->start[b]) : 0)) * C, (size_t)C);
         else compare_entries(&c, ours + (size_t)s->start[b] * C, row * C, length * C);
     }
     compare_end(&c, "", RELATIVE, ACTIVATION_TOLERANCE);
@@ -398,7 +397,7 @@ static void check_block0(const Clip *clip, const Records *r, int tower, const ch
     layer_norm(clip, ln, mean, rstd, a->resid1, w->ln_2_weight, w->ln_2_bias, Q, C, d.eps);
     compare_rows(r, name, "block0.ln_2", ln, &t->seq, C, last);
     compare_rows(r, name, "block0.mlp_hidden", FLOATS(a->mlp_hidden), &t->seq, d.F, last);
-    layer_gelu(clip, act, FLOATS(a->mlp_hidden), (size_t)Q * d.F, d.quick_gelu);
+    layer_gelu(clip, act, FLOATS(a->mlp_hidden), (size_t)Q * d.F, d.activation);
     compare_rows(r, name, "block0.mlp_act", act, &t->seq, d.F, last);
     layer_linear(clip, ln, act, w->c_proj_weight, w->c_proj_bias, Q, d.F, C);
     compare_rows(r, name, "block0.mlp", ln, &t->seq, C, last);
@@ -423,7 +422,7 @@ static void check_tower(const Clip *clip, const Records *r, int tower, const cha
         compare_rows(r, name, "ln_final", t->pooled, &t->seq, d.C, true);
         NEED(eot, "activations/text.eot_index")
         for (int b = 0; b < t->seq.B; b++)
-            compare_number(eot, (size_t)b, t->seq.read[b] - t->seq.start[b], 0);
+            compare_number(eot, (size_t)b, t->seq.pooled_row[b] - t->seq.start[b], 0);
     }
     check_block0(clip, r, tower, name);
     for (int l = 0; l < d.L; l++) {

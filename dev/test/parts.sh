@@ -25,7 +25,7 @@ build() {
 
 # Runs a command unless it has succeeded in this run already: the files that several parts need, any of which T may select.
 once() { # COMMAND…
-    case $done_once in *"|$*|"*) return ;; esac
+    case $done_once in *"|$*|"*) return 0 ;; esac
     "$@" && done_once="$done_once|$*|"
 }
 
