@@ -1,6 +1,7 @@
 # clip.c: `make help` says what there is. Every program is one C file that includes the headers in clipc/.
 #
-# CC=clang picks another compiler, CFLAGS= replaces the optimisation and warning flags, OPENMP= builds for one thread.
+# CC=clang picks another compiler, CFLAGS= replaces the optimisation and warning flags, OPENMP= builds for one thread, DEBUG=1 leaves
+# the asserts in the programs (test_clip and the test programs always have them).
 
 MAKEFLAGS += --no-builtin-rules
 PROGRAMS = train_clip test_clip lr_find wise_ft
@@ -22,7 +23,7 @@ OPENMP_LIBS = -L$(BREW)/opt/libomp/lib -lomp
 export PKG_CONFIG_PATH := $(BREW)/lib/pkgconfig:$(BREW)/opt/jpeg-turbo/lib/pkgconfig:$(BREW)/opt/libarchive/lib/pkgconfig:$(PKG_CONFIG_PATH)
 endif
 
-# pkg-config's word on a library where it knows it, else the usual name: $(call package,name,flags asked for,default)
+# What pkg-config prints for a library that it knows, else the usual name: $(call package,name,flags asked for,default)
 package = $(shell pkg-config $(2) $(1) 2>/dev/null || echo $(3))
 LIBS := $(call package,libjpeg,--libs,-ljpeg) $(call package,libpng,--libs,-lpng) $(call package,libwebp,--libs,-lwebp) \
         $(call package,libwebpdemux,--libs,-lwebpdemux) $(call package,libarchive,--libs,-larchive) $(call package,libutf8proc,--libs,-lutf8proc) $(call package,jansson,--libs,-ljansson) -lm
@@ -31,21 +32,21 @@ INCLUDES := -I. $(sort $(foreach p,libjpeg libpng libwebp libarchive libutf8proc
 # -ffp-contract=off: a*b + c is rounded twice everywhere, so that compilers agree to the bit; where one rounding is meant, the code says fmaf
 COMPILE = $(CC) -std=c11 -ffp-contract=off $(CFLAGS) $(OPENMP) -pthread $(INCLUDES)
 LINK_LIBS = $(LIBS) $(OPENMP_LIBS)
-# when a build fails, the last line says which library or compiler is missing, if that was it
-BUILD_PROGRAM = $(COMPILE) $(TEST_FLAGS) -MMD -MP -MF $(BUILD)/$(notdir $@).d -o $@ $< $(LINK_LIBS) || { CC='$(CC)' dev/setup.sh --check; exit 1; }
+# When a build fails for want of a library or compiler, the last line names it.
+BUILD_PROGRAM = $(COMPILE) $(ASSERTS) $(TEST_FLAGS) -MMD -MP -MF $(BUILD)/$(notdir $@).d -o $@ $< $(LINK_LIBS) || { CC='$(CC)' dev/setup.sh --check; exit 1; }
 
 TESTS = $(patsubst dev/test/%.c,$(BUILD)/%,$(wildcard dev/test/test_*.c))
 
-# The GPU programs: train_clip.cu, and the other programs around it. NVCC=… names the compiler, GPU_ARCH=… what it compiles for; else
-# that is the GPU at hand, or without one A100 (sm_80), H100 (sm_90), and PTX for what comes after them.
+# The GPU programs: train_clip.cu, and the other programs around it. NVCC=… names the compiler, GPU_ARCH=… the GPUs that it compiles for:
+# by default the one of this machine, or without one A100 (sm_80), H100 (sm_90), and PTX for later ones.
 GPU_PROGRAMS = train_clipcu lr_findcu wise_ftcu test_clipcu
 NVCC = $(or $(shell command -v nvcc 2>/dev/null),$(wildcard /usr/local/cuda/bin/nvcc))
 GPU_ARCH = $(if $(shell nvidia-smi -L 2>/dev/null),-arch=native,-gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=[sm_90,compute_90])
 COMPILE_GPU = $(NVCC) -std=c++17 -O3 $(GPU_ARCH) -diag-suppress 1675,550 $(patsubst %,-Xcompiler %,-ffp-contract=off $(OPENMP) -pthread) $(INCLUDES)
 BUILD_GPU = test -n '$(NVCC)' || { echo 'make $@: nvcc is missing; install the CUDA toolkit (12.0 or later), or say where it is: make $@ NVCC=/path/to/nvcc' >&2; exit 1; }; \
-            $(COMPILE_GPU) $(TEST_FLAGS:%=-Xcompiler %) -MMD -MP -MF $(BUILD)/$(notdir $@).d -o $@ -x cu $< $(LINK_LIBS) -lcublasLt
+            $(COMPILE_GPU) $(ASSERTS) $(TEST_FLAGS:%=-Xcompiler %) -MMD -MP -MF $(BUILD)/$(notdir $@).d -o $@ -x cu $< $(LINK_LIBS) -lcublasLt
 
-# The same as C++ for the CPU (dev/cuda/emulate.h): what `make test` tests of it, without a GPU or nvcc.
+# The GPU programs compiled as C++ for the CPU (dev/cuda/emulate.h): `make test` runs them without a GPU or nvcc.
 CXX := $(firstword $(foreach c,$(if $(findstring clang,$(CC)),clang++) g++ c++,$(if $(shell command -v $(c) 2>/dev/null),$(c))))
 EMULATED_WARNINGS = -Wno-unknown-pragmas -Wno-missing-field-initializers $(if $(findstring clang,$(CXX)),,-Wno-uninitialized -Wno-maybe-uninitialized)# gcc's: of its own AVX-512 header
 COMPILE_EMULATED = $(CXX) -std=c++17 -DCLIPC_EMULATE -ffp-contract=off $(CFLAGS:-O3=-O2) $(EMULATED_WARNINGS) $(OPENMP) -pthread $(INCLUDES)
@@ -55,9 +56,13 @@ EMULATED = $(BUILD)/train_clip_emulated $(BUILD)/test_clip_emulated $(BUILD)/lab
 
 SETUP = CC='$(CC)' dev/setup.sh
 PYTHON = $(shell dev/setup.sh --python)
-RUN = @CC='$(CC)' PYTHON='$(PYTHON)' BUILD='$(BUILD)' BIN='$(BIN)'
+RUN = @CC='$(CC)' DEBUG='$(DEBUG)' PYTHON='$(PYTHON)' BUILD='$(BUILD)' BIN='$(BIN)' T='$(T)'
 
 all: $(BIN)train_clip $(BIN)lr_find $(BIN)wise_ft
+
+# What is released or timed has no asserts.
+RELEASED = $(foreach program,train_clip lr_find wise_ft,$(BIN)$(program) $(BIN)$(program)cu) $(BUILD)/bench_stepcu
+$(RELEASED) $(BUILD)/bench_%: ASSERTS = $(if $(DEBUG),,-DNDEBUG)
 
 $(PROGRAMS:%=$(BIN)%): $(BIN)%: %.c data/bpe_merges.txt $(BUILD)/command
 	$(BUILD_PROGRAM)
@@ -93,14 +98,14 @@ $(BUILD)/bench_%: dev/bench/%.c $(BUILD)/command
 
 tests: $(PROGRAMS:%=$(BIN)%) $(TESTS) $(if $(CXX),$(EMULATED))
 
-# change when the compiler or a flag does, so that everything is built anew
+# These files change when the compiler or a flag does, so that everything is rebuilt.
 $(BUILD)/command: FORCE
 	@mkdir -p $(BUILD)
-	@echo '$(COMPILE) $(CXX) $(LINK_LIBS)' | cmp -s - $@ || echo '$(COMPILE) $(CXX) $(LINK_LIBS)' > $@
+	@echo 'DEBUG=$(DEBUG) $(COMPILE) $(CXX) $(LINK_LIBS)' | cmp -s - $@ || echo 'DEBUG=$(DEBUG) $(COMPILE) $(CXX) $(LINK_LIBS)' > $@
 
 $(BUILD)/command_gpu: FORCE
 	@mkdir -p $(BUILD)
-	@echo '$(COMPILE_GPU) $(LINK_LIBS)' | cmp -s - $@ || echo '$(COMPILE_GPU) $(LINK_LIBS)' > $@
+	@echo 'DEBUG=$(DEBUG) $(COMPILE_GPU) $(LINK_LIBS)' | cmp -s - $@ || echo 'DEBUG=$(DEBUG) $(COMPILE_GPU) $(LINK_LIBS)' > $@
 
 setup:
 	@$(SETUP)
@@ -130,7 +135,7 @@ test-gpu: setup
 bench-gpu: setup
 	$(RUN) NVCC='$(NVCC)' PARTS='$(PARTS)' MODELS='$(MODELS)' BATCHES='$(BATCHES)' PEAK='$(PEAK)' dev/bench/gpu.sh
 
-gpu-resources: # registers, spills and shared memory of every kernel, as the compiler reports them
+gpu-resources: # prints registers, spills and shared memory of every kernel, as the compiler reports them
 	@NVCC='$(NVCC)' '$(PYTHON)' dev/cuda/resources.py
 
 parity: setup
@@ -150,7 +155,7 @@ experiments: setup $(PROGRAMS:%=$(BIN)%) $(BUILD)/bench_loss
 	@set -e; export PYTHON='$(PYTHON)' PROGRAMS='$(abspath $(or $(BIN),.))'; for experiment in dev/experiments/*.sh; do echo "== $$experiment"; $$experiment '$(DATA)/cifar10'; done
 	@'$(PYTHON)' dev/experiments/range_test.py --data '$(DATA)/cifar10'
 	@'$(PYTHON)' dev/experiments/costs.py
-	@KILLS=200 BIN='$(BIN)' '$(PYTHON)' dev/test/test_run.py kill_anywhere
+	@KILLS=200 TEST=kill_anywhere BIN='$(BIN)' '$(PYTHON)' dev/test/test_run_kill.py
 	@$(BUILD)/bench_loss
 
 flags: # for dev/setup.sh: the compiler with its flags, then the libraries
@@ -163,21 +168,22 @@ clean:
 help:
 	@echo 'make              build ./train_clip, which trains and fine-tunes CLIP, ./lr_find and ./wise_ft (each with --help)'
 	@echo 'make demo         train, evaluate and fine-tune a tiny CLIP on drawn shapes, under 3 minutes'
-	@echo 'make test         set up, build, make references, run every test'
+	@echo 'make test         set up, build, make reference tensors, run every test, name the slowest'
+	@echo 'make test T=matmul   only the parts of it whose name contains the text; TEST=softmax: of them only the tests with such a name'
 	@echo 'make golden GOLDEN=DIR   compare with stored results of open_clip'
-	@echo 'make parity       install open_clip, transformers, … in build/parity and compare with them (optional, gigabytes)'
-	@echo 'make bench        what this processor reaches: products, stages, steps, start-up, loading (PARTS=start for some)'
-	@echo 'make bench-peer   train_clip beside open_clip on the same batches (gigabytes, an hour; ROWS='\''train-b32* start'\'' for some, ROUNDS=5)'
-	@echo 'make experiments DATA=DIR   the tables of doc/, measured anew (hours; dev/experiments/*.sh alone for one of them)'
-	@echo 'make sanitize     the tests under AddressSanitizer and UBSan'
-	@echo 'make test-arm     the matrix products of ARM processors, by an emulator (NEON, BFDOT)'
-	@echo 'make train_clipcu lr_findcu wise_ftcu   the programs for a GPU (CUDA toolkit 12.0 or later)'
-	@echo 'make test-gpu     their kernels, references, runs and stored results on a GPU, and compute-sanitizer'
-	@echo 'make bench-gpu    kernels, training steps beside open_clip and data feeding, timed on a GPU'
-	@echo 'make gpu-resources   registers, spills and shared memory of each kernel (needs nvcc, no GPU)'
+	@echo 'make parity       install open_clip, transformers, … in build/parity and compare with them (optional, some gigabytes)'
+	@echo 'make bench        time matrix products, stages, steps, start-up and loading on this processor (PARTS=start for one of them)'
+	@echo 'make bench-peer   time train_clip and open_clip on the same batches (some gigabytes, an hour; ROWS='\''train-b32* start'\'' for some, ROUNDS=5)'
+	@echo 'make experiments DATA=DIR   measure the tables of doc/ again (hours; dev/experiments/*.sh for one of them)'
+	@echo 'make sanitize     run the tests under AddressSanitizer and UBSan'
+	@echo 'make test-arm     test the matrix products of ARM processors (NEON, BFDOT) in an emulator'
+	@echo 'make train_clipcu lr_findcu wise_ftcu   build the programs for a GPU (CUDA toolkit 12.0 or later)'
+	@echo 'make test-gpu     test their kernels, layers, runs and stored results on a GPU, also under compute-sanitizer'
+	@echo 'make bench-gpu    time kernels, training steps (and those of open_clip) and data loading on a GPU'
+	@echo 'make gpu-resources   print registers, spills and shared memory of each kernel (needs nvcc, no GPU)'
 	@echo 'make clean        remove what make built (not logs/ and weights/)'
-	@echo 'make CC=clang     another compiler; CFLAGS=… other flags; OPENMP= for one thread'
-	@echo 'dev/setup.sh      install what is missing (compiler, libraries, numpy), as demo and test do first'
+	@echo 'make CC=clang     build with another compiler; CFLAGS=… other flags; OPENMP= one thread; DEBUG=1 with asserts'
+	@echo 'dev/setup.sh      install the compiler, libraries and numpy where they are missing (make demo and make test do so first)'
 
 FORCE:
 .PHONY: all tests setup setup-test test golden sanitize test-arm test-gpu bench-gpu gpu-resources parity bench bench-peer demo experiments flags clean help FORCE

@@ -1,22 +1,24 @@
-// The program that ships, compared with a reference in float64: activations, loss, gradients, AdamW steps,
-// gradient accumulation, locks, validation.
+// test_clip.c: the back end that ships, compared with reference tensors one by one.
 //
-//     ./test_clip MODEL.bin DEBUG.bin      made by dev/convert.py and dev/reference.py; `make test` runs it
+//     ./test_clip MODEL.bin DEBUG.bin     (from dev/convert.py and dev/reference.py; `make test` makes both)
 //
-// How it works, in order:
-//   1. train_clip.c (or train_clip.cu) is included without its main(), so that its own functions are tested.
-//   2. DEBUG.bin holds a batch, and the tensors that the reference computed for it.
-//   3. The batch runs through the towers, forward and backward. Each tensor is compared where the program
-//      computes it: a caption up to its end of text, the last block of a tower in its pooled rows only.
-//   4. The same for locks, layer-wise rates, positives, accumulation, validation and several AdamW steps.
-// It prints a line for each tensor: name, entries compared and stored, largest error, tolerance, ok. An entry
-// that is off, missing or not finite fails.
+// Includes train_clip.c, or train_clip.cu under a CUDA compiler, without its main(). In this order:
+//   adapters      one layer at a time, and copies to the host: the only code that differs between CPU and GPU
+//   records       what DEBUG.bin holds: named tensors, computed in float64 by dev/reference.py or open_clip
+//   comparing     largest error against a tolerance; an entry that is not finite and a missing record fail
+//   batches       the images and tokens of a record, and a step from forward to gradients
+//   activations   each layer of block 0, the output of each block, features, logits, loss, gradients
+//   strategies    locks, weight decay, layer-wise rates, positives, checkpointing, accumulation, validation
+//   optimizer     six steps of AdamW with and without clipping, the clamp of logit_scale, gradients in bf16
+// Prints a line for each tensor: name, entries compared and stored, largest error, tolerance, ok or OFF.
+// Only what the program computes is compared: captions up to end of text, in the last block the pooled row.
 #define CLIP_WITHOUT_MAIN
 #include "clipc/train/retrieval.h" // retrieval_metrics
 #include "dev/test/test.h"         // EXPECT, test_report
 
-// The layers in fp32 on numbers where the back end keeps them: room() and release() for such, and host_copy()
-// of n of them (free it).
+// ---------------------------------------------------------------- adapters
+// The layers in fp32 on arrays in the memory of the back end: backend_floats() allocates n numbers there,
+// backend_free() frees them, host_copy() copies n of them to the host (the caller frees the copy).
 #if defined(__CUDACC__) || defined(CLIPC_EMULATE)
 #include "train_clip.cu"
 
@@ -24,8 +26,8 @@ typedef Tower<float> TestTower;
 typedef BlockActivations<float> TestBlock;
 #define FLOATS(x) (x)
 
-static float *room(size_t n) { return (float *)gpu_malloc(n * sizeof(float), "a test"); }
-static void release(float *x) { CUDA_CHECK(cudaFree(x)); }
+static float *backend_floats(size_t n) { return (float *)gpu_malloc(n * sizeof(float), "a test"); }
+static void backend_free(float *x) { CUDA_CHECK(cudaFree(x)); }
 
 static float *host_copy(const float *x, size_t n) {
     float *copy = (float *)malloc_check(n * sizeof(float));
@@ -48,7 +50,7 @@ static void layer_gelu(const Clip *clip, float *out, const float *x, size_t n, b
     gelu_forward(&clip->back->gpu, out, x, n, quick);
 }
 
-// The loss of features that lie on the host.
+// The loss of features on the host.
 static double layer_loss(Clip *clip, float *dimage, float *dtext, double *dlogit_scale, const float *image,
     const float *text, const uint64_t *keys, Positives positives, int n, int E, float scale) {
     Backend *b = clip->back;
@@ -71,8 +73,8 @@ typedef TowerActivations TestTower;
 typedef BlockActivations TestBlock;
 #define FLOATS(x) ((const float *)(x).p)
 
-static float *room(size_t n) { return (float *)malloc_check(n * sizeof(float)); }
-static void release(float *x) { free(x); }
+static float *backend_floats(size_t n) { return (float *)malloc_check(n * sizeof(float)); }
+static void backend_free(float *x) { free(x); }
 static float *host_copy(const float *x, size_t n) {
     return (float *)memcpy(malloc_check(n * sizeof(float)), x, n * sizeof(float));
 }
@@ -93,9 +95,9 @@ static void layer_linear(const Clip *clip, float *out, const float *inp, const f
 static void layer_gelu(const Clip *clip, float *out, const float *x, size_t n, Activation activation) {
     const float one = 1; // a layer that multiplies by 1
     const Linear identity = linear_bind(clip->back, &one, NULL, NULL, NULL, NULL, NULL, 1, 1);
-    float *product = room(n);
+    float *product = backend_floats(n);
     linear_activation_forward(fp32(product), fp32(out), fp32(x), &identity, activation, (int)n);
-    release(product);
+    backend_free(product);
 }
 
 static double layer_loss(Clip *clip, float *dimage, float *dtext, double *dlogit_scale, const float *image,
@@ -112,7 +114,7 @@ typedef struct {
     int dtype, ndim; // 0 float32, 1 float64, 2 int32
     int64_t shape[8];
     size_t count;
-    double *value; // all types widened
+    double *value; // whatever the type in the file
 } Record;
 
 typedef struct {
@@ -173,7 +175,7 @@ static void records_free(Records *r) {
     free(r->list);
 }
 
-// NULL when there is none.
+// NULL when no record has that name.
 PRINTF_LIKE(2, 3) static const Record *record_find(const Records *r, const char *format, ...) {
     char name[256];
     va_list args;
@@ -185,16 +187,17 @@ PRINTF_LIKE(2, 3) static const Record *record_find(const Records *r, const char 
     return NULL;
 }
 
-// A record that has to be there; otherwise a failure that names it, and NULL.
+// Declares a record that the test needs; where it is missing, the test fails and returns.
 #define NEED(variable, ...)                               \
     const Record *variable = record_find(r, __VA_ARGS__); \
     if (!variable) {                                      \
-        printf("missing: " __VA_ARGS__), putchar('\n');   \
+        printf("missing: " __VA_ARGS__);                  \
+        putchar('\n');                                    \
         EXPECT(false, "a tensor is missing");             \
         return;                                           \
     }
 
-// The floats or ints of a record from entry `from` on, as the model takes them.
+// `n` entries of a record from entry `from` on, as the model takes them; the caller frees them.
 static float *record_floats(const Record *x, size_t from, size_t n) {
     float *out = (float *)malloc_check(n * sizeof(float));
     if (from + n > x->count) die(EXIT_USAGE, "%s: %zu entries, %zu are needed", x->name, x->count, from + n);
@@ -246,7 +249,7 @@ static void compare_end(const Comparison *c, const char *suffix, int mode, doubl
     EXPECT(ok, "%s: error %g", c->want->name, error);
 }
 
-// n numbers of ours on the host
+// `n` numbers of ours on the host
 static void compare_all(
     const Record *want, const char *suffix, const float *ours, size_t n, int mode, double tolerance) {
     Comparison c = comparison(want);
@@ -255,8 +258,8 @@ static void compare_all(
     compare_end(&c, suffix, mode, tolerance);
 }
 
-// the same where the back end keeps them
-static void compare_kept(const Record *want, const float *ours, size_t n, double tolerance) {
+// the same in the memory of the back end
+static void compare_backend(const Record *want, const float *ours, size_t n, double tolerance) {
     float *copy = host_copy(ours, n);
     compare_all(want, "", copy, n, RELATIVE, tolerance);
     free(copy);
@@ -283,7 +286,7 @@ typedef struct {
     int *tokens;
 } TestBatch;
 
-// `size` pairs from pair `first` on, out of records shaped (…,3,S,S) and (…,T)
+// `size` pairs from pair `first` on, from records shaped (…,3,S,S) and (…,T)
 static TestBatch test_batch(
     const Clip *clip, const Record *images, const Record *tokens, size_t first, int size) {
     const size_t pixels = 3 * (size_t)clip->config.image_size * (size_t)clip->config.image_size;
@@ -300,7 +303,7 @@ static void test_batch_free(TestBatch *b) {
     free(b->tokens);
 }
 
-// All pairs at once or (micro < pairs) accumulated, from forward to gradients. Returns the loss.
+// From forward to gradients, all pairs at once or, with micro < pairs, accumulated. Returns the loss.
 static double run_step(
     Clip *clip, const Record *images, const Record *tokens, size_t first, int pairs, int micro) {
     for (int j = 0; j < pairs; j += micro) {
@@ -318,7 +321,7 @@ static double run_step(
     return loss;
 }
 
-// As loaded, with new optimizer state, and the last groups of each tower trainable.
+// The weights as loaded, new optimizer state, and the last groups of each tower trainable.
 static void restart(Clip *clip, const Records *r, int image_groups, int text_groups, int pairs) {
     for (int i = 0; i < clip->tensors.count; i++) {
         const Tensor *x = &clip->tensors.list[i];
@@ -354,16 +357,16 @@ static void compare_arena(const Clip *clip, const Records *r, ClipArena arena, c
 
 // ---------------------------------------------------------------- activations
 
-// Rows of what the back end keeps, (R,C) packed, or (B,C) only_read, against a record (B,T,C)
-static void compare_rows(const Records *r, const char *tower, const char *name, const float *kept,
-    const Sequences *s, int C, bool only_read) {
+// Rows that the back end has saved, (R,C) packed or (B,C) if pooled_only, against a record (B,T,C)
+static void compare_rows(const Records *r, const char *tower, const char *name, const float *saved,
+    const Sequences *s, int C, bool pooled_only) {
     NEED(want, "activations/%s.%s", tower, name)
-    float *ours = host_copy(kept, (size_t)(only_read ? s->B : s->R) * (size_t)C);
+    float *ours = host_copy(saved, (size_t)(pooled_only ? s->B : s->R) * (size_t)C);
     const size_t T = want->ndim == 3 ? (size_t)want->shape[1] : 1;
     Comparison c = comparison(want);
     for (int b = 0; b < s->B; b++) {
         const size_t length = (size_t)(s->start[b + 1] - s->start[b]), row = (size_t)b * T;
-        if (only_read)
+        if (pooled_only)
             compare_entries(&c, ours + (size_t)b * C,
                 (row + (T > 1 ? (size_t)(s->pooled_row[b] - s->start[b]) : 0)) * C, (size_t)C);
         else compare_entries(&c, ours + (size_t)s->start[b] * C, row * C, length * C);
@@ -372,7 +375,7 @@ static void compare_rows(const Records *r, const char *tower, const char *name, 
     free(ours);
 }
 
-// Block 0 in detail. What is not kept is computed here by the same layer functions from what is.
+// Block 0 in detail. Activations that are not saved are computed here from the saved ones by the same layers.
 static void check_block0(const Clip *clip, const Records *r, int tower, const char *name) {
     const TestTower *t = &clip->back->tower[tower];
     const TowerShape d = tower_shape(&clip->config, tower);
@@ -381,10 +384,10 @@ static void check_block0(const Clip *clip, const Records *r, int tower, const ch
     const bool last = d.L == 1;
     const int C = d.C, Q = last ? t->seq.B : t->seq.R;
     const size_t R = (size_t)t->seq.R;
-    float *ln = room(R * C);
-    float *act = room(R * d.F);
-    float *mean = room(R);
-    float *rstd = room(R);
+    float *ln = backend_floats(R * C);
+    float *act = backend_floats(R * d.F);
+    float *mean = backend_floats(R);
+    float *rstd = backend_floats(R);
     layer_norm(clip, ln, mean, rstd, a->x, w->ln_1_weight, w->ln_1_bias, t->seq.R, C, d.eps);
     compare_rows(r, name, "block0.ln_1", ln, &t->seq, C, false);
     compare_rows(r, name, "block0.attn_heads", FLOATS(a->attention), &t->seq, C, last);
@@ -398,10 +401,10 @@ static void check_block0(const Clip *clip, const Records *r, int tower, const ch
     compare_rows(r, name, "block0.mlp_act", act, &t->seq, d.F, last);
     layer_linear(clip, ln, act, w->c_proj_weight, w->c_proj_bias, Q, d.F, C);
     compare_rows(r, name, "block0.mlp", ln, &t->seq, C, last);
-    release(ln);
-    release(act);
-    release(mean);
-    release(rstd);
+    backend_free(ln);
+    backend_free(act);
+    backend_free(mean);
+    backend_free(rstd);
 }
 
 static void check_tower(const Clip *clip, const Records *r, int tower, const char *name) {
@@ -410,7 +413,7 @@ static void check_tower(const Clip *clip, const Records *r, int tower, const cha
     char block[32];
     if (tower == IMAGE_TOWER) {
         NEED(want, "activations/vision.patch_embed")
-        compare_kept(want, t->embedded, (size_t)(t->seq.R - t->seq.B) * d.C, ACTIVATION_TOLERANCE);
+        compare_backend(want, t->embedded, (size_t)(t->seq.R - t->seq.B) * d.C, ACTIVATION_TOLERANCE);
         compare_rows(
             r, name, "embed", clip->config.ln_pre ? t->embedding : t->blocks[0].x, &t->seq, d.C, false);
         if (clip->config.ln_pre) compare_rows(r, name, "ln_pre", t->blocks[0].x, &t->seq, d.C, false);
@@ -443,7 +446,7 @@ static double cross_entropy(const float *logits, int n, bool columns) {
     return loss;
 }
 
-static void test_forward_and_backward(Clip *clip, const Records *r) {
+static void test_forward_and_backward_match_the_reference(Clip *clip, const Records *r) {
     NEED(images, "batch/images")
     NEED(tokens, "batch/tokens")
     NEED(loss, "activations/loss")
@@ -472,8 +475,8 @@ static void test_forward_and_backward(Clip *clip, const Records *r) {
     free(image);
     free(text);
 
-    compare_kept(dimage, clip->back->dfeatures[0], (size_t)B * E, GRADIENT_TOLERANCE);
-    compare_kept(dtext, clip->back->dfeatures[1], (size_t)B * E, GRADIENT_TOLERANCE);
+    compare_backend(dimage, clip->back->dfeatures[0], (size_t)B * E, GRADIENT_TOLERANCE);
+    compare_backend(dtext, clip->back->dfeatures[1], (size_t)B * E, GRADIENT_TOLERANCE);
     clip_backward(clip, &b.batch, 0);
     compare_arena(clip, r, ARENA_GRADIENTS, "grads/param.", "", true, RELATIVE, GRADIENT_TOLERANCE);
     test_batch_free(&b);
@@ -482,7 +485,7 @@ static void test_forward_and_backward(Clip *clip, const Records *r) {
 // ---------------------------------------------------------------- strategies
 
 // Which tensors train, and that their gradients are those of full fine-tuning.
-static void test_locks(Clip *clip, const Records *r) {
+static void test_locked_tensors_do_not_train(Clip *clip, const Records *r) {
     NEED(images, "batch/images")
     NEED(tokens, "batch/tokens")
     for (int tower = 0; tower < 2; tower++)
@@ -506,7 +509,7 @@ static void test_locks(Clip *clip, const Records *r) {
         }
 }
 
-static void test_weight_decay(const Clip *clip, const Records *r) {
+static void test_weight_decay_is_on_the_right_tensors(const Clip *clip, const Records *r) {
     for (int i = 0; i < clip->tensors.count; i++) {
         const Tensor *x = &clip->tensors.list[i];
         NEED(want, "weight_decay/%s", x->name)
@@ -516,7 +519,7 @@ static void test_weight_decay(const Clip *clip, const Records *r) {
 }
 
 // The factor on the rate of every tensor; a case is called image_0.7, text_0.8 or image_0.7_text_0.8.
-static void test_layer_decay(Clip *clip, const Records *r) {
+static void test_rates_fall_with_depth(Clip *clip, const Records *r) {
     int checked = 0;
     for (int i = 0; i < r->count; i++) {
         char text[sizeof r->list[i].name], *name, *decay;
@@ -535,7 +538,7 @@ static void test_layer_decay(Clip *clip, const Records *r) {
     printf("layer_decay: %d factors\n", checked);
 }
 
-// Several right answers in a batch: joint targets by equal captions and by groups, and groups left out.
+// Several positives in a row: soft targets by equal captions and by groups, and groups masked.
 static void check_positives(
     Clip *clip, const Records *r, const char *kind, const uint64_t *keys, Positives positives) {
     NEED(image, "multipos/image_features")
@@ -562,7 +565,7 @@ static void check_positives(
     free(dy);
 }
 
-static void test_positives(Clip *clip, const Records *r) {
+static void test_loss_with_several_positives(Clip *clip, const Records *r) {
     if (!record_find(r, "multipos/image_features")) return; // not every folder of reference values has them
     NEED(tokens, "multipos/tokens")
     NEED(groups, "multipos/groups")
@@ -580,8 +583,16 @@ static void test_positives(Clip *clip, const Records *r) {
     free(keys);
 }
 
-// Keeping only the blocks' inputs changes no bit.
-static void test_checkpointing(Clip *clip, const Records *r) {
+// All of them, one tensor after another.
+static void read_gradients(const Clip *clip, float *to) {
+    for (int i = 0; i < clip->tensors.count; i++) {
+        clip_read(clip, ARENA_GRADIENTS, &clip->tensors.list[i], to);
+        to += clip->tensors.list[i].count;
+    }
+}
+
+// Saving only the inputs of the blocks does not change a bit.
+static void test_checkpointing_changes_no_bit(Clip *clip, const Records *r) {
     NEED(images, "batch/images")
     NEED(tokens, "batch/tokens")
     const int B = (int)images->shape[0];
@@ -589,23 +600,19 @@ static void test_checkpointing(Clip *clip, const Records *r) {
     run_step(clip, images, tokens, 0, B, B);
     float *before = (float *)malloc_check(clip->tensors.parameters * sizeof(float));
     float *now = (float *)malloc_check(clip->tensors.parameters * sizeof(float));
-    float *to = before;
-    for (int i = 0; i < clip->tensors.count; to += clip->tensors.list[i++].count)
-        clip_read(clip, ARENA_GRADIENTS, &clip->tensors.list[i], to);
+    read_gradients(clip, before);
     const ClipTraining how = {B, false, true};
     clip_start_training(clip, &how);
     run_step(clip, images, tokens, 0, B, B);
-    to = now;
-    for (int i = 0; i < clip->tensors.count; to += clip->tensors.list[i++].count)
-        clip_read(clip, ARENA_GRADIENTS, &clip->tensors.list[i], to);
+    read_gradients(clip, now);
     EXPECT(memcmp(before, now, clip->tensors.parameters * sizeof(float)) == 0,
         "gradients with checkpointing differ");
     free(before);
     free(now);
 }
 
-// Every way to cut the batch gives the gradients of the whole, that of logit_scale too.
-static void test_accumulation(Clip *clip, const Records *r) {
+// However the batch is divided, the gradients are those of the whole batch, also that of logit_scale.
+static void test_accumulated_gradients_are_those_of_the_whole_batch(Clip *clip, const Records *r) {
     NEED(images, "accum/images")
     NEED(tokens, "accum/tokens")
     NEED(loss, "accum/loss")
@@ -620,9 +627,8 @@ static void test_accumulation(Clip *clip, const Records *r) {
     }
 }
 
-// open_clip's evaluation: the sample-weighted mean of the losses within batches, and retrieval over all
-// pairs.
-static void test_validation(Clip *clip, const Records *r) {
+// open_clip's evaluation: the mean of the batch losses weighted by size, and retrieval over all pairs.
+static void test_validation_is_that_of_open_clip(Clip *clip, const Records *r) {
     NEED(images, "accum/images")
     NEED(tokens, "accum/tokens")
     NEED(rows, "val/rows")
@@ -690,8 +696,7 @@ static void check_steps(Clip *clip, const Records *r, const char *prefix, const 
             .weight_decay = hyper(r, "weight_decay"),
             .grad_clip_norm = clip_norm,
             .step = step + 1};
-        // logits are exp(logit_scale) times cosines: rounding of the features grows with it, beyond its usual
-        // 1 / 0.07
+        // logits are exp(logit_scale) times cosines, so rounding of the features grows with it above 1 / 0.07
         const double grow = fmax(1, 0.07 * clip_logit_scale(clip));
         compare_number(loss, (size_t)step,
             run_step(clip, images, tokens, same_batch ? 0 : (size_t)step * B, B, B),
@@ -703,7 +708,8 @@ static void check_steps(Clip *clip, const Records *r, const char *prefix, const 
     }
 }
 
-static void test_adamw(Clip *clip, const Records *r, const char *name, double clip_norm) {
+static void test_adamw_steps_match_the_reference(
+    Clip *clip, const Records *r, const char *name, double clip_norm) {
     NEED(images, "adamw_batches/images")
     NEED(tokens, "adamw_batches/tokens")
     char prefix[64];
@@ -718,7 +724,7 @@ static void test_adamw(Clip *clip, const Records *r, const char *name, double cl
     compare_arena(clip, r, ARENA_V, prefix, "", false, RELATIVE, 2 * GRADIENT_TOLERANCE);
 }
 
-static void test_logit_scale_clamp(Clip *clip, const Records *r, const char *end) {
+static void test_logit_scale_is_clamped(Clip *clip, const Records *r, const char *end) {
     NEED(images, "adamw_clamp/images")
     NEED(tokens, "adamw_clamp/tokens_%s", end)
     NEED(start, "adamw_clamp/start_%s", end)
@@ -731,7 +737,7 @@ static void test_logit_scale_clamp(Clip *clip, const Records *r, const char *end
 }
 
 // Loss and gradients in amp_bf16, whose operands are rounded to 8 bits.
-static void test_bf16(Clip *clip, const Records *r) {
+static void test_bf16_gradients_are_close(Clip *clip, const Records *r) {
     NEED(images, "batch/images")
     NEED(tokens, "batch/tokens")
     NEED(loss, "activations/loss")
@@ -770,19 +776,19 @@ int main(int argc, char **argv) {
     Clip *clip = clip_load(argv[1]);
     Records r = records_load(argv[2]);
     compare_arena(clip, &r, ARENA_PARAMETERS, "weights/", "", true, ABSOLUTE, 0);
-    RUN(test_forward_and_backward, clip, &r);
-    RUN(test_locks, clip, &r);
-    RUN(test_weight_decay, clip, &r);
-    RUN(test_layer_decay, clip, &r);
-    RUN(test_positives, clip, &r);
-    RUN(test_checkpointing, clip, &r);
-    RUN(test_accumulation, clip, &r);
-    RUN(test_validation, clip, &r);
-    RUN(test_adamw, clip, &r, "adamw_noclip", 0);
-    RUN(test_adamw, clip, &r, "adamw_clip1", hyper(&r, "clip_norm"));
-    RUN(test_logit_scale_clamp, clip, &r, "high");
-    RUN(test_logit_scale_clamp, clip, &r, "low");
-    RUN(test_bf16, clip, &r);
+    RUN(test_forward_and_backward_match_the_reference, clip, &r);
+    RUN(test_locked_tensors_do_not_train, clip, &r);
+    RUN(test_weight_decay_is_on_the_right_tensors, clip, &r);
+    RUN(test_rates_fall_with_depth, clip, &r);
+    RUN(test_loss_with_several_positives, clip, &r);
+    RUN(test_checkpointing_changes_no_bit, clip, &r);
+    RUN(test_accumulated_gradients_are_those_of_the_whole_batch, clip, &r);
+    RUN(test_validation_is_that_of_open_clip, clip, &r);
+    RUN(test_adamw_steps_match_the_reference, clip, &r, "adamw_noclip", 0);
+    RUN(test_adamw_steps_match_the_reference, clip, &r, "adamw_clip1", hyper(&r, "clip_norm"));
+    RUN(test_logit_scale_is_clamped, clip, &r, "high");
+    RUN(test_logit_scale_is_clamped, clip, &r, "low");
+    RUN(test_bf16_gradients_are_close, clip, &r);
     printf("kernels: %s\n", clip_kernels(clip));
     records_free(&r);
     clip_free(clip);

@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """A training run of train_clip against the losses that open_clip's training program recorded (golden/train: losses.json).
 
-  dev/test/check_losses.py --options LOSSES.json                   one line a recorded variant: its key, then the options of that run
+  dev/test/check_losses.py --options LOSSES.json                   one line a recorded run: its key, then the options that repeat it
   dev/test/check_losses.py LOSSES.json KEY METRICS.jsonl [WEIGHTS.safetensors]   compare a finished run, and its final weights
-  dev/test/check_losses.py --amp_bf16 …                            the same for a run in bf16, of which the losses alone are compared; --fp32: as without
 
+--precision amp_bf16: of a run in bf16 the losses alone are compared. --steps N: the first N steps of the recorded run.
 losses.json: steps, batch; lists of one number a step: lr, logit_scale, loss_float64 and its variants; step0_gradient_norms and
 final_weights_float64 of the plain run.
 """
+import argparse
 import json
 import math
 import re
@@ -33,7 +34,7 @@ def expect(ok, what):
 
 
 def variant_options(key):
-    """What a variant's key says of its run; None where it is another program's, or not known here."""
+    """The options that a variant's key names; None where another program computed it or the key is not known here."""
     rules = [(r"loss_float64", ""), (r"loss_float64_grad_clip_([0-9.]+)", "--grad-clip-norm {0}"),
              (r"loss_float64_lock_image_(\d+)_groups", "--lock-image --lock-image-unlocked-groups {0}"),
              (r"loss_float64_lock_text_(\d+)_layers", "--lock-text --lock-text-unlocked-layers {0}")]
@@ -44,21 +45,24 @@ def variant_options(key):
     return None
 
 
-def print_options(losses):
-    """The learning rate and the warmup follow from the recorded rates: warmup W reaches the highest rate at step W - 1, cosine holds it at W."""
+def print_options(losses, steps):
+    """The learning rate and the warmup follow from the recorded rates: warmup W reaches the highest rate at step W - 1, cosine holds it at W.
+
+    A shorter run has the same rates only within the warmup."""
     rates = losses["lr"]
     warmup = max(i for i, rate in enumerate(rates) if rate >= max(rates) * (1 - 1e-12))
+    if steps != losses["steps"] and steps > warmup:
+        sys.exit(f"check_losses.py: --steps {steps}: at most {warmup}, the warmup, after which the rate depends on the length of the run")
     for key in losses:
         if key.startswith("loss_float64"):
             options = variant_options(key)
             if options is None:
-                print(f"check_losses.py: {key}: which options make it is not known here; not compared", file=sys.stderr)
+                print(f"check_losses.py: {key}: not compared, the options of this run are not known", file=sys.stderr)
             else:
-                print(key, "--steps", losses["steps"], "--batch-size", losses["batch"], "--lr", repr(max(rates)), "--warmup", warmup, options)
+                print(key, "--steps", steps, "--batch-size", losses["batch"], "--lr", repr(max(rates)), "--warmup", warmup, options)
 
 
-def check_steps(losses, key, rows, tolerance):
-    steps = losses["steps"]
+def check_steps(losses, key, rows, tolerance, steps):
     expect([row["step"] for row in rows] == list(range(rows[0]["step"], rows[0]["step"] + steps)) if rows else False, f"{len(rows)} logged steps instead of {steps}")
     worst = 0.0
     for i, (row, loss, lr) in enumerate(zip(rows, losses[key], losses["lr"])):
@@ -98,28 +102,35 @@ def check_weights(expected, weights):
     print(f"final weights: largest distance of a norm {worst:.2f} of its tolerance")
 
 
-def main(argv):
-    if len(argv) == 2 and argv[0] == "--options":
-        with open(argv[1]) as f:
-            print_options(json.load(f))
-        return 0
-    rounded = argv[:1] == ["--amp_bf16"]
-    argv = argv[argv[:1] in (["--amp_bf16"], ["--fp32"]):]
-    if len(argv) not in (3, 4):
-        sys.exit(__doc__)
-    with open(argv[0]) as f:
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("losses", metavar="LOSSES.json")
+    parser.add_argument("--options", action="store_true")
+    parser.add_argument("key", metavar="KEY", nargs="?")
+    parser.add_argument("metrics", metavar="METRICS.jsonl", nargs="?")
+    parser.add_argument("weights", metavar="WEIGHTS.safetensors", nargs="?")
+    parser.add_argument("--precision", choices=["fp32", "amp_bf16"], default="fp32")
+    parser.add_argument("--steps", type=int)
+    given = parser.parse_args()
+    with open(given.losses) as f:
         losses = json.load(f)
-    key = argv[1]
-    with open(argv[2]) as f:
+    steps = given.steps or losses["steps"]
+    if given.options:
+        print_options(losses, steps)
+        return 0
+    if not given.metrics:
+        parser.error("needs LOSSES.json KEY METRICS.jsonl")
+    with open(given.metrics) as f:
         rows = [row for row in map(json.loads, f) if "loss" in row]
-    check_steps(losses, key, rows, LOSS_BF16 if rounded else LOSS)
-    if key == "loss_float64" and rows and not rounded:
+    fp32 = given.precision == "fp32"
+    check_steps(losses, given.key, rows, LOSS if fp32 else LOSS_BF16, steps)
+    if given.key == "loss_float64" and rows and fp32:
         check_gradient_norm(losses["step0_gradient_norms"], rows[0])
-    if len(argv) == 4 and not rounded:
-        check_weights(losses["final_weights_float64"], read_safetensors(argv[3]))
+    if given.weights and fp32:
+        check_weights(losses["final_weights_float64"], read_safetensors(given.weights))
     print(f"{passed} passed, {failed} failed")
     return 1 if failed or not passed else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -5,7 +5,7 @@
 #   DIR/model/*.npz, .csv  retrieval, zero-shot, resized positions, schedules
 #   DIR/tokenizer, image   captions and their ids, image files and their pixels
 #   DIR/train              losses of a training run over DIR/../data/cifar10
-# With names behind DIR only those of model, tokenizer, image and train. A folder without a check that ran is a failure.
+# Names after DIR choose among model, tokenizer, image and train. A folder for which no check ran is a failure.
 cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit 1
 . dev/test/parts.sh
 
@@ -20,85 +20,102 @@ need() { # DIR FILE…: says which are missing
     return $missing
 }
 
-model_values() { # DIR OUT
+golden_files() { # DIR OUT
     need "$1" $MODEL_FILES &&
         "$PYTHON" dev/reference.py --golden "$1" -o "$2.debug.bin" &&
-        "$PYTHON" dev/convert.py "$1/weights.npz" --model "$1/config.json" -o "$2.bin" &&
-        limited "./${BIN}test_clip" "$2.bin" "$2.debug.bin"
+        "$PYTHON" dev/convert.py "$1/weights.npz" --model "$1/config.json" -o "$2.bin"
+}
+
+model_values() { # DIR OUT PROGRAM
+    once golden_files "$1" "$2" && built "$3" && limited "./$3" "$2.bin" "$2.debug.bin"
+}
+
+golden_test() { # NAME FOLDER: a test program that compares with stored results when it is given their folder
+    built "$BUILD/test_$1" && limited "$BUILD/test_$1" "$2"
 }
 
 golden_model() { # DIR
-    local folder name found=
+    local folder name out found=
     for folder in "$1"/*; do
         name=$(basename "$folder")
         case $name in formats | bad) continue ;; esac
         [ -d "$folder" ] || continue
-        found=1
-        part "model/$name" model_values "$folder" "$BUILD/golden/$name"
-        part "model/$name, emulated GPU" limited "$BUILD/test_clip_emulated" "$BUILD/golden/$name.bin" "$BUILD/golden/$name.debug.bin"
+        found=1 out=$BUILD/golden/$name
+        part "model/$name" model_values "$folder" "$out" "${BIN}test_clip"
+        part "model/$name, plain loops" with_plain_loops model_values "$folder" "$out" "${BIN}test_clip"
+        part "model/$name, emulated GPU" model_values "$folder" "$out" "$BUILD/test_clip_emulated"
         part "model/$name, dev/reference.py" "$PYTHON" dev/reference.py --golden "$folder" --check
     done
     if [ -d "$1/formats" ] || [ -d "$1/bad" ]; then found=1 && part "model/formats, bad" "$PYTHON" dev/test/test_convert.py --golden "$1"; fi
-    if ls "$1"/retrieval.npz "$1"/zeroshot.npz >/dev/null 2>&1; then found=1 && part "model/retrieval, zeroshot" "$BUILD/test_evaluate" "$1"; fi
-    if [ -e "$1/resize.npz" ]; then found=1 && part "model/resize" "$BUILD/test_positions" "$1"; fi
-    if [ -e "$1/schedules.csv" ]; then found=1 && part "model/schedules" "$BUILD/test_schedulers" "$1"; fi
+    if ls "$1"/retrieval.npz "$1"/zeroshot.npz >/dev/null 2>&1; then found=1 && part "model/retrieval, zeroshot" golden_test evaluate "$1"; fi
+    if [ -e "$1/resize.npz" ]; then found=1 && part "model/resize" golden_test positions "$1"; fi
+    if [ -e "$1/schedules.csv" ]; then found=1 && part "model/schedules" golden_test schedulers "$1"; fi
     if [ -z "$found" ]; then part model false; fi
 }
 
-train_run() { # TRAIN DATA KEY OPTION…: one recorded run, repeated; TRAIN_PROGRAM and TRAIN_PRECISION: by another program, otherwise
-    local train=$1 data=$2 key=$3 out=$BUILD/golden/train shards
+# One recorded run, repeated. TRAIN_PROGRAM and TRAIN_PRECISION: by another program, in another precision; TRAIN_STEPS: its first steps alone.
+train_run() { # TRAIN DATA KEY OPTION…
+    local train=$1 data=$2 key=$3 out=$BUILD/golden/train shards precision=${TRAIN_PRECISION:-fp32}
     shift 3
+    once train_begin "$train" "$data" && built "${BIN}train_clip" || return
     shards=$(printf '%s::' "$data"/train-*.tar)
-    rm -rf "$out/$key" "$out/$key.weights"
+    rm -rf "$out/${key:?}" "$out/$key.weights"
     limited "${TRAIN_PROGRAM:-./${BIN}train_clip}" --pretrained "$out/init.bin" --train-data "${shards%::}" --dataset-type webdataset --no-shuffle --aug-cfg scale=1,1 \
-        --precision "${TRAIN_PRECISION:-fp32}" --wd 0.2 --beta1 0.9 --beta2 0.98 --eps 1e-6 --lr-scheduler cosine --log-every-n-steps 1 --logs "$out" --name "$key" "$@" || return
-    if [ "$key" = loss_float64 ]; then
+        --precision "$precision" --wd 0.2 --beta1 0.9 --beta2 0.98 --eps 1e-6 --lr-scheduler cosine --log-every-n-steps 1 --logs "$out" --name "$key" "$@" || return
+    if [ "$key" = loss_float64 ] && [ -z "${TRAIN_STEPS:-}" ]; then
         "$PYTHON" dev/convert.py "$(ls "$out/$key"/checkpoints/*.bin | tail -n 1)" -o "$out/$key.weights" --format open_clip || return
         set -- "$out/$key.weights/open_clip_model.safetensors"
     else
         set --
     fi
-    "$PYTHON" dev/test/check_losses.py ${TRAIN_PRECISION:+--$TRAIN_PRECISION} "$train/losses.json" "$key" "$out/$key/metrics.jsonl" "$@"
+    "$PYTHON" dev/test/check_losses.py --precision "$precision" ${TRAIN_STEPS:+--steps "$TRAIN_STEPS"} "$train/losses.json" "$key" "$out/$key/metrics.jsonl" "$@"
 }
 
 train_begin() { # TRAIN DATA
     need "$1" losses.json init.safetensors config.json && need "$2" train-00000.tar &&
-        "$PYTHON" dev/test/check_losses.py --options "$1/losses.json" > "$BUILD/golden/train/variants" &&
         "$PYTHON" dev/convert.py "$1/init.safetensors" --model "$1/config.json" -o "$BUILD/golden/train/init.bin" && echo "1 passed, 0 failed"
+}
+
+train_variants() { # TRAIN: one line for each recorded run, its key and options; TRAIN_STEPS: for its first steps
+    "$PYTHON" dev/test/check_losses.py --options ${TRAIN_STEPS:+--steps "$TRAIN_STEPS"} "$1/losses.json"
 }
 
 golden_train() { # TRAIN DATA
     local key options
     mkdir -p "$BUILD/golden/train"
-    part "train, weights and options" train_begin "$1" "$2" || return
+    part "train, weights" once train_begin "$1" "$2" || return
     while read -r key options; do
         part "train/$key" train_run "$1" "$2" "$key" $options
         TRAIN_PRECISION=amp_bf16 part "train/$key, amp_bf16" train_run "$1" "$2" "$key" $options
-    done < "$BUILD/golden/train/variants"
+    done < <(train_variants "$1")
+    # in the warmup the learning rate does not depend on the length of the run
+    read -r key options < <(TRAIN_STEPS=5 train_variants "$1" | grep '^loss_float64 ')
+    TRAIN_STEPS=5 part "train/$key, plain loops" with_plain_loops train_run "$1" "$2" "$key" $options
 }
 
 golden_parts() { # DIR [KIND…]
     local dir=$1 kind known=
     shift
+    [ $# -gt 0 ] || set -- model tokenizer image train
     mkdir -p "$BUILD/golden"
-    for kind in ${*:-model tokenizer image train}; do
+    for kind in "$@"; do
         [ -d "$dir/$kind" ] || continue
         known=1
         case $kind in
         model) golden_model "$dir/model" ;;
-        tokenizer | image) part "$kind" "$BUILD/test_$kind" "$dir/$kind" ;;
+        tokenizer | image) part "$kind" golden_test "$kind" "$dir/$kind" ;;
         train) golden_train "$dir/train" "$dir/../data/cifar10" ;;
         esac
     done
-    if [ -z "$known" ]; then part "$dir holds neither of model tokenizer image train" false; fi
+    if [ -z "$known" ]; then part "$dir holds none of model, tokenizer, image, train" false; fi
 }
 
 if [ "${BASH_SOURCE[0]}" = "$0" ]; then
     if [ ! -d "${1:-}" ]; then
-        echo "golden.sh: '${1:-}' is no folder of stored results; make golden GOLDEN=DIR" >&2
+        echo "golden.sh: '${1:-}' is not a folder of stored results; make golden GOLDEN=DIR" >&2
         exit 2
     fi
-    build tests || exit 1
+    if [ -z "$T" ]; then build tests || exit 1; fi
     golden_parts "$@"
     total
 fi

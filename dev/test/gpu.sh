@@ -17,14 +17,6 @@ build_gpu() {
     end_checks
 }
 
-# The stored results of a model by the GPU program in fp32.
-golden_values() { # DIR NAME
-    local out=$BUILD/golden/$2
-    mkdir -p "$BUILD/golden"
-    "$PYTHON" dev/reference.py --golden "$1" -o "$out.debug.bin" && "$PYTHON" dev/convert.py "$1/weights.npz" --model "$1/config.json" -o "$out.bin" &&
-        limited "./${BIN}test_clipcu" "$out.bin" "$out.debug.bin"
-}
-
 # The recorded training steps: in fp32 as on a CPU, in bf16 within 3e-2 of each loss.
 golden_steps() { # DIR PRECISION KEY OPTION…
     local dir=$1 precision=$2
@@ -32,21 +24,22 @@ golden_steps() { # DIR PRECISION KEY OPTION…
     TRAIN_PROGRAM="./${BIN}train_clipcu" TRAIN_PRECISION=$precision train_run "$dir/train" "$dir/../data/cifar10" "$@"
 }
 
-part "build" build_gpu || { total; exit 1; }
+T='' part "build" build_gpu || { total; exit 1; }
 part "kernels" "$BUILD/test_gpu_kernelscu"
 part "steps" "$BUILD/test_gpu_stepcu"
 part "kernel laboratory" "$BUILD/labcu"
 part "runs beside the CPU program" env GPU_PROGRAM="${BIN}train_clipcu" "$PYTHON" dev/test/test_gpu_run.py
 if [ -d "$GOLDEN" ]; then
-    for folder in "$GOLDEN"/model/*/activations.npz; do
-        name=$(basename "$(dirname "$folder")")
-        part "model/$name, GPU" golden_values "$(dirname "$folder")" "$name"
-    done
     mkdir -p "$BUILD/golden/train"
-    if [ -d "$GOLDEN/train" ] && part "train, weights and options" train_begin "$GOLDEN/train" "$GOLDEN/../data/cifar10"; then
+    for folder in "$GOLDEN"/model/*/activations.npz; do
+        folder=$(dirname "$folder")
+        name=$(basename "$folder")
+        part "model/$name, GPU" model_values "$folder" "$BUILD/golden/$name" "${BIN}test_clipcu"
+    done
+    if [ -d "$GOLDEN/train" ]; then
         while read -r key options; do
             for precision in fp32 amp_bf16; do part "train/$key, GPU, $precision" golden_steps "$GOLDEN" $precision "$key" $options; done
-        done < "$BUILD/golden/train/variants"
+        done < <(train_variants "$GOLDEN/train")
     fi
 fi
 if command -v compute-sanitizer >/dev/null; then

@@ -1,4 +1,6 @@
-# Is there a GPU, and a compiler for it? Says in one line what is not. Read with `.`, with the command's name: . dev/test/gpu_here.sh "make test-gpu"
+# shellcheck shell=bash
+# Returns 1, with a line that says what is missing, unless there are a GPU and a compiler for it.
+# To be sourced with the name of the command: . dev/test/gpu_here.sh "make test-gpu"
 if ! command -v nvcc >/dev/null && [ ! -x /usr/local/cuda/bin/nvcc ] && [ -z "${NVCC:-}" ]; then
     echo "$1: nvcc is missing; install the CUDA toolkit (12.0 or later), or say where it is: $1 NVCC=/path/to/nvcc" >&2
     return 1

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""What dev/convert.py writes, read by open_clip, transformers, timm, wandb themselves; run by dev/test/parity.sh in its environment.
+"""open_clip, transformers, timm and wandb read what dev/convert.py writes; dev/test/parity.sh runs this in its virtual environment.
 
   dev/test/parity.py FOLDER      works in FOLDER; BIN= names the folder of train_clip
 
-Features and logits are compared with those of train_clip --save-features on the same pictures and captions, each library with its own
+Features and logits are compared with those of train_clip --save-features on the same images and captions, each library with its own
 preprocessing and tokenizer."""
 import csv
 import glob
@@ -12,7 +12,6 @@ import json
 import os
 import subprocess
 import sys
-import traceback
 import warnings
 
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", TQDM_DISABLE="1", WANDB_MODE="offline", WANDB_SILENT="true")
@@ -27,19 +26,18 @@ from PIL import Image  # noqa: E402
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.path.insert(0, os.path.join(ROOT, "dev"))
+import checks  # noqa: E402
 import convert  # noqa: E402
 
 PROGRAM = os.path.join(ROOT, os.environ.get("BIN", ""), "train_clip")
 SIZE = 48
 CAPTIONS = ["a photo of a cat", "It's  3 DOGS, naïve ones…", "Über-große Bäume!", "a man's best friend; isn't it?", "x", "東京 🙂 tower &amp; lights",
             "every word counts " * 40]
-passed = failed = 0
 
 
 def check(condition, what):
-    global passed, failed
-    passed, failed = passed + bool(condition), failed + (not condition)
-    print(f"{'ok    ' if condition else 'FAILED'} {what}")
+    if checks.check(condition, what):
+        print(f"ok     {what}")
 
 
 def close(got, want, tolerance, what):
@@ -60,7 +58,7 @@ def converter(*arguments):
 
 
 def make_data():
-    """Pictures of the model's size (no library resizes them) and of others, with captions."""
+    """Images of the model's size, which no library resizes, and of other sizes, with captions."""
     rng = np.random.default_rng(1)
     os.makedirs("images", exist_ok=True)
     with open("pairs.csv", "w", newline="", encoding="utf-8") as f:
@@ -99,18 +97,18 @@ def compare(what, images, texts, ours, tolerance=2e-5):
     close(ours[2] * images @ texts.T, ours[2] * ours[0][:len(images)] @ ours[1].T, tolerance * ours[2], f"{what}: logits")
 
 
-def by_open_clip(what, folder, pictures, ours, tolerance=2e-5):
+def by_open_clip(what, folder, images, ours, tolerance=2e-5):
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{os.path.abspath(folder)}")
     tokenizer = open_clip.get_tokenizer(f"local-dir:{os.path.abspath(folder)}")
     model.eval()
     with torch.no_grad():
-        compare(what, model.encode_image(torch.stack([preprocess(p) for p in pictures])), model.encode_text(tokenizer(CAPTIONS)), ours, tolerance)
+        compare(what, model.encode_image(torch.stack([preprocess(p) for p in images])), model.encode_text(tokenizer(CAPTIONS)), ours, tolerance)
 
 
-def by_transformers(what, folder, pictures, ours, tolerance=2e-5):
+def by_transformers(what, folder, images, ours, tolerance=2e-5):
     model = transformers.CLIPModel.from_pretrained(folder, dtype=torch.float32).eval()
     processor = transformers.CLIPProcessor.from_pretrained(folder)
-    exact = pictures[:4]  # the others are resized by torchvision there; nor does its tokenizer know HTML
+    exact = images[:4]  # torchvision would resize the others; its tokenizer does not unescape HTML
     batch = processor(text=[html.unescape(c) for c in CAPTIONS], images=exact, return_tensors="pt", padding=True, truncation=True)
     with torch.no_grad():
         out = model(**batch)
@@ -123,17 +121,17 @@ def by_transformers(what, folder, pictures, ours, tolerance=2e-5):
     close([scores[c] for c in CAPTIONS[:5]], want, 5 * tolerance, f"{what}: the pipeline's scores")
 
 
-def check_clip(pictures):
+def check_clip(images):
     for name, quick in (("gelu", False), ("quick", True)):
         make_model(name, quick)
         ours = our_features(f"{name}.bin", name)
         for form in ("open_clip", "hf", "openai-state"):
             converter(f"{name}.bin", "-o", f"{name}-{form}", "--format", form)
-        by_open_clip(f"open_clip, {name}", f"{name}-open_clip", pictures, ours)
-        by_transformers(f"transformers, {name}", f"{name}-hf", pictures, ours)
+        by_open_clip(f"open_clip, {name}", f"{name}-open_clip", images, ours)
+        by_transformers(f"transformers, {name}", f"{name}-hf", images, ours)
         for dtype in ("fp16", "bf16"):
             converter(f"{name}.bin", "-o", f"{name}-hf-{dtype}", "--format", "hf", "--dtype", dtype)
-            by_transformers(f"transformers, {name} in {dtype}", f"{name}-hf-{dtype}", pictures, ours, 3e-3 if dtype == "fp16" else 3e-2)
+            by_transformers(f"transformers, {name} in {dtype}", f"{name}-hf-{dtype}", images, ours, 3e-3 if dtype == "fp16" else 3e-2)
         state = torch.load(f"{name}-openai-state/openai_state_dict.pt", weights_only=True)
         want = convert.open_packed(f"{name}.bin").entries
         check(all(np.array_equal(state[n].numpy().reshape(-1), e.read().reshape(-1)) for n, e in want.items()), f"torch.load(weights_only=True), {name}")
@@ -144,22 +142,22 @@ def check_clip(pictures):
         model = open_clip.load_openai_model(os.path.abspath(file), precision="fp32", device="cpu").eval()
         _, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{os.path.abspath('quick-open_clip')}")
         with torch.no_grad():
-            compare(f"open_clip.load_openai_model, {file}", model.encode_image(torch.stack([preprocess(p) for p in pictures])),
+            compare(f"open_clip.load_openai_model, {file}", model.encode_image(torch.stack([preprocess(p) for p in images])),
                     model.encode_text(open_clip.tokenize(CAPTIONS)), ours)
 
 
-def check_tower(what, bin_file, model_json, features, pictures):
-    """LiT: a step beside the locked tower; the tower's features, projected as ours, are what train_clip computes. features(pictures) -> (B,C)."""
+def check_tower(what, bin_file, model_json, features, images):
+    """LiT: a step beside the locked tower; the tower's features, projected as ours, are what train_clip computes. features(images) -> (B,C)."""
     works(PROGRAM, "--precision", "fp32", "--pretrained-image", bin_file, "--model", model_json, "--lock-image", "--aug-cfg", "none", "--train-data", "pairs.csv",
           "--batch-size", 4, "--steps", 1, "--warmup", 0, "--logs", "logs", "--name", f"lit-{what}")
     trained = max(glob.glob(f"logs/lit-{what}/checkpoints/*.bin"), key=os.path.getmtime)
     ours = our_features(trained, f"features-{what}")
     with torch.no_grad():
-        pooled = features(pictures[:4]).double().numpy()
+        pooled = features(images[:4]).double().numpy()
     theirs = pooled @ convert.open_packed(trained).entries["visual.proj"].read().astype(np.float64)
     close(theirs / np.linalg.norm(theirs, axis=1, keepdims=True), ours[0][:4], 2e-5, f"{what}: image features of the tower")
     converter(trained, "-o", f"lit-{what}-open_clip", "--format", "open_clip")
-    by_open_clip(f"open_clip, LiT on {what}", f"lit-{what}-open_clip", pictures, ours)
+    by_open_clip(f"open_clip, LiT on {what}", f"lit-{what}-open_clip", images, ours)
 
 
 def randomised(model):
@@ -170,19 +168,19 @@ def randomised(model):
     return model.eval()
 
 
-def check_towers(pictures):
+def check_towers(images):
     torch.manual_seed(2)
-    pixels = torch.stack([torch.from_numpy(np.asarray(p).copy()).permute(2, 0, 1) for p in pictures[:4]]).float() / 255
+    pixels = torch.stack([torch.from_numpy(np.asarray(p).copy()).permute(2, 0, 1) for p in images[:4]]).float() / 255
     model = randomised(timm.create_model("vit_tiny_patch16_224", img_size=SIZE, num_classes=10))
     timm.models.save_for_hf(model, "timm-vit", model_args={"img_size": SIZE})
     converter("timm-vit", "-o", "timm-vit.bin")
-    check_tower("timm", "timm-vit.bin", "gelu.json", lambda _: model.forward_head(model.forward_features((pixels - 0.5) / 0.5), pre_logits=True), pictures)
+    check_tower("timm", "timm-vit.bin", "gelu.json", lambda _: model.forward_head(model.forward_features((pixels - 0.5) / 0.5), pre_logits=True), images)
     config = transformers.ViTConfig(hidden_size=96, num_hidden_layers=3, num_attention_heads=3, intermediate_size=200, image_size=SIZE, patch_size=16)
     vit = randomised(transformers.ViTForImageClassification(config))
     vit.save_pretrained("hf-vit")
     transformers.ViTImageProcessor(size={"height": SIZE, "width": SIZE}).save_pretrained("hf-vit")
     converter("hf-vit", "-o", "hf-vit.bin")
-    check_tower("transformers", "hf-vit.bin", "gelu.json", lambda _: vit.vit((pixels - 0.5) / 0.5).last_hidden_state[:, 0], pictures)
+    check_tower("transformers", "hf-vit.bin", "gelu.json", lambda _: vit.vit((pixels - 0.5) / 0.5).last_hidden_state[:, 0], images)
 
 
 def check_wandb(_):
@@ -199,15 +197,10 @@ def main():
     os.makedirs(folder, exist_ok=True)
     os.chdir(folder)
     print(f"open_clip {open_clip.__version__}, transformers {transformers.__version__}, timm {timm.__version__}, torch {torch.__version__}")
-    pictures = make_data()
+    images = make_data()
     for part in (check_clip, check_towers, check_wandb):
-        try:
-            part(pictures)
-        except Exception:
-            traceback.print_exc()
-            check(False, f"{part.__name__} ended early")
-    print(f"{passed} passed, {failed} failed")
-    return failed > 0
+        checks.run(part, images)
+    return checks.report()
 
 
 if __name__ == "__main__":

@@ -14,16 +14,11 @@ import tempfile
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.compat.proto.event_pb2 import Event
 
+import checks
+from checks import check as expect
+
 TINY = {"embed_dim": 16, "vision_cfg": {"image_size": 16, "patch_size": 8, "width": 16, "head_width": 8, "layers": 1},
         "text_cfg": {"context_length": 8, "vocab_size": 64, "width": 16, "heads": 2, "layers": 1}}
-passed = failed = 0
-
-
-def expect(condition, what):
-    global passed, failed
-    passed, failed = passed + bool(condition), failed + (not condition)
-    if not condition:
-        print("FAILED:", what)
 
 
 def metrics(folder):
@@ -91,8 +86,7 @@ def main():
         expect(len(list(folder.glob("events.out.tfevents.*"))) == 2, "resuming writes a second file")
         compare(folder, "a resumed run")
         messages_round_trip(folder)
-    print(f"{passed} passed, {failed} failed")
-    return failed > 0 or passed == 0
+    return checks.report()
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
-# Everything that `make test` runs: builds, checks the headers alone, makes reference tensors, runs each test program and script,
+# Everything that `make test` runs: builds, checks each header alone, makes reference tensors, runs each test program and script,
 # and compares with the stored results of open_clip where ../shared/golden holds them (GOLDEN names another folder).
 #   dev/test/run.sh              all of it
 #   dev/test/run.sh --c          what is written in C only (.ci/run: the second compiler)
 #   dev/test/run.sh --sanitize   the same under AddressSanitizer and UBSan, and a short training run (make sanitize)
+# T=text runs only the parts whose name contains the text, and builds only what they need; TEST=text, which the test programs and
+# scripts read, only the tests with such a name.
 cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit 1
 GOLDEN=${GOLDEN:-../shared/golden}
 if [ "${1:-}" = --sanitize ]; then
-    export BUILD=build/sanitize BIN=build/sanitize/ OMP_NUM_THREADS=2 UBSAN_OPTIONS=print_stacktrace=1
+    export BUILD=build/sanitize BIN=build/sanitize/ DEBUG=1 OMP_NUM_THREADS=2 UBSAN_OPTIONS=print_stacktrace=1
     CFLAGS="-O1 -g -fno-omit-frame-pointer -Wall -Wextra -fsanitize=address,undefined -fno-sanitize-recover=all"
 fi
 . "$PWD/dev/test/golden.sh"
@@ -18,8 +20,8 @@ build_all() {
     end_checks
 }
 
-# Every helper is complete by itself, in both languages that include it (gpu*.h: CUDA, which is C++); not kernels.h, a text without a guard
-# that matmul.h includes once for each instruction set.
+# Every header with an include guard compiles by itself, in both languages that include it (gpu*.h: CUDA, which is C++). The others are
+# texts that another header includes several times.
 headers() {
     local header flags cxx=g++
     case ${CC:-} in *clang*) cxx=clang++ ;; esac
@@ -36,30 +38,56 @@ headers() {
     end_checks
 }
 
+house_parts() {
+    local name
+    for name in format lengths layers; do part "house, $name" "$PYTHON" dev/test/check_house.py $name; done
+}
+
 # A random model of each activation, sizes that are no multiple of anything, against the definition in float64.
-reference_model() { # NAME CONFIG
+reference_config() { # NAME
+    case $1 in
+    gelu) echo '{"embed_dim": 21,
+        "vision_cfg": {"image_size": 26, "patch_size": 5, "width": 39, "head_width": 13, "layers": 3, "mlp_ratio": 3.3},
+        "text_cfg": {"context_length": 11, "vocab_size": 131, "width": 28, "heads": 4, "layers": 3, "mlp_ratio": 4.0}}' ;;
+    quickgelu) echo '{"embed_dim": 13, "quick_gelu": true,
+        "vision_cfg": {"image_size": 19, "patch_size": 6, "width": 34, "head_width": 17, "layers": 1},
+        "text_cfg": {"context_length": 7, "vocab_size": 97, "width": 15, "heads": 3, "layers": 2}}' ;;
+    esac
+}
+
+reference_files() { # NAME
     local out=$BUILD/reference/$1
     mkdir -p "$BUILD/reference"
-    echo "$2" > "$out.json"
+    reference_config "$1" > "$out.json"
     "$PYTHON" dev/reference.py --config "$out.json" --weights "$out.npz" -o "$out.debug.bin" &&
-        "$PYTHON" dev/convert.py "$out.npz" --model "$out.json" -o "$out.bin" &&
-        limited "./${BIN}test_clip" "$out.bin" "$out.debug.bin"
+        "$PYTHON" dev/convert.py "$out.npz" --model "$out.json" -o "$out.bin"
 }
 
-emulated_model() { limited "$BUILD/test_clip_emulated" "$BUILD/reference/$1.bin" "$BUILD/reference/$1.debug.bin"; } # NAME, after reference_model
+reference_model() { # NAME PROGRAM
+    once reference_files "$1" && built "$2" && limited "./$2" "$BUILD/reference/$1.bin" "$BUILD/reference/$1.debug.bin"
+}
 
-# The GPU program as C++ on the CPU: references by its own layers, every version of the kernels.
-gpu_parts() {
+reference_parts() {
     local name
-    for name in gelu quickgelu; do part "reference $name, emulated GPU" emulated_model $name; done
-    part "kernel laboratory, emulated GPU" limited "$BUILD/lab"
+    for name in gelu quickgelu; do
+        part "reference $name" reference_model $name "${BIN}test_clip"
+        part "reference $name, plain loops" with_plain_loops reference_model $name "${BIN}test_clip"
+        part "reference $name, emulated GPU" reference_model $name "$BUILD/test_clip_emulated"
+    done
 }
 
-# A run from random weights over files, with evaluation and a checkpoint, then one from that checkpoint. What it must get right
-# is checked elsewhere; here it must end well under the sanitizers.
+c_test() { # NAME OPTION…
+    local program=$BUILD/$1
+    shift
+    built "$program" && limited "$program" "$@"
+}
+
+# A run from random weights over files, with evaluation and a checkpoint, then one from that checkpoint. Its results are
+# checked elsewhere; here it must end well under the sanitizers.
 short_training() {
     local out=$BUILD/short
     rm -rf "$out"
+    built "${BIN}train_clip" || return
     "$PYTHON" dev/data/make_shapes.py --out "$out/data" --count 64 || return
     echo '{"embed_dim": 16, "vision_cfg": {"image_size": 32, "patch_size": 16, "width": 32, "head_width": 16, "layers": 2},
         "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2}}' > "$out/tiny.json"
@@ -73,40 +101,57 @@ short_training() {
 
 c_parts() {
     local test name
-    part build build_all
-    part headers headers
-    part "reference, GELU" reference_model gelu '{"embed_dim": 21,
-        "vision_cfg": {"image_size": 26, "patch_size": 5, "width": 39, "head_width": 13, "layers": 3, "mlp_ratio": 3.3},
-        "text_cfg": {"context_length": 11, "vocab_size": 131, "width": 28, "heads": 4, "layers": 3, "mlp_ratio": 4.0}}'
-    part "reference, QuickGELU" reference_model quickgelu '{"embed_dim": 13, "quick_gelu": true,
-        "vision_cfg": {"image_size": 19, "patch_size": 6, "width": 34, "head_width": 17, "layers": 1},
-        "text_cfg": {"context_length": 7, "vocab_size": 97, "width": 15, "heads": 3, "layers": 2}}'
-    gpu_parts
+    reference_parts
+    part "kernel laboratory, emulated GPU" c_test lab
     for test in dev/test/test_*.c dev/test/test_*.cu; do
         name=$(basename "${test%.*}")
-        part "$name" "$BUILD/$name"
+        part "$name" c_test "$name"
     done
 }
 
+# A script, and the programs that it runs.
+script() { # TEST.py
+    local programs=
+    if runs_programs "$1"; then programs="${BIN}train_clip ${BIN}lr_find ${BIN}wise_ft"; fi
+    if grep -q train_clip_emulated "$1"; then programs="$programs $BUILD/train_clip_emulated"; fi
+    if [ -n "$programs" ]; then built $programs || return; fi
+    limited "$PYTHON" "$1"
+}
+runs_programs() { grep -lE 'environ.*"BIN"|^from train_runs' "$@"; } # TEST.py…: prints those that do
+
 script_parts() { # TEST.py…
     local test
-    for test in "$@"; do part "$(basename "$test")" "$PYTHON" "$test"; done
+    for test in "$@"; do part "$(basename "$test")" script "$test"; done
+}
+
+build_part() {
+    if [ -z "$T" ]; then part build build_all; fi
 }
 
 case ${1:-} in
 '')
+    house_parts
+    build_part
+    part headers headers
     c_parts
     script_parts dev/test/test_*.py
     if [ -d "$GOLDEN" ]; then golden_parts "$GOLDEN"; fi
-    if [ -d "$GOLDEN/../data" ]; then part "test_dataloader, data sets" "$BUILD/test_dataloader" "$GOLDEN/../data"; fi
+    if [ -d "$GOLDEN/../data" ]; then part "test_dataloader, data sets" c_test test_dataloader "$GOLDEN/../data"; fi
     ;;
---c) c_parts ;;
+--c)
+    build_part
+    part headers headers
+    c_parts
+    ;;
 --sanitize)
+    build_part
     c_parts
     part "short training" short_training
-    script_parts $(grep -l 'environ.*"BIN"' dev/test/test_*.py) # those that run the programs
+    # shellcheck disable=SC2046 # names without spaces
+    script_parts $(runs_programs dev/test/test_*.py | grep -v test_gpu_run) # the emulated kernels have tests of their own above
     if [ -d "$GOLDEN" ]; then golden_parts "$GOLDEN" model tokenizer image; fi
     ;;
 *) echo "run.sh: $1: no such option (--c, --sanitize)" >&2 && exit 2 ;;
 esac
+slowest
 total

@@ -1,6 +1,5 @@
-// The smallest test harness that can fail: every EXPECT counts, NaN fails, and main() is a list of RUN() that
-// ends with `return test_report();`. TEST=text in the environment runs only the tests whose name contains
-// text.
+// The smallest test harness that can fail: every EXPECT counts, NaN fails, and main() is a list of RUN()
+// that ends with `return test_report();`. TEST=text in the environment runs only tests whose name contains it.
 #ifndef CLIPC_TEST_H
 #define CLIPC_TEST_H
 
@@ -47,8 +46,7 @@ static inline bool test_is_selected(const char *name) {
         "%.9g instead of %.9g", (double)(a), (double)(b))
 #define EXPECT_STRING(a, b) EXPECT(strcmp(a, b) == 0, "'%s' instead of '%s'", a, b)
 
-// The closing lines; the exit code of the test program. No check at all, or no test of that name, is a
-// failure.
+// The closing lines; returns the exit code of the program. No check, or no test of that name, is a failure.
 static inline int test_report(void) {
     if (tests_left_out)
         printf("TEST=%s: %d of %d tests ran\n", getenv("TEST"), tests_run, tests_run + tests_left_out);

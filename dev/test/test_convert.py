@@ -15,12 +15,14 @@ import struct
 import subprocess
 import sys
 import tempfile
-import traceback
 import types
 import zipfile
 from collections import OrderedDict
 
 import numpy as np
+
+import checks
+from checks import check
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.path.insert(0, os.path.join(ROOT, "dev"))
@@ -29,17 +31,6 @@ import exports  # noqa: E402
 import models  # noqa: E402
 import packed as packed_form  # noqa: E402
 import reference  # noqa: E402
-
-passed = failed = 0
-
-
-def check(condition, what):
-    global passed, failed
-    if condition:
-        passed += 1
-    else:
-        failed += 1
-        print(f"FAILED {what}")
 
 
 def run(*arguments):
@@ -957,21 +948,16 @@ def main():
     parser.add_argument("--golden", metavar="DIR")
     golden = parser.parse_args().golden
     golden = golden and os.path.abspath(golden)
-    tests = [f for name, f in globals().items() if name.startswith("test_")]
+    tests = [(test,) for test in checks.tests_of(globals())]
     if golden:
-        tests = [lambda f=f, part=part: f(os.path.join(golden, part), "out.bin") for f, part in ((golden_formats, "formats"), (golden_bad, "bad"))
+        tests = [(test, os.path.join(golden, part), "out.bin") for test, part in ((golden_formats, "formats"), (golden_bad, "bad"))
                  if os.path.isdir(os.path.join(golden, part))]
     for test in tests:
         with tempfile.TemporaryDirectory() as folder:
             os.chdir(folder)
-            try:
-                test()
-            except Exception as e:
-                traceback.print_exc()
-                check(False, f"{getattr(test, '__name__', 'test')}: {type(e).__name__}: {e}")
+            checks.run(*test)
             os.chdir(ROOT)
-    print(f"{passed} passed, {failed + (passed + failed == 0)} failed")
-    return failed > 0 or passed == 0
+    return checks.report()
 
 
 if __name__ == "__main__":

@@ -14,13 +14,12 @@ import struct
 import subprocess
 import sys
 import tempfile
-import traceback
 import zipfile
 import zlib
 
 import numpy as np
 
-import test_convert
+import checks
 from test_convert import (CONFIG, ROOT, bf16_bits, check, convert, convert_and_expect, expect_packed, hf_tensors, models, packed_form, put, refused, run,
                           shapes, tensors, torch_zip, weights, write_safetensors)
 
@@ -426,17 +425,12 @@ def test_lit():
 
 
 def main():
-    for test in [f for name, f in globals().items() if name.startswith("test_") and callable(f)]:
+    for test in checks.tests_of(globals()):
         with tempfile.TemporaryDirectory() as folder:
             os.chdir(folder)
-            try:
-                test()
-            except Exception as e:
-                traceback.print_exc()
-                check(False, f"{test.__name__}: {type(e).__name__}: {e}")
+            checks.run(test)
             os.chdir(ROOT)
-    print(f"{test_convert.passed} passed, {test_convert.failed + (test_convert.passed + test_convert.failed == 0)} failed")
-    return test_convert.failed > 0 or test_convert.passed == 0
+    return checks.report()
 
 
 if __name__ == "__main__":

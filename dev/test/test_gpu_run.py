@@ -1,21 +1,17 @@
 #!/usr/bin/env python3
 """The GPU program beside the CPU program: the same losses with every strategy, the same bits twice, files that each continues from the other.
 
-  dev/test/test_gpu_run.py [WORD...]     GPU_PROGRAM=./train_clipcu on a GPU; by default the emulated one, in which two runs also differ in the
-                                         order in which threads and blocks run
+  GPU_PROGRAM=./train_clipcu dev/test/test_gpu_run.py     on a GPU; by default the emulated program, in which two runs also differ in the
+                                                          order in which threads and blocks run
 """
-import json
 import os
 import shutil
-import subprocess
 import sys
-import tempfile
-import traceback
 
-import test_run
-from test_run import LABELLED, PICTURES, ROOT, SYNTHETIC, check, checkpoint, expect_same, folder, records, write
+import train_runs
+from train_runs import IMAGES, LABELLED, ROOT, SYNTHETIC, check, checkpoint, expect_same, folder, records
 
-CPU = test_run.PROGRAM
+CPU = train_runs.PROGRAM
 GPU = os.path.join(ROOT, os.environ.get("GPU_PROGRAM") or os.path.join(os.environ.get("BUILD", "build"), "train_clip_emulated"))
 EMULATED = "GPU_PROGRAM" not in os.environ
 FP32 = [*SYNTHETIC, "--precision", "fp32"]
@@ -23,8 +19,8 @@ FP32 = [*SYNTHETIC, "--precision", "fp32"]
 
 def on(program, *arguments):
     """Ends with 0, and with no word on stderr but that of the emulation about its speed; -> stdout"""
-    test_run.PROGRAM = program
-    code, out, err = test_run.run(*arguments)
+    train_runs.PROGRAM = program
+    code, out, err = train_runs.run(*arguments)
     check(code == 0 and (not err or EMULATED and "right but slow" in err and err.count("\n") == 1), f"{program} {arguments}: exit {code}, stderr {err[-600:]!r}")
     return out
 
@@ -85,15 +81,15 @@ def test_files_of_the_other_program():
     train(GPU, "gpu", *run)
     for program, begun, name in ((GPU, "cpu", "cpu-gpu"), (CPU, "gpu", "gpu-cpu")):
         shutil.copytree(folder(begun), folder(name))
-        test_run.PROGRAM = program
-        code, _, err = test_run.run(*run, "--name", name, "--resume", checkpoint(name, "step_5.state"))
+        train_runs.PROGRAM = program
+        code, _, err = train_runs.run(*run, "--name", name, "--resume", checkpoint(name, "step_5.state"))
         check(code == 0 and err.count("\n") <= 1, f"{name}: exit {code}, {err!r}") # one line: other kernels round differently
         compare("cpu", name, 5e-6, name)
 
 
 def test_pictures():
     """Files, a locked tower with its features kept, evaluation, classes of a picture."""
-    files = [*PICTURES, "--precision", "fp32", "--steps", 2, "--lock-image", "--feature-cache", "features.bin", *LABELLED]
+    files = [*IMAGES, "--precision", "fp32", "--steps", 2, "--lock-image", "--feature-cache", "features.bin", *LABELLED]
     for program, name in ((CPU, "files"), (GPU, "files-gpu")):
         train(program, name, *files)
         if os.path.exists("features.bin"):
@@ -102,7 +98,7 @@ def test_pictures():
     results = [next(r for r in records(name) if "zeroshot_top1" in r) for name in ("files", "files-gpu")]
     check(results[0]["zeroshot_top1"] == results[1]["zeroshot_top1"], f"zero-shot: {results}")
     picture = next(os.path.join(path, name) for path, _, names in os.walk("shapes") for name in sorted(names) if name.endswith(".png"))
-    said = [on(program, "--pretrained", checkpoint("files", test_run.newest("files") + ".bin"), "--precision", "fp32", "--classnames", "shapes/classnames.txt", "--classify", picture)
+    said = [on(program, "--pretrained", checkpoint("files", train_runs.newest("files") + ".bin"), "--precision", "fp32", "--classnames", "shapes/classnames.txt", "--classify", picture)
             for program in (CPU, GPU)]
     check(said[0] == said[1] and said[0], f"--classify: {said}")
 
@@ -112,37 +108,13 @@ def test_memory():
     if not EMULATED:
         return
     os.environ["CLIPC_EMULATE_MEMORY"] = "300000"
-    test_run.PROGRAM = GPU
-    code, _, err = test_run.run(*FP32, "--steps", 2, "--name", "small")
+    train_runs.PROGRAM = GPU
+    code, _, err = train_runs.run(*FP32, "--steps", 2, "--name", "small")
     del os.environ["CLIPC_EMULATE_MEMORY"]
     check(code == 1 and err.count("\n") == 1 and "out of GPU memory" in err and "--batch-size" in err and "--grad-checkpointing" in err, f"exit {code}, {err!r}")
 
 
-def main():
-    for program in (CPU, GPU):
-        if not os.path.exists(program):
-            print(f"FAILED {program} is not built; run make\n0 passed, 1 failed")
-            return 1
-    scratch = tempfile.mkdtemp(prefix="test_gpu_run.")
-    os.chdir(scratch)
-    try:
-        subprocess.run([sys.executable, os.path.join(ROOT, "dev/data/make_shapes.py"), "--out", "shapes", "--count", "32"], check=True, stdout=subprocess.DEVNULL)
-        write("small.json", json.dumps(test_run.SMALL))
-        write("words.json", json.dumps(test_run.WORDS))
-        for name, test in list(globals().items()):
-            if not name.startswith("test_") or not callable(test) or (len(sys.argv) > 1 and not any(word in name for word in sys.argv[1:])):
-                continue
-            try:
-                test()
-            except Exception:  # the other tests go on
-                check(False, f"{name}: {traceback.format_exc()}")
-            shutil.rmtree("logs", ignore_errors=True)
-    finally:
-        os.chdir(ROOT)
-        shutil.rmtree(scratch, ignore_errors=True)
-    print(f"{test_run.passed} passed, {test_run.failed} failed")
-    return test_run.failed > 0 or test_run.passed == 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    if not os.path.exists(GPU):
+        sys.exit(f"FAILED {GPU} is not built; run make\n0 passed, 1 failed")
+    sys.exit(train_runs.main(globals(), count=32))

@@ -16,21 +16,14 @@ import tempfile
 
 import numpy as np
 
+import checks
+from checks import check
+
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 BIN = os.path.join(ROOT, os.environ.get("BIN", ""))
 SMALL = {"embed_dim": 9, "vision_cfg": {"image_size": 19, "patch_size": 6, "width": 15, "head_width": 5, "layers": 2},
          "text_cfg": {"context_length": 7, "vocab_size": 97, "width": 12, "heads": 3, "layers": 2}}
 DATA = ["--model", "small.json", "--train-data", "synthetic", "--train-num-samples", 64, "--workers", 1]
-passed = failed = 0
-
-
-def check(condition, what):
-    global passed, failed
-    if condition:
-        passed += 1
-    else:
-        failed += 1
-        print(f"FAILED {what}", flush=True)
 
 
 def run(program, *arguments):
@@ -195,12 +188,10 @@ def main():
         os.chdir(folder)
         with open("small.json", "w") as f:
             json.dump(SMALL, f)
-        for name, test in list(globals().items()):
-            if name.startswith("test_"):
-                test()
+        for test in checks.tests_of(globals()):
+            checks.run(test)
         os.chdir(ROOT)
-    print(f"{passed} passed, {failed} failed")
-    return failed > 0 or passed == 0
+    return checks.report()
 
 
 if __name__ == "__main__":

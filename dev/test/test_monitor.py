@@ -15,6 +15,9 @@ import subprocess
 import sys
 import tempfile
 
+import checks
+from checks import check
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PROGRAM = (ROOT / os.environ.get("BIN", "") / "train_clip").resolve()
 SMALL = {"embed_dim": 9, "vision_cfg": {"image_size": 19, "patch_size": 6, "width": 15, "head_width": 5, "layers": 2},
@@ -24,15 +27,6 @@ WORDS = {"embed_dim": 8, "vision_cfg": {"image_size": 32, "patch_size": 16, "wid
 SYNTHETIC = "--model small.json --train-data synthetic --train-num-samples 50 --batch-size 8"
 PICTURES = "--model words.json --train-data shapes/train.csv --batch-size 8"
 LABELLED = "--zeroshot-data target=shapes/val.csv --zeroshot-data shapes/val.csv --classnames shapes/classnames.txt"
-passed = failed = 0
-
-
-def check(condition, what):
-    global passed, failed
-    passed, failed = passed + bool(condition), failed + (not condition)
-    if not condition:
-        print("FAILED", what, flush=True)
-    return condition
 
 
 def run(arguments, code=0, **environment):
@@ -234,12 +228,10 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         make_data()
-        for name, test in list(globals().items()):
-            if name.startswith("test_") and all(word in name for word in sys.argv[1:]):
-                test()
+        for test in checks.tests_of(globals()):
+            checks.run(test)
         os.chdir("/")
-    print(f"{passed} passed, {failed} failed")
-    return failed > 0 or passed == 0
+    return checks.report()
 
 
 if __name__ == "__main__":

@@ -16,21 +16,16 @@ import tempfile
 import numpy as np
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+import checks
+from checks import check as expect
 import reference as ref
 
-passed = failed = 0
 rng = np.random.default_rng(1)
 
 # Sizes that are no multiple of anything; 11 pixels leave two rows and columns beyond the grid of 3 × 3; the MLP is int(10 · 2.57) = 25 wide.
 CONFIG = {"embed_dim": 7, "quick_gelu": False,
           "vision_cfg": {"image_size": 11, "patch_size": 3, "width": 10, "head_width": 5, "layers": 2, "mlp_ratio": 2.57},
           "text_cfg": {"context_length": 6, "vocab_size": 19, "width": 9, "heads": 3, "layers": 2, "mlp_ratio": 4.0}}
-
-def expect(ok, what):
-    global passed, failed
-    passed, failed = passed + bool(ok), failed + (not ok)
-    if not ok:
-        print("FAILED", what)
 
 def expect_close(a, b, tolerance, what):
     a, b = np.asarray(a), np.asarray(b)
@@ -316,23 +311,17 @@ def test_bad_input(tmp):
     refused("a truncated file", "--golden", folder, "-o", output)
 
 def main():
-    test_layers()
-    test_block()
-    test_loss()
-    test_model_gradients()
-    test_towers()
-    test_adamw()
-    test_groups_and_retrieval()
+    for test in (test_layers, test_block, test_loss, test_model_gradients, test_towers, test_adamw, test_groups_and_retrieval):
+        checks.run(test)
     with tempfile.TemporaryDirectory() as tmp:
-        test_files(tmp)
-        test_bad_input(tmp)
+        checks.run(test_files, tmp)
+        checks.run(test_bad_input, tmp)
     for folder in sys.argv[1:]:
         code, out, err = run("--golden", folder, "--check")
         expect(code == 0, f"{folder}: {err}" + "\n".join(x for x in out.splitlines() if not x.startswith("ok")))
         if out:
             print(f"{folder}: {out.splitlines()[-1]}")
-    print(f"{passed} passed, {failed} failed")
-    return 1 if failed or not passed else 0
+    return checks.report()
 
 if __name__ == "__main__":
     sys.exit(main())

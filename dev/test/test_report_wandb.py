@@ -7,6 +7,9 @@ import sys
 import tempfile
 import time
 
+import checks
+from checks import check as expect
+
 SCRIPT = pathlib.Path(__file__).resolve().parents[1] / "report_wandb.py"
 FAKE = '''
 import json, os
@@ -22,16 +25,6 @@ class Run:
     def finish(self): self.write({"finish": True})
 def init(**arguments): return Run({key: arguments[key] for key in ("project", "name", "id", "resume", "config")})
 '''
-passed = failed = 0
-
-
-def expect(condition, what):
-    global passed, failed
-    if condition:
-        passed += 1
-    else:
-        failed += 1
-        print("FAILED:", what)
 
 
 class Bench:
@@ -104,12 +97,11 @@ def main():
         roots = [pathlib.Path(folder) / str(i) for i in range(4)]
         for root in roots:
             root.mkdir()
-        test_follows_and_resumes(roots[0])
-        test_failures(roots[1], "raise ImportError('none')", "no package", "report_wandb.py: the wandb package is not installed; pip install wandb")
-        test_failures(roots[2], FAKE, "dies on the way", "report_wandb.py: no network", FAKE_DIES_AT="2")
-        test_failures(roots[3], FAKE + "\ndef init(**a): raise ValueError('not\\nlogged in')", "cannot begin", "report_wandb.py: not logged in")
-    print(f"{passed} passed, {failed} failed")
-    return failed > 0 or passed == 0
+        checks.run(test_follows_and_resumes, roots[0])
+        checks.run(test_failures, roots[1], "raise ImportError('none')", "no package", "report_wandb.py: the wandb package is not installed; pip install wandb")
+        checks.run(test_failures, roots[2], FAKE, "dies on the way", "report_wandb.py: no network", FAKE_DIES_AT="2")
+        checks.run(test_failures, roots[3], FAKE + "\ndef init(**a): raise ValueError('not\\nlogged in')", "cannot begin", "report_wandb.py: not logged in")
+    return checks.report()
 
 
 if __name__ == "__main__":

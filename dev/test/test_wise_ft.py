@@ -18,22 +18,16 @@ import numpy as np
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.path.insert(0, os.path.join(ROOT, "dev"))
+import checks
+from checks import check as expect
 import convert
 
 BIN = os.path.join(ROOT, os.environ.get("BIN", ""))
-passed = failed = 0
 folder = tempfile.TemporaryDirectory(prefix="test_wise_ft_")
 os.chdir(folder.name)
 
 TINY = {"embed_dim": 16, "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 24, "head_width": 12, "layers": 3},
         "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 12, "heads": 2, "layers": 2}}
-
-
-def expect(ok, what):
-    global passed, failed
-    passed, failed = passed + bool(ok), failed + (not ok)
-    if not ok:
-        print("FAILED", what)
 
 
 def run(program, *args, env=None):
@@ -406,19 +400,18 @@ def test_large():
 
 def main():
     files, sets = make_runs()
-    test_weights(files[:4])
-    test_stock_on_constructed_vectors(files)
-    test_bf16(files)
-    test_sizes(files)
-    test_formats(files)
-    test_sweep(files, sets, files[4])
-    test_select(files, sets)
-    test_greedy(files, sets)
-    test_bad_input(files, sets)
+    checks.run(test_weights, files[:4])
+    checks.run(test_stock_on_constructed_vectors, files)
+    checks.run(test_bf16, files)
+    checks.run(test_sizes, files)
+    checks.run(test_formats, files)
+    checks.run(test_sweep, files, sets, files[4])
+    checks.run(test_select, files, sets)
+    checks.run(test_greedy, files, sets)
+    checks.run(test_bad_input, files, sets)
     if "--large" in sys.argv:
-        test_large()
-    print(f"{passed} passed, {failed} failed")
-    return 1 if failed or not passed else 0
+        checks.run(test_large)
+    return checks.report()
 
 
 if __name__ == "__main__":
