@@ -18,22 +18,6 @@
 #define MOST_SHARDS 1000000 // LAION-5B has 231,349
 #define MOST_BRACES 8       // in one name, each within or behind another
 
-typedef struct {
-    char **list;
-    size_t count, capacity;
-} StringList;
-
-static inline void string_list_add(StringList *s, const char *text) {
-    list_grow((void **)&s->list, &s->capacity, s->count + 1, sizeof *s->list);
-    s->list[s->count++] = strdup_check(text);
-}
-
-static inline void string_list_free(StringList *s) {
-    for (size_t i = 0; i < s->count; i++) free(s->list[i]);
-    free(s->list);
-    memset(s, 0, sizeof *s);
-}
-
 #define BRACE_HELP "write a range such as {00000..00099} or a list such as {a,b}"
 
 // Digits only, at most 18 of them; -1 for anything else.
