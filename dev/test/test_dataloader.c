@@ -80,7 +80,7 @@ static void test_csv_dataset(void) {
     c.classnames = classnames;
     c.classname_count = 4;
     Dataset d = dataset_open(at("csv/t.csv"), &c, 2);
-    SampleBytes b;
+    SampleBuffers b;
     memset(&b, 0, sizeof b);
     EXPECT(dataset_count(&d) == 12, "%d", (int)dataset_count(&d));
     const char *const captions[4] = {"NA", "null", "  spaced ", "a, \"b\"\nc"};
@@ -109,7 +109,7 @@ static void test_csv_dataset(void) {
     EXPECT(dataset_count(&d) == 3 && d.files[0].samples == 3);
     EXPECT_STATUS(&d, 0, &b, SAMPLE_OK);
     dataset_free(&d);
-    sample_bytes_free(&b);
+    sample_buffers_free(&b);
 }
 
 static void test_csv_errors(void) {
@@ -236,7 +236,7 @@ static void test_tar_format(const char *file, ArchiveOption format, ArchiveOptio
     tar_finish(a);
     DatasetConfig c = dataset_config_default();
     Dataset d = dataset_open(at(file), &c, 1);
-    SampleBytes b;
+    SampleBuffers b;
     memset(&b, 0, sizeof b);
     EXPECT(dataset_count(&d) == samples, "%s: %d of %d", file, (int)dataset_count(&d), samples);
     EXPECT((d.spill_fd >= 0) == (filter != archive_write_add_filter_none));
@@ -248,7 +248,7 @@ static void test_tar_format(const char *file, ArchiveOption format, ArchiveOptio
         for (size_t k = 0; k < b.image.bytes && same; k++) same = b.image.data[k] == number + 1;
         EXPECT(status == SAMPLE_OK && same, "%s: %s", file, caption);
     }
-    sample_bytes_free(&b);
+    sample_buffers_free(&b);
     dataset_free(&d);
 }
 
@@ -301,7 +301,7 @@ static void test_tar_samples(void) {
     c.classnames = classnames;
     c.classname_count = 3;
     Dataset d = dataset_open(at("kinds.tar"), &c, 1);
-    SampleBytes b;
+    SampleBuffers b;
     memset(&b, 0, sizeof b);
     EXPECT(dataset_count(&d) == 9, "%d", (int)dataset_count(&d));
     EXPECT_CAPTION(&d, 0, &b, "best first\n");
@@ -331,7 +331,7 @@ static void test_tar_samples(void) {
     EXPECT(b.caption_bytes == 4 && !memcmp(b.caption, "\xc3\xa9\0x", 4));
     EXPECT_STATUS(&d, 7, &b, SAMPLE_BAD_JSON);
     dataset_free(&d);
-    sample_bytes_free(&b);
+    sample_buffers_free(&b);
 }
 
 // A member with a hole is stored without it, beside one that lies in the shard as it is.
@@ -357,14 +357,14 @@ static void test_sparse_tar(void) {
     struct stat st;
     DatasetConfig c = dataset_config_default();
     Dataset d = dataset_open(at("sparse.tar"), &c, 2);
-    SampleBytes b;
+    SampleBuffers b;
     memset(&b, 0, sizeof b);
     EXPECT(!stat(at("sparse.tar"), &st) && st.st_size < (off_t)sizeof data && d.spill_fd >= 0, "%d",
         (int)st.st_size);
     EXPECT_CAPTION(&d, 1, &b, "without");
     EXPECT_CAPTION(&d, 0, &b, "with a hole");
     EXPECT(b.image.bytes == sizeof data && !memcmp(b.image.data, data, sizeof data));
-    sample_bytes_free(&b);
+    sample_buffers_free(&b);
     dataset_free(&d);
 }
 
@@ -372,14 +372,14 @@ static void test_sparse_tar(void) {
 static int64_t read_any_shard(const char *path, int *readable) {
     DatasetConfig c = dataset_config_default();
     Dataset d = dataset_new(&c);
-    SampleBytes b;
+    SampleBuffers b;
     memset(&b, 0, sizeof b);
     dataset_add_source(&d, path, DATASET_WEBDATASET);
     dataset_add_shard(&d, 0, path);
     *readable = 0;
     for (int64_t i = 0; i < d.count; i++) *readable += dataset_read(&d, i, &b) == SAMPLE_OK;
     int64_t count = d.count;
-    sample_bytes_free(&b);
+    sample_buffers_free(&b);
     dataset_free(&d);
     return count;
 }
@@ -453,15 +453,15 @@ static void test_broken_tar(void) {
     write_file(at("shrinks.tar"), whole, bytes); // a shard that becomes shorter after the list was made
     DatasetConfig config = dataset_config_default();
     Dataset d = dataset_open(at("shrinks.tar"), &config, 1);
-    SampleBytes b;
+    SampleBuffers b;
     memset(&b, 0, sizeof b);
     if (truncate(at("shrinks.tar"), 4096)) die(EXIT_RUNTIME, "truncate");
     EXPECT_STATUS(&d, 0, &b, SAMPLE_OK);
     EXPECT_STATUS(&d, 5, &b, SAMPLE_UNREADABLE);
-    sample_bytes_free(&b);
+    sample_buffers_free(&b);
     unlink(at("shrinks.tar"));
     EXPECT_STATUS(&d, 1, &b, SAMPLE_MISSING);
-    sample_bytes_free(&b);
+    sample_buffers_free(&b);
     dataset_free(&d);
     free(whole);
 }
@@ -496,7 +496,7 @@ static void test_folder(void) {
     char root[PATH_SIZE];
     path_format(root, "%s//", at("tree"));
     Dataset d = dataset_open(root, &c, 2);
-    SampleBytes b;
+    SampleBuffers b;
     memset(&b, 0, sizeof b);
     EXPECT(dataset_count(&d) == 5, "%d",
         (int)dataset_count(&d)); // byte order: a.webp, a/deep/er/x.jpg, a/y.jpeg, b.PNG, z.png
@@ -513,7 +513,7 @@ static void test_folder(void) {
     make_directories(at("empty"));
     OpenCase empty = open_of(at("empty"));
     EXPECT_DEATH(open_case, &empty, "the data set is empty");
-    sample_bytes_free(&b);
+    sample_buffers_free(&b);
 }
 
 static void test_class_folders(void) {
@@ -600,7 +600,7 @@ static void test_split(void) {
     Dataset d = dataset_open(at("kinds.tar"), &c, 2);
     Dataset whole = dataset_open(at("kinds.tar"), &c, 2);
     Dataset held = dataset_split(&d, 0.34, 5);
-    SampleBytes b;
+    SampleBuffers b;
     memset(&b, 0, sizeof b);
     EXPECT(held.count == 3 && d.count == 6 && held.files[0].samples == 3 && d.files[0].samples == 6);
     int64_t i = 0, j = 0; // both in order, together the whole
@@ -613,7 +613,7 @@ static void test_split(void) {
     }
     EXPECT(i == 6 && j == 3, "%d and %d", (int)i, (int)j);
     for (j = 0; j < held.count; j++) dataset_read(&held, j, &b);
-    sample_bytes_free(&b);
+    sample_buffers_free(&b);
     dataset_free(&held);
     dataset_free(&d);
     dataset_free(&whole);
@@ -666,9 +666,9 @@ static LoaderConfig loader_config(int workers) {
     memset(&c, 0, sizeof c);
     c.batch_size = 8;
     c.workers = workers;
-    c.image_size = SIZE;
+    c.image.size = SIZE;
     c.augment = &augment;
-    c.max_image_pixels = 10000;
+    c.image.max_pixels = 10000;
     c.seed = 3;
     c.shuffle = true;
     return c;
@@ -865,7 +865,7 @@ static void test_interrupt_and_stop(void) {
     DatasetConfig dc = dataset_config_default();
     Dataset d = dataset_open(at("big/t.csv"), &dc, 2);
     LoaderConfig c = loader_config(2);
-    c.max_image_pixels = 25000000;
+    c.image.max_pixels = 25000000;
     c.interrupted = &interrupted;
     Loader *l = loader_create(&d, &c);
     Batch b = batch_create(&c);
@@ -932,7 +932,7 @@ static void test_cifar10(const char *data) {
     EXPECT(sizes != NULL, "%s", path);
     const char *shard;
     DatasetConfig c = dataset_config_default();
-    SampleBytes b;
+    SampleBuffers b;
     memset(&b, 0, sizeof b);
     json_object_foreach(sizes, shard, size) {
         path_format(spec, "%s/cifar10/%s", data, shard);
@@ -943,7 +943,7 @@ static void test_cifar10(const char *data) {
                     b.image.data[1] == 0xd8;
         EXPECT(d.count == json_integer_value(size) && good == d.count, "%s: %d samples", shard, (int)d.count);
         if (!strncmp(shard, "test", 4)) EXPECT(b.label >= 0 && b.label < 10, "%d", b.label);
-        sample_bytes_free(&b);
+        sample_buffers_free(&b);
         dataset_free(&d);
     }
     json_decref(sizes);
@@ -959,7 +959,7 @@ static void test_cifar10(const char *data) {
         double listed = seconds_now();
         LoaderConfig lc = loader_config(workers);
         lc.batch_size = 64;
-        lc.image_size = 32;
+        lc.image.size = 32;
         lc.augment = NULL;
         Loader *l = loader_create(&d, &lc);
         Batch batch = batch_create(&lc);
@@ -979,7 +979,7 @@ static void test_cifar10(const char *data) {
 static void test_emoji(const char *data) {
     const char *const tables[] = {"train.csv", "val.csv", "train_multilingual.csv", "val_multilingual.csv"};
     DatasetConfig c = dataset_config_default();
-    SampleBytes b;
+    SampleBuffers b;
     memset(&b, 0, sizeof b);
     for (int k = 0; k < 4; k++) {
         char path[PATH_SIZE];
@@ -994,7 +994,7 @@ static void test_emoji(const char *data) {
         dataset_free(&d);
         free(text);
     }
-    sample_bytes_free(&b);
+    sample_buffers_free(&b);
 }
 
 int main(int argc, char **argv) {
