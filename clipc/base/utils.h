@@ -11,6 +11,7 @@
 #define _GNU_SOURCE // strcasestr, memmem and, on Linux, the program's name in errno.h
 #endif
 #include <errno.h>
+#include <fts.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -309,6 +310,39 @@ static inline void string_list_free(StringList *s) {
     for (size_t i = 0; i < s->count; i++) free(s->list[i]);
     free(s->list);
     memset(s, 0, sizeof *s);
+}
+
+static inline int compare_strings(const void *a, const void *b) {
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+static inline void string_list_sort(StringList *s) {
+    if (s->count) qsort(s->list, s->count, sizeof *s->list, compare_strings);
+}
+
+// The files below `root`, at any depth, for which wanted(name) holds, and in `folders`, unless it is NULL,
+// the names of the sub-folders; both sorted. Hidden files and folders are skipped. Links are followed, but
+// not into a parent folder; a dead link counts as a file.
+static inline void list_files(
+    const char *root, bool (*wanted)(const char *name), StringList *files, StringList *folders) {
+    char path[PATH_SIZE];
+    path_format(path, "%s", root);
+    for (size_t n = strlen(path); n > 1 && path[n - 1] == '/'; n--) path[n - 1] = 0;
+    char *const roots[2] = {path, NULL};
+    FTS *walk = fts_open(roots, FTS_LOGICAL | FTS_NOCHDIR, NULL);
+    if (!walk) die(EXIT_RUNTIME, "%s: cannot list the folder (%s)", root, strerror(errno));
+    for (FTSENT *e; (e = fts_read(walk));) {
+        const bool file = e->fts_info == FTS_F || e->fts_info == FTS_SLNONE || e->fts_info == FTS_NS;
+        if (e->fts_level > 0 && e->fts_name[0] == '.') fts_set(walk, e, FTS_SKIP);
+        else if (e->fts_info == FTS_DNR)
+            warn("%s: cannot list the folder (%s); its files are left out", e->fts_path,
+                strerror(e->fts_errno));
+        else if (e->fts_info == FTS_D && e->fts_level == 1 && folders) string_list_add(folders, e->fts_name);
+        else if (file && wanted(e->fts_name)) string_list_add(files, e->fts_path);
+    }
+    fts_close(walk);
+    string_list_sort(files);
+    if (folders) string_list_sort(folders);
 }
 
 // ---------------------------------------------------------------- text

@@ -253,7 +253,8 @@ static inline void loader_assert_config(const Dataset *data, const LoaderConfig 
     assert(c->context == 0 || c->context >= 2);
     assert(c->context == 0 || c->tokenizer || c->vocab_size >= 3);
     assert(!c->templates == !c->classnames);
-    assert(c->distinct_step >= 0 && c->distinct_step % c->batch_size == 0 && (!c->distinct_step || data->keys));
+    assert(c->distinct_step >= 0 && c->distinct_step % c->batch_size == 0);
+    assert(!c->distinct_step || data->keys);
     assert(!c->cache || c->cache->count == data->count);
 }
 

@@ -189,16 +189,16 @@ static void test_braces(void) {
         string_list_free(&s);
     }
     EXPECT_DEATH(expand_case, "a{9..1}.tar", "runs backwards");
-    EXPECT_DEATH(expand_case, "a{a..}.tar", "no range of numbers");
-    EXPECT_DEATH(expand_case, "a{..3}.tar", "no range of numbers");
-    EXPECT_DEATH(expand_case, "a{1..2..3}.tar", "no range of numbers");
-    EXPECT_DEATH(expand_case, "a{-1..2}.tar", "no range of numbers");
+    EXPECT_DEATH(expand_case, "a{a..}.tar", "not a range of numbers");
+    EXPECT_DEATH(expand_case, "a{..3}.tar", "not a range of numbers");
+    EXPECT_DEATH(expand_case, "a{1..2..3}.tar", "not a range of numbers");
+    EXPECT_DEATH(expand_case, "a{-1..2}.tar", "not a range of numbers");
     EXPECT_DEATH(expand_case, "a{}.tar", "neither a range nor a list");
     EXPECT_DEATH(expand_case, "a{7}.tar", "neither a range nor a list");
     EXPECT_DEATH(expand_case, "a{1..2.tar", "{ without }");
     EXPECT_DEATH(expand_case, "a1..2}.tar", "} without {");
     EXPECT_DEATH(expand_case, "a{0..999999999}.tar", "more than 1000000");
-    EXPECT_DEATH(expand_case, "a{0..99999999999999999999}.tar", "no range of numbers");
+    EXPECT_DEATH(expand_case, "a{0..99999999999999999999}.tar", "not a range of numbers");
     EXPECT_DEATH(expand_case, "{0..9}{0..9}{0..9}{0..9}{0..9}{0..9}{0..9}.tar", "more than 1000000");
     EXPECT_DEATH(expand_case, "{{{{{{{{{{{{1,2}}}}}}}}}}}}", "neither");
     EXPECT_DEATH(expand_case, "{1,}{1,}{1,}{1,}{1,}{1,}{1,}{1,}{1,}", "pairs of braces");
@@ -418,7 +418,7 @@ static void test_broken_tar(void) {
     c = open_of(folder);
     c.config.type = DATASET_WEBDATASET;
     EXPECT(
-        run_child(open_case, &c) == EXIT_USAGE && strstr(child_output, "it is no file"), "%s", child_output);
+        run_child(open_case, &c) == EXIT_USAGE && strstr(child_output, "it is not a file"), "%s", child_output);
 
     int saved = dup(STDERR_FILENO), nowhere = open("/dev/null", O_WRONLY),
         readable; // the lines of hundreds of broken shards are of no interest
@@ -780,7 +780,7 @@ static void test_loader_report(void) {
     EXPECT(run_child(report_case, at("set/t.tsv")) == 0, "%s", child_output);
     const char *line =
         strstr(child_output, "set/t.tsv: 9 of 53 samples skipped (1 missing file, 4 without caption, 1 empty "
-                             "file, 1 unknown image format, 1 broken picture, "
+                             "file, 1 unknown image format, 1 broken image, "
                              "1 with too many pixels)");
     EXPECT(line && strstr(line, "; see ") && strstr(line + 1, "9 of 53"), "%s", child_output);
     const char *hint = strstr(child_output, "--exif-rotate");

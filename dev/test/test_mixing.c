@@ -211,17 +211,17 @@ static void test_source_errors(void) {
     EXPECT_DEATH(open_case, &c, "nothing beside ::");
     c = open_of(join(spec, at("f"), at("m.tar")));
     c.config.type = DATASET_WEBDATASET;
-    EXPECT(run_child(open_case, &c) == 0 && strstr(child_output, "it is no file"), "%s",
+    EXPECT(run_child(open_case, &c) == 0 && strstr(child_output, "it is not a file"), "%s",
         child_output); // a broken shard, the other one is read
     c = open_of(mixed);
     c.config.upsampling_factors = "1::2";
     EXPECT_DEATH(open_case, &c, "2 factors for 3 sources");
     c.config.upsampling_factors = "1::2::x";
-    EXPECT_DEATH(open_case, &c, "'x' is no number");
+    EXPECT_DEATH(open_case, &c, "'x' is not a number");
     c.config.upsampling_factors = "1::-2::1";
-    EXPECT_DEATH(open_case, &c, "'-2' is no number from 0");
+    EXPECT_DEATH(open_case, &c, "'-2' is not a number from 0");
     c.config.upsampling_factors = "nan::1::1";
-    EXPECT_DEATH(open_case, &c, "'nan' is no number");
+    EXPECT_DEATH(open_case, &c, "'nan' is not a number");
     c.config.upsampling_factors = "0::0::0";
     EXPECT_DEATH(open_case, &c, "leaves no data");
     c.config.upsampling_factors = NULL;
