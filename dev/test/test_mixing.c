@@ -228,7 +228,7 @@ static void test_source_errors(void) {
     c.config.positives_key = "colour";
     EXPECT_DEATH(open_case, &c, "no column 'colour'");
     c.spec = at("m.tar");
-    EXPECT_DEATH(open_case, &c, "column of a CSV");
+    EXPECT_DEATH(open_case, &c, "needs a CSV with this column");
 }
 
 static void skip_case(const void *spec) {
