@@ -1,6 +1,6 @@
-// A run's log: lines on the console and in FOLDER/out.log, records of numbers in FOLDER/metrics.jsonl, a
-// progress bar on a terminal. Logs are not worth a run: a full disk is told once and the run goes on; only
-// opening them can end the program.
+// A run's log: lines on the console and in FOLDER/out.log, records of numbers in FOLDER/metrics.jsonl,
+// which are also read back as curves, a progress bar on a terminal. A failing log never ends a run: a full
+// disk is reported once and the run goes on. Only opening the log can end the program.
 //
 //     Logger log;
 //     logger_open(&log, "logs/my_run", resume);
@@ -20,10 +20,10 @@
 #include <math.h>
 #include <sys/ioctl.h>
 
-// ---------------------------------------------------------------- numbers and texts in JSON
+// ---------------------------------------------------------------- numbers and text in JSON
 
-// The shortest decimal number that reads back as `x` (as a float where x is one); null for what JSON cannot
-// say: NaN, infinity.
+// The shortest decimal number that reads back as `x` (as a float if x is one); null for NaN and infinity,
+// which JSON lacks.
 static inline void number_format(char text[32], double x) {
     if (!isfinite(x)) snprintf(text, 32, "null");
     else if (x == floor(x) && fabs(x) < 1e15) snprintf(text, 32, "%.0f", x);
@@ -36,7 +36,7 @@ static inline void number_format(char text[32], double x) {
     }
 }
 
-// Copies a text that is to be valid UTF-8, as JSON and XML ask; in one that is not, whatever is not ASCII
+// Copies text as valid UTF-8, which JSON and XML require; in text that is not, every byte that is not ASCII
 // becomes '?'.
 static inline void utf8_copy(char *out, size_t size, const char *text) {
     snprintf(out, size, "%s", text);
@@ -51,7 +51,7 @@ static inline void utf8_copy(char *out, size_t size, const char *text) {
 enum { RECORD_SIZE = 16384 };
 
 typedef struct {
-    char text[RECORD_SIZE]; // the inside of the braces
+    char text[RECORD_SIZE]; // what is between the braces
     size_t length;
 } Record;
 
@@ -79,7 +79,7 @@ static inline void record_number(Record *r, const char *key, double value) {
     record_append(r, number);
 }
 
-// Every record begins with its step: what resuming cuts by, and what curves are drawn over.
+// Every record begins with its step, by which resuming truncates the file and curves are drawn.
 static inline Record record_new(int64_t step) {
     Record r;
     r.length = 0;
@@ -88,7 +88,7 @@ static inline Record record_new(int64_t step) {
 }
 
 // The next whole record of a metrics file (the caller frees it with json_decref), NULL at the end. Lines that
-// are none, such as one cut off by a kill, are passed over. *line (getline's, to be freed) holds its text.
+// are not records, such as one cut off by a kill, are skipped. *line (getline's, to be freed) holds its text.
 static inline json_t *metrics_next(FILE *f, char **line, size_t *capacity) {
     ssize_t n;
     while ((n = getline(line, capacity, f)) >= 0) {
@@ -99,7 +99,7 @@ static inline json_t *metrics_next(FILE *f, char **line, size_t *capacity) {
     return NULL;
 }
 
-// Keeps the whole records up to and including `last_step`; the file is replaced at once or not at all.
+// Keeps the whole records up to and including `last_step`; the file is replaced as a whole or not at all.
 static inline void metrics_cut(const char *path, int64_t last_step) {
     if (!file_exists(path)) return;
     FILE *f = fopen_check(path, "rb");
@@ -122,13 +122,13 @@ static inline void metrics_cut(const char *path, int64_t last_step) {
 
 typedef struct {
     char path[PATH_SIZE];
-    int fd;    // -1: not kept
+    int fd;    // -1: there is none
     bool torn; // the disk was full in the middle of a line
 } LogFile;
 
 typedef struct {
     LogFile out, metrics;
-    bool terminal, bar_shown, full_told;
+    bool terminal, bar_shown, failure_warned;
     char what[64]; // the work whose progress is shown
     int64_t first_done;
     double first_time, last_drawn;
@@ -138,14 +138,15 @@ static inline void log_file_open(LogFile *f, const char *folder, const char *nam
     path_format(f->path, "%s/%s", folder, name);
     f->fd = open(f->path, O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC | (resume ? 0 : O_EXCL), 0666);
     if (f->fd < 0 && errno == EEXIST)
-        die(EXIT_USAGE, "%s: exists already; choose another --name, or go on with --resume latest", f->path);
+        die(EXIT_USAGE, "%s: exists already; choose another --name, or continue with --resume latest",
+            f->path);
     if (f->fd < 0) die(EXIT_RUNTIME, "%s: cannot open (%s)", f->path, strerror(errno));
     char last;
-    f->torn = lseek(f->fd, -1, SEEK_END) >= 0 && read(f->fd, &last, 1) == 1 &&
-              last != '\n'; // killed in the middle of a line
+    // a run was killed in the middle of a line
+    f->torn = lseek(f->fd, -1, SEEK_END) >= 0 && read(f->fd, &last, 1) == 1 && last != '\n';
 }
 
-// Appends a line in one write, so that what a kill leaves is whole lines and at most one torn at the end.
+// Appends a line in one write, so that a kill leaves whole lines and at most one torn line at the end.
 static inline void log_file_write(Logger *l, LogFile *f, const char *line, size_t n) {
     if (f->fd < 0) return;
     bool failed = f->torn && write(f->fd, "\n", 1) != 1;
@@ -155,13 +156,13 @@ static inline void log_file_write(Logger *l, LogFile *f, const char *line, size_
         failed = written != (ssize_t)n;
         f->torn = failed && written > 0;
     }
-    if (failed && !l->full_told)
+    if (failed && !l->failure_warned)
         warn("%s: cannot write (%s); the run goes on without it, free some space", f->path, strerror(errno));
-    l->full_told |= failed;
+    l->failure_warned |= failed;
 }
 
-// Opens the log of the run in `folder` (made if need be); NULL: console only. Without `resume` files that
-// exist are an error; with it lines are added behind those that are there.
+// Opens the log of the run in `folder`, which is created if needed; NULL: console only. Without `resume`
+// existing files are an error; with it lines are appended.
 static inline void logger_open(Logger *l, const char *folder, bool resume) {
     memset(l, 0, sizeof *l);
     l->out.fd = l->metrics.fd = -1;
@@ -173,7 +174,7 @@ static inline void logger_open(Logger *l, const char *folder, bool resume) {
     log_file_open(&l->metrics, folder, "metrics.jsonl", resume);
 }
 
-// Resuming from a checkpoint of `step`: forgets the records behind it, which the run is about to write again.
+// Resuming from a checkpoint of `step`: removes the later records, which the run will write again.
 static inline void logger_truncate_after(Logger *l, int64_t step) {
     if (l->metrics.fd < 0) return;
     metrics_cut(l->metrics.path, step);
@@ -217,7 +218,7 @@ PRINTF_LIKE(2, 3) static inline void logger_print(Logger *l, const char *format,
     va_end(args);
 }
 
-// A line in out.log alone.
+// A line in out.log only.
 PRINTF_LIKE(2, 3) static inline void logger_note(Logger *l, const char *format, ...) {
     va_list args;
     va_start(args, format);
@@ -253,8 +254,8 @@ static inline void duration_format(char text[32], double seconds) {
     else snprintf(text, 32, "%lld:%02lld", s / 60, s % 60);
 }
 
-// Seconds that `done` of `total` leave at the speed so far; below 0: not known yet. Another `what` starts
-// anew.
+// Seconds left at the speed so far, when `done` of `total` are done; below 0: not known yet. Another `what`
+// restarts the clock.
 static inline double logger_seconds_left(Logger *l, const char *what, int64_t done, int64_t total) {
     double now = seconds_now();
     if (strcmp(l->what, what) != 0 || done < l->first_done) {
@@ -267,7 +268,8 @@ static inline double logger_seconds_left(Logger *l, const char *what, int64_t do
                : -1;
 }
 
-// Draws " 34% ━━━━────── train 340/1000  details  2:31 left" over the bar before, at most ten times a second.
+// Draws " 34% ━━━━────── train 340/1000  details  2:31 left" over the previous bar, at most ten times a
+// second.
 static inline void logger_draw_bar(
     Logger *l, const char *what, int64_t done, int64_t total, const char *details, double seconds_left) {
     double now = seconds_now();
@@ -280,8 +282,8 @@ static inline void logger_draw_bar(
     if (left[0]) strncat(text, " left", sizeof text - strlen(text) - 1);
     struct winsize window;
     int columns = ioctl(fileno(stdout), TIOCGWINSZ, &window) == 0 && window.ws_col > 0 ? window.ws_col : 80;
-    int cells = columns - 1 - 6 - (int)strlen(text),
-        share = total > 0 ? (int)(100 * done / total) : 0; // 6: " 34% " and a blank
+    int cells = columns - 1 - 6 - (int)strlen(text); // 6: " 34% " and a blank
+    int share = total > 0 ? (int)(100 * done / total) : 0;
     if (cells > 30) cells = 30;
     printf("\r\033[K%4d%% ", share);
     for (int i = 0; i < cells; i++) fputs(i < cells * share / 100 ? "━" : "─", stdout);
@@ -290,8 +292,8 @@ static inline void logger_draw_bar(
     l->bar_shown = true;
 }
 
-// Shows on a terminal how far some work is, e.g. "zero-shot" with `done` of `total` pictures; gone when it is
-// done. `details` may be "".
+// Shows on a terminal how much of some work is done, e.g. "zero-shot" with `done` of `total` images; the bar
+// disappears at the end. `details` may be "".
 static inline void logger_progress(
     Logger *l, const char *what, int64_t done, int64_t total, const char *details) {
     if (!l->terminal) return;
@@ -308,8 +310,8 @@ typedef struct {
     double epoch, loss, lr, samples_per_second;
 } LogStep;
 
-// A training step: a line in out.log at every `every`th and the last; on the console the bar, or the same
-// line where it is no terminal.
+// A training step: a line in out.log for every `every`th step and the last; on the console the bar, or the
+// same line if it is not a terminal.
 static inline void logger_step(Logger *l, const LogStep *s, int64_t every) {
     char details[160], line[320], left[32];
     snprintf(
@@ -326,6 +328,107 @@ static inline void logger_step(Logger *l, const LogStep *s, int64_t every) {
     }
     if (bar) logger_note(l, "%s", line);
     else logger_print(l, "%s", line);
+}
+
+// ---------------------------------------------------------------- the curves of a run, read back
+
+typedef struct {
+    char *name;
+    char label[64]; // as charts and pages show it
+    double *x, *y;  // (n): steps and values, NaN for null
+    size_t n, x_capacity, y_capacity;
+} Curve;
+
+typedef struct {
+    Curve *list;
+    size_t count, capacity;
+} Curves;
+
+static inline void curve_label(char label[64], const char *name) {
+    static const char *const shorter[][2] = {{"zeroshot_top", "top-"}, {"val_loss", "validation"},
+        {"image_to_text_", "image→text "}, {"text_to_image_", "text→image "}};
+    snprintf(label, 64, "%s", name);
+    for (size_t i = 0; i < sizeof shorter / sizeof *shorter; i++) {
+        size_t n = strlen(shorter[i][0]);
+        if (strncmp(name, shorter[i][0], n) == 0) snprintf(label, 64, "%s%s", shorter[i][1], name + n);
+    }
+}
+
+static inline void curves_add(Curves *c, const char *name, double x, double y) {
+    size_t i = 0;
+    while (i < c->count && strcmp(c->list[i].name, name) != 0) i++;
+    if (i == c->count) {
+        list_grow((void **)&c->list, &c->capacity, c->count + 1, sizeof *c->list);
+        memset(&c->list[c->count++], 0, sizeof *c->list);
+        c->list[i].name = strdup_check(name);
+        curve_label(c->list[i].label, name);
+    }
+    Curve *curve = &c->list[i];
+    list_grow((void **)&curve->x, &curve->x_capacity, curve->n + 1, sizeof *curve->x);
+    list_grow((void **)&curve->y, &curve->y_capacity, curve->n + 1, sizeof *curve->y);
+    curve->x[curve->n] = x;
+    curve->y[curve->n++] = y;
+}
+
+static inline void curves_free(Curves *c) {
+    for (size_t i = 0; i < c->count; i++) {
+        free(c->list[i].name);
+        free(c->list[i].x);
+        free(c->list[i].y);
+    }
+    free(c->list);
+    memset(c, 0, sizeof *c);
+}
+
+static inline const Curve *curves_find(const Curves *c, const char *name) {
+    for (size_t i = 0; i < c->count; i++)
+        if (strcmp(c->list[i].name, name) == 0) return &c->list[i];
+    return NULL;
+}
+
+// Every number of the records by step; null is NaN.
+static inline Curves curves_read(FILE *f) {
+    Curves curves;
+    memset(&curves, 0, sizeof curves);
+    char *line = NULL;
+    size_t capacity = 0;
+    for (json_t *record, *value; (record = metrics_next(f, &line, &capacity)); json_decref(record)) {
+        const char *key;
+        json_t *step = json_object_get(record, "step");
+        if (!json_is_number(step)) continue;
+        json_object_foreach(record, key, value) {
+            if (value != step && (json_is_number(value) || json_is_null(value)))
+                curves_add(&curves, key, json_number_value(step),
+                    json_is_null(value) ? NAN : json_number_value(value));
+        }
+    }
+    free(line);
+    return curves;
+}
+
+// Moving average, a sixtieth of the curve to both sides, applied twice; gaps remain gaps and have no weight.
+// free() it.
+static inline double *curve_smooth(const Curve *c) {
+    double *out = (double *)malloc_check(c->n * sizeof *out);
+    double *sum = (double *)calloc_check(c->n + 1, sizeof *sum);
+    size_t *known = (size_t *)calloc_check(c->n + 1, sizeof *known), half = c->n / 60 + 1;
+    memcpy(out, c->y, c->n * sizeof *out);
+    for (int pass = 0; pass < 2; pass++) {
+        for (size_t i = 0; i < c->n; i++) {
+            bool finite = isfinite(out[i]);
+            sum[i + 1] = sum[i] + (finite ? out[i] : 0);
+            known[i + 1] = known[i] + finite;
+        }
+        for (size_t i = 0; i < c->n; i++) {
+            // a shorter reach at the first points, where the loss falls fast
+            size_t reach = half < i + 1 + half / 8 ? half : i + 1 + half / 8;
+            size_t from = i > reach ? i - reach : 0, to = i + reach + 1 < c->n ? i + reach + 1 : c->n;
+            if (isfinite(out[i])) out[i] = (sum[to] - sum[from]) / (double)(known[to] - known[from]);
+        }
+    }
+    free(sum);
+    free(known);
+    return out;
 }
 
 #endif

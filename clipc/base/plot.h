@@ -1,13 +1,12 @@
 // Line charts as SVG, readable in light and dark: panels one below the other, each with lines, their last
-// values written at the right edge in place of a legend, and marked places; and the curves of a run, drawn
-// from its metrics.jsonl.
+// values at the right edge in place of a legend, and marks; and the chart of a run's metrics.jsonl.
 //
 //     PlotPanel p = plot_panel("loss", "learning rate", PLOT_LOG_X);
 //     plot_line(&p, "smoothed", rates, losses, n, 0, 0);
 //     plot_mark(&p, 3e-4, "steepest");
 //     plot_write("lr_find.svg", "Loss falls fastest at a learning rate of 3e-4", &p, 1);
 //
-// Pictures are not worth a run: what cannot be drawn or written gives a warning and false.
+// A failing chart never ends a run: what cannot be drawn or written gives a warning and false.
 #ifndef CLIPC_PLOT_H
 #define CLIPC_PLOT_H
 
@@ -15,14 +14,10 @@
 
 // ---------------------------------------------------------------- what to draw
 
-enum {
-    PLOT_LOG_X = 1,
-    PLOT_LOG_Y = 2,
-    PLOT_PERCENT = 4,
-    PLOT_FROM_ZERO = 8,
-    PLOT_LOGIT = 16
-}; // a panel: y in percent; y axis begins at 0; x, y shares on logit scales
-enum { PLOT_FAINT = 1, PLOT_DOTS = 2 }; // a line: behind the others; a dot at every point
+// of a panel: y in percent; the y axis begins at 0; x and y are shares on logit scales
+enum { PLOT_LOG_X = 1, PLOT_LOG_Y = 2, PLOT_PERCENT = 4, PLOT_FROM_ZERO = 8, PLOT_LOGIT = 16 };
+// of a line: drawn below the others; a dot at every point
+enum { PLOT_FAINT = 1, PLOT_DOTS = 2 };
 enum { PLOT_SERIES = 8, PLOT_MARKS = 8, PLOT_COLORS = 6, PLOT_TICKS = 24 };
 
 typedef struct {
@@ -41,7 +36,7 @@ typedef struct {
     const char *y_title, *x_title; // with units; x_title may be NULL
     int flags, series_count, mark_count;
     double height;        // of the plotting area, in pixels
-    double x_low, x_high; // ends of the x axis; equal: as the data ask
+    double x_low, x_high; // ends of the x axis; equal: those of the data
     PlotSeries series[PLOT_SERIES];
     PlotMark marks[PLOT_MARKS];
 } PlotPanel;
@@ -57,7 +52,7 @@ static inline PlotPanel plot_panel(const char *y_title, const char *x_title, int
 }
 
 // Adds a line through (x[i], y[i]); NaN, infinity, and what a logarithmic axis cannot show are gaps. The
-// arrays and the name are kept, not copied. Beyond PLOT_SERIES lines nothing is added.
+// arrays and the name are not copied and must outlive the panel. Beyond PLOT_SERIES lines nothing is added.
 static inline void plot_line(
     PlotPanel *p, const char *name, const double *x, const double *y, size_t n, int color, int style) {
     if (p->series_count == PLOT_SERIES) return;
@@ -97,7 +92,7 @@ static inline bool axis_shows(const PlotAxis *a, double v) {
     return isfinite(v) && (!a->log || v > 0) && (!a->logit || (v > 0 && v < 1));
 }
 
-// Where a value stands, before scaling to pixels.
+// A value on the axis's scale, before conversion to pixels.
 static inline double axis_scale(const PlotAxis *a, double v) {
     return a->log ? log(v) : a->logit ? log(v / (1 - v)) : v;
 }
@@ -108,7 +103,7 @@ static inline double axis_pixel(const PlotAxis *a, double v) {
     return a->from + share * (a->to - a->from);
 }
 
-// Widens the axis (low > high: empty) to hold the values that it can show.
+// Extends the axis (low > high: empty) to the values that it can show.
 static inline void axis_include(PlotAxis *a, const double *v, size_t n) {
     for (size_t i = 0; i < n; i++) {
         if (!axis_shows(a, v[i])) continue;
@@ -117,7 +112,7 @@ static inline void axis_include(PlotAxis *a, const double *v, size_t n) {
     }
 }
 
-// Leaves room at both ends, a share of the range, and gives a single value a range around it.
+// Adds a margin at both ends, a share of the range; a single value gets a range around it.
 static inline void axis_pad(PlotAxis *a, double share) {
     if (a->log) {
         double factor = a->low < a->high ? pow(a->high / a->low, share) : 2;
@@ -126,13 +121,13 @@ static inline void axis_pad(PlotAxis *a, double share) {
     } else if (a->logit) {
         double low = axis_scale(a, a->low);
         double high = axis_scale(a, a->high);
-        double room = low < high ? share * (high - low) : 0.5;
-        a->low = 1 / (1 + exp(room - low));
-        a->high = 1 / (1 + exp(-room - high));
+        double margin = low < high ? share * (high - low) : 0.5;
+        a->low = 1 / (1 + exp(margin - low));
+        a->high = 1 / (1 + exp(-margin - high));
     } else {
-        double room = a->low < a->high ? share * (a->high - a->low) : a->low != 0 ? 0.1 * fabs(a->low) : 1;
-        a->low -= room;
-        a->high += room;
+        double margin = a->low < a->high ? share * (a->high - a->low) : a->low != 0 ? 0.1 * fabs(a->low) : 1;
+        a->low -= margin;
+        a->high += margin;
     }
 }
 
@@ -166,8 +161,8 @@ typedef struct {
     char label[32];
 } PlotTick;
 
-// Round values, some `wanted` of them, between the ends. On a logarithmic axis powers of ten; 2 and 5 between
-// them where there are few.
+// Round values, about `wanted` of them, between the ends. On a logarithmic axis powers of ten; 2 and 5
+// between them where there are few.
 static inline int axis_ticks(const PlotAxis *a, int wanted, PlotTick ticks[PLOT_TICKS]) {
     int count = 0;
     double decades = a->log ? log10(a->high / a->low) : 0;
@@ -241,7 +236,7 @@ static inline void svg_style(FILE *f) {
     fputs("\n}\n</style>\n", f);
 }
 
-// The line as a path. A hundred thousand steps fall on some hundred pixels: of the points in one pixel column
+// The line as a path. A hundred thousand steps share some hundred pixels: of the points in one pixel column
 // the first, the lowest, the highest and the last are drawn, which looks the same.
 static inline void svg_path(FILE *f, const PlotSeries *s, const PlotAxis *x, const PlotAxis *y) {
     fprintf(f, "<path class=\"s c%d%s\" d=\"", s->color, s->style & PLOT_FAINT ? " faint" : "");
@@ -317,8 +312,8 @@ static inline void svg_marks(FILE *f, const PlotPanel *p, const PlotAxis *x, con
             bool line = isnan(m->y);
             if (!line && !axis_shows(y, m->y)) continue;
             double at = axis_pixel(x, m->x);
-            double row = line ? y->to + 11 + 15 * (i % 5)
-                              : axis_pixel(y, m->y) - 7; // those of neighbours in different rows
+            // labels of neighbouring lines in different rows
+            double row = line ? y->to + 11 + 15 * (i % 5) : axis_pixel(y, m->y) - 7;
             bool left = at > (x->from + x->to) / 2;
             if (!label && line)
                 fprintf(f, "<line class=\"m\" x1=\"%.1f\" x2=\"%.1f\" y1=\"%.1f\" y2=\"%.1f\"/>\n", at, at,
@@ -354,7 +349,7 @@ static inline void svg_grid(FILE *f, const PlotAxis *x, const PlotAxis *y) {
     }
 }
 
-// The ends of both axes from all that the panel holds.
+// The ends of both axes from everything in the panel.
 static inline void panel_axes(const PlotPanel *p, PlotAxis *x, PlotAxis *y) {
     x->log = (p->flags & PLOT_LOG_X) != 0;
     y->log = (p->flags & PLOT_LOG_Y) != 0;
@@ -382,7 +377,7 @@ static inline void panel_axes(const PlotPanel *p, PlotAxis *x, PlotAxis *y) {
     if (y->percent && high <= 1) y->high = fmin(y->high, 1);
 }
 
-// Draws the panel below `top`; returns where the next one begins.
+// Draws the panel below `top`; returns the top of the next one.
 static inline double svg_panel(FILE *f, const PlotPanel *p, double top) {
     PlotAxis x, y;
     panel_axes(p, &x, &y);
@@ -413,7 +408,7 @@ static inline double svg_panel(FILE *f, const PlotPanel *p, double top) {
     return y.from + 32;
 }
 
-// The title in lines of at most 84 characters, broken at blanks. Returns where the first panel begins.
+// The title in lines of at most 84 characters, broken at blanks. Returns the top of the first panel.
 static inline double svg_title(FILE *f, const char *title) {
     double y = 32;
     for (const char *p = title; *p; y += 22) {
@@ -433,8 +428,8 @@ static inline double svg_title(FILE *f, const char *title) {
     return y - 10;
 }
 
-// Writes the panels, one below the other, under a title that says what they show. A file that cannot be
-// written: a warning and false.
+// Writes the panels, one below the other, under a title that says what they show. False, with a warning, if
+// the file cannot be written.
 static inline bool plot_write(const char *path, const char *title, const PlotPanel *panels, int count) {
     char part[PATH_SIZE], *body = NULL;
     size_t bytes = 0;
@@ -468,107 +463,7 @@ static inline bool plot_write(const char *path, const char *title, const PlotPan
 
 // ---------------------------------------------------------------- the curves of a run
 
-typedef struct {
-    char *name;
-    char label[64]; // for people
-    double *x, *y;  // (n): steps and values, NaN for null
-    size_t n, x_capacity, y_capacity;
-} Curve;
-
-typedef struct {
-    Curve *list;
-    size_t count, capacity;
-} Curves;
-
-static inline void curve_label(char label[64], const char *name) {
-    static const char *const shorter[][2] = {{"zeroshot_top", "top-"}, {"val_loss", "validation"},
-        {"image_to_text_", "image→text "}, {"text_to_image_", "text→image "}};
-    snprintf(label, 64, "%s", name);
-    for (size_t i = 0; i < sizeof shorter / sizeof *shorter; i++) {
-        size_t n = strlen(shorter[i][0]);
-        if (strncmp(name, shorter[i][0], n) == 0) snprintf(label, 64, "%s%s", shorter[i][1], name + n);
-    }
-}
-
-static inline void curves_add(Curves *c, const char *name, double x, double y) {
-    size_t i = 0;
-    while (i < c->count && strcmp(c->list[i].name, name) != 0) i++;
-    if (i == c->count) {
-        list_grow((void **)&c->list, &c->capacity, c->count + 1, sizeof *c->list);
-        memset(&c->list[c->count++], 0, sizeof *c->list);
-        c->list[i].name = strdup_check(name);
-        curve_label(c->list[i].label, name);
-    }
-    Curve *curve = &c->list[i];
-    list_grow((void **)&curve->x, &curve->x_capacity, curve->n + 1, sizeof *curve->x);
-    list_grow((void **)&curve->y, &curve->y_capacity, curve->n + 1, sizeof *curve->y);
-    curve->x[curve->n] = x;
-    curve->y[curve->n++] = y;
-}
-
-static inline void curves_free(Curves *c) {
-    for (size_t i = 0; i < c->count; i++) {
-        free(c->list[i].name);
-        free(c->list[i].x);
-        free(c->list[i].y);
-    }
-    free(c->list);
-    memset(c, 0, sizeof *c);
-}
-
-static inline const Curve *curves_find(const Curves *c, const char *name) {
-    for (size_t i = 0; i < c->count; i++)
-        if (strcmp(c->list[i].name, name) == 0) return &c->list[i];
-    return NULL;
-}
-
-// Every number of the records over the step, null as NaN.
-static inline Curves curves_read(FILE *f) {
-    Curves curves;
-    memset(&curves, 0, sizeof curves);
-    char *line = NULL;
-    size_t capacity = 0;
-    for (json_t *record, *value; (record = metrics_next(f, &line, &capacity)); json_decref(record)) {
-        const char *key;
-        json_t *step = json_object_get(record, "step");
-        if (!json_is_number(step)) continue;
-        json_object_foreach(record, key, value) {
-            if (value != step && (json_is_number(value) || json_is_null(value)))
-                curves_add(&curves, key, json_number_value(step),
-                    json_is_null(value) ? NAN : json_number_value(value));
-        }
-    }
-    free(line);
-    return curves;
-}
-
-// Mean over the neighbours, a sixtieth of the curve to both sides, twice; gaps stay gaps and count for
-// nothing. free() it.
-static inline double *curve_smooth(const Curve *c) {
-    double *out = (double *)malloc_check(c->n * sizeof *out);
-    double *sum = (double *)calloc_check(c->n + 1, sizeof *sum);
-    size_t *known = (size_t *)calloc_check(c->n + 1, sizeof *known), half = c->n / 60 + 1;
-    memcpy(out, c->y, c->n * sizeof *out);
-    for (int pass = 0; pass < 2; pass++) {
-        for (size_t i = 0; i < c->n; i++) {
-            bool finite = isfinite(out[i]);
-            sum[i + 1] = sum[i] + (finite ? out[i] : 0);
-            known[i + 1] = known[i] + finite;
-        }
-        for (size_t i = 0; i < c->n; i++) {
-            size_t reach = half < i + 1 + half / 8
-                               ? half
-                               : i + 1 + half / 8; // the first points stay high where the loss falls fast
-            size_t from = i > reach ? i - reach : 0, to = i + reach + 1 < c->n ? i + reach + 1 : c->n;
-            if (isfinite(out[i])) out[i] = (sum[to] - sum[from]) / (double)(known[to] - known[from]);
-        }
-    }
-    free(sum);
-    free(known);
-    return out;
-}
-
-// Adds the curves whose name holds `part`, each in a colour of its own.
+// Adds the curves whose name contains `part`, each in its own colour.
 static inline void panel_add_curves(PlotPanel *p, const Curves *c, const char *part) {
     for (size_t i = 0; i < c->count; i++) {
         const Curve *curve = &c->list[i];
@@ -591,8 +486,8 @@ static inline void title_add(char title[512], const char *what, const double *y,
     if (strcmp(from, to) != 0) snprintf(title + length, 512 - length, " → %s", to);
 }
 
-// Draws a run's metrics.jsonl: loss, zero-shot accuracy, retrieval and learning rate over the step, whichever
-// it holds. Without any of them: a warning and false.
+// Draws a run's metrics.jsonl: loss, zero-shot accuracy, retrieval and learning rate by step, as far as
+// they are in it. False, with a warning, if there are none of them.
 static inline bool plot_curves(const char *metrics_path, const char *svg_path_name) {
     FILE *f = fopen(metrics_path, "rb");
     if (!f)
@@ -631,7 +526,7 @@ static inline bool plot_curves(const char *metrics_path, const char *svg_path_na
     }
     if (count > 0) panels[count - 1].x_title = "step";
     bool drawn = count > 0 && plot_write(svg_path_name, title[0] ? title : "Training curves", panels, count);
-    if (count == 0) warn("%s: holds nothing to draw", metrics_path);
+    if (count == 0) warn("%s: contains nothing to draw", metrics_path);
     free(smooth);
     curves_free(&curves);
     return drawn;

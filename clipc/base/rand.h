@@ -1,11 +1,12 @@
-// Random numbers as a pure function of (key, position): nothing to save, nothing that depends on the number
-// of threads. A key is mixed from what the number belongs to (seed, epoch, sample, purpose); draws are
-// counted from there.
+// Random numbers as a pure function of (key, position): there is no state to save, and nothing depends on the
+// number of threads. A key is mixed from what the number is for (seed, epoch, sample, purpose); the position
+// counts the draws.
 #ifndef CLIPC_RAND_H
 #define CLIPC_RAND_H
 
-#include <math.h>   // log, cos, sqrt
-#include <stdint.h> // uint64_t
+#include "clipc/base/utils.h" // first: it defines _GNU_SOURCE for the system headers
+
+#include <math.h> // log, cos, sqrt
 
 typedef struct {
     uint64_t state;

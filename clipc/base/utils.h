@@ -1,5 +1,5 @@
-// Ground helpers: one-line errors, checked allocation and files, files that are whole or absent, small maths
-// and time.
+// Ground helpers: one-line errors, checked allocation and files, files that are whole or absent, lists of
+// strings, small mathematics and time.
 //
 // An error reads `program: what is wrong (where); what to do`. The exit code tells who is at fault:
 // EXIT_USAGE (2) for wrong options and wrong input, EXIT_RUNTIME (1) for what failed at run time (disk,
@@ -8,9 +8,10 @@
 #define CLIPC_UTILS_H
 
 #ifndef _GNU_SOURCE
-#define _GNU_SOURCE // program_invocation_short_name, strcasestr
+#define _GNU_SOURCE // strcasestr, memmem and, on Linux, the program's name in errno.h
 #endif
 #include <errno.h>
+#include <fts.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -38,10 +39,19 @@
 
 // ---------------------------------------------------------------- messages
 
+// argv[0] without its folder
+static inline const char *program_name(void) {
+#ifdef __linux__
+    return program_invocation_short_name;
+#else
+    return getprogname(); // macOS, BSD
+#endif
+}
+
 static inline void message_v(const char *format, va_list args) {
-    fflush(stdout);  // so that the error stands behind what was printed before it
+    fflush(stdout);  // so that the error follows what was printed before it
     char line[8192]; // one write a message: messages of several threads do not mix
-    int n = snprintf(line, sizeof line, "%s: ", program_invocation_short_name);
+    int n = snprintf(line, sizeof line, "%s: ", program_name());
     n += vsnprintf(line + n, sizeof line - (size_t)n, format, args);
     if (n > (int)sizeof line - 2) n = (int)sizeof line - 2;
     line[n] = '\n';
@@ -70,45 +80,37 @@ PRINTF_LIKE(2, 3) static inline void die(int code, const char *format, ...) {
 
 // ---------------------------------------------------------------- memory
 
-static inline void *malloc_check(size_t bytes) {
-    void *p = malloc(bytes ? bytes : 1);
+// p, the result of an allocation; NULL ends the program.
+static inline void *allocated(void *p, double bytes) {
     if (!p)
         die(EXIT_RUNTIME, "out of memory (%.1f MB asked for); lower --batch-size or close other programs",
-            (double)bytes / 1e6);
+            bytes / 1e6);
     return p;
 }
 
+static inline void *malloc_check(size_t bytes) { return allocated(malloc(bytes ? bytes : 1), (double)bytes); }
+
 static inline void *calloc_check(size_t count, size_t size) {
-    void *p = calloc(count ? count : 1, size ? size : 1);
-    if (!p)
-        die(EXIT_RUNTIME, "out of memory (%.1f MB asked for); lower --batch-size or close other programs",
-            (double)count * (double)size / 1e6);
-    return p;
+    return allocated(calloc(count ? count : 1, size ? size : 1), (double)count * (double)size);
 }
 
 static inline void *realloc_check(void *old, size_t bytes) {
-    void *p = realloc(old, bytes ? bytes : 1);
-    if (!p)
-        die(EXIT_RUNTIME, "out of memory (%.1f MB asked for); lower --batch-size or close other programs",
-            (double)bytes / 1e6);
-    return p;
+    return allocated(realloc(old, bytes ? bytes : 1), (double)bytes);
 }
 
 // 64-byte aligned (a cache line, an AVX-512 register); freed with free().
 static inline void *aligned_malloc_check(size_t bytes) {
     void *p = NULL;
-    if (posix_memalign(&p, 64, bytes ? bytes : 64))
-        die(EXIT_RUNTIME, "out of memory (%.1f MB asked for); lower --batch-size or close other programs",
-            (double)bytes / 1e6);
-    return p;
+    if (posix_memalign(&p, 64, bytes ? bytes : 64)) p = NULL;
+    return allocated(p, (double)bytes);
 }
 
-// The same, zeros in it. Whole pages are given back to the system, which puts zeros where one is touched:
-// gigabytes are there at once.
+// Zeroed variant. Whole pages go back to the kernel (MADV_DONTNEED), which zero-fills them on first touch, so
+// start-up does not pay for gigabytes.
 static inline void *aligned_calloc_check(size_t bytes) {
     char *p = (char *)aligned_malloc_check(bytes);
     size_t front = bytes, whole = 0;
-#ifdef __linux__ // elsewhere MADV_DONTNEED promises no zeros
+#ifdef __linux__ // elsewhere MADV_DONTNEED does not promise zeros
     const size_t page = (size_t)sysconf(_SC_PAGESIZE), lead = page - (size_t)((uintptr_t)p % page);
     if (bytes > lead + page && madvise(p + lead, (bytes - lead) / page * page, MADV_DONTNEED) == 0) {
         front = lead;
@@ -120,9 +122,9 @@ static inline void *aligned_calloc_check(size_t bytes) {
     return p;
 }
 
-// Tensors lie side by side in one allocation, where an index that runs over would go unnoticed. Under
-// AddressSanitizer a gap is left behind each and poisoned from the tensor's exact end on, so that any access
-// there stops the program.
+// Tensors are neighbours in one allocation, where an index beyond a tensor's end would go unnoticed. Under
+// AddressSanitizer each is followed by a gap that is poisoned from the tensor's exact end on, so that any
+// access there stops the program.
 #if defined(__SANITIZE_ADDRESS__)
 #define CLIPC_GUARDS
 #elif defined(__has_feature)
@@ -159,10 +161,10 @@ static inline void list_grow(void **items, size_t *capacity, size_t need, size_t
     *items = realloc_check(*items, *capacity * size);
 }
 
-// Bytes that can be taken without pushing others out.
+// Bytes that can be allocated without swapping.
 static inline size_t memory_available(void) {
-    size_t bytes =
-        (size_t)sysconf(_SC_PHYS_PAGES) / 4 * (size_t)sysconf(_SC_PAGESIZE); // where the system does not tell
+    // a quarter of the memory, where the system does not tell
+    size_t bytes = (size_t)sysconf(_SC_PHYS_PAGES) / 4 * (size_t)sysconf(_SC_PAGESIZE);
     FILE *f = fopen("/proc/meminfo", "r");
     char line[128];
     while (f && fgets(line, sizeof line, f))
@@ -207,12 +209,12 @@ static inline void fwrite_check(const void *data, size_t bytes, FILE *f, const c
         die(EXIT_RUNTIME, "%s: cannot write (%s); free some space", path, strerror(errno));
 }
 
-// The whole file, with a terminating NUL behind its *length bytes; free() it.
+// The whole file, its *length bytes followed by a NUL; free() it.
 static inline char *file_read_all(const char *path, size_t *length) {
     FILE *f = fopen_check(path, "rb");
     size_t capacity = 0, n = 0;
     char *data = NULL;
-    for (;;) { // not by the size that stat() tells: the path may be a pipe
+    for (;;) { // not by the size that stat() gives: the path may be a pipe
         list_grow((void **)&data, &capacity, n + 65537, 1);
         size_t got = fread(data + n, 1, capacity - n - 1, f);
         n += got;
@@ -249,13 +251,12 @@ static inline void make_directories(const char *path) {
     if (!is_directory(path)) die(EXIT_RUNTIME, "%s: is not a folder", path);
 }
 
-// A file that is whole or absent: written aside, then fsync and rename. A run that is killed before
-// safe_file_commit() leaves the previous file untouched; the left-over `.part` is overwritten by the next
-// try.
+// A file that is whole or absent: written as PATH.part, then fsync and rename. A run that is killed before
+// safe_file_commit() leaves the previous file untouched; the next attempt overwrites what is left of `.part`.
 typedef struct SafeFile {
     FILE *f;
     char path[PATH_SIZE], part[PATH_SIZE];
-    const struct SafeFile *goes_with; // another one, whose part is of no use without this file; or NULL
+    const struct SafeFile *goes_with; // another file whose part is useless without this one; or NULL
 } SafeFile;
 
 static inline void safe_file_open(SafeFile *s, const char *path) {
@@ -277,8 +278,8 @@ static inline void safe_file_write(SafeFile *s, const void *data, size_t bytes) 
     if (bytes && fwrite(data, 1, bytes, s->f) != bytes) safe_file_failed(s);
 }
 
-// The two halves of safe_file_commit(), for files that change together: all are on the disk before the first
-// is renamed.
+// The two halves of safe_file_commit(), for files that change together: all are on disk before the first is
+// renamed.
 static inline void safe_file_sync(SafeFile *s) {
     if (fflush(s->f) || fsync(fileno(s->f)) || fclose(s->f)) safe_file_failed(s);
 }
@@ -290,6 +291,58 @@ static inline void safe_file_rename(SafeFile *s) {
 static inline void safe_file_commit(SafeFile *s) {
     safe_file_sync(s);
     safe_file_rename(s);
+}
+
+// ---------------------------------------------------------------- lists of strings
+
+typedef struct {
+    char **list; // (count)
+    size_t count, capacity;
+} StringList;
+
+// Appends a copy.
+static inline void string_list_add(StringList *s, const char *text) {
+    list_grow((void **)&s->list, &s->capacity, s->count + 1, sizeof *s->list);
+    s->list[s->count++] = strdup_check(text);
+}
+
+static inline void string_list_free(StringList *s) {
+    for (size_t i = 0; i < s->count; i++) free(s->list[i]);
+    free(s->list);
+    memset(s, 0, sizeof *s);
+}
+
+static inline int compare_strings(const void *a, const void *b) {
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+static inline void string_list_sort(StringList *s) {
+    if (s->count) qsort(s->list, s->count, sizeof *s->list, compare_strings);
+}
+
+// The files below `root`, at any depth, for which wanted(name) holds, and in `folders`, unless it is NULL,
+// the names of the sub-folders; both sorted. Hidden files and folders are skipped. Links are followed, but
+// not into a parent folder; a dead link counts as a file.
+static inline void list_files(
+    const char *root, bool (*wanted)(const char *name), StringList *files, StringList *folders) {
+    char path[PATH_SIZE];
+    path_format(path, "%s", root);
+    for (size_t n = strlen(path); n > 1 && path[n - 1] == '/'; n--) path[n - 1] = 0;
+    char *const roots[2] = {path, NULL};
+    FTS *walk = fts_open(roots, FTS_LOGICAL | FTS_NOCHDIR, NULL);
+    if (!walk) die(EXIT_RUNTIME, "%s: cannot list the folder (%s)", root, strerror(errno));
+    for (FTSENT *e; (e = fts_read(walk));) {
+        const bool file = e->fts_info == FTS_F || e->fts_info == FTS_SLNONE || e->fts_info == FTS_NS;
+        if (e->fts_level > 0 && e->fts_name[0] == '.') fts_set(walk, e, FTS_SKIP);
+        else if (e->fts_info == FTS_DNR)
+            warn("%s: cannot list the folder (%s); its files are left out", e->fts_path,
+                strerror(e->fts_errno));
+        else if (e->fts_info == FTS_D && e->fts_level == 1 && folders) string_list_add(folders, e->fts_name);
+        else if (file && wanted(e->fts_name)) string_list_add(files, e->fts_path);
+    }
+    fts_close(walk);
+    string_list_sort(files);
+    if (folders) string_list_sort(folders);
 }
 
 // ---------------------------------------------------------------- text
@@ -317,7 +370,7 @@ static inline bool ends_with(const char *s, const char *suffix) {
     return n >= m && strcasecmp(s + n - m, suffix) == 0;
 }
 
-// ---------------------------------------------------------------- small maths, time
+// ---------------------------------------------------------------- small mathematics, time
 
 static inline int min_int(int a, int b) { return a < b ? a : b; }
 static inline int max_int(int a, int b) { return a > b ? a : b; }
@@ -337,15 +390,14 @@ static inline double seconds_now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-// FNV-1a by 8-byte words: identifies contents (a state file names its weights by it), no protection against
-// intent.
+// FNV-1a by 8-byte words: identifies contents (a state file names its weights by it); not cryptographic.
 static inline uint64_t hash_bytes(uint64_t hash, const void *data, size_t bytes) {
     const unsigned char *p = (const unsigned char *)data;
     for (; bytes >= 8; bytes -= 8, p += 8) {
         uint64_t word;
         memcpy(&word, p, 8);
         hash = (hash ^ word) * 0x100000001b3ull;
-        hash ^= hash >> 32; // words at once need this: the multiplication alone only carries upwards
+        hash ^= hash >> 32; // whole words need this: the multiplication alone carries upwards only
     }
     for (; bytes; bytes--, p++) hash = (hash ^ *p) * 0x100000001b3ull;
     return hash;

@@ -1,6 +1,6 @@
 // Tables of text: fields by RFC 4180 (quotes, doubled quotes and line breaks within them) with any one-byte
-// separator; LF, CRLF or CR; with or without a UTF-8 byte order mark. Fields are unquoted in place and end
-// with a NUL: nothing is copied.
+// separator; LF, CRLF or CR; with or without a UTF-8 byte order mark. Fields are unquoted in place and each
+// ends with a NUL: nothing is copied.
 #ifndef CLIPC_CSV_H
 #define CLIPC_CSV_H
 
@@ -12,16 +12,16 @@ typedef struct {
 } CsvField;
 
 typedef struct {
-    char *text; // with a NUL behind its `length` bytes; changed by reading
+    char *text; // `length` bytes and a NUL; changed by reading
     size_t length, at;
     char separator;
     CsvField *fields; // of the row read last
     int count;
     size_t capacity;
-    int64_t unclosed; // rows with a quotation mark that is never closed: it was taken as it stands
+    int64_t unclosed; // rows with a quotation mark that is never closed: it was taken literally
 } CsvReader;
 
-#define CSV_SEPARATORS "\t,;|" // looked for when none is given, in this order
+#define CSV_SEPARATORS "\t,;|" // tried in this order when none is given
 
 // The end of a quoted field that opens at `at`: the closing quotation mark, or `length` when there is none.
 static inline size_t csv_quote_end(const char *text, size_t length, size_t at) {
@@ -37,8 +37,8 @@ static inline bool csv_ends_field(const CsvReader *r, char c) {
     return c == r->separator || c == '\n' || c == '\r';
 }
 
-// One field from r->at; returns the byte that ended it (the separator, \n, \r, or 0 at the end of the text),
-// which is passed over.
+// One field from r->at on; returns the byte that ended it (the separator, \n, \r, or 0 at the end of the
+// text), which is consumed.
 static inline char csv_read_field(CsvReader *r, CsvField *out) {
     char *text = r->text;
     size_t to = r->at, from = r->at;
@@ -55,7 +55,7 @@ static inline char csv_read_field(CsvReader *r, CsvField *out) {
         }
     }
     while (from < r->length && !csv_ends_field(r, text[from]))
-        text[to++] = text[from++]; // also what follows a closing quotation mark
+        text[to++] = text[from++]; // including what follows a closing quotation mark
     char end = from < r->length ? text[from] : 0;
     if (end == '\r' && from + 1 < r->length && text[from + 1] == '\n') from++;
     r->at = from < r->length ? from + 1 : from;
@@ -78,7 +78,7 @@ static inline bool csv_read_row(CsvReader *r) {
     return false;
 }
 
-// Control characters become blanks: names out of files go into messages of one line.
+// Control characters become blanks: names from files are shown in messages of one line.
 static inline void make_one_line(char *text) {
     for (; *text; text++) *text = (unsigned char)*text < ' ' ? ' ' : *text;
 }
@@ -94,7 +94,12 @@ static inline int csv_find_column(const CsvReader *r, const char *name) {
     return -1;
 }
 
-// The separator under which the header line holds the most of `names` (NULL ones do not count), then the most
+// The field of a column in the row read last; NULL where the row is too short, or the column is -1.
+static inline const CsvField *csv_field(const CsvReader *r, int column) {
+    return column >= 0 && column < r->count ? &r->fields[column] : NULL;
+}
+
+// The separator that gives the header line the most of `names` (NULL ones do not count), then the most
 // columns.
 static inline char csv_find_separator(
     const char *text, size_t length, const char *const *names, int name_count) {
@@ -121,8 +126,8 @@ static inline char csv_find_separator(
     return best;
 }
 
-// Reads `path` and its header line, which is then the row read last. separator 0: found out from the header
-// line by `names`. What is no text ends the program. The caller frees r->text and r->fields.
+// Reads `path` and its header line, which is then the row read last. separator 0: found by `names` in the
+// header line. A file that is not text ends the program. The caller frees r->text and r->fields.
 static inline void csv_open(
     CsvReader *r, const char *path, char separator, const char *const *names, int name_count) {
     memset(r, 0, sizeof *r);
@@ -130,7 +135,7 @@ static inline void csv_open(
     if (r->length >= 3 && !memcmp(r->text, "\xef\xbb\xbf", 3)) r->at = 3;
     if (memchr(r->text, 0, r->length < 65536 ? r->length : 65536))
         die(EXIT_USAGE,
-            "%s: is no table of UTF-8 text (it holds zero bytes); save it as CSV in UTF-8, or say "
+            "%s: is not a table of UTF-8 text (it contains zero bytes); save it as CSV in UTF-8, or give "
             "--dataset-type",
             path);
     r->separator =

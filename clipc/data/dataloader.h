@@ -1,62 +1,58 @@
-// From a data set to batches: threads that read, decode, augment and tokenize ahead of the step.
+// From a data set to batches: threads that read, decode, augment and tokenize while the model computes.
 //
 // Each worker takes the next position of the order and fills a slot of a ring; the consumer takes the slots
-// in the order of their positions and passes over the bad ones. So a batch is a function of (seed, epoch,
+// in the order of their positions and skips the bad ones. So a batch is a function of (seed, epoch,
 // position) alone, whatever the number of workers. The place of a skipped sample goes to the next in the
-// order; behind its end, the order begins again within the epoch.
+// order; after its end, the order begins again within the epoch.
 #ifndef CLIPC_DATALOADER_H
 #define CLIPC_DATALOADER_H
 
-#include "clipc/data/image_cache.h" // ImageCache, sample_decode
-#include "clipc/data/order.h"       // dataset_order
 #include "clipc/base/rand.h"        // rand_for
-#include "clipc/data/sample.h"      // dataset_read, sample_key
+#include "clipc/base/utils.h"       // die, warn, malloc_check
+#include "clipc/data/image_cache.h" // ImageCache
+#include "clipc/data/order.h"       // dataset_order
+#include "clipc/data/sample.h"      // dataset_read, sample_key, sample_eval_pixels
 #include "clipc/data/templates.h"   // template_fill
 #include "clipc/data/tokenizer.h"   // tokenizer_encode
 #include "clipc/data/transform.h"   // image_train_transform
-#include "clipc/base/utils.h"       // die, warn, malloc_check
 
+#include <assert.h>
 #include <pthread.h>
 #include <signal.h>
 
-#define PREFETCH_MOST_BYTES ((size_t)1 << 30)    // pixels kept ready beyond the next batch
-#define AUGMENT_STREAM 0x6175676d656e74ull       // "augment": what the random numbers are for
+#define PREFETCH_MOST_BYTES ((size_t)1 << 30) // of pixels prepared beyond the next batch
+// What random numbers are for.
+#define AUGMENT_STREAM 0x6175676d656e74ull       // "augment"
 #define PROMPT_STREAM 0x70726f6d7074ull          // "prompt"
 #define SYNTHETIC_TOKEN_STREAM 0x746f6b656e73ull // "tokens"
 
 typedef struct {
-    int batch_size, workers; // 1 …
-    int image_size;          // pixels, square
-    Interpolation interpolation;
-    ResizeMode resize_mode;
+    int batch_size, workers;      // 1 …
+    ImageSettings image;          // size: of the pixels, square
     const AugmentConfig *augment; // NULL: the evaluation transform
-    int64_t max_image_pixels;     // larger pictures are skipped
-    bool exif_rotate;             // turn pictures upright as EXIF says
-    const ImageCache *cache;      // the pictures of this data set, decoded before; or NULL
+    const ImageCache *cache;      // the images of this data set, decoded before; or NULL
     uint64_t seed;
     bool shuffle;               // else 0 … N-1
     bool one_pass;              // evaluation: one pass without wrapping, the last batch is smaller
-    int context;                // tokens of a caption; 0: images alone
+    int context;                // tokens of a caption, 2 …; 0: images only
     const Tokenizer *tokenizer; // NULL: only synthetic captions, by vocab_size
-    int vocab_size;
-    const StringList *templates,
-        *classnames; // of the captions that labels stand for (DatasetConfig.prompts), or NULL
-    int64_t
-        // pairs of a step, in which no key stands twice; needs dataset_read_keys(); 0: as it comes
-        distinct_step;
-    const char *skipped_path;                 // a file to name the skipped samples in, or NULL
-    const volatile sig_atomic_t *interrupted; // not 0 after Ctrl-C: loader_next() waits no longer; or NULL
+    int vocab_size;             // 3 … without a tokenizer
+    // of the captions that replace labels (DatasetConfig.prompts), or NULL
+    const StringList *templates, *classnames;
+    int64_t distinct_step;    // pairs of a step without equal keys; needs dataset_read_keys(); 0: any keys
+    const char *skipped_path; // where the names of skipped samples are written, or NULL
+    const volatile sig_atomic_t *interrupted; // not 0 after Ctrl-C: loader_next() stops waiting; or NULL
 } LoaderConfig;
 
 typedef struct {
     uint8_t *pixels;     // (B,3,S,S) 0 … 255
-    int *tokens;         // (B,context) zeros behind the end of text; NULL without captions
+    int *tokens;         // (B,context) zeros after the end of text; NULL without captions
     int *lengths;        // (B) tokens used, start and end of text included
     int *labels;         // (B) -1: none
     int64_t *indices;    // (B) which samples of the data set
     uint64_t *keys;      // (B) equal for false negatives of each other: sample_key()
-    int count;           // samples in it, B but at the end of one pass
-    double wait_seconds; // that loader_next() waited for workers
+    int count;           // samples in it: B, or fewer at the end of one pass
+    double wait_seconds; // for which loader_next() waited for workers
 } Batch;
 
 // One position of the order, filled by a worker.
@@ -67,7 +63,7 @@ typedef struct {
     int64_t index;
     uint64_t key;
     SampleStatus status;
-    bool rotated; // the file asks to be turned, by EXIF
+    bool rotated; // EXIF says that the image is not upright
     bool ready;
 } LoaderSlot;
 
@@ -79,32 +75,32 @@ typedef struct {
     int64_t epoch, end; // positions from `end` on are not read: 0 while the epoch changes
     int64_t next;       // the position a worker takes next
     int64_t position;   // the position the consumer takes next
-    int64_t committed;  // `position` behind the last whole batch
+    int64_t committed;  // `position` after the last whole batch
     LoaderSlot *slots;  // (ring) position p is filled into slot p % ring
     int64_t ring;
-    int busy; // workers that fill a slot
+    int busy; // workers that are filling a slot
     bool stop;
     pthread_mutex_t mutex; // guards end, next, position, busy, stop, and `ready` of the slots
     pthread_cond_t work, done;
     pthread_t *threads; // (config.workers)
-    // of the consumer alone
-    int64_t *skips;                         // (files, SAMPLE_STATUS_COUNT) of this epoch
-    uint8_t *named;                         // (samples) bits: already named in skipped_path
-    uint8_t *counted;                       // (samples) bits: already counted in this epoch
-    FILE *skipped;                          // NULL: nothing was skipped yet, or no path
-    int64_t failed_in_a_row, good, rotated; // since the last good sample; in this epoch
-    int64_t failures[SAMPLE_STATUS_COUNT];  // those in a row by reason
-    bool rotated_told;
-    uint64_t *
-        // (step_room) of the step that is being filled: a hash table, 0 is free; NULL: not distinct
-        step_keys;
-    size_t step_room; // a power of 2
-    int64_t in_step, useless_in_a_row;
+    // what follows is the consumer's alone
+    int64_t *skips;                        // (files, SAMPLE_STATUS_COUNT) of this epoch
+    uint8_t *named;                        // (samples) bits: already named in skipped_path
+    uint8_t *counted;                      // (samples) bits: already counted in this epoch
+    FILE *skipped;                         // NULL: nothing was skipped yet, or no path
+    int64_t good_samples, rotated;         // in this epoch
+    int64_t failed_streak;                 // bad samples since the last good one
+    int64_t failures[SAMPLE_STATUS_COUNT]; // those by reason
+    bool rotation_warned;
+    uint64_t *step_keys; // (step_slots) keys of the current step, a hash table, 0 is free; NULL: not distinct
+    size_t step_slots;   // a power of 2
+    int64_t in_step;     // samples in the current step
+    int64_t unfit_streak; // samples since the last one that fitted into a step
 } Loader;
 
 // ---------------------------------------------------------------- workers
 
-// A model whose vocabulary has no tokenizer: start of text V-2, any tokens below, end of text V-1.
+// For a vocabulary without a tokenizer: start of text V-2, random tokens below it, end of text V-1.
 static inline void synthetic_tokens(int *tokens, int context, int vocab_size, int64_t index) {
     Rand r = rand_for(SYNTHETIC_TOKEN_STREAM, (uint64_t)index, 0);
     tokens[0] = vocab_size - 2;
@@ -112,85 +108,100 @@ static inline void synthetic_tokens(int *tokens, int context, int vocab_size, in
     tokens[context - 1] = vocab_size - 1;
 }
 
-// Transforms a picture into the slot. draw: another number for each place in the epoch, what is random is
-// drawn by it.
+static inline bool loader_crops(const LoaderConfig *c) {
+    return c->augment && !c->augment->evaluation_transform;
+}
+
+// The image as the cache holds it; its pixels belong to the cache.
+static inline Image cached_image(const ImageCache *cache, const ImageEntry *e) {
+    const Image image = {e->width, e->height, (uint8_t *)(uintptr_t)(cache->map + e->offset), 1};
+    return image;
+}
+
+// Transforms an image into the slot. draw: a number for each place in the epoch, from which what is random is
+// drawn.
 static inline SampleStatus loader_transform(
     const Loader *l, const Image *image, uint64_t draw, LoaderSlot *s) {
     const LoaderConfig *c = &l->config;
-    if (c->augment && !c->augment->evaluation_transform) {
-        Rand r = rand_for(c->seed ^ AUGMENT_STREAM, (uint64_t)l->epoch, draw);
-        image_train_transform(s->pixels, image, c->image_size, INTERPOLATION_BICUBIC, c->augment,
-            &r); // whatever the weights say: open_clip's rule
-        return SAMPLE_OK;
-    }
-    const ImageStatus status =
-        image_eval_transform(s->pixels, image, c->image_size, c->interpolation, c->resize_mode);
-    return status == IMAGE_OK ? SAMPLE_OK : SAMPLE_IMAGE + (SampleStatus)status;
+    if (!loader_crops(c)) return sample_transform(s->pixels, image, &c->image);
+    Rand r = rand_for(c->seed ^ AUGMENT_STREAM, (uint64_t)l->epoch, draw);
+    // open_clip's rule: bicubic, whatever interpolation the weights ask for
+    image_train_transform(s->pixels, image, c->image.size, INTERPOLATION_BICUBIC, c->augment, &r);
+    return SAMPLE_OK;
 }
 
-// The picture of the slot's sample: decoded from `bytes`, or kept.
+// The pixels of the slot's sample, from the cache or decoded from the image file.
 static inline SampleStatus loader_fill_pixels(
-    const Loader *l, const SampleBytes *bytes, uint64_t draw, LoaderSlot *s) {
+    const Loader *l, const ByteBuffer *file, uint64_t draw, LoaderSlot *s) {
     const LoaderConfig *c = &l->config;
-    const ImageEntry *kept = c->cache ? &c->cache->entries[s->index] : NULL;
-    int orientation = kept ? kept->orientation : 1;
-    Image image = {kept ? kept->width : 0, kept ? kept->height : 0,
-        kept ? (uint8_t *)(uintptr_t)(c->cache->map + kept->offset) : NULL, 1};
-    SampleStatus status =
-        kept ? kept->status
-             : sample_decode(&image, &bytes->image, c->max_image_pixels, c->exif_rotate, &orientation);
+    if (c->cache) {
+        const ImageEntry *e = &c->cache->entries[s->index];
+        const Image image = cached_image(c->cache, e);
+        s->rotated = e->orientation != 1;
+        if (e->status != SAMPLE_OK) return e->status;
+        if (!c->cache->squares) return loader_transform(l, &image, draw, s);
+        memcpy(s->pixels, image.rgb, 3 * (size_t)c->image.size * (size_t)c->image.size);
+        return SAMPLE_OK;
+    }
+    Image image;
+    int orientation;
+    SampleStatus status = sample_decode(&image, &orientation, file, &c->image);
     s->rotated = orientation != 1;
     if (status != SAMPLE_OK) return status;
-    if (kept && c->cache->squares)
-        memcpy(s->pixels, image.rgb, 3 * (size_t)c->image_size * (size_t)c->image_size);
-    else status = loader_transform(l, &image, draw, s);
-    if (!kept) image_free(&image);
+    status = loader_transform(l, &image, draw, s);
+    image_free(&image);
     return status;
 }
 
-// A template with the name of the sample's class, in the place of the caption (FLYP). False for a class
-// without a name.
-static inline bool loader_draw_prompt(const Loader *l, uint64_t draw, SampleBytes *bytes) {
+// Replaces the caption by a template with the name of the sample's class (FLYP). False for a class without a
+// name.
+static inline bool loader_draw_prompt(const Loader *l, uint64_t draw, SampleBuffers *b) {
     const LoaderConfig *c = &l->config;
-    if ((size_t)bytes->label >= c->classnames->count) return false;
+    if ((size_t)b->label >= c->classnames->count) return false;
     Rand r = rand_for(c->seed ^ PROMPT_STREAM, (uint64_t)l->epoch, draw);
     const char *sentence = c->templates->list[rand_below(&r, c->templates->count)];
-    template_fill(&bytes->prompt, &bytes->prompt_capacity, sentence, c->classnames->list[bytes->label]);
-    bytes->caption = bytes->prompt;
-    bytes->caption_bytes = strlen(bytes->prompt);
+    template_fill(&b->prompt, &b->prompt_capacity, sentence, c->classnames->list[b->label]);
+    b->caption = b->prompt;
+    b->caption_bytes = strlen(b->prompt);
     return true;
 }
 
-static inline void loader_fill(const Loader *l, int64_t position, LoaderSlot *s, SampleBytes *bytes) {
+static inline bool tokens_are_below(const int *tokens, int n, int vocabulary) {
+    for (int t = 0; t < n; t++)
+        if (tokens[t] < 0 || tokens[t] >= vocabulary) return false;
+    return true;
+}
+
+static inline void loader_fill(const Loader *l, int64_t position, LoaderSlot *s, SampleBuffers *b) {
     const LoaderConfig *c = &l->config;
     const int64_t entry = l->order[position % l->count];
-    const uint64_t draw = (uint64_t)entry + (uint64_t)(position / l->count) *
-                                                order_limit(l->data); // also when the order has begun again
+    // another number also after the order has begun again
+    const uint64_t draw = (uint64_t)entry + (uint64_t)(position / l->count) * order_limit(l->data);
     s->index = order_sample(l->data, entry);
     s->rotated = false;
-    s->status =
-        c->cache ? dataset_read_words(l->data, s->index, bytes) : dataset_read(l->data, s->index, bytes);
-    s->label = bytes->label;
+    s->status = c->cache ? dataset_read_caption(l->data, s->index, b) : dataset_read(l->data, s->index, b);
+    s->label = b->label;
     s->length = c->context;
     if (s->status != SAMPLE_OK) return;
-    s->key = sample_key(l->data, s->index, bytes->caption, bytes->caption_bytes);
+    s->key = sample_key(l->data, s->index, b->caption, b->caption_bytes);
     if (sample_type(l->data, &l->data->samples[s->index]) == DATASET_SYNTHETIC)
-        dataset_synthetic_pixels(s->index, s->pixels, c->image_size);
-    else s->status = loader_fill_pixels(l, bytes, draw, s);
+        dataset_synthetic_pixels(s->index, s->pixels, c->image.size);
+    else s->status = loader_fill_pixels(l, &b->image, draw, s);
     if (s->status != SAMPLE_OK || !c->context) return;
     if (c->templates && sample_is_prompted(l->data, &l->data->samples[s->index]) &&
-        !loader_draw_prompt(l, draw, bytes))
+        !loader_draw_prompt(l, draw, b))
         s->status = SAMPLE_NO_LABEL;
     else if (c->tokenizer)
-        s->length =
-            tokenizer_encode(c->tokenizer, bytes->caption, bytes->caption_bytes, s->tokens, c->context);
+        s->length = tokenizer_encode(c->tokenizer, b->caption, b->caption_bytes, s->tokens, c->context);
     else synthetic_tokens(s->tokens, c->context, c->vocab_size, s->index);
+    assert(s->status != SAMPLE_OK ||
+           tokens_are_below(s->tokens, c->context, c->tokenizer ? c->tokenizer->vocabulary : c->vocab_size));
 }
 
 static inline void *loader_worker(void *argument) {
     Loader *l = (Loader *)argument;
-    SampleBytes bytes;
-    memset(&bytes, 0, sizeof bytes);
+    SampleBuffers buffers;
+    memset(&buffers, 0, sizeof buffers);
     pthread_mutex_lock(&l->mutex);
     for (;;) {
         while (!l->stop && !(l->next < l->end && l->next < l->position + l->ring))
@@ -200,21 +211,21 @@ static inline void *loader_worker(void *argument) {
         l->busy++;
         pthread_mutex_unlock(&l->mutex);
         LoaderSlot *slot = &l->slots[position % l->ring];
-        loader_fill(l, position, slot, &bytes);
+        loader_fill(l, position, slot, &buffers);
         pthread_mutex_lock(&l->mutex);
         slot->ready = true;
         l->busy--;
         if (position == l->position || l->end == 0) pthread_cond_signal(&l->done);
     }
     pthread_mutex_unlock(&l->mutex);
-    sample_bytes_free(&bytes);
+    sample_buffers_free(&buffers);
     return NULL;
 }
 
 // ---------------------------------------------------------------- making and freeing
 
 static inline void loader_make_slots(Loader *l) {
-    size_t pixels = 3 * (size_t)l->config.image_size * (size_t)l->config.image_size;
+    size_t pixels = 3 * (size_t)l->config.image.size * (size_t)l->config.image.size;
     size_t context = (size_t)l->config.context;
     int64_t batch = l->config.batch_size;
     l->ring = batch + min_i64(batch, (int64_t)(PREFETCH_MOST_BYTES / pixels)) + l->config.workers;
@@ -225,22 +236,33 @@ static inline void loader_make_slots(Loader *l) {
     }
 }
 
-// Ends the program where captions are wanted that nothing can read.
+// Ends the program when captions are needed but there is no tokenizer for them.
 static inline void loader_check_captions(const Dataset *data, const LoaderConfig *config) {
-    bool words = false;
-    for (size_t i = 0; i < data->source_count; i++)
-        words = words || data->sources[i].type != DATASET_SYNTHETIC;
-    if (config->context && !config->tokenizer && words)
+    bool text = false;
+    for (size_t i = 0; i < data->source_count; i++) text = text || data->sources[i].type != DATASET_SYNTHETIC;
+    if (config->context && !config->tokenizer && text)
         die(EXIT_USAGE,
             "%s: the model's vocabulary of %d has no tokenizer, so captions cannot be read; use --train-data "
             "synthetic",
             data->files[0].path, config->vocab_size);
 }
 
-// Starts the workers; they have nothing to do before loader_start_epoch(). `data` must outlive the loader,
-// and what `config` points to.
+// The ranges of LoaderConfig.
+static inline void loader_assert_config(const Dataset *data, const LoaderConfig *c) {
+    assert(c->batch_size >= 1 && c->image.size >= 1 && c->image.max_pixels >= 1);
+    assert(c->context == 0 || c->context >= 2);
+    assert(c->context == 0 || c->tokenizer || c->vocab_size >= 3);
+    assert(!c->templates == !c->classnames);
+    assert(c->distinct_step >= 0 && c->distinct_step % c->batch_size == 0);
+    assert(!c->distinct_step || data->keys);
+    assert(!c->cache || c->cache->count == data->count);
+}
+
+// Starts the workers; they are idle until loader_start_epoch(). `data` and what `config` points to must
+// outlive the loader.
 static inline Loader *loader_create(const Dataset *data, const LoaderConfig *config) {
     loader_check_captions(data, config);
+    loader_assert_config(data, config);
     Loader *l = (Loader *)calloc_check(1, sizeof *l);
     l->data = data;
     l->config = *config;
@@ -250,22 +272,18 @@ static inline Loader *loader_create(const Dataset *data, const LoaderConfig *con
     l->named = (uint8_t *)calloc_check((size_t)data->count / 8 + 1, 1);
     l->counted = (uint8_t *)calloc_check((size_t)data->count / 8 + 1, 1);
     if (config->distinct_step) {
-        for (l->step_room = 2; l->step_room < 2 * (size_t)config->distinct_step;) l->step_room *= 2;
-        l->step_keys = (uint64_t *)calloc_check(l->step_room, sizeof *l->step_keys);
+        for (l->step_slots = 2; l->step_slots < 2 * (size_t)config->distinct_step;) l->step_slots *= 2;
+        l->step_keys = (uint64_t *)calloc_check(l->step_slots, sizeof *l->step_keys);
     }
     l->skips = (int64_t *)calloc_check(data->file_count * SAMPLE_STATUS_COUNT, sizeof *l->skips);
     loader_make_slots(l);
-    json_object_seed(0); // jansson would do it at the first parse, in whichever thread
+    json_object_seed(0); // else jansson does it in whichever thread parses first
 
-    pthread_condattr_t monotonic;
-    pthread_condattr_init(&monotonic);
-    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
     pthread_mutex_init(&l->mutex, NULL);
     pthread_cond_init(&l->work, NULL);
-    pthread_cond_init(&l->done, &monotonic);
-    pthread_condattr_destroy(&monotonic);
+    pthread_cond_init(&l->done, NULL);
 
-    sigset_t all, before; // signals are for the main thread
+    sigset_t all, before; // only the main thread receives signals
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     l->threads = (pthread_t *)malloc_check((size_t)l->config.workers * sizeof *l->threads);
@@ -279,7 +297,7 @@ static inline Loader *loader_create(const Dataset *data, const LoaderConfig *con
     return l;
 }
 
-// Waits for no more than the samples that the workers are at.
+// Waits only for the samples that the workers are reading.
 static inline void loader_free(Loader *l) {
     if (!l) return;
     pthread_mutex_lock(&l->mutex);
@@ -307,7 +325,7 @@ static inline void loader_free(Loader *l) {
 
 // Buffers for the batches of a loader.
 static inline Batch batch_create(const LoaderConfig *c) {
-    size_t B = (size_t)c->batch_size, S = (size_t)c->image_size;
+    size_t B = (size_t)c->batch_size, S = (size_t)c->image.size;
     Batch b;
     memset(&b, 0, sizeof b);
     b.pixels = (uint8_t *)aligned_malloc_check(B * 3 * S * S);
@@ -334,9 +352,9 @@ static inline int compare_keys(const void *a, const void *b) {
     return x < y ? -1 : x > y;
 }
 
-// How many pairs (i,j), i ≠ j, over all `count` batches of a step have equal keys, (j,i) counted beside
-// (i,j): the picture of i is as right for the caption of j as for its own, but the loss says otherwise. Over
-// the number of samples: false negatives of one of them.
+// How many pairs (i,j), i ≠ j, over all `count` batches of a step have equal keys; (i,j) and (j,i) count as
+// two. The image of i matches the caption of j, but the loss takes it as a negative. Divided by the number
+// of samples: false negatives per sample.
 static inline int64_t batch_false_negatives(const Batch *batches, int64_t count) {
     int64_t n = 0, pairs = 0, same = 0;
     for (int64_t b = 0; b < count; b++) n += batches[b].count;
@@ -346,7 +364,7 @@ static inline int64_t batch_false_negatives(const Batch *batches, int64_t count)
         memcpy(keys + n, batches[b].keys, (size_t)batches[b].count * sizeof *keys);
     qsort(keys, (size_t)n, sizeof *keys, compare_keys);
     for (int64_t i = 1; i < n; i++) {
-        same = keys[i] == keys[i - 1] ? same + 1 : 0; // the equal ones before it
+        same = keys[i] == keys[i - 1] ? same + 1 : 0; // equal keys before this one
         pairs += 2 * same;
     }
     free(keys);
@@ -356,8 +374,9 @@ static inline int64_t batch_false_negatives(const Batch *batches, int64_t count)
 // ---------------------------------------------------------------- an epoch
 
 // Begins an epoch at a position of its order: 0, or loader_position() of an earlier run. The workers start at
-// once, so this may be called before an evaluation, to have the first batches ready after it.
+// once; called before an evaluation, it has the first batches ready after it.
 static inline void loader_start_epoch(Loader *l, int64_t epoch, int64_t position) {
+    assert(epoch >= 0 && position >= 0);
     pthread_mutex_lock(&l->mutex);
     l->end = 0;
     while (l->busy) pthread_cond_wait(&l->done, &l->mutex);
@@ -368,7 +387,7 @@ static inline void loader_start_epoch(Loader *l, int64_t epoch, int64_t position
         order_make_distinct(l->data, l->config.seed, epoch, l->config.distinct_step, l->order, l->count);
     l->next = l->position = l->committed = position;
     for (int64_t i = 0; i < l->ring; i++) l->slots[i].ready = false;
-    l->failed_in_a_row = l->good = l->useless_in_a_row = 0;
+    l->failed_streak = l->good_samples = l->unfit_streak = 0;
     l->in_step = l->config.distinct_step; // full: the next sample begins another step
     memset(l->failures, 0, sizeof l->failures);
     memset(l->counted, 0, (size_t)l->data->count / 8 + 1);
@@ -377,8 +396,8 @@ static inline void loader_start_epoch(Loader *l, int64_t epoch, int64_t position
     pthread_mutex_unlock(&l->mutex);
 }
 
-// How many entries of the epoch's order the batches have used up, the skipped ones included: where a resumed
-// run goes on.
+// How many entries of the epoch's order the batches have used, the skipped ones included: where a resumed run
+// continues.
 static inline int64_t loader_position(const Loader *l) { return l->committed; }
 
 // "9 broken images, 3 without caption"
@@ -391,7 +410,7 @@ static inline void skip_reasons(char *out, size_t size, const int64_t counts[SAM
                 sample_status_counted(i, counts[i]));
 }
 
-// Sets a bit; was it 0?
+// Sets a bit; true if it was 0.
 static inline bool set_bit(uint8_t *bits, int64_t i) {
     const uint8_t bit = (uint8_t)(1 << (i & 7));
     if (bits[i / 8] & bit) return false;
@@ -415,8 +434,8 @@ static inline void loader_name_skipped(Loader *l, const char *origin, const Load
     fprintf(l->skipped, "%s\t%s\n", origin, sample_status_name(s->status));
 }
 
-// Counts a bad sample; when no good one can come any more, the program ends. Training needs two different
-// ones.
+// Counts a bad sample; ends the program when a whole pass found none that can be used, or in training fewer
+// than two.
 static inline void loader_skip(Loader *l, const LoaderSlot *s, bool first_time) {
     char origin[2 * PATH_SIZE], reasons[400];
     dataset_origin(l->data, s->index, origin, sizeof origin);
@@ -425,11 +444,11 @@ static inline void loader_skip(Loader *l, const LoaderSlot *s, bool first_time) 
         loader_name_skipped(l, origin, s);
     }
     l->failures[s->status]++;
-    l->failed_in_a_row++;
+    l->failed_streak++;
     bool pass = l->config.one_pass;
-    if (l->good && pass) return;
+    if (l->good_samples && pass) return;
     int64_t most = pass ? l->count : max_i64(l->count - 1, 1);
-    if (l->failed_in_a_row < most) return;
+    if (l->failed_streak < most) return;
     skip_reasons(reasons, sizeof reasons, l->failures);
     die(EXIT_USAGE,
         "%s: %s of %lld samples can be used (%s; the last is %.1000s); check the data and its options",
@@ -438,7 +457,7 @@ static inline void loader_skip(Loader *l, const LoaderSlot *s, bool first_time) 
 
 static inline void batch_add(Batch *b, const LoaderConfig *c, const LoaderSlot *s) {
     size_t i = (size_t)b->count++;
-    size_t pixels = 3 * (size_t)c->image_size * (size_t)c->image_size;
+    size_t pixels = 3 * (size_t)c->image.size * (size_t)c->image.size;
     size_t context = (size_t)c->context;
     memcpy(b->pixels + i * pixels, s->pixels, pixels);
     if (context) memcpy(b->tokens + i * context, s->tokens, context * sizeof(int));
@@ -448,28 +467,28 @@ static inline void batch_add(Batch *b, const LoaderConfig *c, const LoaderSlot *
     b->keys[i] = s->key;
 }
 
-// Where steps are to be distinct: may the sample into the step? The order sees to it that all may
-// (order_make_distinct), but where a broken sample has left its place to the next, one can meet its like: it
-// is passed over. When no sample fits, the program ends.
+// With distinct steps: whether the sample's key is new in the step. The order makes sure of it
+// (order_make_distinct), but when a broken sample gives its place to the next one, equal keys can meet:
+// such a sample is skipped. When no sample fits, the program ends.
 static inline bool loader_fits_step(Loader *l, const LoaderSlot *s) {
     if (!l->step_keys) return true;
     if (l->in_step == l->config.distinct_step) {
-        memset(l->step_keys, 0, l->step_room * sizeof *l->step_keys);
+        memset(l->step_keys, 0, l->step_slots * sizeof *l->step_keys);
         l->in_step = 0;
     }
-    if (++l->useless_in_a_row > l->count)
+    if (++l->unfit_streak > l->count)
         die(EXIT_USAGE,
             "%s: the samples that can be used have fewer than %lld different keys; lower --batch-size, or "
-            "leave --distinct-batches out",
+            "leave out --distinct-batches",
             l->data->files[0].path, (long long)l->config.distinct_step);
     if (s->status != SAMPLE_OK) return true;
     const uint64_t key = s->key ? s->key : 1;
-    size_t i = (size_t)rand_mix(key) & (l->step_room - 1);
-    while (l->step_keys[i] && l->step_keys[i] != key) i = (i + 1) & (l->step_room - 1);
+    size_t i = (size_t)rand_mix(key) & (l->step_slots - 1);
+    while (l->step_keys[i] && l->step_keys[i] != key) i = (i + 1) & (l->step_slots - 1);
     if (l->step_keys[i] == key) return false;
     l->step_keys[i] = key;
     l->in_step++;
-    l->useless_in_a_row = 0;
+    l->unfit_streak = 0;
     return true;
 }
 
@@ -478,8 +497,8 @@ static inline bool loader_wait(Loader *l, const LoaderSlot *s, double *waited) {
     if (s->ready) return true;
     double start = seconds_now();
     while (!s->ready && !(l->config.interrupted && *l->config.interrupted)) {
-        struct timespec until; // looks after Ctrl-C ten times a second
-        clock_gettime(CLOCK_MONOTONIC, &until);
+        struct timespec until; // checks for Ctrl-C ten times a second
+        clock_gettime(CLOCK_REALTIME, &until);
         until.tv_nsec += 100000000;
         if (until.tv_nsec >= 1000000000) {
             until.tv_sec++;
@@ -491,8 +510,8 @@ static inline bool loader_wait(Loader *l, const LoaderSlot *s, double *waited) {
     return s->ready;
 }
 
-// The next batch; returns out->count: batch_size, or less at the end of one pass, 0 behind it; 0 also when
-// Ctrl-C ended the wait for a sample (loader_position() then is that of the batch before).
+// The next batch; returns out->count: batch_size, fewer at the end of one pass, 0 after it. 0 also when
+// Ctrl-C ended the wait for a sample; loader_position() is then that of the batch before.
 static inline int loader_next(Loader *l, Batch *out) {
     out->count = 0;
     out->wait_seconds = 0;
@@ -503,12 +522,12 @@ static inline int loader_next(Loader *l, Batch *out) {
         pthread_mutex_unlock(&l->mutex);
         if (!ready) return out->count = 0;
         const bool fits = loader_fits_step(l, s);
-        const bool told = s->status != SAMPLE_OK || s->rotated;
-        const bool first_time = told && set_bit(l->counted, s->index);
+        const bool reported = s->status != SAMPLE_OK || s->rotated;
+        const bool first_time = reported && set_bit(l->counted, s->index);
         if (s->status == SAMPLE_OK) {
             if (fits) batch_add(out, &l->config, s);
-            l->good++;
-            l->failed_in_a_row = 0;
+            l->good_samples++;
+            l->failed_streak = 0;
             memset(l->failures, 0, sizeof l->failures);
         } else {
             loader_skip(l, s, first_time);
@@ -531,8 +550,8 @@ static inline int64_t loader_skipped(const Loader *l) {
     return total;
 }
 
-// One line a source file that samples were skipped of, for ten files at most, and one about pictures that
-// EXIF would turn, once. To be called at the end of each epoch; the counts begin again.
+// One line for each source file with skipped samples, for ten files at most, and once one line about images
+// that EXIF would turn. To be called at the end of each epoch; resets the counts.
 static inline void loader_report_skips(Loader *l) {
     enum { MOST_LINES = 10 };
     int64_t lines = 0, more_samples = 0;
@@ -554,11 +573,10 @@ static inline void loader_report_skips(Loader *l) {
     if (more_samples)
         warn("%lld more files: %lld samples skipped%s", (long long)(lines - MOST_LINES),
             (long long)more_samples, see);
-    if (l->rotated && !l->config.exif_rotate && !l->rotated_told) {
-        warn("%lld pictures ask by EXIF to be turned and are taken as they lie, as open_clip does; "
-             "--exif-rotate turns them",
+    if (l->rotated && !l->config.image.exif_rotate && !l->rotation_warned) {
+        warn("%lld images have an EXIF rotation that is ignored, as in open_clip; --exif-rotate applies it",
             (long long)l->rotated);
-        l->rotated_told = true;
+        l->rotation_warned = true;
     }
     memset(l->skips, 0, l->data->file_count * SAMPLE_STATUS_COUNT * sizeof *l->skips);
     l->rotated = 0;

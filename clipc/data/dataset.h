@@ -1,47 +1,38 @@
 // A data set: the list of all its samples, made once at the start; sample.h reads one of them. It has one
 // source or several, joined by `::`, each of its own kind:
 //   csv         a table of text with a column of image paths and one of captions (or labels)
-//   webdataset  tar shards: KEY.jpg beside KEY.txt, KEY.json or KEY.cls
-//   folder      images at any depth, each with a .txt of the same stem; or one sub-folder a class
-//       (DatasetConfig.prompts)
+//   webdataset  tar shards: KEY.jpg with KEY.txt, KEY.json or KEY.cls
+//   folder      images at any depth, each with a .txt of the same stem; or one sub-folder for each class
+//               (DatasetConfig.prompts)
 //   synthetic   random pixels and a fixed caption, for measurements
-// The number of samples is fixed from then on, the broken ones included: what is wrong with one is found when
-// it is read.
+// The number of samples is fixed from then on, including the broken ones: an error in a sample is found
+// when the sample is read.
 #ifndef CLIPC_DATASET_H
 #define CLIPC_DATASET_H
 
-#include "clipc/data/csv.h"        // tables of text
-#include "clipc/base/rand.h"       // rand_for, rand_shuffle
 #include "clipc/base/utils.h"      // die, warn, list_grow
+#include "clipc/base/rand.h"       // rand_for, rand_shuffle
+#include "clipc/data/csv.h"        // tables of text
 #include "clipc/data/webdataset.h" // shards
 
-#include <fts.h>
+#include <ctype.h>
 
 typedef enum { DATASET_AUTO, DATASET_CSV, DATASET_WEBDATASET, DATASET_FOLDER, DATASET_SYNTHETIC } DatasetType;
 
 typedef struct {
     DatasetType type;
     const char *csv_img_key, *csv_caption_key, *csv_label_key; // names of columns
-    char csv_separator;                                        // 0: found out from the header line
-    const char *image_key, *text_key; // kinds of members, best first: "jpg;png;jpeg;webp", "txt"
-    const char *json_text_key; // captions are the string under this key of KEY.json; NULL: they are KEY.txt
-    bool need_caption, need_label; // a sample without one is skipped; captions are not read when not needed
-    int64_t num_samples;           // the first so many samples alone; synthetic: how many; 0: all
-    const char *const
-        *classnames; // (classname_count) labels may be given by these names; NULL: by number only
+    char csv_separator;                                        // 0: found from the header line
+    const char *image_key, *text_key; // kinds of members, the best one first: "jpg;png;jpeg;webp", "txt"
+    const char *json_text_key;        // captions are the string under this key of KEY.json; NULL: KEY.txt
+    bool need_caption, need_label;    // a sample without one is skipped; captions are read only when needed
+    int64_t num_samples;              // only the first so many samples; synthetic: how many; 0: all
+    const char *const *classnames;    // (classname_count) labels may be these names; NULL: only numbers
     int classname_count;
-    bool
-        // labels stand for captions (LoaderConfig.templates): folders are class folders, what has no label
-        // needs a caption
-        prompts;
-    const char
-        *positives_key; // which samples are false negatives of each other: sample_key(); NULL: "caption"
-    const char
-        *upsampling_factors; // "A::B", one a source: how often an epoch holds each of its samples; NULL: once
-    bool
-        // an epoch is drawn with replacement, num_samples times (0: as many as there are); the list is not
-        // cut to them
-        resampled;
+    bool prompts;              // labels replace captions (LoaderConfig.templates): folders are class folders
+    const char *positives_key; // which samples are false negatives of each other: sample_key(); or NULL
+    const char *upsampling_factors; // "A::B", one a source: how often an epoch has each sample; or NULL
+    bool resampled; // an epoch is num_samples draws with replacement (0: as many as there are samples)
 } DatasetConfig;
 
 static inline DatasetConfig dataset_config_default(void) {
@@ -50,53 +41,50 @@ static inline DatasetConfig dataset_config_default(void) {
     return c;
 }
 
-#define SYNTHETIC_SAMPLES 1000   // when --train-num-samples does not say
-#define CAPTION_MOST_BYTES 65536 // of one caption; what follows is cut off, far behind any context
+#define SYNTHETIC_SAMPLES 1000   // without --train-num-samples
+#define CAPTION_MOST_BYTES 65536 // of one caption, more than any context needs; the rest is cut off
 
 typedef struct {
-    int64_t image,
-        // tar: where in the shard, or ~where in the unpacked data; else where in the file's text (image: its
-        // path)
-        caption;
-    int64_t
-        // tar: the member's name in the file's text; CSV: there the text of the positives' key, -1: none
-        name;
-    int32_t image_bytes,
-        caption_bytes; // -1: the sample has none (folder: captions are looked for when they are read)
-    int32_t label;     // -1: none
-    int32_t file;      // index of its DataFile
+    // where: in the shard (tar), at ~where in the unpacked data (tar), or in the file's text; CSV and folders
+    // have the path of the image there
+    int64_t image, caption;
+    int64_t name;          // where in the file's text: the member (tar), the positives' key (CSV; -1: none)
+    int32_t image_bytes;   // -1: there is no image
+    int32_t caption_bytes; // -1: there is no caption; folders: not known before it is read
+    int32_t label;         // -1: none
+    int32_t file;          // index of its DataFile
 } DataSample;
 
 // One of the parts that `::` joins.
 typedef struct {
     char *spec;
     DatasetType type; // never auto
-    double factor;    // how often an epoch holds each sample; resampled: how likely each is
+    double factor;    // how often an epoch has each sample; resampled: the weight of each
 } DataSource;
 
-#define MOST_FACTOR 1e6 // of upsampling
+#define MOST_FACTOR 1e6 // the largest factor
 
 // A shard, a CSV file, or a folder.
 typedef struct {
     char *path;
     int source; // index of its DataSource
-    char *text; // CSV: the table; folder: the paths; tar: the members' names; each NUL-terminated
+    char *text; // CSV: the fields; folder: the paths; tar: the members' names; each ends with a NUL
     size_t text_bytes, text_capacity;
-    int64_t samples; // how many of the data set's samples are of this file
+    int64_t samples; // how many samples of the data set come from this file
 } DataFile;
 
 typedef struct {
     DatasetConfig config;
     DataSource *sources; // (source_count)
     size_t source_count, source_capacity;
-    DataSample *samples; // (count), those of a file side by side, and those of a source
+    DataSample *samples; // (count), consecutive for each file and each source
     int64_t count;
     size_t capacity;
     DataFile *files; // (file_count)
     size_t file_count, file_capacity;
-    int spill_fd; // an unnamed temporary file with the unpacked data of compressed shards and commands, or -1
+    int spill_fd; // unnamed temporary file with the unpacked data of compressed shards and commands, or -1
     int64_t spill_bytes;
-    StringList class_folders; // names of the sub-folders by label, where there are class folders
+    StringList class_folders; // names of the class folders by label
     uint64_t *keys;           // (count) of dataset_read_keys(), or NULL
     bool borrowed; // sources, text of the files and spill_fd belong to another Dataset (dataset_split)
 } Dataset;
@@ -106,19 +94,19 @@ static inline DatasetType sample_type(const Dataset *d, const DataSample *s) {
     return d->sources[d->files[s->file].source].type;
 }
 
-// Does its label stand for its caption?
+// Whether the sample's label replaces its caption.
 static inline bool sample_is_prompted(const Dataset *d, const DataSample *s) {
     return d->config.prompts && s->label >= 0;
 }
 
-// first (source_count + 1): the samples of source s are those from first[s] to below first[s + 1].
+// first (source_count + 1): the samples of source s are first[s] … first[s + 1] - 1.
 static inline void dataset_source_ranges(const Dataset *d, int64_t *first) {
     memset(first, 0, (d->source_count + 1) * sizeof *first);
     for (size_t i = 0; i < d->file_count; i++) first[d->files[i].source + 1] += d->files[i].samples;
     for (size_t s = 0; s < d->source_count; s++) first[s + 1] += first[s];
 }
 
-// By what samples are false negatives of each other.
+// What false negatives of each other have in common.
 typedef enum { KEY_CAPTION, KEY_IMAGE, KEY_CLASS, KEY_COLUMN } PositivesKey;
 static inline PositivesKey positives_key(const DatasetConfig *c) {
     const char *name = c->positives_key;
@@ -147,7 +135,7 @@ static inline DataFile *dataset_add_file(Dataset *d, int source, const char *pat
     return f;
 }
 
-// Of the file added last.
+// Adds a sample to the file added last.
 static inline DataSample *dataset_add_sample(Dataset *d) {
     list_grow((void **)&d->samples, &d->capacity, (size_t)d->count + 1, sizeof *d->samples);
     DataSample *s = &d->samples[d->count++];
@@ -157,7 +145,7 @@ static inline DataSample *dataset_add_sample(Dataset *d) {
     return s;
 }
 
-// Appends the text with its NUL; returns where it begins.
+// Appends the text with its NUL; returns its offset.
 static inline int64_t data_file_add_text(DataFile *f, const char *text) {
     size_t n = strlen(text) + 1, at = f->text_bytes;
     list_grow((void **)&f->text, &f->text_capacity, at + n, 1);
@@ -166,7 +154,14 @@ static inline int64_t data_file_add_text(DataFile *f, const char *text) {
     return (int64_t)at;
 }
 
-// A label is a number from 0, or the name of a class; -1 where it is neither, or no class has this number.
+// The index of a class name, or -1.
+static inline int class_index(const DatasetConfig *c, const char *name, size_t length) {
+    for (int i = 0; i < c->classname_count; i++)
+        if (strlen(c->classnames[i]) == length && !memcmp(c->classnames[i], name, length)) return i;
+    return -1;
+}
+
+// A label is a number from 0 on or the name of a class; -1 if it is neither, or no class has this number.
 static inline int label_parse(const DatasetConfig *c, const char *text, size_t length) {
     while (length && isspace((unsigned char)text[0])) {
         text++;
@@ -175,19 +170,17 @@ static inline int label_parse(const DatasetConfig *c, const char *text, size_t l
     while (length && isspace((unsigned char)text[length - 1])) length--;
     int64_t number = length <= 9 ? brace_number(text, length) : -1;
     if (number >= 0) return c->classnames && number >= c->classname_count ? -1 : (int)number;
-    for (int i = 0; i < c->classname_count; i++)
-        if (strlen(c->classnames[i]) == length && !memcmp(c->classnames[i], text, length)) return i;
-    return -1;
+    return class_index(c, text, length);
 }
 
 // ---------------------------------------------------------------- CSV
 
-// The columns of a table, -1: none.
+// Columns of a table, -1: none.
 typedef struct {
     int image, caption, label, key;
 } CsvColumns;
 
-// Opens the table and finds its columns. What has to be there and is not, ends the program.
+// Opens the table and finds its columns. A missing column that is needed ends the program.
 static inline CsvColumns dataset_open_csv(const DatasetConfig *c, CsvReader *r, const char *path) {
     const PositivesKey kind = positives_key(c);
     const char *names[4] = {c->csv_img_key, c->need_caption ? c->csv_caption_key : NULL,
@@ -208,28 +201,26 @@ static inline void dataset_add_csv(Dataset *d, int source, const char *path) {
     const DatasetConfig *c = &d->config;
     CsvReader r;
     const CsvColumns column = dataset_open_csv(c, &r, path);
-    const int image = column.image, caption = column.caption, label = column.label;
     DataFile *f = dataset_add_file(d, source, path);
     while (csv_read_row(&r)) {
+        const CsvField *image = csv_field(&r, column.image), *caption = csv_field(&r, column.caption);
+        const CsvField *label = csv_field(&r, column.label), *key = csv_field(&r, column.key);
         DataSample *s = dataset_add_sample(d);
         f->samples++;
-        if (image < r.count && r.fields[image].length && r.fields[image].length < PATH_SIZE) {
-            s->image = r.fields[image].start - r.text;
-            s->image_bytes = (int32_t)r.fields[image].length;
+        if (image && image->length && image->length < PATH_SIZE) {
+            s->image = image->start - r.text;
+            s->image_bytes = (int32_t)image->length;
         }
-        if (caption >= 0 && caption < r.count) {
-            s->caption = r.fields[caption].start - r.text;
-            s->caption_bytes = (int32_t)min_i64((int64_t)r.fields[caption].length, CAPTION_MOST_BYTES);
+        if (caption) {
+            s->caption = caption->start - r.text;
+            s->caption_bytes = (int32_t)min_i64((int64_t)caption->length, CAPTION_MOST_BYTES);
         }
-        if (label >= 0 && label < r.count)
-            s->label = label_parse(c, r.fields[label].start, r.fields[label].length);
-        s->name = column.key >= 0 && column.key < r.count && r.fields[column.key].length
-                      ? r.fields[column.key].start - r.text
-                      : -1;
+        if (label) s->label = label_parse(c, label->start, label->length);
+        s->name = key && key->length ? key->start - r.text : -1;
     }
     if (r.unclosed)
-        warn("%s: %lld fields begin with a quotation mark that is never closed; they are taken as they stand",
-            path, (long long)r.unclosed);
+        warn("%s: %lld fields begin with a quotation mark that is never closed; it is taken literally", path,
+            (long long)r.unclosed);
     f->text = r.text;
     f->text_bytes = r.length;
     free(r.fields);
@@ -241,7 +232,7 @@ static inline void dataset_add_csv(Dataset *d, int source, const char *path) {
 typedef struct {
     char *key;
     size_t key_length, capacity;
-    bool any; // it has an image, a caption or a label; members of other kinds alone are no sample
+    bool any; // it has an image, a caption or a label; members of other kinds alone are not a sample
     int image_rank;
     DataSample sample;
 } MemberGroup;
@@ -257,7 +248,7 @@ static inline void member_group_finish(MemberGroup *g, Dataset *d) {
     g->sample.file = (int32_t)d->file_count - 1;
 }
 
-// What a member is to its sample.
+// What a member is for its sample.
 typedef enum { MEMBER_OTHER, MEMBER_IMAGE, MEMBER_CAPTION, MEMBER_LABEL } MemberRole;
 
 static inline MemberRole member_role(const DatasetConfig *c, const char *kind, int *image_rank) {
@@ -267,15 +258,14 @@ static inline MemberRole member_role(const DatasetConfig *c, const char *kind, i
     return member_kind(kind, "cls") >= 0 ? MEMBER_LABEL : MEMBER_OTHER;
 }
 
-// Puts one member into its sample; false where the shard turns out to be broken.
+// Adds a member to its sample; false where the shard is broken.
 static inline bool member_group_add(MemberGroup *g, Dataset *d, TarReader *t, TarMember *m) {
     size_t key_length = member_key_length(m->name);
     DataSample *s = &g->sample;
     int rank;
     MemberRole role = key_length ? member_role(&d->config, m->name + key_length + 1, &rank) : MEMBER_OTHER;
     bool same = key_length == g->key_length && !memcmp(m->name, g->key, key_length);
-    // a key that comes back in the next sample, which LAION-400M has: a member of a kind that is there
-    // already
+    // the next sample may have the same key, as in LAION-400M: then a kind of member comes again
     bool again = (role == MEMBER_IMAGE && s->image_bytes >= 0 && rank == g->image_rank) ||
                  (role == MEMBER_CAPTION && s->caption_bytes >= 0);
     if (!same || again) {
@@ -287,8 +277,7 @@ static inline bool member_group_add(MemberGroup *g, Dataset *d, TarReader *t, Ta
     if (role == MEMBER_OTHER || (role == MEMBER_IMAGE && s->image_bytes >= 0 && rank > g->image_rank))
         return true;
     if (!g->any || role == MEMBER_IMAGE)
-        s->name =
-            data_file_add_text(&d->files[d->file_count - 1], m->name); // the image's name, if it has one
+        s->name = data_file_add_text(&d->files[d->file_count - 1], m->name); // the image's, if there is one
     g->any = true;
     if (role == MEMBER_LABEL) {
         char text[256];
@@ -296,7 +285,7 @@ static inline bool member_group_add(MemberGroup *g, Dataset *d, TarReader *t, Ta
         if (n >= 0) s->label = label_parse(&d->config, text, (size_t)n);
         return n >= 0;
     }
-    if (m->offset < 0) { // compressed, or of a command
+    if (m->offset < 0) { // compressed, or from a command
         if (d->spill_fd < 0) d->spill_fd = spill_open();
         if (!tar_copy_member(t, m, d->spill_fd, &d->spill_bytes)) return false;
         m->offset = ~m->offset;
@@ -313,7 +302,7 @@ static inline bool member_group_add(MemberGroup *g, Dataset *d, TarReader *t, Ta
     return true;
 }
 
-// A broken shard gives the samples before the break and one line that says so.
+// A broken shard gives the samples before the error, and one line that says so.
 static inline void dataset_add_shard(Dataset *d, int source, const char *path) {
     TarReader t;
     TarMember m;
@@ -329,10 +318,10 @@ static inline void dataset_add_shard(Dataset *d, int source, const char *path) {
     int64_t samples = d->files[d->file_count - 1].samples;
     make_one_line(t.error);
     if (t.error[0])
-        warn("%s: broken shard (%s); %lld samples can be read; get it again", path, t.error,
+        warn("%s: broken shard (%s); %lld samples can be read; download it again", path, t.error,
             (long long)samples);
     else if (!samples)
-        warn("%s: holds no sample (members KEY.%s with KEY.%s); see --image-key, --text-key", path,
+        warn("%s: contains no samples (members KEY.%s with KEY.%s); see --image-key, --text-key", path,
             d->config.image_key, d->config.text_key);
     free(g.key);
 }
@@ -357,35 +346,6 @@ static inline bool is_image_name(const char *name) {
            ends_with(name, ".webp");
 }
 
-static inline int compare_strings(const void *a, const void *b) {
-    return strcmp(*(char *const *)a, *(char *const *)b);
-}
-
-// The images at any depth and, when `folders` is not NULL, the names of the sub-folders; hidden files and
-// folders are passed over. Links are followed; a link to a folder above is seen as such and ends there.
-static inline void folder_walk(const char *root, StringList *images, StringList *folders) {
-    char path[PATH_SIZE];
-    path_format(path, "%s", root);
-    for (size_t n = strlen(path); n > 1 && path[n - 1] == '/'; n--) path[n - 1] = 0;
-    char *const roots[2] = {path, NULL};
-    FTS *walk = fts_open(roots, FTS_LOGICAL | FTS_NOCHDIR, NULL);
-    if (!walk) die(EXIT_RUNTIME, "%s: cannot list the folder (%s)", root, strerror(errno));
-    for (FTSENT *e; (e = fts_read(walk));) {
-        bool file = e->fts_info == FTS_F || e->fts_info == FTS_SLNONE ||
-                    e->fts_info == FTS_NS; // a dead link, too: it is counted as missing
-        if (e->fts_level > 0 && e->fts_name[0] == '.') fts_set(walk, e, FTS_SKIP);
-        else if (e->fts_info == FTS_DNR)
-            warn("%s: cannot list the folder (%s); its images are left out", e->fts_path,
-                strerror(e->fts_errno));
-        else if (e->fts_info == FTS_D && e->fts_level == 1 && folders) string_list_add(folders, e->fts_name);
-        else if (file && is_image_name(e->fts_name)) string_list_add(images, e->fts_path);
-    }
-    fts_close(walk);
-    if (images->count) qsort(images->list, images->count, sizeof *images->list, compare_strings);
-    if (folders && folders->count)
-        qsort(folders->list, folders->count, sizeof *folders->list, compare_strings);
-}
-
 static inline DataSample *dataset_add_image_file(Dataset *d, const char *path) {
     DataFile *f = &d->files[d->file_count - 1];
     DataSample *s = dataset_add_sample(d);
@@ -397,14 +357,14 @@ static inline DataSample *dataset_add_image_file(Dataset *d, const char *path) {
 
 static inline void dataset_add_folder(Dataset *d, int source, const char *root) {
     StringList images = {NULL, 0, 0};
-    folder_walk(root, &images, NULL);
+    list_files(root, is_image_name, &images, NULL);
     dataset_add_file(d, source, root);
     for (size_t i = 0; i < images.count; i++) dataset_add_image_file(d, images.list[i]);
     string_list_free(&images);
 }
 
-// The label of a class folder that has no classnames to look it up in: its place in d->class_folders, where
-// it is added if it is new.
+// The label of a class folder when there are no classnames: its index in d->class_folders, to which it is
+// added if it is new.
 static inline int class_folder_label(Dataset *d, const char *name) {
     for (size_t i = 0; i < d->class_folders.count; i++)
         if (!strcmp(d->class_folders.list[i], name)) return (int)i;
@@ -418,9 +378,7 @@ static inline int *class_folder_labels(Dataset *d, const char *root, const Strin
     int *labels = (int *)malloc_check(folders->count * sizeof *labels);
     bool named = c->classnames != NULL;
     for (size_t i = 0; i < folders->count && named; i++) {
-        labels[i] = -1;
-        for (int j = 0; j < c->classname_count && labels[i] < 0; j++)
-            if (!strcmp(folders->list[i], c->classnames[j])) labels[i] = j;
+        labels[i] = class_index(c, folders->list[i], strlen(folders->list[i]));
         named = labels[i] >= 0;
     }
     if (!named && c->classnames && folders->count != (size_t)c->classname_count)
@@ -433,11 +391,11 @@ static inline int *class_folder_labels(Dataset *d, const char *root, const Strin
     return labels;
 }
 
-// A folder with one sub-folder a class.
+// A folder with one sub-folder for each class.
 static inline void dataset_add_class_folders(Dataset *d, int source, const char *root) {
     StringList images = {NULL, 0, 0}, folders = {NULL, 0, 0};
-    folder_walk(root, &images, &folders);
-    if (!folders.count) die(EXIT_USAGE, "%s: has no sub-folders; one a class is needed", root);
+    list_files(root, is_image_name, &images, &folders);
+    if (!folders.count) die(EXIT_USAGE, "%s: has no sub-folders; one for each class is needed", root);
     int *labels = class_folder_labels(d, root, &folders);
     dataset_add_file(d, source, root);
     size_t root_length = strlen(root);
@@ -445,7 +403,7 @@ static inline void dataset_add_class_folders(Dataset *d, int source, const char 
     for (size_t i = 0; i < images.count; i++) {
         char name[PATH_SIZE], *key = name;
         const char *below = images.list[i] + root_length + (root[root_length - 1] != '/');
-        if (!strchr(below, '/')) continue; // an image beside the class folders
+        if (!strchr(below, '/')) continue; // not in a class folder
         path_format(name, "%.*s", (int)(strchr(below, '/') - below), below);
         char **found =
             (char **)bsearch(&key, folders.list, folders.count, sizeof *folders.list, compare_strings);
@@ -458,15 +416,7 @@ static inline void dataset_add_class_folders(Dataset *d, int source, const char 
 
 // ---------------------------------------------------------------- sources
 
-// .tar, .tgz or .tar.gz … at the end of a name or a brace.
-static inline bool is_shard_name(const char *spec) {
-    for (const char *p = spec; (p = strchr(p, '.')); p++)
-        if ((!strncasecmp(p, ".tar", 4) || !strncasecmp(p, ".tgz", 4)) && strchr(".,}", p[4]))
-            return true; // strchr finds the NUL, too
-    return false;
-}
-
-// The type that one part looks like; for what looks like none, the program ends.
+// The type of one part, by its name; if it is none, the program ends.
 static inline DatasetType dataset_find_type(const char *part) {
     if (!strcmp(part, "synthetic")) return DATASET_SYNTHETIC;
     if (is_directory(part)) return DATASET_FOLDER;
@@ -478,7 +428,7 @@ static inline DatasetType dataset_find_type(const char *part) {
     return DATASET_CSV;
 }
 
-// Ends the program when a shard or folder is not there: before any source is read, which may take long.
+// Ends the program if a shard or folder does not exist, before any source is read, which may take long.
 static inline void data_source_check(const DataSource *s) {
     if (s->type == DATASET_FOLDER && !is_directory(s->spec))
         die(EXIT_USAGE, "%s: no such folder; give a folder of images", s->spec);
@@ -486,8 +436,8 @@ static inline void data_source_check(const DataSource *s) {
     StringList shards = shard_list(s->spec);
     for (size_t i = 0; i < shards.count; i++)
         if (!shard_command(shards.list[i]) && !file_exists(shards.list[i]))
-            die(EXIT_USAGE, "%s: no such shard (%s; %zu of %zu); give the shards that there are",
-                shards.list[i], s->spec, i + 1, shards.count);
+            die(EXIT_USAGE, "%s: no such shard (%s; %zu of %zu); give shards that exist", shards.list[i],
+                s->spec, i + 1, shards.count);
     string_list_free(&shards);
 }
 
@@ -496,15 +446,16 @@ static inline void dataset_set_factors(Dataset *d, const char *text) {
     double sum = 0;
     if (parts.count != d->source_count)
         die(EXIT_USAGE,
-            "--train-data-upsampling-factors %s: %zu factors for %zu sources; give one for each, joined by "
-            "::",
+            "--train-data-upsampling-factors %s: %zu factors for %zu sources; give one for each, such as "
+            "1::2.5",
             text, parts.count, d->source_count);
     for (size_t i = 0; i < parts.count; i++) {
         char *end;
         double factor = strtod(parts.list[i], &end);
         if (end == parts.list[i] || *end || !(factor >= 0 && factor <= MOST_FACTOR))
             die(EXIT_USAGE,
-                "--train-data-upsampling-factors %s: '%s' is no number from 0 to %g; give such as 1::2.5",
+                "--train-data-upsampling-factors %s: '%s' is not a number from 0 to %g; give for example "
+                "1::2.5",
                 text, parts.list[i], MOST_FACTOR);
         sum += d->sources[i].factor = factor;
     }
@@ -513,7 +464,7 @@ static inline void dataset_set_factors(Dataset *d, const char *text) {
     string_list_free(&parts);
 }
 
-// What `spec` names, checked but not read yet.
+// The sources of `spec`, checked but not yet read.
 static inline void dataset_add_sources(Dataset *d, const char *spec) {
     StringList parts = parts_split(spec);
     const DatasetConfig *c = &d->config;
@@ -528,7 +479,7 @@ static inline void dataset_add_sources(Dataset *d, const char *spec) {
     if (c->upsampling_factors) dataset_set_factors(d, c->upsampling_factors);
     if (positives_key(c) == KEY_COLUMN && !csv)
         die(EXIT_USAGE,
-            "--positives-key %s: is the column of a CSV, and %s is none; give caption, image or cls",
+            "--positives-key %s: needs a CSV with this column, and %s is not one; give caption, image or cls",
             c->positives_key, spec);
 }
 
@@ -560,7 +511,7 @@ static inline Dataset dataset_new(const DatasetConfig *config) {
     return d;
 }
 
-// Cuts the list to `limit` samples, the first ones of each source, and of each the same share.
+// Cuts the list to `limit` samples: the first ones of each source, of each the same share.
 static inline void dataset_cut(Dataset *d, int64_t limit) {
     const int64_t total = d->count;
     int64_t *first = (int64_t *)malloc_check((d->source_count + 1) * sizeof *first);
@@ -568,8 +519,8 @@ static inline void dataset_cut(Dataset *d, int64_t limit) {
     dataset_source_ranges(d, first);
     d->count = 0;
     for (size_t s = 0; s < d->source_count; s++) {
-        int64_t end = (int64_t)((double)limit * (double)first[s + 1] / (double)total +
-                                0.5); // of what is kept: rounded, they add up to the limit
+        // of this source in the new list; the rounded shares add up to the limit
+        const int64_t end = (int64_t)((double)limit * (double)first[s + 1] / (double)total + 0.5);
         for (int64_t i = first[s]; i < first[s + 1]; i++) {
             if (d->count < end) d->samples[d->count++] = d->samples[i];
             else d->files[d->samples[i].file].samples--;
@@ -578,7 +529,7 @@ static inline void dataset_cut(Dataset *d, int64_t limit) {
     free(first);
 }
 
-// Cuts the list to --train-num-samples and ends the program when fewer than `least` samples are left.
+// Cuts the list to --train-num-samples; ends the program if fewer than `least` samples are left.
 static inline void dataset_finish(Dataset *d, const char *spec, int64_t least) {
     const char *hint[] = {"", "rows below the header line", "members such as 000.jpg and 000.txt",
         ".jpg .jpeg .png or .webp files (tar shards are given by name: FOLDER/{00000..00009}.tar)", ""};
@@ -590,9 +541,9 @@ static inline void dataset_finish(Dataset *d, const char *spec, int64_t least) {
             (long long)d->count, (long long)least);
 }
 
-// Lists the samples of `spec`: sources joined by `::`, each a CSV file, tar shards, a folder, or "synthetic".
-// least: fewer samples end the program (training needs 2 pairs, anything else 1). Whatever makes the whole
-// set unusable ends the program with one line. Free with dataset_free.
+// Lists the samples of `spec`: sources joined by `::`, each a CSV file, tar shards, a folder, or
+// "synthetic". Fewer samples than `least` end the program (training needs 2 pairs, anything else 1), as
+// does whatever makes the whole set unusable. Free with dataset_free().
 static inline Dataset dataset_open(const char *spec, const DatasetConfig *config, int64_t least) {
     Dataset d = dataset_new(config);
     dataset_add_sources(&d, spec);
@@ -601,55 +552,19 @@ static inline Dataset dataset_open(const char *spec, const DatasetConfig *config
     return d;
 }
 
-// A folder with one sub-folder a class; captions are not needed, labels are. A label is the line of the
-// sub-folder's name in config->classnames when all of them are named there; else the place of the name among
-// the sorted names, and then there must be as many as classnames, if those are given.
+// A folder with one sub-folder for each class; labels are needed, captions are not. A label is the index of
+// the sub-folder's name in config->classnames if all of them are named there; else the index among the
+// sorted names, and then there must be as many as classnames, if those are given.
 static inline Dataset dataset_open_class_folders(const char *root, const DatasetConfig *config) {
     Dataset d = dataset_new(config);
     d.config.need_caption = false;
     d.config.need_label = true;
     if (!is_directory(root))
-        die(EXIT_USAGE, "%s: no such folder; give a folder with one sub-folder a class", root);
+        die(EXIT_USAGE, "%s: no such folder; give a folder with one sub-folder for each class", root);
     dataset_add_source(&d, root, DATASET_FOLDER);
     dataset_add_class_folders(&d, 0, root);
     dataset_finish(&d, root, 1);
     return d;
-}
-
-// Moves round(share · count) samples, drawn by `seed` alone, from `d` to the returned data set, which uses
-// the files of `d` and is to be freed before it. Both keep their order.
-static inline Dataset dataset_split(Dataset *d, double share, uint64_t seed) {
-    Dataset out = *d;
-    int64_t take = (int64_t)((double)d->count * share + 0.5);
-    int64_t *order = (int64_t *)malloc_check((size_t)d->count * sizeof *order);
-    int64_t kept = 0;
-    bool *taken = (bool *)calloc_check((size_t)d->count, sizeof *taken);
-    for (int64_t i = 0; i < d->count; i++) order[i] = i;
-    Rand r = rand_for(seed, 0x73706c6974 /* "split" */, 0);
-    rand_shuffle(&r, order, d->count);
-    for (int64_t i = 0; i < take; i++) taken[order[i]] = true;
-
-    free(d->keys); // by the samples before; dataset_read_keys() makes new ones
-    d->keys = out.keys = NULL;
-    out.borrowed = true;
-    out.samples = (DataSample *)malloc_check((size_t)take * sizeof *out.samples);
-    out.capacity = (size_t)take;
-    out.count = 0;
-    out.files = (DataFile *)malloc_check(d->file_count * sizeof *out.files);
-    memcpy(out.files, d->files, d->file_count * sizeof *out.files);
-    for (size_t i = 0; i < d->file_count; i++) out.files[i].samples = 0;
-    for (int64_t i = 0; i < d->count; i++) {
-        DataSample s = d->samples[i];
-        if (taken[i]) {
-            out.samples[out.count++] = s;
-            out.files[s.file].samples++;
-            d->files[s.file].samples--;
-        } else d->samples[kept++] = s;
-    }
-    d->count = kept;
-    free(order);
-    free(taken);
-    return out;
 }
 
 static inline void dataset_free(Dataset *d) {

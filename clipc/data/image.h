@@ -1,14 +1,13 @@
-// Pictures from bytes: JPEG (libjpeg-turbo), PNG (libpng) and WebP (libwebp), told apart by content, to 8-bit
-// RGB.
+// Images from bytes: JPEG (libjpeg-turbo), PNG (libpng) and WebP (libwebp), recognised by their content, to
+// 8-bit RGB.
 //
-// The yardstick is what Pillow gives for Image.open(f).convert("RGB"): the same pixels, and the same files
-// refused (doc/images.md has the list of differences). Bytes come from strangers: a size is checked against a
-// limit before memory is taken for it, no read leaves the buffer, and no file ends the program. Link with
-// -ljpeg -lpng -lwebpdemux -lwebp.
+// The reference is Pillow's Image.open(f).convert("RGB"): the same pixels, and the same files refused
+// (doc/images.md lists the differences). Files are not trusted: a size is checked against a limit before
+// memory is allocated for it, no read leaves the buffer, and no file ends the program.
 #ifndef CLIPC_IMAGE_H
 #define CLIPC_IMAGE_H
 
-#include "clipc/base/utils.h" // first: it asks for the GNU names
+#include "clipc/base/utils.h" // first: it defines _GNU_SOURCE for the system headers
 
 #include <setjmp.h>
 #include <stdint.h>
@@ -22,13 +21,13 @@
 #include <webp/decode.h>
 #include <webp/demux.h>
 
-// Why a picture gave no pixels. A sample with any of these but IMAGE_OK is skipped and counted, the run goes
-// on. name, of one, of several
+// Why an image gave no pixels. A sample with any of these but IMAGE_OK is skipped and counted, and the run
+// goes on. Name, text for one, text for several.
 #define IMAGE_STATUSES(X)                                                             \
     X(IMAGE_OK, "ok", "ok")                                                           \
     X(IMAGE_EMPTY, "empty file", "empty files")                                       \
     X(IMAGE_UNKNOWN_FORMAT, "unknown image format", "unknown image formats")          \
-    X(IMAGE_BROKEN, "broken picture", "broken pictures")                              \
+    X(IMAGE_BROKEN, "broken image", "broken images")                                  \
     X(IMAGE_TOO_LARGE, "with too many pixels", "with too many pixels")                \
     X(IMAGE_TOO_THIN, "too thin for the resize mode", "too thin for the resize mode") \
     X(IMAGE_NO_MEMORY, "too large for the memory", "too large for the memory")
@@ -38,13 +37,13 @@ typedef enum { IMAGE_STATUSES(IMAGE_STATUS_ENUM) IMAGE_STATUS_COUNT } ImageStatu
 
 #define IMAGE_STATUS_ONE(name, one, many) one,
 #define IMAGE_STATUS_MANY(name, one, many) many,
-// The reason why one picture gave no pixels.
+// The reason why one image gave no pixels.
 static inline const char *image_status_name(ImageStatus status) {
     static const char *const names[IMAGE_STATUS_COUNT] = {IMAGE_STATUSES(IMAGE_STATUS_ONE)};
     return names[status];
 }
 
-// The same behind a number: "1 broken picture", "9 broken pictures".
+// The same after a number: "1 broken image", "9 broken images".
 static inline const char *image_status_counted(ImageStatus status, int64_t count) {
     static const char *const names[IMAGE_STATUS_COUNT] = {IMAGE_STATUSES(IMAGE_STATUS_MANY)};
     return count == 1 ? image_status_name(status) : names[status];
@@ -53,7 +52,7 @@ static inline const char *image_status_counted(ImageStatus status, int64_t count
 typedef struct {
     int width, height;
     uint8_t *rgb;    // (height, width, 3)
-    int orientation; // EXIF 1 … 8: how to turn the picture upright; 1 (as it is) when the file does not say
+    int orientation; // EXIF 1 … 8: how to turn the image upright; 1 (as it is) when the file does not say
 } Image;
 
 static inline void image_free(Image *image) {
@@ -61,7 +60,7 @@ static inline void image_free(Image *image) {
     image->rgb = NULL;
 }
 
-// Takes the memory for the pixels, if the size is admissible.
+// Allocates the pixels if the size is allowed.
 static inline ImageStatus image_allocate(Image *out, int64_t width, int64_t height, int64_t max_pixels) {
     if (width < 1 || height < 1 || width > INT32_MAX || height > INT32_MAX) return IMAGE_BROKEN;
     if (width > max_pixels / height) return IMAGE_TOO_LARGE;
@@ -128,8 +127,8 @@ static inline void image_apply_orientation(Image *image) {
 
 // ---------------------------------------------------------------- JPEG
 
-// Progressive files of the wild have some ten scans. Each one costs a walk over the whole picture, so that a
-// small file with thousands of them would hold a worker for minutes.
+// Real progressive files have some ten scans. Each one is a pass over the whole image, so a
+// small file with thousands of them would block a worker for minutes.
 #define JPEG_MOST_SCANS 500
 
 typedef struct {
@@ -140,8 +139,8 @@ typedef struct {
 
 static inline void jpeg_escape(j_common_ptr info) { longjmp(((JpegControl *)(void *)info->err)->escape, 1); }
 
-// Warnings (garbage between markers, noise instead of codes) are passed over, as Pillow does; but where the
-// data ends before the last row is complete libjpeg would fill up with gray, and Pillow refuses the file.
+// Warnings (garbage between markers, invalid codes) are ignored, as in Pillow; but where the data ends
+// before the last row is complete, libjpeg would fill the rest with gray, and Pillow refuses the file.
 static inline void jpeg_warning(j_common_ptr info, int level) {
     j_decompress_ptr jpeg = (j_decompress_ptr)info;
     if (level < 0 && jpeg->err->msg_code == JWRN_JPEG_EOF && jpeg->output_scanline < jpeg->output_height)
@@ -152,8 +151,8 @@ static inline void jpeg_scan_limit(j_common_ptr info) {
     if (((j_decompress_ptr)info)->input_scan_number > JPEG_MOST_SCANS) jpeg_escape(info);
 }
 
-// One row of CMYK to RGB. Four-component files hold the inverted inks (c' = 255 - c …), with an Adobe marker
-// or without: Pillow inverts always.
+// One row of CMYK to RGB. Four-component files store inverted inks (c' = 255 - c …), with an Adobe marker or
+// without: Pillow always inverts.
 //   red = K' - C·K'/255, the division rounded, where C = 255 - c' and K' = 255 - K = k'
 static inline void cmyk_row(uint8_t *rgb, const uint8_t *cmyk, int width) {
     for (int x = 0; x < width; x++, cmyk += 4, rgb += 3) {
@@ -164,8 +163,8 @@ static inline void cmyk_row(uint8_t *rgb, const uint8_t *cmyk, int width) {
     }
 }
 
-// May leave by longjmp; the caller frees what was taken until then. Decodes at whole size by libjpeg-turbo's
-// defaults: the "islow" inverse DCT and "fancy" upsampling.
+// May leave by longjmp; the caller frees what was allocated until then. Decodes at full size with
+// libjpeg-turbo's defaults: the "islow" inverse DCT and "fancy" upsampling.
 static inline ImageStatus jpeg_read(Image *out, struct jpeg_decompress_struct *jpeg, const uint8_t *bytes,
     size_t length, int64_t max_pixels) {
     jpeg_create_decompress(jpeg);
@@ -191,7 +190,7 @@ static inline ImageStatus jpeg_read(Image *out, struct jpeg_decompress_struct *j
         jpeg_read_scanlines(jpeg, inks ? inks : &row, 1);
         if (inks) cmyk_row(row, inks[0], out->width);
     }
-    jpeg_finish_decompress(jpeg); // reads on to the end marker: what stands there instead may be an error
+    jpeg_finish_decompress(jpeg); // reads on to the end marker, which may be an error
     return IMAGE_OK;
 }
 
@@ -237,7 +236,7 @@ static inline void png_take(png_structp png, png_bytep out, size_t bytes) {
     control->left -= bytes;
 }
 
-// Chunks: length, name, data, CRC. libpng hands eXIf out only from version 1.6.32 on, and not from behind the
+// Chunks: length, name, data, CRC. libpng returns eXIf only since version 1.6.32, and not when it follows the
 // pixels.
 static inline int png_orientation(const uint8_t *bytes, size_t length) {
     for (size_t at = 8; length - at >= 12;) {
@@ -250,8 +249,8 @@ static inline int png_orientation(const uint8_t *bytes, size_t length) {
 }
 
 // 16-bit gray to RGB in place, as Pillow converts its mode I;16: values above 255 become 255. The samples
-// (big-endian) stand in the last two thirds of each row, so that the pixels, written from the left, never
-// reach one before it is read.
+// (big-endian) are in the last two thirds of each row, so that the pixels, written from the left, never
+// overwrite a sample before it is read.
 static inline void png_gray16_to_rgb(Image *image) {
     for (int y = 0; y < image->height; y++) {
         uint8_t *rgb = image->rgb + (size_t)y * (size_t)image->width * 3;
@@ -260,8 +259,8 @@ static inline void png_gray16_to_rgb(Image *image) {
     }
 }
 
-// Whether all rows have been read: what is wrong or missing behind them (the rest of IDAT, IEND) does no
-// harm, as in Pillow.
+// Whether all rows have been read: what is wrong or missing after them (the rest of IDAT, IEND) is ignored,
+// as in Pillow.
 static inline bool png_is_complete(png_structp png, png_infop info, const Image *image) {
     if (!image->rgb) return false;
     if (png_get_interlace_type(png, info) == PNG_INTERLACE_NONE)
@@ -271,10 +270,10 @@ static inline bool png_is_complete(png_structp png, png_infop info, const Image 
 
 // May leave by longjmp, see jpeg_read. gAMA, iCCP and transparent colours have no effect, alpha is dropped.
 static inline ImageStatus png_read(Image *out, png_structp png, png_infop info, int64_t max_pixels) {
-    png_set_user_limits(png, PNG_UINT_31_MAX, PNG_UINT_31_MAX); // ours are below
+    png_set_user_limits(png, PNG_UINT_31_MAX, PNG_UINT_31_MAX); // image_allocate() has its own
     png_set_chunk_malloc_max(png, 0);
-    png_set_keep_unknown_chunks(png, PNG_HANDLE_CHUNK_NEVER, NULL,
-        -1); // all but IHDR, PLTE, tRNS and IDAT: passed over, not unpacked
+    // all chunks but IHDR, PLTE, tRNS and IDAT are skipped
+    png_set_keep_unknown_chunks(png, PNG_HANDLE_CHUNK_NEVER, NULL, -1);
     png_set_crc_action(png, PNG_CRC_ERROR_QUIT, PNG_CRC_ERROR_QUIT);
     png_read_info(png, info);
     png_set_crc_action(png, PNG_CRC_QUIET_USE, PNG_CRC_NO_CHANGE); // Pillow does not check the CRC of IDAT
@@ -323,8 +322,8 @@ static inline ImageStatus decode_png(Image *out, const uint8_t *bytes, size_t le
 
 // ---------------------------------------------------------------- WebP
 
-// The first frame on its canvas, by the animation decoder for still pictures too, as Pillow does it: one path
-// for all. Alpha is dropped.
+// The first frame on its canvas, by the animation decoder for still images too, as in Pillow. Alpha is
+// dropped.
 static inline ImageStatus decode_webp(Image *out, const uint8_t *bytes, size_t length, int64_t max_pixels) {
     WebPData data = {bytes, length};
     WebPBitstreamFeatures features;
@@ -352,10 +351,11 @@ static inline ImageStatus decode_webp(Image *out, const uint8_t *bytes, size_t l
     return status;
 }
 
-// ---------------------------------------------------------------- any of them
+// ---------------------------------------------------------------- any format
 
-// Decodes a whole file in memory. *out is valid, to be freed with image_free, only when IMAGE_OK is returned.
-//   max_pixels: width · height above it is IMAGE_TOO_LARGE, by the header alone
+// Decodes a whole file in memory. Only when IMAGE_OK is returned, *out is valid and has to be freed with
+// image_free().
+//   max_pixels: width · height above it is IMAGE_TOO_LARGE, known from the header
 static inline ImageStatus image_decode(Image *out, const uint8_t *bytes, size_t length, int64_t max_pixels) {
     ImageStatus status = IMAGE_UNKNOWN_FORMAT;
     memset(out, 0, sizeof *out);

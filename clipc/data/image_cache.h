@@ -1,35 +1,24 @@
-// Decoded pictures of a data set in a file (--cache-images): what the workers would decode in every epoch is
-// read through a memory map, the same bits. Where each epoch sees the same pixels, it holds the squares that
-// the image tower takes; where crops are random, the pictures as they were decoded. A picture that several
-// samples share stands there once. Like the features of a locked tower (feature_cache.h), the file is whole
-// or absent, and belongs to the data and the settings that made it.
+// The decoded images of a data set in a file (--cache-images): what the workers would decode in every epoch
+// is read through a memory map instead, the same bits. If every epoch sees the same pixels, the file holds
+// the squares that the image tower takes; if crops are random, the images as decoded. An image that several
+// samples share is stored once. Like the features of a locked tower (feature_cache.h), the file is whole or
+// absent, and belongs to the data and the settings that made it.
 #ifndef CLIPC_IMAGE_CACHE_H
 #define CLIPC_IMAGE_CACHE_H
 
-#include "clipc/data/image.h"     // image_decode
-#include "clipc/data/sample.h"    // sample_read_image
-#include "clipc/data/transform.h" // image_eval_transform
+#include "clipc/data/sample.h" // sample_read_image, sample_decode
 
 #include <signal.h>
 #include <sys/mman.h>
 
 #define IMAGES_MAGIC 0x4d494c43 // the bytes "CLIM"
 
-// How a picture becomes what is kept of it.
-typedef struct {
-    int image_size; // of the squares; 0: the decoded pictures are kept
-    Interpolation interpolation;
-    ResizeMode resize_mode;
-    bool exif_rotate;
-    int64_t max_image_pixels;
-} ImageCacheConfig;
-
-// What the file says of a sample: one of these each, behind the pixels.
+// One for each sample, after all pixels.
 typedef struct {
     int64_t offset;        // of its pixels in the file: (3,S,S), or (height,width,3)
-    int32_t width, height; // of what is kept, 0 where there is nothing
+    int32_t width, height; // of the stored image, 0: there is none
     int32_t status;        // SampleStatus; SAMPLE_OK: there are pixels
-    int32_t orientation;   // by EXIF, before it was turned
+    int32_t orientation;   // of the image file, by EXIF
 } ImageEntry;
 
 typedef struct {
@@ -39,32 +28,20 @@ typedef struct {
 } ImagesHeader;
 
 typedef struct {
-    const uint8_t *map; // (bytes) the file; NULL: there is none
+    const uint8_t *map; // (bytes) the file
     size_t bytes;
     const ImageEntry *entries; // (count)
     int64_t count;
-    bool squares;
+    bool squares; // (3,S,S) as the image tower takes them, not images as decoded
 } ImageCache;
 
-// Decodes a picture and turns it, if that is asked for; *orientation is what the file says. *out is to be
-// freed when SAMPLE_OK is returned.
-static inline SampleStatus sample_decode(
-    Image *out, const ByteBuffer *file, int64_t max_pixels, bool exif_rotate, int *orientation) {
-    const ImageStatus status = image_decode(out, file->data, file->bytes, max_pixels);
-    *orientation = 1;
-    if (status != IMAGE_OK) return SAMPLE_IMAGE + (SampleStatus)status;
-    *orientation = out->orientation;
-    if (exif_rotate) image_apply_orientation(out);
-    return SAMPLE_OK;
-}
+// ---------------------------------------------------------------- identity of data and images
 
-// ---------------------------------------------------------------- which picture is which
-
-// The settings, and of each sample where its picture comes from, with the sizes of shards: other data have
-// another identity.
-static inline uint64_t image_cache_identity(const Dataset *d, const ImageCacheConfig *c) {
-    const int64_t settings[] = {c->image_size, c->image_size ? c->interpolation : 0,
-        c->image_size ? c->resize_mode : 0, c->exif_rotate, c->max_image_pixels, d->count};
+// Hash of the settings (size 0: images are stored as decoded), of where each sample's image comes from, and
+// of the sizes of the shards.
+static inline uint64_t image_cache_identity(const Dataset *d, const ImageSettings *c) {
+    const int64_t settings[] = {c->size, c->size ? c->interpolation : 0, c->size ? c->resize_mode : 0,
+        c->exif_rotate, c->max_pixels, d->count};
     uint64_t hash = hash_bytes(HASH_START, settings, sizeof settings);
     char origin[2 * PATH_SIZE];
     struct stat st;
@@ -80,7 +57,7 @@ static inline uint64_t image_cache_identity(const Dataset *d, const ImageCacheCo
     return hash;
 }
 
-// first (count): for each sample the first one with the same picture, itself or an earlier one. Free it.
+// first (count): for each sample the first one with the same image, itself or an earlier one. Free it.
 static inline int64_t *image_cache_first(const Dataset *d) {
     size_t slots = 2;
     while (slots < 2 * (size_t)d->count) slots *= 2;
@@ -104,45 +81,35 @@ static inline int64_t *image_cache_first(const Dataset *d) {
 
 // ---------------------------------------------------------------- making the file
 
-// What is kept of a sample: *pixels to be freed, NULL where there is none. Synthetic samples have none: they
-// are drawn.
+// The entry of a sample and its *pixels, which the caller frees; NULL where there are none, as for synthetic
+// samples.
 static inline ImageEntry image_cache_keep(
-    uint8_t **pixels, const Dataset *d, int64_t index, const ImageCacheConfig *c, SampleBytes *bytes) {
+    uint8_t **pixels, const Dataset *d, int64_t index, const ImageSettings *c, SampleBuffers *buffers) {
     ImageEntry e = {0, 0, 0, SAMPLE_OK, 1};
-    Image image;
-    int orientation;
     const DataSample *s = &d->samples[index];
     *pixels = NULL;
     if (sample_type(d, s) == DATASET_SYNTHETIC) return e;
-    e.status = s->image_bytes < 0 ? SAMPLE_NO_IMAGE : sample_read_image(d, s, bytes);
-    if (e.status == SAMPLE_OK)
-        e.status = sample_decode(&image, &bytes->image, c->max_image_pixels, c->exif_rotate, &orientation);
+    e.status = s->image_bytes < 0 ? SAMPLE_NO_IMAGE : sample_read_image(d, s, buffers);
+    if (e.status != SAMPLE_OK) return e;
+    Image image = {c->size, c->size, NULL, 1};
+    if (c->size) {
+        image.rgb = (uint8_t *)malloc_check(3 * (size_t)c->size * (size_t)c->size); // planes
+        e.status = sample_eval_pixels(image.rgb, &e.orientation, &buffers->image, c);
+        if (e.status != SAMPLE_OK) image_free(&image);
+    } else {
+        e.status = sample_decode(&image, &e.orientation, &buffers->image, c);
+    }
     if (e.status != SAMPLE_OK) return e;
     e.width = image.width;
     e.height = image.height;
-    e.orientation = orientation;
-    if (!c->image_size) {
-        *pixels = image.rgb;
-        return e;
-    }
-    e.width = e.height = c->image_size;
-    *pixels = (uint8_t *)malloc_check(3 * (size_t)c->image_size * (size_t)c->image_size);
-    const ImageStatus status =
-        image_eval_transform(*pixels, &image, c->image_size, c->interpolation, c->resize_mode);
-    if (status != IMAGE_OK) {
-        e.status = SAMPLE_IMAGE + (SampleStatus)status;
-        e.width = e.height = 0;
-        free(*pixels);
-        *pixels = NULL;
-    }
-    image_free(&image);
+    *pixels = image.rgb;
     return e;
 }
 
-// Decodes all pictures of the data set into `path`, some at a time on all cores. False when `interrupted`
-// became true: there is no file then.
+// Decodes all images of the data set into the file `path`, on all cores. False when `interrupted` became
+// true: there is no file then.
 static inline bool image_cache_make(
-    const char *path, const Dataset *d, const ImageCacheConfig *c, const volatile sig_atomic_t *interrupted) {
+    const char *path, const Dataset *d, const ImageSettings *c, const volatile sig_atomic_t *interrupted) {
     enum { CHUNK = 64 };
     const bool show = isatty(STDERR_FILENO);
     const ImagesHeader h = {IMAGES_MAGIC, 1, image_cache_identity(d, c), d->count};
@@ -158,15 +125,15 @@ static inline bool image_cache_make(
         const int n = (int)min_i64(CHUNK, d->count - begin);
 #pragma omp parallel
         {
-            SampleBytes bytes;
-            memset(&bytes, 0, sizeof bytes);
+            SampleBuffers buffers;
+            memset(&buffers, 0, sizeof buffers);
 #pragma omp for schedule(dynamic)
             for (int i = 0; i < n; i++) {
                 pixels[i] = NULL;
                 if (first[begin + i] == begin + i)
-                    entries[begin + i] = image_cache_keep(&pixels[i], d, begin + i, c, &bytes);
+                    entries[begin + i] = image_cache_keep(&pixels[i], d, begin + i, c, &buffers);
             }
-            sample_bytes_free(&bytes);
+            sample_buffers_free(&buffers);
         }
         for (int i = 0; i < n; i++) {
             ImageEntry *e = &entries[begin + i];
@@ -179,8 +146,8 @@ static inline bool image_cache_make(
             free(pixels[i]);
         }
         if (show)
-            fprintf(stderr, "\rdecoding the pictures: %lld of %lld ", (long long)(begin + n),
-                (long long)d->count);
+            fprintf(
+                stderr, "\rdecoding the images: %lld of %lld ", (long long)(begin + n), (long long)d->count);
         whole = !(interrupted && *interrupted);
     }
     if (show) fprintf(stderr, "\r\033[K");
@@ -199,27 +166,27 @@ static inline bool image_cache_make(
 
 // ---------------------------------------------------------------- using it
 
-// Maps a file that image_cache_make() wrote. One of other data or settings, or a damaged one, ends the
+// Maps a file that image_cache_make() wrote. A file for other data or settings, or a damaged one, ends the
 // program.
-static inline ImageCache image_cache_open(const char *path, const Dataset *d, const ImageCacheConfig *c) {
+static inline ImageCache image_cache_open(const char *path, const Dataset *d, const ImageSettings *c) {
     ImageCache cache;
     ImagesHeader h;
     struct stat st;
     FILE *f = fopen_check(path, "rb");
     if (fstat(fileno(f), &st)) die(EXIT_RUNTIME, "%s: %s", path, strerror(errno));
     if (st.st_size < (int64_t)sizeof h)
-        die(EXIT_USAGE, "%s: is no file of pictures; give --cache-images another name", path);
+        die(EXIT_USAGE, "%s: is not a file of images; give --cache-images another name", path);
     fread_check(&h, sizeof h, f, path);
     if (h.magic != IMAGES_MAGIC || h.version != 1)
-        die(EXIT_USAGE, "%s: is no file of pictures; give --cache-images another name", path);
+        die(EXIT_USAGE, "%s: is not a file of images; give --cache-images another name", path);
     if (h.identity != image_cache_identity(d, c) || h.count != d->count)
         die(EXIT_USAGE,
-            "%s: holds the pictures of other data, or for other image settings; remove it, or give "
+            "%s: holds the images of other data, or for other image settings; remove it, or give "
             "--cache-images another name",
             path);
     cache.bytes = (size_t)st.st_size;
     cache.count = h.count;
-    cache.squares = c->image_size > 0;
+    cache.squares = c->size > 0;
     const int64_t table = st.st_size - h.count * (int64_t)sizeof(ImageEntry);
     if (table < (int64_t)sizeof h || table % 8) die(EXIT_USAGE, "%s: is not complete; remove it", path);
     void *map = mmap(NULL, cache.bytes, PROT_READ, MAP_SHARED, fileno(f), 0);
@@ -229,10 +196,10 @@ static inline ImageCache image_cache_open(const char *path, const Dataset *d, co
     cache.entries = (const ImageEntry *)(const void *)(cache.map + table);
     for (int64_t i = 0; i < h.count; i++) {
         const ImageEntry *e = &cache.entries[i];
-        const int64_t room = table - e->offset;
+        const int64_t left = table - e->offset;
         if (e->status < 0 || e->status >= SAMPLE_STATUS_COUNT || e->width < 0 || e->height < 0 ||
-            e->offset < 0 || room < 0 || (e->height && e->width > room / 3 / e->height) ||
-            (c->image_size && e->width && (e->width != c->image_size || e->height != c->image_size)))
+            e->offset < 0 || left < 0 || (e->height && e->width > left / 3 / e->height) ||
+            (c->size && e->width && (e->width != c->size || e->height != c->size)))
             die(EXIT_USAGE, "%s: is damaged; remove it", path);
     }
     return cache;

@@ -1,20 +1,22 @@
 // The order of an epoch: which samples, in which order, as a function of (seed, epoch) and the list of
-// samples alone. Its length is the same in every epoch, so that steps and the place where a run goes on can
-// be counted.
+// samples alone; and the split of a data set. The length of the order is the same in every epoch, so that
+// steps, and the position from which a run is resumed, can be counted.
 //
-// An entry of an order is sample + k · (samples of the data set): the sample is taken for the k-th time in
-// this epoch, from 0. So each entry is another number, and what is drawn at random for it (crop, prompt)
-// another draw.
+// An entry of an order is sample + k · (samples of the data set), if this is the k-th time, from 0, that the
+// epoch takes the sample. So every entry is unique, and so is what is drawn at random for it (crop, prompt).
 #ifndef CLIPC_ORDER_H
 #define CLIPC_ORDER_H
 
-#include "clipc/data/dataset.h" // Dataset
 #include "clipc/base/rand.h"    // rand_for, rand_shuffle
+#include "clipc/data/dataset.h" // Dataset
 
-#define SHUFFLE_BUFFER 5000          // tar: samples of the stream that one is drawn from, open_clip's number
-#define ORDER_STREAM 0x6f72646572ull // "order": what the random numbers are for
-#define TURN_STREAM 0x7475726eull    // "turn"
-#define MERGE_STREAM 0x6d65726765ull // "merge"
+#include <assert.h>
+
+#define SHUFFLE_BUFFER 5000 // tar: samples of the stream from which one is drawn, open_clip's number
+// What random numbers are for.
+#define ORDER_STREAM 0x6f72646572ull          // "order"
+#define TURN_STREAM 0x7475726eull             // "turn"
+#define MERGE_STREAM 0x6d65726765ull          // "merge"
 #define RESAMPLE_STREAM 0x726573616d706c65ull // "resample"
 #define DISTINCT_STREAM 0x64697374696e6374ull // "distinct"
 
@@ -22,7 +24,7 @@ static inline int64_t order_sample(const Dataset *d, int64_t entry) { return ent
 
 // ---------------------------------------------------------------- how many
 
-// What an epoch holds of a source of `samples`.
+// How many entries of an epoch come from a source of `samples`.
 static inline int64_t source_quota(const DataSource *s, int64_t samples) {
     return (int64_t)(s->factor * (double)samples + 0.5);
 }
@@ -39,7 +41,7 @@ static inline int64_t dataset_epoch_length(const Dataset *d) {
     return length;
 }
 
-// (source_count) what an epoch holds of each source; resampled: in the mean, rounded
+// (source_count) how many entries of an epoch come from each source; resampled: on average, rounded
 static inline int64_t *dataset_source_shares(const Dataset *d) {
     const size_t S = d->source_count;
     int64_t *first = (int64_t *)malloc_check((S + 1) * sizeof *first);
@@ -56,7 +58,7 @@ static inline int64_t *dataset_source_shares(const Dataset *d) {
     return out;
 }
 
-// Above all entries of an epoch.
+// Greater than every entry of an epoch.
 static inline uint64_t order_limit(const Dataset *d) {
     double most = 1;
     for (size_t s = 0; s < d->source_count; s++)
@@ -67,8 +69,8 @@ static inline uint64_t order_limit(const Dataset *d) {
 
 // ---------------------------------------------------------------- one source
 
-// The `rest` samples of n that the epoch takes once more than the others, as flags: they take turns, so that
-// over the epochs no one is taken more than once above another.
+// Flags of the `rest` samples of n that the epoch takes once more than the others. They take turns, so that
+// over the epochs no sample is taken more than once more often than another.
 static inline bool *source_turn(uint64_t seed, int64_t epoch, uint64_t source, int64_t n, int64_t rest) {
     int64_t *turns = (int64_t *)malloc_check((size_t)n * sizeof *turns);
     bool *taken = (bool *)calloc_check((size_t)n, sizeof *taken);
@@ -80,17 +82,16 @@ static inline bool *source_turn(uint64_t seed, int64_t epoch, uint64_t source, i
     return taken;
 }
 
-// Tar shards: the shards are shuffled, then each place is drawn from the SHUFFLE_BUFFER entries that are next
-// in their stream. Other sources: the same with a buffer that holds all.
+// Tar shards: the shards are shuffled, then each place is drawn from the next SHUFFLE_BUFFER entries of their
+// stream. Other sources: the same with a buffer for all.
 static inline void source_shuffle(const Dataset *d, Rand *r, bool shards, int64_t *order, int64_t n) {
     const int64_t buffer = shards ? SHUFFLE_BUFFER : n;
     if (buffer < n) {
         int64_t *starts = (int64_t *)malloc_check((size_t)n * sizeof *starts);
         int64_t *from = (int64_t *)malloc_check((size_t)n * sizeof *from);
-        int64_t runs = 0;
-        int64_t to = 0;
+        int64_t runs = 0, to = 0;
         memcpy(from, order, (size_t)n * sizeof *from);
-        for (int64_t i = 0; i < n; i++) // a shard's samples stand side by side
+        for (int64_t i = 0; i < n; i++) // a shard's samples are consecutive
             if (i == 0 ||
                 d->samples[order_sample(d, from[i])].file != d->samples[order_sample(d, from[i - 1])].file)
                 starts[runs++] = i;
@@ -103,8 +104,8 @@ static inline void source_shuffle(const Dataset *d, Rand *r, bool shards, int64_
         free(starts);
         free(from);
     }
-    for (int64_t i = 0; i < n;
-         i++) { // the window from i on is the buffer: what is drawn leaves it, the next of the stream enters
+    // the buffer begins at i: the entry drawn leaves it, the next one enters
+    for (int64_t i = 0; i < n; i++) {
         int64_t j = i + (int64_t)rand_below(r, (uint64_t)min_i64(buffer, n - i)), t = order[i];
         order[i] = order[j];
         order[j] = t;
@@ -133,8 +134,8 @@ static inline int64_t source_order(const Dataset *d, uint64_t seed, int64_t epoc
 
 // ---------------------------------------------------------------- all sources
 
-// Each place is drawn from what is left of all sources, so that every stretch of the epoch holds them in
-// their proportion. lists: the orders of the sources one behind the other, left (sources) their lengths.
+// Each place is drawn from what is left of all sources, so that every part of the epoch has them in
+// proportion. lists: the orders of the sources one after the other; left (sources): their lengths.
 static inline void orders_merge(
     int64_t *order, const int64_t *lists, int64_t *left, size_t sources, Rand *r) {
     const int64_t **next = (const int64_t **)malloc_check(sources * sizeof *next);
@@ -150,8 +151,7 @@ static inline void orders_merge(
     free(next);
 }
 
-// Draws with replacement: a sample of source s is as likely as its factor says, against those of other
-// sources.
+// Draws with replacement: the probability of a sample is proportional to the factor of its source.
 static inline void order_resample(
     const Dataset *d, uint64_t seed, int64_t epoch, const int64_t *first, int64_t *order, int64_t length) {
     double total = 0;
@@ -161,8 +161,8 @@ static inline void order_resample(
         Rand r = rand_for(seed ^ RESAMPLE_STREAM, (uint64_t)epoch, (uint64_t)p);
         double left = total * rand_uniform(&r);
         size_t source = 0;
-        for (size_t s = 0; s < d->source_count && left >= 0;
-             s++) { // the last one with a share, however the sums are rounded
+        // the last source with a share, if rounding leaves `left` above 0
+        for (size_t s = 0; s < d->source_count && left >= 0; s++) {
             const double share = d->sources[s].factor * (double)(first[s + 1] - first[s]);
             if (share > 0) source = s;
             left -= share;
@@ -172,8 +172,7 @@ static inline void order_resample(
     }
 }
 
-// order (dataset_epoch_length) of an epoch. Without shuffle the sources and their samples stand as in the
-// list.
+// order (dataset_epoch_length) of an epoch. Without shuffle, sources and samples come as in the list.
 static inline void dataset_order(
     const Dataset *d, uint64_t seed, int64_t epoch, bool shuffle, int64_t *order) {
     const size_t S = d->source_count;
@@ -197,7 +196,7 @@ static inline void dataset_order(
 
 // ---------------------------------------------------------------- distinct steps
 
-// An entry of an order under its key.
+// An entry of an order with its key.
 typedef struct {
     uint64_t key;
     int64_t place, entry;
@@ -209,13 +208,13 @@ static inline int compare_keyed_entries(const void *a, const void *b) {
     return x->place < y->place ? -1 : x->place > y->place;
 }
 
-// (n) entries, those of one key side by side; the keys stand in an order drawn from r.
+// (n) entries, those of one key together; the order of the keys is drawn from r.
 static inline KeyedEntry *order_by_key(const Dataset *d, const int64_t *order, int64_t n, Rand *r) {
     KeyedEntry *out = (KeyedEntry *)malloc_check((size_t)n * sizeof *out);
     const uint64_t turn = rand_u64(r);
     for (int64_t i = 0; i < n; i++) {
-        out[i].key = rand_mix(d->keys[order_sample(d, order[i])] ^
-                              turn); // one to one: equal keys stay equal, others stay different
+        // a bijection: equal keys stay equal, others stay different
+        out[i].key = rand_mix(d->keys[order_sample(d, order[i])] ^ turn);
         out[i].place = i;
         out[i].entry = order[i];
     }
@@ -223,8 +222,8 @@ static inline KeyedEntry *order_by_key(const Dataset *d, const int64_t *order, i
     return out;
 }
 
-// How many steps of `step` entries with different keys can be made of them: the most K with Σ min(K, entries
-// of a key) ≥ K · step, since K steps have room for K entries of a key.
+// How many steps of `step` entries with different keys can be made of them: the largest K with
+// Σ min(K, entries of a key) ≥ K · step, since K steps can take at most K entries of a key.
 static inline int64_t distinct_steps(const KeyedEntry *sorted, int64_t n, int64_t step) {
     int64_t low = 0, high = n / step;
     while (low < high) {
@@ -241,18 +240,17 @@ static inline int64_t distinct_steps(const KeyedEntry *sorted, int64_t n, int64_
 }
 
 // Rearranges an epoch's order so that each of its first K steps, K as above, holds every key at most once:
-// key by key the entries are dealt to the steps in turn, so that those of one key come into different steps.
-// What is too much stands behind the steps: other entries in each epoch. d->keys has to be there
-// (dataset_read_keys). Returns K.
+// key by key the entries are dealt to the steps in turn, so that those of one key go to different steps. The
+// entries left over follow these steps; they differ from epoch to epoch. Needs d->keys (dataset_read_keys).
+// Returns K.
 static inline int64_t order_make_distinct(
     const Dataset *d, uint64_t seed, int64_t epoch, int64_t step, int64_t *order, int64_t n) {
     Rand r = rand_for(seed ^ DISTINCT_STREAM, (uint64_t)epoch, 0);
+    assert(step >= 1 && d->keys);
     KeyedEntry *sorted = order_by_key(d, order, n, &r);
     const int64_t K = distinct_steps(sorted, n, step);
     int64_t *turn = (int64_t *)malloc_check((size_t)K * sizeof *turn);
-    int64_t dealt = 0;
-    int64_t same = 0;
-    int64_t rest = K * step;
+    int64_t dealt = 0, same = 0, rest = K * step;
     for (int64_t k = 0; k < K; k++) turn[k] = k;
     rand_shuffle(&r, turn, K);
     for (int64_t i = 0; i < n; i++) {
@@ -276,6 +274,45 @@ static inline int64_t dataset_distinct_steps(const Dataset *d, uint64_t seed, in
     const int64_t K = order_make_distinct(d, seed, 0, step, order, n);
     free(order);
     return K;
+}
+
+// ---------------------------------------------------------------- splitting
+
+// Moves round(share · count) samples, drawn by `seed` alone, from `d` to the returned data set, which uses
+// the files of `d` and has to be freed before it. Both keep their order. share: 0 … 1.
+static inline Dataset dataset_split(Dataset *d, double share, uint64_t seed) {
+    assert(share >= 0 && share <= 1);
+    Dataset out = *d;
+    int64_t take = (int64_t)((double)d->count * share + 0.5);
+    int64_t *order = (int64_t *)malloc_check((size_t)d->count * sizeof *order);
+    int64_t kept = 0;
+    bool *taken = (bool *)calloc_check((size_t)d->count, sizeof *taken);
+    for (int64_t i = 0; i < d->count; i++) order[i] = i;
+    Rand r = rand_for(seed, 0x73706c6974 /* "split" */, 0);
+    rand_shuffle(&r, order, d->count);
+    for (int64_t i = 0; i < take; i++) taken[order[i]] = true;
+
+    free(d->keys); // they belong to the old list; dataset_read_keys() makes new ones
+    d->keys = out.keys = NULL;
+    out.borrowed = true;
+    out.samples = (DataSample *)malloc_check((size_t)take * sizeof *out.samples);
+    out.capacity = (size_t)take;
+    out.count = 0;
+    out.files = (DataFile *)malloc_check(d->file_count * sizeof *out.files);
+    memcpy(out.files, d->files, d->file_count * sizeof *out.files);
+    for (size_t i = 0; i < d->file_count; i++) out.files[i].samples = 0;
+    for (int64_t i = 0; i < d->count; i++) {
+        DataSample s = d->samples[i];
+        if (taken[i]) {
+            out.samples[out.count++] = s;
+            out.files[s.file].samples++;
+            d->files[s.file].samples--;
+        } else d->samples[kept++] = s;
+    }
+    d->count = kept;
+    free(order);
+    free(taken);
+    return out;
 }
 
 #endif

@@ -1,18 +1,20 @@
-// How one sample of a data set is read: the bytes of its image file, its caption, its label. What is wrong
-// with a sample is a status and never ends the program. Thread-safe: a Dataset does not change, each thread
-// reads into its own SampleBytes.
+// How one sample of a data set is read: the bytes of its image file, its caption, its label, and the pixels
+// that the image tower takes. What is wrong with a sample is a status and never ends the program.
+// Thread-safe: a Dataset does not change, each thread reads into its own SampleBuffers.
 #ifndef CLIPC_SAMPLE_H
 #define CLIPC_SAMPLE_H
 
-#include "clipc/data/dataset.h" // Dataset
-#include "clipc/data/image.h"   // ImageStatus
-#include "clipc/base/rand.h"    // rand_mix
+#include "clipc/base/rand.h"      // rand_mix
+#include "clipc/data/dataset.h"   // Dataset
+#include "clipc/data/image.h"     // image_decode
+#include "clipc/data/transform.h" // image_eval_transform
 
 #include <jansson.h>
 
 #define SYNTHETIC_CAPTION "a photo of nothing at all"
-#define JSON_MOST_BYTES (1 << 24)  // of one JSON file, and
-#define IMAGE_MOST_BYTES (1 << 30) // of one image file: what is longer is cut off, and broken thereby
+// The longest JSON and image files; a longer one is cut off and therefore broken.
+#define JSON_MOST_BYTES (1 << 24)
+#define IMAGE_MOST_BYTES (1 << 30)
 
 // ---------------------------------------------------------------- status
 
@@ -40,7 +42,7 @@ static inline const char *sample_status_name(SampleStatus status) {
     return status < SAMPLE_IMAGE ? names[status] : image_status_name((ImageStatus)(status - SAMPLE_IMAGE));
 }
 
-// The same behind a number.
+// The same after a number.
 static inline const char *sample_status_counted(SampleStatus status, int64_t count) {
     static const char *const names[SAMPLE_IMAGE] = {SAMPLE_STATUSES(SAMPLE_STATUS_MANY)};
     if (status >= SAMPLE_IMAGE) return image_status_counted((ImageStatus)(status - SAMPLE_IMAGE), count);
@@ -54,21 +56,21 @@ typedef struct {
     size_t bytes, capacity;
 } ByteBuffer;
 
-// What one thread reads the samples of one data set into: its buffers grow to the largest sample and are used
-// again; the shards read last stay open.
+// Into which one thread reads the samples of one data set: the buffers grow to the largest sample and are
+// reused; the shards read last stay open. Starts as zeros; free with sample_buffers_free().
 enum { SAMPLE_OPEN_SHARDS = 8 };
 typedef struct {
-    ByteBuffer image;    // the image file as it is; nothing for synthetic
-    const char *caption; // (caption_bytes) UTF-8 as it stands, no NUL behind it
+    ByteBuffer image;    // the image file as it is; synthetic: empty
+    const char *caption; // (caption_bytes) UTF-8 as in the file, without a NUL
     size_t caption_bytes;
     int label;       // -1: none
-    ByteBuffer text; // what the caption is read into
-    char *prompt;    // what takes its place where labels do (dataloader.h)
+    ByteBuffer text; // the caption's file
+    char *prompt;    // the caption of a label (dataloader.h)
     size_t prompt_capacity;
-    int shard_fd[SAMPLE_OPEN_SHARDS], shard[SAMPLE_OPEN_SHARDS]; // of file `shard` - 1; 0: none is open
-} SampleBytes;
+    int shard_fd[SAMPLE_OPEN_SHARDS], shard[SAMPLE_OPEN_SHARDS]; // fd of file `shard` - 1; 0: none is open
+} SampleBuffers;
 
-static inline void sample_bytes_free(SampleBytes *b) {
+static inline void sample_buffers_free(SampleBuffers *b) {
     for (int i = 0; i < SAMPLE_OPEN_SHARDS; i++)
         if (b->shard[i]) close(b->shard_fd[i]);
     free(b->image.data);
@@ -99,7 +101,7 @@ static inline SampleStatus sample_pread(ByteBuffer *out, int fd, int64_t offset,
     return SAMPLE_OK;
 }
 
-// A file, its first `most` bytes. What is no regular file (a pipe would block) is unreadable.
+// The first `most` bytes of a file. What is not a regular file (a pipe would block) is unreadable.
 static inline SampleStatus sample_read_file(ByteBuffer *out, const char *path, int64_t most) {
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0) return sample_open_error(errno);
@@ -114,7 +116,7 @@ static inline SampleStatus sample_read_file(ByteBuffer *out, const char *path, i
 // ---------------------------------------------------------------- tar
 
 // The open shard of a sample, or -1 with errno.
-static inline int sample_shard(const Dataset *d, int file, SampleBytes *b) {
+static inline int sample_shard(const Dataset *d, int file, SampleBuffers *b) {
     int slot = file % SAMPLE_OPEN_SHARDS;
     if (b->shard[slot] == file + 1) return b->shard_fd[slot];
     if (b->shard[slot]) close(b->shard_fd[slot]);
@@ -125,19 +127,19 @@ static inline int sample_shard(const Dataset *d, int file, SampleBytes *b) {
 
 // One member, from the shard or the unpacked data.
 static inline SampleStatus sample_read_member(
-    ByteBuffer *out, const Dataset *d, int file, int64_t offset, int64_t bytes, SampleBytes *b) {
+    ByteBuffer *out, const Dataset *d, int file, int64_t offset, int64_t bytes, SampleBuffers *b) {
     if (offset < 0) return sample_pread(out, d->spill_fd, ~offset, bytes);
     int fd = sample_shard(d, file, b);
     return fd < 0 ? sample_open_error(errno) : sample_pread(out, fd, offset, bytes);
 }
 
-// The string under the first of `keys` ("a;b") that is there and not blank, or NULL.
+// The string under the first of `keys` ("a;b") that exists and is not blank, or NULL.
 static inline const json_t *json_first_text(const json_t *root, const char *keys) {
     for (;; keys++) {
         const size_t n = strcspn(keys, ";");
         char key[256];
         snprintf(key, sizeof key, "%.*s", (int)min_i64((int64_t)n, 255), keys);
-        const json_t *value = json_object_get(root, key); // NULL for what is no object
+        const json_t *value = json_object_get(root, key); // NULL for what is not an object
         if (json_is_string(value) && !is_blank(json_string_value(value), json_string_length(value)))
             return value;
         keys += n;
@@ -145,12 +147,12 @@ static inline const json_t *json_first_text(const json_t *root, const char *keys
     }
 }
 
-// Puts the caption in the place of the JSON text that holds it.
+// Replaces a JSON text by the caption in it.
 static inline SampleStatus sample_json_caption(ByteBuffer *text, const char *keys) {
     json_t *root = json_loadb((const char *)text->data, text->bytes, JSON_ALLOW_NUL, NULL);
     const json_t *value = json_first_text(root, keys);
     SampleStatus status = !root ? SAMPLE_BAD_JSON : value ? SAMPLE_OK : SAMPLE_NO_CAPTION;
-    if (status == SAMPLE_OK) { // never longer than the text that it was written in
+    if (status == SAMPLE_OK) { // never longer than the JSON text
         text->bytes = (size_t)min_i64((int64_t)json_string_length(value), CAPTION_MOST_BYTES);
         memcpy(text->data, json_string_value(value), text->bytes);
     }
@@ -158,7 +160,7 @@ static inline SampleStatus sample_json_caption(ByteBuffer *text, const char *key
     return status;
 }
 
-static inline SampleStatus sample_tar_caption(const Dataset *d, const DataSample *s, SampleBytes *out) {
+static inline SampleStatus sample_tar_caption(const Dataset *d, const DataSample *s, SampleBuffers *out) {
     const char *keys = d->config.json_text_key;
     const int64_t bytes = min_i64(s->caption_bytes, keys ? JSON_MOST_BYTES : CAPTION_MOST_BYTES);
     SampleStatus status = sample_read_member(&out->text, d, s->file, s->caption, bytes, out);
@@ -167,7 +169,7 @@ static inline SampleStatus sample_tar_caption(const Dataset *d, const DataSample
 
 // ---------------------------------------------------------------- CSV, folder
 
-// The image's path from the CSV's folder; false where it is absolute, or from the working directory anyway.
+// The image's path from the CSV's folder; false where it is absolute, or the CSV is in the working directory.
 static inline bool csv_image_beside(const DataFile *f, const DataSample *s, char out[2 * PATH_SIZE]) {
     const char *path = f->text + s->image, *slash = strrchr(f->path, '/');
     if (path[0] == '/' || !slash) return false;
@@ -183,7 +185,7 @@ static inline SampleStatus sample_csv_image(const DataFile *f, const DataSample 
     return status == SAMPLE_MISSING ? sample_read_file(out, f->text + s->image, IMAGE_MOST_BYTES) : status;
 }
 
-static inline SampleStatus sample_folder_caption(const DataFile *f, const DataSample *s, SampleBytes *out) {
+static inline SampleStatus sample_folder_caption(const DataFile *f, const DataSample *s, SampleBuffers *out) {
     char text[PATH_SIZE];
     const char *path = f->text + s->image;
     int stem = (int)(strrchr(path, '.') - path);
@@ -192,10 +194,10 @@ static inline SampleStatus sample_folder_caption(const DataFile *f, const DataSa
     return status == SAMPLE_MISSING ? SAMPLE_NO_CAPTION : status;
 }
 
-// ---------------------------------------------------------------- any
+// ---------------------------------------------------------------- a sample of any kind
 
-// The caption alone.
-static inline SampleStatus sample_read_caption(const Dataset *d, const DataSample *s, SampleBytes *out) {
+// Only the caption.
+static inline SampleStatus sample_read_caption(const Dataset *d, const DataSample *s, SampleBuffers *out) {
     const DataFile *f = &d->files[s->file];
     const DatasetType type = sample_type(d, s);
     if (type != DATASET_FOLDER && type != DATASET_SYNTHETIC && s->caption_bytes < 0) return SAMPLE_NO_CAPTION;
@@ -215,8 +217,8 @@ static inline SampleStatus sample_read_caption(const Dataset *d, const DataSampl
     return is_blank(out->caption, out->caption_bytes) ? SAMPLE_NO_CAPTION : SAMPLE_OK;
 }
 
-// The bytes of the image file alone; synthetic: none.
-static inline SampleStatus sample_read_image(const Dataset *d, const DataSample *s, SampleBytes *out) {
+// Only the bytes of the image file; synthetic: none.
+static inline SampleStatus sample_read_image(const Dataset *d, const DataSample *s, SampleBuffers *out) {
     const DataFile *f = &d->files[s->file];
     switch (sample_type(d, s)) {
     case DATASET_CSV: return sample_csv_image(f, s, &out->image);
@@ -228,10 +230,9 @@ static inline SampleStatus sample_read_image(const Dataset *d, const DataSample 
     }
 }
 
-// Reads sample `index` (0 … count-1) but for its picture: its caption (when captions are needed and no prompt
-// takes its place), its label. What `out` shows is valid until its next use. `out` starts as zeros and is
-// freed with sample_bytes_free.
-static inline SampleStatus dataset_read_words(const Dataset *d, int64_t index, SampleBytes *out) {
+// Reads the label of sample `index` (0 … count-1) and its caption, where captions are needed and no prompt
+// replaces it. What `out` points to is valid until its next use.
+static inline SampleStatus dataset_read_caption(const Dataset *d, int64_t index, SampleBuffers *out) {
     const DataSample *s = &d->samples[index];
     out->caption = "";
     out->image.bytes = out->caption_bytes = 0;
@@ -241,9 +242,9 @@ static inline SampleStatus dataset_read_words(const Dataset *d, int64_t index, S
     return d->config.need_caption && !sample_is_prompted(d, s) ? sample_read_caption(d, s, out) : SAMPLE_OK;
 }
 
-// The same with the bytes of its image file.
-static inline SampleStatus dataset_read(const Dataset *d, int64_t index, SampleBytes *out) {
-    const SampleStatus status = dataset_read_words(d, index, out);
+// The same and the bytes of its image file.
+static inline SampleStatus dataset_read(const Dataset *d, int64_t index, SampleBuffers *out) {
+    const SampleStatus status = dataset_read_caption(d, index, out);
     return status == SAMPLE_OK ? sample_read_image(d, &d->samples[index], out) : status;
 }
 
@@ -268,16 +269,57 @@ static inline void dataset_synthetic_pixels(int64_t index, uint8_t *out, int siz
     for (int i = 0; i < 3 * size * size; i++) out[i] = (uint8_t)(rand_u64(&r) >> 56);
 }
 
+// ---------------------------------------------------------------- pixels
+
+// How an image file becomes pixels.
+typedef struct {
+    int size; // of the square that the image tower takes
+    Interpolation interpolation;
+    ResizeMode resize_mode;
+    bool exif_rotate;   // turn images upright as EXIF says
+    int64_t max_pixels; // larger images are skipped
+} ImageSettings;
+
+// Decodes an image file, and turns it upright if that is wanted; *orientation is the file's. *out has to be
+// freed when SAMPLE_OK is returned.
+static inline SampleStatus sample_decode(
+    Image *out, int *orientation, const ByteBuffer *file, const ImageSettings *c) {
+    const ImageStatus status = image_decode(out, file->data, file->bytes, c->max_pixels);
+    *orientation = 1;
+    if (status != IMAGE_OK) return SAMPLE_IMAGE + (SampleStatus)status;
+    *orientation = out->orientation;
+    if (c->exif_rotate) image_apply_orientation(out);
+    return SAMPLE_OK;
+}
+
+// The evaluation transform: pixels (3,size,size).
+static inline SampleStatus sample_transform(uint8_t *pixels, const Image *image, const ImageSettings *c) {
+    const ImageStatus status = image_eval_transform(pixels, image, c->size, c->interpolation, c->resize_mode);
+    return status == IMAGE_OK ? SAMPLE_OK : SAMPLE_IMAGE + (SampleStatus)status;
+}
+
+// From an image file to pixels (3,size,size), without augmentation; *orientation is the file's.
+static inline SampleStatus sample_eval_pixels(
+    uint8_t *pixels, int *orientation, const ByteBuffer *file, const ImageSettings *c) {
+    Image image;
+    SampleStatus status = sample_decode(&image, orientation, file, c);
+    if (status != SAMPLE_OK) return status;
+    status = sample_transform(pixels, &image, c);
+    image_free(&image);
+    return status;
+}
+
 // ---------------------------------------------------------------- keys
 
-#define CLASS_STREAM 0x636c617373ull // "class": what a key is made of
+// What a key is the hash of.
+#define CLASS_STREAM 0x636c617373ull // "class"
 #define ALONE_STREAM 0x616c6f6e65ull // "alone"
 
 static inline uint64_t key_of_text(const char *text, size_t length) {
     return rand_mix(hash_bytes(HASH_START, text, length));
 }
 
-// White space and the case of ASCII letters aside: the tokenizer does not see them either.
+// Ignores white space and the case of ASCII letters, as the tokenizer does.
 static inline uint64_t key_of_caption(const char *text, size_t length) {
     uint64_t hash = HASH_START;
     bool blank = false, begun = false;
@@ -299,10 +341,10 @@ static inline uint64_t key_of_caption(const char *text, size_t length) {
 // default these are those with the same caption; where labels stand for captions, those of the same class.
 // `caption` is what dataset_read gave.
 //   caption  the text
-//   image    the path of the file: several captions of one picture
-//   cls      the label; of a CSV also a text that is none of the classnames
+//   image    the path of the file: several captions of one image
+//   cls      the label; in a CSV also a text that is not one of the classnames
 //   COLUMN   the text in this column of a CSV
-// A sample without it has a key of its own.
+// A sample that lacks it has a unique key.
 static inline uint64_t sample_key(
     const Dataset *d, int64_t index, const char *caption, size_t caption_bytes) {
     const DataSample *s = &d->samples[index];
@@ -325,24 +367,24 @@ static inline uint64_t sample_key(
     return rand_for(ALONE_STREAM, (uint64_t)index, 0).state;
 }
 
-// The keys of all samples at once, into d->keys: captions of shards and folders are read for it, if they are
-// the keys.
+// The keys of all samples at once, into d->keys. Where captions are the keys, those of shards and folders are
+// read for it.
 static inline void dataset_read_keys(Dataset *d) {
     uint64_t *keys = (uint64_t *)malloc_check((size_t)d->count * sizeof *keys);
     const bool show = isatty(STDERR_FILENO), captions = positives_key(&d->config) == KEY_CAPTION;
-    SampleBytes bytes;
-    memset(&bytes, 0, sizeof bytes);
+    SampleBuffers buffers;
+    memset(&buffers, 0, sizeof buffers);
     free(d->keys);
     d->keys = NULL;
     for (int64_t i = 0; i < d->count; i++) {
         const DataSample *s = &d->samples[i];
-        bool read = captions && !sample_is_prompted(d, s) && sample_read_caption(d, s, &bytes) == SAMPLE_OK;
-        keys[i] = sample_key(d, i, bytes.caption, read ? bytes.caption_bytes : 0);
+        bool read = captions && !sample_is_prompted(d, s) && sample_read_caption(d, s, &buffers) == SAMPLE_OK;
+        keys[i] = sample_key(d, i, buffers.caption, read ? buffers.caption_bytes : 0);
         if (show && i % 10000 == 9999)
             fprintf(stderr, "\rreading the captions: %lld of %lld ", (long long)i + 1, (long long)d->count);
     }
     if (show && d->count > 9999) fprintf(stderr, "\r\033[K");
-    sample_bytes_free(&bytes);
+    sample_buffers_free(&buffers);
     d->keys = keys;
 }
 

@@ -6,11 +6,14 @@
 #ifndef CLIPC_TOKENIZER_H
 #define CLIPC_TOKENIZER_H
 
-#include "clipc/data/text_clean.h"
+#include "clipc/data/text_clean.h" // text_clean, MojibakeClasses
+
+#include <assert.h>
 
 // ---------------------------------------------------------------- the table that comes with the program
 
-// data/bpe_merges.txt, as it is: built from the repository's root. Not terminated.
+// data/bpe_merges.txt as it is, without a NUL at its end. The path is relative to the repository's root,
+// where the programs are built.
 #ifndef __CUDA_ARCH__
 #ifdef __APPLE__
 __asm__(".const_data\n.globl _tokenizer_builtin_merges, "
@@ -35,15 +38,15 @@ extern const uint64_t tokenizer_builtin_merges_length;
 // ---------------------------------------------------------------- the tables
 
 enum {
-    TOKENIZER_BYTES = 256,              // then as many again that end a word
-    TOKENIZER_PAIR_SLOTS = 1 << 17,     // twice the merges there can be
+    TOKENIZER_BYTES = 256,              // as many ids again are bytes that end a word
+    TOKENIZER_PAIR_SLOTS = 1 << 17,     // twice the most merges
     TOKENIZER_MAX_VOCABULARY = 1 << 16, // so that two ids make one 32-bit key
     TOKENIZER_NO_MERGE = 0x7FFFFFFF,
 };
 
 typedef struct Tokenizer {
     int vocabulary, start_of_text, end_of_text;
-    int byte_id[TOKENIZER_BYTES]; // of a byte inside a word; at its end 256 more
+    int byte_id[TOKENIZER_BYTES]; // of a byte inside a word; of one that ends a word 256 more
     struct {
         uint32_t pair;             // left id << 16 | right id
         int merged;                // the id that the two become; 0: an empty slot
@@ -57,15 +60,15 @@ static inline size_t tokenizer_pair_slot(const Tokenizer *t, uint32_t pair) {
     return i;
 }
 
-// The id that two neighbours become, the smaller the earlier; TOKENIZER_NO_MERGE when they stay two.
+// The id that two neighbours become (a smaller one is an earlier merge), or TOKENIZER_NO_MERGE.
 static inline int tokenizer_merge(const Tokenizer *t, int left, int right) {
     int merged = t->pairs[tokenizer_pair_slot(t, (uint32_t)left << 16 | (uint32_t)right)].merged;
     return merged ? merged : TOKENIZER_NO_MERGE;
 }
 
-// While the table is read: the spelling of every symbol, and who has it.
+// While the table is read: the spelling of every symbol, and which symbol has a spelling.
 typedef struct {
-    char *spellings; // one behind the other
+    char *spellings; // one after the other
     size_t used;
     struct {
         size_t start, length;
@@ -83,7 +86,7 @@ static inline size_t tokenizer_symbol_slot(const TokenizerSymbols *s, const char
     return i;
 }
 
-// Adds the symbol left + right; returns its id, or -1 when it exists.
+// Adds the symbol left + right; returns its id, or -1 when it exists already.
 static inline int tokenizer_symbol_add(
     TokenizerSymbols *s, const char *left, size_t left_length, const char *right, size_t right_length) {
     char *spelling = s->spellings + s->used;
@@ -98,8 +101,8 @@ static inline int tokenizer_symbol_add(
     return s->count - 1;
 }
 
-// GPT-2's spelling of bytes: the visible ones of Latin-1 first, as themselves; then the others, as U+0100 and
-// on.
+// GPT-2's spelling of bytes: first the visible ones of Latin-1 as themselves, then the others as U+0100,
+// U+0101 and so on.
 static inline void tokenizer_add_bytes(Tokenizer *t, TokenizerSymbols *s) {
     for (int pass = 0, next = 0x100; pass < 2; pass++)
         for (int b = 0; b < TOKENIZER_BYTES; b++) {
@@ -113,15 +116,15 @@ static inline void tokenizer_add_bytes(Tokenizer *t, TokenizerSymbols *s) {
         tokenizer_symbol_add(s, s->spellings + s->symbol[id].start, s->symbol[id].length, "</w>", 4);
 }
 
-// Reads `left right` (length bytes); false with the reason when it is no merge of two earlier symbols to a
-// new one.
+// Reads `left right` (length bytes); false with the reason when it is not a merge of two earlier symbols
+// into a new one.
 static inline bool tokenizer_add_merge(
     Tokenizer *t, TokenizerSymbols *s, const char *line, size_t length, int number, char error[256]) {
     const char *blank = (const char *)memchr(line, ' ', length);
     const char *part[2] = {line, blank ? blank + 1 : line};
     size_t n[2] = {(size_t)(part[1] - line), length - (size_t)(part[1] - line)};
     if (n[0] < 2 || !n[1] || memchr(part[1], ' ', n[1]))
-        return snprintf(error, 256, "merge %d is not two symbols with a blank between", number), false;
+        return snprintf(error, 256, "merge %d is not two symbols separated by a blank", number), false;
     n[0]--; // the blank
     int id[2];
     for (int i = 0; i < 2; i++) {
@@ -144,12 +147,13 @@ static inline bool tokenizer_add_merge(
 
 static inline void tokenizer_free(Tokenizer *t) { free(t); }
 
-// From the text of a merge table: `left right` a line, in order of rank, no head line. NULL, with the reason,
+// From the text of a merge table: lines `left right` in order of rank, no header line. NULL, with the reason,
 // when it is malformed.
 static inline Tokenizer *tokenizer_create(const char *merges, size_t length, char error[256]) {
     Tokenizer *t = (Tokenizer *)calloc_check(1, sizeof *t);
     TokenizerSymbols *s = (TokenizerSymbols *)calloc_check(1, sizeof *s);
-    s->spellings = (char *)malloc_check(length + TOKENIZER_BYTES * 8); // a merge's spelling is on its line
+    // a merge's spelling is no longer than its line
+    s->spellings = (char *)malloc_check(length + TOKENIZER_BYTES * 8);
     tokenizer_add_bytes(t, s);
     mojibake_classes_init(&t->mojibake);
     bool good = true;
@@ -170,25 +174,24 @@ static inline Tokenizer *tokenizer_create(const char *merges, size_t length, cha
 
 // ---------------------------------------------------------------- caption to ids
 
-// Length of a special token at c, or 0. The pattern ignores case after lower(): the long s matches an s.
+// Length of a special token at c, or 0. The pattern ignores case, after lower(): a long s matches an s.
 static inline size_t special_token_length(const uint32_t *c, size_t n) {
     static const char *const tokens[] = {"<start_of_text>", "<end_of_text>"};
     for (int k = 0; k < 2; k++) {
         size_t length = strlen(tokens[k]), i = 0;
-        while (
-            i < length && i < n && (c[i] == (uint32_t)tokens[k][i] || (tokens[k][i] == 's' && c[i] == 0x17F)))
-            i++;
+        for (; i < length && i < n; i++)
+            if (c[i] != (uint32_t)tokens[k][i] && !(tokens[k][i] == 's' && c[i] == 0x17F)) break;
         if (i == length) return length;
     }
     return 0;
 }
 
-// U+0345 (iota below) is lost like a blank: ignoring case, the pattern's [^\s\p{L}\p{N}] takes it for the
-// letter iota, \p{L} does not.
-static inline char piece_class(uint32_t c) { return c == 0x345 ? 'S' : unicode_class(c); }
+// U+0345 (iota below) disappears like a blank: ignoring case, the pattern's [^\s\p{L}\p{N}] takes it for the
+// letter iota, but \p{L} does not.
+static inline char word_class(uint32_t c) { return c == 0x345 ? 'S' : unicode_class(c); }
 
-// Length of the piece at c, which is no blank: the pattern of SimpleTokenizer, alternatives in its order.
-static inline size_t piece_length(const uint32_t *c, size_t n) {
+// Length of the word at c, which is not a blank: the pattern of SimpleTokenizer, alternatives in its order.
+static inline size_t word_length(const uint32_t *c, size_t n) {
     size_t special = c[0] == '<' ? special_token_length(c, n) : 0;
     if (special) return special;
     if (c[0] == '\'' && n >= 2) {
@@ -197,15 +200,16 @@ static inline size_t piece_length(const uint32_t *c, size_t n) {
             ((c[1] == 'r' && c[2] == 'e') || (c[1] == 'v' && c[2] == 'e') || (c[1] == 'l' && c[2] == 'l')))
             return 3;
     }
-    char kind = piece_class(c[0]);
+    char kind = word_class(c[0]);
     size_t length = 1;
-    while (kind != 'N' && length < n && piece_class(c[length]) == kind) length++;
+    while (kind != 'N' && length < n && word_class(c[length]) == kind) length++;
     return length;
 }
 
-// Merges neighbours, the pair of the lowest rank first and everywhere, until none is in the table. Returns
-// the ids left of n > 0.
-//   ids (n): of the bytes; then of what they became.   merged (n): scratch, what ids[i] and ids[i+1] become
+// Merges neighbours, the pair of the lowest rank first and everywhere, until no pair is in the table. Returns
+// how many ids are left of n > 0.
+//   ids (n)     of the bytes; then of what they became
+//   merged (n)  scratch: the id that ids[i] and ids[i+1] become
 static inline size_t tokenizer_merge_all(const Tokenizer *t, int *ids, int *merged, size_t n) {
     for (size_t i = 0; i + 1 < n; i++) merged[i] = tokenizer_merge(t, ids[i], ids[i + 1]);
     for (;;) {
@@ -216,7 +220,7 @@ static inline size_t tokenizer_merge_all(const Tokenizer *t, int *ids, int *merg
         for (size_t i = 0; i < n; m++) {
             bool pair = i + 1 < n && merged[i] == best;
             ids[m] = pair ? best : ids[i];
-            if (!pair) merged[m] = merged[i]; // right unless a merged one stands beside, see below
+            if (!pair) merged[m] = merged[i]; // recomputed below where a neighbour was merged
             i += pair ? 2 : 1;
         }
         n = m;
@@ -225,46 +229,47 @@ static inline size_t tokenizer_merge_all(const Tokenizer *t, int *ids, int *merg
     }
 }
 
-// Ids of one piece, in ids (4 length); merged (4 length) is scratch. Returns how many.
-static inline size_t tokenizer_encode_piece(
-    const Tokenizer *t, const uint32_t *piece, size_t length, int *ids, int *merged) {
-    bool special = piece[0] == '<' && length > 1 && special_token_length(piece, length) == length;
-    if (special && piece[1] != 0x17F) { // with a long s it matches the pattern, but is a word like others
-        ids[0] = piece[1] == 's' ? t->start_of_text : t->end_of_text;
+// Ids of one word, in ids (4 length); merged (4 length) is scratch. Returns how many.
+static inline size_t tokenizer_encode_word(
+    const Tokenizer *t, const uint32_t *word, size_t length, int *ids, int *merged) {
+    bool special = word[0] == '<' && length > 1 && special_token_length(word, length) == length;
+    if (special && word[1] != 0x17F) { // with a long s it matches the pattern, but is a word like any other
+        ids[0] = word[1] == 's' ? t->start_of_text : t->end_of_text;
         return 1;
     }
     size_t n = 0;
     for (size_t i = 0; i < length; i++) {
         unsigned char bytes[4];
-        size_t count = utf8_write(bytes, piece[i]);
+        size_t count = utf8_write(bytes, word[i]);
         for (size_t k = 0; k < count; k++) ids[n++] = t->byte_id[bytes[k]];
     }
     ids[n - 1] += TOKENIZER_BYTES;
     return tokenizer_merge_all(t, ids, merged, n);
 }
 
-// Encodes a caption of length bytes: any bytes; what is no UTF-8 counts as U+FFFD. ids (context) get the
-// start of text, the words, the end of text, then zeros; a caption that is too long is cut and ends in the
-// end of text all the same. Returns the number of ids in use, 2…context. Safe to call from several threads.
+// Encodes a caption of any `length` bytes; what is not UTF-8 counts as U+FFFD. ids (context >= 2) receives
+// the start of text, the words, the end of text, then zeros; a caption that is too long is cut so that the
+// end of text still fits. Returns the number of ids in use, 2 … context. Thread-safe.
 static inline int tokenizer_encode(
     const Tokenizer *t, const char *text, size_t length, int *ids, int context) {
+    assert(context >= 2);
     Text clean = {NULL, 0, 0};
     text_clean(&clean, &t->mojibake, text, length);
-    int *piece_ids = (int *)malloc_check(8 * (clean.length + 1) * sizeof *piece_ids);
-    int *scratch = piece_ids + 4 * clean.length;
+    int *word_ids = (int *)malloc_check(8 * (clean.length + 1) * sizeof *word_ids);
+    int *scratch = word_ids + 4 * clean.length;
     int used = 0;
     ids[used++] = t->start_of_text;
     for (size_t i = 0, n; i < clean.length && used < context; i += n) {
         n = 1;
-        if (piece_class(clean.at[i]) == 'S') continue;
-        n = piece_length(clean.at + i, clean.length - i);
-        size_t count = tokenizer_encode_piece(t, clean.at + i, n, piece_ids, scratch);
-        for (size_t k = 0; k < count && used < context; k++) ids[used++] = piece_ids[k];
+        if (word_class(clean.at[i]) == 'S') continue;
+        n = word_length(clean.at + i, clean.length - i);
+        size_t count = tokenizer_encode_word(t, clean.at + i, n, word_ids, scratch);
+        for (size_t k = 0; k < count && used < context; k++) ids[used++] = word_ids[k];
     }
     if (used == context) used--;
     ids[used++] = t->end_of_text;
     memset(ids + used, 0, (size_t)(context - used) * sizeof *ids);
-    free(piece_ids);
+    free(word_ids);
     text_free(&clean);
     return used;
 }

@@ -1,8 +1,8 @@
-// From a decoded picture to the square that the image tower sees: resize, crop or pad, and the augmentation
-// of training.
+// From a decoded image to the square that the image tower takes: resize, crop or pad, and the augmentation of
+// training.
 //
-// Equal to the byte to what open_clip does with Pillow 13.0 and torchvision on a picture that was converted
-// to RGB first. The resize is antialiased: two passes, 8 bits between them, weights with 22 fraction bits.
+// Equal to the byte to what open_clip does with Pillow 13.0 and torchvision on an image that was converted to
+// RGB first. The resize is antialiased: two passes, 8 bits between them, weights with 22 fraction bits.
 // Build without -ffast-math.
 //
 // Sources: Pillow's Image.resize and ImageEnhance, torchvision's RandomResizedCrop, ColorJitter, Grayscale;
@@ -10,18 +10,19 @@
 #ifndef CLIPC_TRANSFORM_H
 #define CLIPC_TRANSFORM_H
 
-#include "clipc/data/image.h"
 #include "clipc/base/rand.h"
+#include "clipc/data/image.h"
 
+#include <assert.h>
 #include <math.h>
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>
 #endif
 
-// These numbers stand in the header of the weight file.
+// These numbers are stored in the header of the weight file.
 typedef enum { INTERPOLATION_BICUBIC = 0, INTERPOLATION_BILINEAR = 1 } Interpolation;
 typedef enum {
-    RESIZE_SHORTEST = 0, // the short side to the size, then the middle cut out
+    RESIZE_SHORTEST = 0, // the short side to the size, then a centre crop
     RESIZE_SQUASH = 1,   // both sides to the size
     RESIZE_LONGEST = 2   // the long side to the size, then padded with black
 } ResizeMode;
@@ -30,7 +31,9 @@ typedef enum {
 
 #define RESAMPLE_BITS 22
 
-static inline double bicubic(double x) { // Keys 1981, a = -1/2
+// The cubic convolution kernel (Keys 1981, eq. 15) with a = -1/2: that of Pillow, and of torch where it
+// antialiases (its other interpolation has -3/4).
+static inline double bicubic(double x) {
     const double a = -0.5;
     x = fabs(x);
     if (x < 1) return ((a + 2) * x - (a + 3)) * x * x + 1;
@@ -39,13 +42,13 @@ static inline double bicubic(double x) { // Keys 1981, a = -1/2
 
 static inline double bilinear(double x) { return fmax(0, 1 - fabs(x)); }
 
-// One axis of a resize: of what inputs each output pixel is the weighted sum.
+// One axis of a resize: the inputs and weights of which each output pixel is the sum.
 typedef struct {
     int64_t size_in, size_out; // pixels along the axis
     int64_t start;             // the outputs wanted are start … start + count - 1
     int count;
-    int low, high;   // the inputs that those look at are low … high - 1
-    int most;        // inputs of one output pixel at most
+    int low, high;   // which read the inputs low … high - 1
+    int most;        // the most inputs of one output pixel
     int *first;      // (count) first input of an output pixel
     int *taps;       // (count) number of its inputs
     int32_t *weight; // (count, most), RESAMPLE_BITS fraction bits, sum 1
@@ -53,8 +56,9 @@ typedef struct {
 
 static inline void axis_init(
     ResizeAxis *axis, int64_t size_in, int64_t size_out, int64_t start, int count, Interpolation filter) {
-    double scale = (double)size_in / (double)size_out, stretch = fmax(scale, 1);
-    double support = (filter == INTERPOLATION_BICUBIC ? 2 : 1) * stretch;
+    double scale = (double)size_in / (double)size_out;
+    double widening = fmax(scale, 1); // of the filter, when shrinking: antialiasing
+    double support = (filter == INTERPOLATION_BICUBIC ? 2 : 1) * widening;
     int most = (int)fmin((double)size_in, ceil(support) * 2 + 1);
     axis->size_in = size_in;
     axis->size_out = size_out;
@@ -70,11 +74,11 @@ static inline void axis_init(
         int first = (int)fmax(0, center - support + 0.5);
         int taps = (int)fmin((double)size_in, center + support + 0.5) - first;
         for (int i = 0; i < taps; i++) {
-            double x = (i + first - center + 0.5) * (1 / stretch);
+            double x = (i + first - center + 0.5) * (1 / widening);
             w[i] = filter == INTERPOLATION_BICUBIC ? bicubic(x) : bilinear(x);
-            total += w[i]; // one after the other: the order of the additions decides the last bit
+            total += w[i]; // in this order, which decides the last bit
         }
-        for (int i = 0; i < taps; i++) // half away from zero
+        for (int i = 0; i < taps; i++) // rounds half away from zero
             axis->weight[(size_t)o * (size_t)most + (size_t)i] =
                 (int32_t)(w[i] / total * (1 << RESAMPLE_BITS) + (w[i] / total < 0 ? -0.5 : 0.5));
         axis->first[o] = first;
@@ -92,13 +96,14 @@ static inline void axis_free(ResizeAxis *axis) {
 }
 
 // out (n) = the weighted sum of `taps` lines of n bytes, `stride` bytes apart, rounded and clamped to 0 …
-// 255. Most of the time of a resize goes here. Integers: every compiler and instruction set gives the same.
+// 255. A resize spends most of its time here. Integers: every compiler and instruction set gives the same
+// result.
 static inline void weighted_sum_plain(
     uint8_t *out, const uint8_t *in, size_t stride, size_t n, const int32_t *weight, int taps) {
-    const size_t block = 256; // the sums stay in the first cache
-    int32_t sum[256];
-    for (size_t start = 0; start < n; start += block) {
-        size_t m = n - start < block ? n - start : block;
+    enum { BLOCK = 256 }; // the sums stay in the L1 cache
+    int32_t sum[BLOCK];
+    for (size_t start = 0; start < n; start += BLOCK) {
+        size_t m = n - start < BLOCK ? n - start : BLOCK;
         for (size_t i = 0; i < m; i++) sum[i] = 1 << (RESAMPLE_BITS - 1);
         for (int k = 0; k < taps; k++) {
             const uint8_t *line = in + (size_t)k * stride + start;
@@ -113,7 +118,7 @@ static inline void weighted_sum_plain(
 }
 
 #if defined(__x86_64__) && defined(__GNUC__)
-// The same of n / 32 * 32 bytes, 32 sums in registers. Returns how many.
+// The same for the first n / 32 * 32 bytes, 32 sums in registers. Returns how many.
 __attribute__((target("avx2"))) static inline size_t weighted_sum_avx2(
     uint8_t *out, const uint8_t *in, size_t stride, size_t n, const int32_t *weight, int taps) {
     size_t start = 0;
@@ -129,7 +134,7 @@ __attribute__((target("avx2"))) static inline size_t weighted_sum_avx2(
                                                       (const __m128i *)(const void *)(line + 8 * i)))));
         }
         for (int i = 0; i < 4; i++) sum[i] = _mm256_srai_epi32(sum[i], RESAMPLE_BITS);
-        // packing cuts to the range, but by halves of a register: 0 4 1 5 2 6 3 7 in units of 4 bytes
+        // packing saturates, but works on halves of a register: 0 4 1 5 2 6 3 7 in units of 4 bytes
         const __m256i packed =
             _mm256_packus_epi16(_mm256_packs_epi32(sum[0], sum[1]), _mm256_packs_epi32(sum[2], sum[3]));
         const __m256i ordered =
@@ -157,8 +162,8 @@ static inline void pass_down(
             axis->weight + (size_t)o * (size_t)axis->most, axis->taps[o]);
 }
 
-// out (columns, rows, 3) = in (rows, columns, 3), transposed. Four bytes at once: the fourth is written over
-// by the next pixel, but for the last column, which has three.
+// out (columns, rows, 3) = in (rows, columns, 3), transposed. Copies four bytes at a time: the next pixel
+// overwrites the fourth. In the last column, which has no next pixel, three.
 static inline void transpose_pixels(
     uint8_t *out, size_t out_stride, const uint8_t *in, size_t in_stride, int rows, int columns) {
     for (int x = 0; x < columns - 1; x++)
@@ -169,35 +174,35 @@ static inline void transpose_pixels(
         memcpy(out + (size_t)x * out_stride + (size_t)y * 3, in + (size_t)y * in_stride + (size_t)x * 3, 3);
 }
 
-// out (rows, count, 3) from rows of pixels; `in` points to column axis->low of the first row. A strip of rows
-// at a time is turned on its side, so that neighbouring bytes are to be weighted alike, as in pass_down.
+// out (rows, count, 3) from rows of pixels; `in` points to column axis->low of the first row. A chunk of
+// rows at a time is transposed, so that neighbouring bytes have the same weight, as in pass_down.
 static inline void pass_across(
     uint8_t *out, const uint8_t *in, size_t stride, int rows, const ResizeAxis *axis) {
-    enum { STRIP = 32 };
-    int most = rows < STRIP ? rows : STRIP, columns = axis->high - axis->low;
+    enum { CHUNK = 32 };
+    int most = min_int(rows, CHUNK), columns = axis->high - axis->low;
     size_t out_stride = (size_t)axis->count * 3;
-    uint8_t *turned = (uint8_t *)malloc_check((size_t)columns * (size_t)most * 3);
+    uint8_t *transposed = (uint8_t *)malloc_check((size_t)columns * (size_t)most * 3);
     uint8_t *sums = (uint8_t *)malloc_check((size_t)axis->count * (size_t)most * 3);
     for (int y = 0; y < rows; y += most) {
-        int strip = rows - y < most ? rows - y : most;
-        size_t n = (size_t)strip * 3;
-        transpose_pixels(turned, n, in + (size_t)y * stride, stride, strip, columns);
-        pass_down(sums, turned, n, n, axis);
-        transpose_pixels(out + (size_t)y * out_stride, out_stride, sums, n, axis->count, strip);
+        int chunk = min_int(rows - y, most);
+        size_t n = (size_t)chunk * 3;
+        transpose_pixels(transposed, n, in + (size_t)y * stride, stride, chunk, columns);
+        pass_down(sums, transposed, n, n, axis);
+        transpose_pixels(out + (size_t)y * out_stride, out_stride, sums, n, axis->count, chunk);
     }
-    free(turned);
+    free(transposed);
     free(sums);
 }
 
-// out (down->count, across->count, 3): the wanted part of the resized picture
+// out (down->count, across->count, 3): the wanted part of the resized image
 //   rgb: (down->size_in, across->size_in, 3), its rows `stride` bytes apart
-// The order of the two passes shows, because of the rounding in between: Pillow 13.0 takes the columns first
-// where the height shrinks by more than twice what the width shrinks by (in pixels; negative where it grows).
+// The order of the two passes matters, because of the rounding in between: Pillow 13.0 resizes the columns
+// first if the height shrinks by more than twice as many pixels as the width (negative where it grows).
 static inline void resize_pixels(
     uint8_t *out, const uint8_t *rgb, size_t stride, const ResizeAxis *across, const ResizeAxis *down) {
     int64_t shrink_down = down->size_in - down->size_out;
     int64_t shrink_across = across->size_in - across->size_out;
-    const uint8_t *in = rgb + (size_t)down->low * stride + (size_t)across->low * 3; // only what is looked at
+    const uint8_t *in = rgb + (size_t)down->low * stride + (size_t)across->low * 3; // only what is read
     int columns = across->high - across->low, rows = down->high - down->low;
     if (shrink_down > 0 && shrink_down > 2 * shrink_across) {
         size_t n = (size_t)columns * 3;
@@ -214,8 +219,8 @@ static inline void resize_pixels(
     }
 }
 
-// Where the window of `size` lies in a line of `length` pixels: what is too long is cut (round half to even),
-// what is too short gets ⌊d/2⌋ pixels of padding in front, a negative offset.
+// The offset of a centred window of `size` in a line of `length` pixels: rounded half to even where the
+// line is longer, and negative, -⌊(size-length)/2⌋ pixels of padding, where it is shorter.
 static inline int64_t window_offset(int64_t length, int size) {
     return length >= size ? (int64_t)nearbyint((double)(length - size) / 2) : -((size - length) / 2);
 }
@@ -252,6 +257,7 @@ static inline void resize_to_planes(uint8_t *out, const uint8_t *rgb, size_t str
 // IMAGE_TOO_THIN: "longest" would leave no pixel of the short side.
 static inline ImageStatus image_eval_transform(
     uint8_t *out, const Image *image, int size, Interpolation filter, ResizeMode mode) {
+    assert(size >= 1 && image->width >= 1 && image->height >= 1);
     int64_t w = image->width;
     int64_t h = image->height;
     int64_t width = size;
@@ -270,8 +276,8 @@ static inline ImageStatus image_eval_transform(
     return IMAGE_OK;
 }
 
-// The box (top, left, height, width), inside the picture, resized to size × size: nothing outside the box has
-// an influence.
+// The box (top, left, height, width), which is inside the image, resized to size × size. What is outside of
+// the box has no influence.
 //   out (3,size,size)
 static inline void image_crop_resize(uint8_t *out, const Image *image, int top, int left, int height,
     int width, int size, Interpolation filter) {
@@ -280,33 +286,21 @@ static inline void image_crop_resize(uint8_t *out, const Image *image, int top, 
         size, size, filter);
 }
 
-// What the image tower takes: out (3,size,size) = (pixel/255 - mean)/std, each step rounded to float as
-// PyTorch does it.
-static inline void image_normalize(
-    float *out, const uint8_t *pixels, int size, const float mean[3], const float std[3]) {
-    size_t plane = (size_t)size * (size_t)size;
-    for (int c = 0; c < 3; c++) {
-        float table[256];
-        for (int i = 0; i < 256; i++) table[i] = ((float)i / 255.0f - mean[c]) / std[c];
-        for (size_t i = 0; i < plane; i++) *out++ = table[*pixels++];
-    }
-}
-
 // ---------------------------------------------------------------- augmentation: settings
 
 // --aug-cfg, open_clip's AugmentationCfg
 typedef struct {
-    bool evaluation_transform; // "none": the caller takes image_eval_transform for training too
+    bool evaluation_transform; // "none": training uses image_eval_transform() too
     double scale[2];           // share of the area that a crop keeps
     double ratio[2];           // its width/height
-    double color_jitter
-        [4]; // brightness, contrast, saturation: factor 1 ± this; hue: ± this share of the circle; 0 off
-    double color_jitter_prob; // share of the pictures that are jittered
-    double gray_scale_prob;   // share of the pictures made gray
+    // brightness, contrast, saturation: factor 1 ± this; hue: ± this share of the colour circle; 0: off
+    double color_jitter[4];
+    double color_jitter_prob; // share of the images that are jittered
+    double gray_scale_prob;   // share of the images made gray
 } AugmentConfig;
 
-// One value of --aug-cfg: "0.9,1.0", "(0.9, 1.0)", "'[0.9,1.0]'". Advances *text behind it. Returns the count
-// of numbers, -1 when it is garbled.
+// One value of --aug-cfg: "0.9,1.0", "(0.9, 1.0)", "'[0.9,1.0]'". Advances *text past it. Returns how many
+// numbers, -1 when it is malformed.
 static inline int augment_numbers(double numbers[4], const char **text) {
     char plain[128];
     size_t n = 0;
@@ -373,9 +367,9 @@ static inline bool augment_set(
     return true;
 }
 
-// Reads --aug-cfg: "none", or "key=value key=value …" in any of open_clip's spellings. What is not named
-// keeps its default: crops of 0.9 to 1 of the area, ratio 3/4 to 4/3, no jitter, no gray; color_jitter
-// without color_jitter_prob jitters 0.8 of the pictures. false: *error says what is wrong.
+// Reads --aug-cfg: "none", or "key=value key=value …" in any of open_clip's spellings. Keys that are not
+// given keep their defaults: crops of 0.9 to 1 of the area, ratio 3/4 to 4/3, no jitter, no gray;
+// color_jitter without color_jitter_prob jitters 0.8 of the images. false: *error says what is wrong.
 static inline bool augment_parse(AugmentConfig *config, const char *text, char error[256]) {
     const AugmentConfig start = {false, {0.9, 1.0}, {3.0 / 4, 4.0 / 3}, {0, 0, 0, 0}, 0.8, 0};
     *config = start;
@@ -402,9 +396,9 @@ static inline bool augment_parse(AugmentConfig *config, const char *text, char e
 
 // ---------------------------------------------------------------- augmentation: random crop
 
-// torchvision's RandomResizedCrop.get_params: ten tries of a box of a random share of the area and a random
-// shape, each uniform (the shape in its logarithm); where none fits, the largest middle box of an admissible
-// shape.
+// torchvision's RandomResizedCrop.get_params: ten tries of a box with a random share of the area and a
+// random ratio, each uniform (the ratio in its logarithm); if none fits, the largest centred box of an
+// allowed ratio.
 static inline void image_random_box(int *top, int *left, int *height, int *width, const Image *image,
     const AugmentConfig *config, Rand *rand) {
     int w = image->width, h = image->height;
@@ -435,14 +429,14 @@ static inline uint8_t gray_of(uint8_t r, uint8_t g, uint8_t b) {
     return (uint8_t)((r * 19595 + g * 38470 + b * 7471 + 0x8000) >> 16);
 }
 
-// Pillow's Image.blend of a constant or gray `from` towards `to`, in float, cut to an integer; beyond 1 it
-// extrapolates
+// Pillow's Image.blend of a constant or gray `from` towards `to`, in float, truncated to an integer; a factor
+// above 1 extrapolates
 static inline uint8_t blend_byte(int from, int to, float factor) {
     float value = (float)from + factor * (float)(to - from);
     return (uint8_t)(value <= 0 ? 0 : value >= 255 ? 255 : (int)value);
 }
 
-// pixels: planes (3,n), here and below; each in place.
+// pixels: planes (3,n), here and below, changed in place.
 static inline void adjust_brightness(uint8_t *pixels, size_t n, float factor) {
     for (size_t i = 0; i < 3 * n; i++) pixels[i] = blend_byte(0, pixels[i], factor);
 }
@@ -461,7 +455,7 @@ static inline void adjust_saturation(uint8_t *pixels, size_t n, float factor) {
     }
 }
 
-// RGB → HSV (each 0 … 255, cut to an integer) → the hue turned → RGB (rounded), with Pillow's mixture of
+// RGB → HSV (each 0 … 255, truncated to an integer) → hue shifted → RGB (rounded), with Pillow's mixture of
 // float and double.
 static inline void turn_hue(uint8_t *r, uint8_t *g, uint8_t *b, uint8_t turn) {
     int high = *r > *g ? (*r > *b ? *r : *b) : (*g > *b ? *g : *b);
@@ -493,9 +487,9 @@ static inline void turn_hue(uint8_t *r, uint8_t *g, uint8_t *b, uint8_t turn) {
     *b = sectors[i % 6][2];
 }
 
-// shift: share of the colour circle, -0.5 … 0.5
+// shift: a share of the colour circle, -0.5 … 0.5
 static inline void adjust_hue(uint8_t *pixels, size_t n, double shift) {
-    uint8_t turn = (uint8_t)(int)(shift * 255); // towards 0, then around
+    uint8_t turn = (uint8_t)(int)(shift * 255); // truncated, then modulo 256
     for (size_t i = 0; i < n; i++) turn_hue(&pixels[i], &pixels[n + i], &pixels[2 * n + i], turn);
 }
 
@@ -505,8 +499,8 @@ static inline void gray_scale(uint8_t *pixels, size_t n) {
         pixels[i] = pixels[n + i] = pixels[2 * n + i] = gray_of(pixels[i], pixels[n + i], pixels[2 * n + i]);
 }
 
-// torchvision's ColorJitter: the four in random order, each with a factor of its own; those at 0 are left
-// out.
+// torchvision's ColorJitter: the four in random order, each with a random factor; those of strength 0 are
+// skipped.
 static inline void color_jitter(uint8_t *pixels, size_t n, const double jitter[4], Rand *rand) {
     int64_t order[4] = {0, 1, 2, 3};
     rand_shuffle(rand, order, 4);
@@ -522,9 +516,10 @@ static inline void color_jitter(uint8_t *pixels, size_t n, const double jitter[4
 }
 
 // The training transform of open_clip: random crop, resize, colour jitter, gray scale. No flip.
-//   out (3,size,size) 0 … 255; the same rand gives the same picture
+//   out (3,size,size) 0 … 255; the same rand gives the same pixels
 static inline void image_train_transform(uint8_t *out, const Image *image, int size, Interpolation filter,
     const AugmentConfig *config, Rand *rand) {
+    assert(size >= 1 && image->width >= 1 && image->height >= 1);
     int top, left, height, width;
     size_t n = (size_t)size * (size_t)size;
     const double *j = config->color_jitter;

@@ -1,19 +1,20 @@
-// Text as code points, and what Python's str knows about them: white space, letters and numbers, lower(),
-// NFC. Categories, case and normalisation come from utf8proc; only what it does not tell is written here.
+// Text as code points, and what Python does to them: the classes, lower() and NFC of its str, html.unescape()
+// of its standard library, and ftfy's fixes of entities and of single characters. Categories, case and
+// normalisation come from utf8proc; only what it lacks is written here.
 #ifndef CLIPC_UNICODE_H
 #define CLIPC_UNICODE_H
 
-#include "clipc/base/utils.h" // first: it asks the system headers for all they have
+#include "clipc/base/utils.h" // first: it defines _GNU_SOURCE for the system headers
 
-#include "clipc/data/text_tables.h"
+#include "data/text_tables.h"
 #include <utf8proc.h>
 
 #define REPLACEMENT_CHARACTER 0xFFFD
 
-// ---------------------------------------------------------------- a growing row of code points
+// ---------------------------------------------------------------- a growing array of code points
 
 typedef struct {
-    uint32_t *at; // (capacity), of which length are used; never a surrogate
+    uint32_t *at; // (capacity), of which `length` are used; never a surrogate
     size_t length, capacity;
 } Text;
 
@@ -47,17 +48,16 @@ static inline void text_replace(Text *t, Text *new_text) {
 
 // ---------------------------------------------------------------- UTF-8
 
-// Reads one code point of n > 0 bytes. Returns the bytes it takes; where they are no UTF-8, *c is U+FFFD,
-// *valid false and the bytes taken are those that Python's errors="replace" turns into one U+FFFD (Unicode
-// 3.9, maximal subparts).
+// Reads one code point from n > 0 bytes; returns how many bytes it takes. Where they are not UTF-8, *c is
+// U+FFFD, *valid is false, and the bytes taken are those that Python's errors="replace" turns into one U+FFFD
+// (Unicode 3.9, maximal subparts).
 static inline size_t utf8_next(const unsigned char *p, size_t n, uint32_t *c, bool *valid) {
     size_t need = p[0] < 0x80 ? 1 : p[0] < 0xC2 ? 0 : p[0] < 0xE0 ? 2 : p[0] < 0xF0 ? 3 : p[0] < 0xF5 ? 4 : 0;
     *valid = need > 0;
     *c = need == 1 ? p[0] : need == 0 ? REPLACEMENT_CHARACTER : p[0] & (0x7Fu >> need);
     for (size_t i = 1; i < need; i++) {
-        unsigned char low = 0x80,
-                      high =
-                          0xBF; // the second byte is bound further: no overlong forms, surrogates, > U+10FFFF
+        // the second byte has narrower bounds: no overlong forms, no surrogates, nothing above U+10FFFF
+        unsigned char low = 0x80, high = 0xBF;
         if (i == 1 && p[0] == 0xE0) low = 0xA0;
         if (i == 1 && p[0] == 0xED) high = 0x9F;
         if (i == 1 && p[0] == 0xF0) low = 0x90;
@@ -88,21 +88,25 @@ static inline size_t utf8_write(unsigned char *out, uint32_t c) {
 
 static inline int unicode_category(uint32_t c) { return (int)utf8proc_category((utf8proc_int32_t)c); }
 
-// Python's str.isspace(), which split() and strip() go by.
+static inline bool is_ascii_digit(uint32_t c) { return c >= '0' && c <= '9'; }
+static inline bool is_ascii_letter(uint32_t c) { return c < 0x80 && (c | 32) >= 'a' && (c | 32) <= 'z'; }
+
+// Python's str.isspace(), by which split() and strip() work.
 static inline bool unicode_is_space(uint32_t c) {
     if (c < 0x80) return (c >= 9 && c <= 13) || (c >= 0x1C && c <= 0x20);
     return c == 0x85 || c == 0xA0 || c == 0x1680 || (c >= 0x2000 && c <= 0x200A) || c == 0x2028 ||
            c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
 }
 
-// What the pattern of open_clip's tokenizer sees in a code point: 'L' \p{L}, 'N' \p{N}, 'S' \s, 'O' the rest.
+// The class of a code point in the pattern of open_clip's tokenizer: 'L' \p{L}, 'N' \p{N}, 'S' \s, 'O' the
+// rest.
 static inline char unicode_class(uint32_t c) {
     if (c < 0x80) {
         if ((c | 32) >= 'a' && (c | 32) <= 'z') return 'L';
         if (c >= '0' && c <= '9') return 'N';
     }
     if (unicode_is_space(c))
-        return c >= 0x1C && c <= 0x1F ? 'O' : 'S'; // \s lacks the four separators that split() takes
+        return c >= 0x1C && c <= 0x1F ? 'O' : 'S'; // \s excludes the four separators at which split() splits
     int category = unicode_category(c);
     if (category >= UTF8PROC_CATEGORY_LU && category <= UTF8PROC_CATEGORY_LO) return 'L';
     if (category >= UTF8PROC_CATEGORY_ND && category <= UTF8PROC_CATEGORY_NO) return 'N';
@@ -119,8 +123,8 @@ static inline char unicode_class(uint32_t c) {
 
 // ---------------------------------------------------------------- lower()
 
-// Unicode's Cased: upper, lower and title case, and what has Other_Uppercase or Other_Lowercase without being
-// case-ignorable.
+// Unicode's Cased: upper, lower and title case, and those with Other_Uppercase or Other_Lowercase that are
+// not case-ignorable.
 static inline bool unicode_cased(uint32_t c) {
     int category = unicode_category(c);
     if (category >= UTF8PROC_CATEGORY_LU && category <= UTF8PROC_CATEGORY_LT) return true;
@@ -128,27 +132,12 @@ static inline bool unicode_cased(uint32_t c) {
            (c >= 0x1F130 && c <= 0x1F149) || (c >= 0x1F150 && c <= 0x1F169) || (c >= 0x1F170 && c <= 0x1F189);
 }
 
-// Unicode's Case_Ignorable: marks, format characters, modifiers, and the punctuation that words may hold.
+// Unicode's Case_Ignorable: marks, format characters, modifiers, and the punctuation that occurs in words.
 static inline bool unicode_case_ignorable(uint32_t c) {
-    static const uint16_t punctuation[] = {
-        0x27,
-        0x2E,
-        0x3A,
-        0xB7,
-        0x387,
-        0x55F,
-        0x5F4,
-        0x2018,
-        0x2019,
-        0x2024,
-        0x2027,
-        0xFE13,
-        0xFE52,
-        0xFE55,
-        0xFF07,
-        0xFF0E,
-        0xFF1A,
-    };
+    // clang-format off
+    static const uint16_t punctuation[] = {0x27, 0x2E, 0x3A, 0xB7, 0x387, 0x55F, 0x5F4, 0x2018, 0x2019,
+        0x2024, 0x2027, 0xFE13, 0xFE52, 0xFE55, 0xFF07, 0xFF0E, 0xFF1A};
+    // clang-format on
     for (size_t i = 0; i < sizeof punctuation / sizeof *punctuation; i++)
         if (c == punctuation[i]) return true;
     int category = unicode_category(c);
@@ -157,14 +146,14 @@ static inline bool unicode_case_ignorable(uint32_t c) {
            category == UTF8PROC_CATEGORY_SK;
 }
 
-// Whether the capital sigma at t[i] ends a word: a cased letter before it, none behind, case-ignorable
-// characters apart.
+// Whether the capital sigma at t[i] ends a word: ignoring case-ignorable characters, a cased letter precedes
+// it and none follows.
 static inline bool unicode_final_sigma(const Text *t, size_t i) {
-    size_t before = i, behind = i + 1;
+    size_t before = i, after = i + 1;
     while (before > 0 && unicode_case_ignorable(t->at[before - 1])) before--;
     if (before == 0 || !unicode_cased(t->at[before - 1])) return false;
-    while (behind < t->length && unicode_case_ignorable(t->at[behind])) behind++;
-    return behind == t->length || !unicode_cased(t->at[behind]);
+    while (after < t->length && unicode_case_ignorable(t->at[after])) after++;
+    return after == t->length || !unicode_cased(t->at[after]);
 }
 
 // Python's str.lower(): the full mapping.
@@ -173,7 +162,7 @@ static inline void text_lower(Text *out, const Text *in) {
         uint32_t c = in->at[i];
         if (c == 0x3A3) {
             text_push(out, unicode_final_sigma(in, i) ? 0x3C2 : 0x3C3);
-        } else if (c == 0x130) { // the only one that becomes two: i and a dot above
+        } else if (c == 0x130) { // İ, the only one that becomes two: i and a combining dot
             text_push(out, 'i');
             text_push(out, 0x307);
         } else {
@@ -184,7 +173,7 @@ static inline void text_lower(Text *out, const Text *in) {
 
 // ---------------------------------------------------------------- normalisation
 
-// More marks on one letter than this are left as they are: utf8proc sorts them in quadratic time.
+// A text with more marks than this on one letter is left as it is: utf8proc sorts them in quadratic time.
 enum { NORMALIZE_MARKS = 1000 };
 
 // NFC, or NFKC with UTF8PROC_COMPAT.
@@ -193,10 +182,8 @@ static inline void text_normalize(Text *t, int compat) {
     for (size_t i = 0, marks = 0; i < t->length; i++) {
         if (t->at[i] < 0x300) continue;
         simple = false;
-        marks =
-            utf8proc_get_property((utf8proc_int32_t)t->at[i])->combining_class && t->at[i - (i > 0)] >= 0x300
-                ? marks + 1
-                : 0;
+        const bool mark = utf8proc_get_property((utf8proc_int32_t)t->at[i])->combining_class != 0;
+        marks = mark && t->at[i - (i > 0)] >= 0x300 ? marks + 1 : 0;
         if (marks > NORMALIZE_MARKS) return;
     }
     if (simple && !compat) return;
@@ -213,6 +200,187 @@ static inline void text_normalize(Text *t, int compat) {
     for (utf8proc_ssize_t i = 0; i < need; i++) text_push(t, (uint32_t)composed[i]);
     free(composed);
     free(bytes);
+}
+
+// ---------------------------------------------------------------- HTML entities
+
+// C1 controls (80…9F) become the characters that those bytes mean in Windows-1252, as in browsers.
+static inline uint32_t fix_c1(uint32_t c) {
+    return c >= 0x80 && c < 0xA0 ? code_pages[PAGE_CP1252][c - 0x80] : c;
+}
+
+enum { ENTITY_NAME_MAX = 32 }; // the longest name has 31 letters
+
+// Index of the entity of this name, without its semicolon; -1: none.
+static inline int entity_find(const uint32_t *name, size_t n) {
+    char key[ENTITY_NAME_MAX + 1];
+    if (n > ENTITY_NAME_MAX) return -1;
+    for (size_t i = 0; i < n; i++) {
+        if (!is_ascii_digit(name[i]) && !is_ascii_letter(name[i])) return -1;
+        key[i] = (char)name[i];
+    }
+    key[n] = 0;
+    int low = 0, high = (int)(sizeof html_entities / sizeof *html_entities) - 1;
+    while (low <= high) {
+        int middle = (low + high) / 2, order = strcmp(key, html_entities[middle].name);
+        if (order == 0) return middle;
+        if (order < 0) high = middle - 1;
+        else low = middle + 1;
+    }
+    return -1;
+}
+
+static inline void entity_push(Text *out, int entity) {
+    text_append_utf8(out, html_entities[entity].text, strlen(html_entities[entity].text));
+}
+
+// The length of a numeric reference at c ("&#65;", "&#x41"; the semicolon may be missing), or 0. *value is
+// the code point by the rules of HTML5: Windows-1252 for 80…9F, U+FFFD for impossible ones; -1: it is
+// removed (controls, non-characters).
+static inline size_t numeric_reference(const uint32_t *c, size_t n, int64_t *value) {
+    if (n < 3 || c[0] != '&' || c[1] != '#') return 0;
+    uint32_t base = (c[2] | 32) == 'x' ? 16 : 10, number = 0;
+    size_t i = base == 16 ? 3 : 2, start = i;
+    for (; i < n; i++) {
+        uint32_t letter = c[i] | 32;
+        if (!is_ascii_digit(c[i]) && !(base == 16 && c[i] < 0x80 && letter >= 'a' && letter <= 'f')) break;
+        number = number * base + (is_ascii_digit(c[i]) ? c[i] - '0' : letter - 'a' + 10);
+        if (number > 0x10FFFF) number = 0x110000; // and stays there
+    }
+    if (i == start) return 0;
+    bool control =
+        (number >= 1 && number <= 8) || number == 0xB || (number >= 0xE && number < 0x20) || number == 0x7F;
+    if (number == 0 || (number >= 0xD800 && number < 0xE000) || number > 0x10FFFF)
+        *value = REPLACEMENT_CHARACTER;
+    else if (control || (number >= 0xFDD0 && number <= 0xFDEF) || (number & 0xFFFE) == 0xFFFE) *value = -1;
+    else *value = fix_c1(number);
+    return i + (i < n && c[i] == ';');
+}
+
+// Python's html.unescape(): some names may lack their semicolon, and letters may follow them ("&notit;" is
+// "¬it;").
+static inline void html_unescape(Text *out, const Text *in) {
+    for (size_t i = 0, used; i < in->length; i += used) {
+        const uint32_t *c = in->at + i;
+        size_t left = in->length - i, n = 0;
+        int64_t value;
+        used = 1;
+        if (c[0] != '&') {
+            text_push(out, c[0]);
+        } else if ((n = numeric_reference(c, left, &value)) > 0) {
+            if (value >= 0) text_push(out, (uint32_t)value);
+            used = n;
+        } else {
+            int entity = -1;
+            while (n < ENTITY_NAME_MAX && 1 + n < left &&
+                   (is_ascii_digit(c[1 + n]) || is_ascii_letter(c[1 + n])))
+                n++;
+            bool semicolon = 1 + n < left && c[1 + n] == ';';
+            for (; n >= 2; n--, semicolon = false) {
+                entity = entity_find(c + 1, n);
+                if (entity >= 0 && (html_entities[entity].kind == ENTITY_BARE ||
+                                       (semicolon && html_entities[entity].kind == ENTITY_SEMICOLON)))
+                    break;
+                entity = -1;
+            }
+            if (entity >= 0) {
+                entity_push(out, entity);
+                used = 1 + n + semicolon;
+            } else text_push(out, '&');
+        }
+    }
+}
+
+// ftfy's rules: only with a semicolon, up to 24 letters and digits, and upper-case spellings ("&EACUTE;").
+static inline void ftfy_unescape(Text *out, const Text *in) {
+    for (size_t i = 0, used; i < in->length; i += used) {
+        const uint32_t *c = in->at + i;
+        size_t left = in->length - i, hash = left > 1 && c[1] == '#', n = 0;
+        while (c[0] == '&' && n < 25 && 1 + hash + n < left &&
+               (is_ascii_digit(c[1 + hash + n]) || is_ascii_letter(c[1 + hash + n])))
+            n++;
+        bool whole = n >= 1 && n <= 24 && 1 + hash + n < left && c[1 + hash + n] == ';';
+        int entity = whole && !hash ? entity_find(c + 1, n) : -1;
+        int64_t value = ';'; // a reference to it is left as it is, as in ftfy
+        used = whole ? 1 + hash + n + 1 : 1;
+        if (entity >= 0) entity_push(out, entity);
+        else if (!whole || !hash || numeric_reference(c, used, &value) < used || value == ';')
+            text_append(out, c, used);
+        else if (value >= 0) text_push(out, (uint32_t)value);
+    }
+}
+
+// ---------------------------------------------------------------- single characters
+
+// The letters of a Latin ligature or digraph; NULL for any other character.
+static inline const char *ligature_letters(uint32_t c) {
+    static const struct {
+        uint16_t c;
+        const char *letters;
+    } ligatures[] = {{0x132, "IJ"}, {0x133, "ij"}, {0x149, "\u02bcn"}, {0x1C4, "DŽ"}, {0x1C5, "Dž"},
+        {0x1C6, "dž"}, {0x1C7, "LJ"}, {0x1C8, "Lj"}, {0x1C9, "lj"}, {0x1CA, "NJ"}, {0x1CB, "Nj"},
+        {0x1CC, "nj"}, {0x1F1, "DZ"}, {0x1F2, "Dz"}, {0x1F3, "dz"}, {0xFB00, "ff"}, {0xFB01, "fi"},
+        {0xFB02, "fl"}, {0xFB03, "ffi"}, {0xFB04, "ffl"}, {0xFB05, "ſt"}, {0xFB06, "st"}};
+    for (size_t i = 0; i < sizeof ligatures / sizeof *ligatures; i++)
+        if (ligatures[i].c == c) return ligatures[i].letters;
+    return NULL;
+}
+
+static inline void push_straightened(Text *out, uint32_t c) {
+    if (c == 0x2BC || (c >= 0x2018 && c <= 0x201B)) c = '\'';
+    if (c >= 0x201C && c <= 0x201F) c = '"';
+    if (c == '\r' || c == 0x2028 || c == 0x2029 || c == 0x85) c = '\n';
+    text_push(out, c);
+}
+
+// C1 controls, Latin ligatures, full- and half-width forms, curly quotes, line breaks: in ftfy's order,
+// character by character.
+static inline void fix_characters(Text *out, const Text *in) {
+    for (size_t i = 0; i < in->length; i++) {
+        uint32_t c = fix_c1(in->at[i]);
+        if (c == '\r' && i + 1 < in->length && in->at[i + 1] == '\n') continue;
+        Text parts = {NULL, 0, 0};
+        const char *letters = c < 0x132 ? NULL : ligature_letters(c);
+        if (letters) {
+            text_append_utf8(&parts, letters, strlen(letters));
+        } else if (c >= 0xFF01 && c < 0xFFF0) {
+            text_push(&parts, c);
+            text_normalize(&parts, UTF8PROC_COMPAT);
+        } else {
+            push_straightened(out, c == 0x3000 ? ' ' : c);
+        }
+        for (size_t k = 0; k < parts.length; k++) push_straightened(out, parts.at[k]);
+        text_free(&parts);
+    }
+}
+
+// Removes terminal escapes (ESC [ digits and semicolons, a letter) and control characters.
+static inline void remove_controls(Text *out, const Text *in) {
+    for (size_t i = 0; i < in->length; i++) {
+        uint32_t c = in->at[i];
+        if (c == 0x1B && i + 1 < in->length && in->at[i + 1] == '[') {
+            size_t end = i + 2;
+            while (end < in->length &&
+                   (in->at[end] == ';' || unicode_category(in->at[end]) == UTF8PROC_CATEGORY_ND))
+                end++;
+            if (end < in->length && is_ascii_letter(in->at[end])) {
+                i = end;
+                continue;
+            }
+        }
+        bool control = c < 9 || c == 0xB || (c >= 0xE && c < 0x20) || c == 0x7F ||
+                       (c >= 0x206A && c <= 0x206F) || c == 0xFEFF || (c >= 0xFFF9 && c <= 0xFFFC);
+        if (!control) text_push(out, c);
+    }
+}
+
+// A run of white space becomes one blank; at both ends it is removed.
+static inline void collapse_space(Text *out, const Text *in) {
+    for (size_t i = 0; i < in->length; i++) {
+        if (unicode_is_space(in->at[i])) continue;
+        if (out->length && unicode_is_space(in->at[i - 1])) text_push(out, ' ');
+        text_push(out, in->at[i]);
+    }
 }
 
 #endif

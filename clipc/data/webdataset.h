@@ -1,7 +1,7 @@
 // WebDataset's tar shards: lists of shards written as brace ranges, and the members of one shard with the
-// place of their data, so that samples are read later with pread(), in any order. Format:
-// github.com/webdataset/webdataset, as open_clip uses it. A shard is a file, or what the shell command behind
-// `pipe:` writes.
+// offsets of their data, so that samples are read later with pread(), in any order. Format:
+// github.com/webdataset/webdataset, as open_clip uses it. A shard is a file, or the output of a shell
+// command, `pipe:COMMAND`.
 #ifndef CLIPC_WEBDATASET_H
 #define CLIPC_WEBDATASET_H
 
@@ -16,23 +16,7 @@
 // ---------------------------------------------------------------- lists of shards
 
 #define MOST_SHARDS 1000000 // LAION-5B has 231,349
-#define MOST_BRACES 8       // in one name, each within or behind another
-
-typedef struct {
-    char **list;
-    size_t count, capacity;
-} StringList;
-
-static inline void string_list_add(StringList *s, const char *text) {
-    list_grow((void **)&s->list, &s->capacity, s->count + 1, sizeof *s->list);
-    s->list[s->count++] = strdup_check(text);
-}
-
-static inline void string_list_free(StringList *s) {
-    for (size_t i = 0; i < s->count; i++) free(s->list[i]);
-    free(s->list);
-    memset(s, 0, sizeof *s);
-}
+#define MOST_BRACES 8       // pairs in one name
 
 #define BRACE_HELP "write a range such as {00000..00099} or a list such as {a,b}"
 
@@ -49,7 +33,7 @@ static inline int64_t brace_number(const char *s, size_t length) {
 
 static inline void brace_expand_part(StringList *out, const char *spec, const char *whole, int depth);
 
-// Puts head + middle + tail together and expands what braces it still has.
+// Joins head + middle + tail and expands the remaining braces.
 static inline void brace_expand_with(StringList *out, const char *spec, const char *open, const char *middle,
     int middle_length, const char *tail, const char *whole, int depth) {
     char name[PATH_SIZE];
@@ -57,14 +41,14 @@ static inline void brace_expand_with(StringList *out, const char *spec, const ch
     brace_expand_part(out, name, whole, depth + 1);
 }
 
-// {FIRST..LAST}: zero padded to the longer of the two where one of them begins with a zero, as shells do.
+// {FIRST..LAST}: padded with zeros to the longer of the two if one of them begins with a zero, as in shells.
 static inline void brace_expand_range(StringList *out, const char *spec, const char *open, const char *dots,
     const char *close, const char *whole, int depth) {
     size_t first_length = (size_t)(dots - open) - 1, last_length = (size_t)(close - dots) - 2;
     int64_t first = brace_number(open + 1, first_length), last = brace_number(dots + 2, last_length);
     int shown = (int)(close - open) + 1;
     if (first < 0 || last < 0)
-        die(EXIT_USAGE, "%s: %.*s is no range of numbers; " BRACE_HELP, whole, shown, open);
+        die(EXIT_USAGE, "%s: %.*s is not a range of numbers; " BRACE_HELP, whole, shown, open);
     if (last < first) die(EXIT_USAGE, "%s: %.*s runs backwards; " BRACE_HELP, whole, shown, open);
     if (last - first >= MOST_SHARDS)
         die(EXIT_USAGE, "%s: %.*s is more than %d shards; give a smaller range", whole, shown, open,
@@ -113,7 +97,7 @@ static inline void brace_expand_part(StringList *out, const char *spec, const ch
     }
 }
 
-// The parts of `spec` that `::` joins. Free with string_list_free.
+// The parts of `spec`, which `::` joins. Free with string_list_free().
 static inline StringList parts_split(const char *spec) {
     StringList out = {NULL, 0, 0};
     for (const char *part = spec;;) {
@@ -127,22 +111,30 @@ static inline StringList parts_split(const char *spec) {
     }
 }
 
-// The shards of one part: its braces {00000..00099} or {a,b}, several or one within another, written out.
-// Nonsense ends the program. Free with string_list_free.
+// The shards of one part: its braces, {00000..00099} or {a,b}, several or nested, are expanded. A malformed
+// list ends the program. Free with string_list_free().
 static inline StringList shard_list(const char *part) {
     StringList out = {NULL, 0, 0};
     brace_expand_part(&out, part, part, 0);
     return out;
 }
 
-// The command of a shard that is one, else NULL.
+// The command of a `pipe:` shard, else NULL.
 static inline const char *shard_command(const char *shard) {
     return strncmp(shard, "pipe:", 5) == 0 ? shard + 5 : NULL;
 }
 
+// Whether .tar, .tgz, .tar.gz or the like is at the end of a name or of an item in braces.
+static inline bool is_shard_name(const char *spec) {
+    for (const char *p = spec; (p = strchr(p, '.')); p++)
+        if ((!strncasecmp(p, ".tar", 4) || !strncasecmp(p, ".tgz", 4)) && strchr(".,}", p[4]))
+            return true; // strchr finds the NUL, too
+    return false;
+}
+
 // ---------------------------------------------------------------- keys
 
-// The sample a member belongs to is its path up to the first dot of the base name; what follows is its kind
+// The key of a member's sample is its path up to the first dot of the base name; what follows is its kind
 // ("jpg"). Returns the length of the key; 0 for names without one (no dot, hidden files), which belong to no
 // sample.
 static inline size_t member_key_length(const char *name) {
@@ -152,7 +144,7 @@ static inline size_t member_key_length(const char *name) {
     return dot && dot > base ? (size_t)(dot - name) : 0;
 }
 
-// The position of `kind` in a list such as "jpg;png;jpeg;webp", whatever the case; -1 when it is not in it.
+// The index of `kind` in a list such as "jpg;png;jpeg;webp", ignoring case; -1 if it is not in it.
 static inline int member_kind(const char *kind, const char *list) {
     size_t n = strlen(kind);
     for (int i = 0;; i++) {
@@ -168,7 +160,7 @@ static inline int member_kind(const char *kind, const char *list) {
 typedef struct {
     struct archive *archive;
     const char *path;
-    FILE *command; // that writes the shard, or NULL
+    FILE *command; // its output is the shard; or NULL
     int fd;
     int64_t file_bytes;
     char error[256]; // why reading ended early, or ""
@@ -176,10 +168,9 @@ typedef struct {
 
 typedef struct {
     const char *name; // valid until the next member
-    int64_t offset,
-        // where its data lies in the shard; offset -1: not as it is (compressed, sparse, of a command),
-        // tar_copy_member() brings it
-        bytes;
+    // of its data in the shard; -1: compressed, sparse or from a command, tar_copy_member() unpacks it
+    int64_t offset;
+    int64_t bytes;
 } TarMember;
 
 // Opens the file, or starts the command: t->fd; false with t->error.
@@ -194,7 +185,7 @@ static inline bool tar_open_fd(TarReader *t) {
     }
     t->fd = open(t->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); // a pipe would block
     if (t->fd < 0 || fstat(t->fd, &st) || !S_ISREG(st.st_mode)) {
-        snprintf(t->error, sizeof t->error, "%s", t->fd < 0 ? strerror(errno) : "it is no file");
+        snprintf(t->error, sizeof t->error, "%s", t->fd < 0 ? strerror(errno) : "it is not a file");
         return false;
     }
     t->file_bytes = st.st_size;
@@ -214,14 +205,14 @@ static inline bool tar_open(TarReader *t, const char *path) {
     archive_read_support_filter_lz4(t->archive);
     archive_read_support_format_tar(t->archive);
     if (!tar_open_fd(t)) return false;
-    if (archive_read_open_fd(t->archive, t->fd, 4096) == ARCHIVE_OK)
-        return true; // a page for a header; by name it would be 64 KiB
+    // reads a page for each header; archive_read_open_filename() would read 64 KiB
+    if (archive_read_open_fd(t->archive, t->fd, 4096) == ARCHIVE_OK) return true;
     snprintf(t->error, sizeof t->error, "%s", archive_error_string(t->archive));
     return false;
 }
 
-// A command that fails ends the program: its shard would be a part of what it should be, and another one in
-// the next run.
+// A command that fails ends the program: otherwise a part of its shard would be taken as the whole, and
+// perhaps a different part in the next run.
 static inline void tar_close(TarReader *t) {
     char rest[4096];
     archive_read_free(t->archive);
@@ -229,10 +220,10 @@ static inline void tar_close(TarReader *t) {
         if (t->fd >= 0) close(t->fd);
         return;
     }
-    while (read(t->fd, rest, sizeof rest) > 0) {
-    } // what follows the end of the archive: closed before, the command would fail for it
+    // reads what follows the end of the archive, or the command would fail with a broken pipe
+    while (read(t->fd, rest, sizeof rest) > 0) {}
     int status = pclose(t->command);
-    if (status < 0) die(EXIT_RUNTIME, "%s: the command's end is not known (%s)", t->path, strerror(errno));
+    if (status < 0) die(EXIT_RUNTIME, "%s: the command has no exit status (%s)", t->path, strerror(errno));
     if (WIFSIGNALED(status))
         die(EXIT_RUNTIME, "%s: the command was ended by signal %d (%s)", t->path, WTERMSIG(status),
             strsignal(WTERMSIG(status)));
@@ -241,8 +232,7 @@ static inline void tar_close(TarReader *t) {
             WEXITSTATUS(status));
 }
 
-// The next regular file; false at the end, or where the shard is broken (t->error). The data is not read but
-// passed over.
+// The next regular file, without its data; false at the end, or where the shard is broken (t->error).
 static inline bool tar_next(TarReader *t, TarMember *out) {
     for (;;) {
         struct archive_entry *entry;
@@ -255,8 +245,8 @@ static inline bool tar_next(TarReader *t, TarMember *out) {
         }
         if (archive_entry_filetype(entry) != AE_IFREG || archive_entry_hardlink(entry)) continue;
         out->name = archive_entry_pathname(entry);
-        if (!out->name)
-            out->name = archive_entry_pathname_utf8(entry); // names in UTF-8 under a locale that has none
+        // a name in UTF-8, under a locale that is not
+        if (!out->name) out->name = archive_entry_pathname_utf8(entry);
         if (!out->name) continue;
         out->bytes = archive_entry_size(entry);
         bool stored = !t->command && archive_filter_count(t->archive) == 1 &&
@@ -270,8 +260,8 @@ static inline bool tar_next(TarReader *t, TarMember *out) {
     }
 }
 
-// Up to `capacity` bytes of the member that tar_next() gave; returns how many, -1 where the shard is broken
-// (t->error).
+// Up to `capacity` bytes of the member that tar_next() returned; returns how many, -1 where the shard is
+// broken (t->error).
 static inline int64_t tar_read(TarReader *t, void *out, size_t capacity) {
     size_t n = 0;
     while (n < capacity) {
@@ -287,22 +277,22 @@ static inline int64_t tar_read(TarReader *t, void *out, size_t capacity) {
     return (int64_t)n;
 }
 
-// An unnamed file for the data of compressed shards and of commands: gone with the program, however that
-// ends.
+// An unnamed file for the data of compressed shards and of commands; it disappears with the program,
+// however that ends.
 static inline int spill_open(void) {
     const char *folder = getenv("TMPDIR");
     char path[PATH_SIZE];
     path_format(path, "%s/clipc-XXXXXX", folder && folder[0] ? folder : "/tmp");
     int fd = mkostemp(path, O_CLOEXEC);
     if (fd < 0)
-        die(EXIT_RUNTIME, "%s: cannot make a temporary file (%s); set TMPDIR to a folder with space", path,
-            strerror(errno));
+        die(EXIT_RUNTIME, "%s: cannot make a temporary file (%s); set TMPDIR to a folder with free space",
+            path, strerror(errno));
     unlink(path);
     return fd;
 }
 
-// Appends the data of the member that tar_next() gave to `fd` and sets out->offset and out->bytes to where it
-// lies there.
+// Appends the data of the member that tar_next() returned to `fd`; out->offset and out->bytes then refer to
+// `fd`.
 static inline bool tar_copy_member(TarReader *t, TarMember *out, int fd, int64_t *end) {
     char buffer[65536];
     out->offset = *end;
@@ -310,8 +300,8 @@ static inline bool tar_copy_member(TarReader *t, TarMember *out, int fd, int64_t
         if (n < 0) return false;
         if (pwrite(fd, buffer, (size_t)n, (off_t)*end) != n)
             die(EXIT_RUNTIME,
-                "%s: cannot unpack it into a temporary file (%s); set TMPDIR to a folder with space", t->path,
-                strerror(errno));
+                "%s: cannot be unpacked into a temporary file (%s); set TMPDIR to a folder with free space",
+                t->path, strerror(errno));
     }
     out->bytes = *end - out->offset;
     return true;

@@ -4,17 +4,10 @@
 #ifndef CLIPC_POSITIONS_H
 #define CLIPC_POSITIONS_H
 
-#include "clipc/base/utils.h" // malloc_check
+#include "clipc/base/utils.h"     // malloc_check
+#include "clipc/data/transform.h" // bicubic
 
 #include <math.h>
-
-// The cubic convolution kernel (Keys 1981, eq. 15) with a = -0.5: the one of Pillow, and of torch where it
-// antialiases (else a = -0.75).
-static inline double positions_cubic(double x) {
-    const double a = -0.5;
-    x = fabs(x);
-    return x < 1 ? ((a + 2) * x - (a + 3)) * x * x + 1 : x < 2 ? ((x - 5) * x + 8) * x * a - 4 * a : 0;
-}
 
 // The taps of one output position i of `to` on an axis of `from`: their weights (widened by from/to when
 // shrinking, those outside dropped, the rest summing to 1), the first tap and their number. weight holds
@@ -28,7 +21,7 @@ static inline int positions_taps(double *weight, int *first, int i, int to, int 
     const int low = (int)fmax(0, floor(centre - 2 * wide + 0.5));
     const int high = (int)fmin(from, floor(centre + 2 * wide + 0.5));
     double sum = 0;
-    for (int j = low; j < high; j++) sum += weight[j - low] = positions_cubic((j - centre + 0.5) / wide);
+    for (int j = low; j < high; j++) sum += weight[j - low] = bicubic((j - centre + 0.5) / wide);
     for (int j = low; j < high; j++) weight[j - low] /= sum;
     *first = low;
     return high - low;

@@ -399,17 +399,14 @@ static inline MetricList validation_metric_list(const ValidationMetrics *v, cons
 // Reads and transforms one image file to pixels (3,S,S); what is wrong with it, or NULL.
 static inline const char *classify_read(const LoaderConfig *c, const char *path, uint8_t *pixels) {
     ByteBuffer file = {NULL, 0, 0};
-    Image image;
-    SampleStatus read = sample_read_file(&file, path, IMAGE_MOST_BYTES);
-    ImageStatus status =
-        read == SAMPLE_OK ? image_decode(&image, file.data, file.bytes, c->max_image_pixels) : IMAGE_EMPTY;
+    int orientation;
+    SampleStatus status = sample_read_file(&file, path, IMAGE_MOST_BYTES);
+    if (status == SAMPLE_OK) status = sample_eval_pixels(pixels, &orientation, &file, &c->image);
     free(file.data);
-    if (read != SAMPLE_OK) return read == SAMPLE_MISSING ? "no such file" : "cannot be read";
-    if (status != IMAGE_OK) return image_status_name(status);
-    if (c->exif_rotate) image_apply_orientation(&image);
-    status = image_eval_transform(pixels, &image, c->image_size, c->interpolation, c->resize_mode);
-    image_free(&image);
-    return status == IMAGE_OK ? NULL : image_status_name(status);
+    if (status == SAMPLE_OK) return NULL;
+    return status == SAMPLE_MISSING      ? "no such file"
+           : status == SAMPLE_UNREADABLE ? "cannot be read"
+                                         : sample_status_name(status);
 }
 
 // Prints the `most` likeliest of C classes, best first, with the softmax of the logits, which are used up.
@@ -433,7 +430,7 @@ static inline void classify_print(const char *path, float *logits, const StringL
 // could be used.
 static inline int classify(const Evaluation *e, char *const *paths, int count, const StringList *names,
     const StringList *templates, int most) {
-    const int E = e->clip->config.embed_dim, C = (int)names->count, S = e->loader.image_size;
+    const int E = e->clip->config.embed_dim, C = (int)names->count, S = e->loader.image.size;
     float *classifier = (float *)malloc_check((size_t)C * (size_t)E * sizeof(float)); // (C,E)
     float *logits = (float *)malloc_check((size_t)C * sizeof(float));
     float *feature = (float *)malloc_check((size_t)E * sizeof(float));

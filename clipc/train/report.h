@@ -71,18 +71,6 @@ static inline uint8_t *png_of_planes(const uint8_t *planes, int S, size_t *bytes
     return out;
 }
 
-// Decodes sample `index` for the model; false for one that cannot be used.
-static inline bool grid_read_pixels(const LoaderConfig *c, const SampleBytes *bytes, uint8_t *pixels) {
-    Image image;
-    if (image_decode(&image, bytes->image.data, bytes->image.bytes, c->max_image_pixels) != IMAGE_OK)
-        return false;
-    if (c->exif_rotate) image_apply_orientation(&image);
-    const ImageStatus status =
-        image_eval_transform(pixels, &image, c->image_size, c->interpolation, c->resize_mode);
-    image_free(&image);
-    return status == IMAGE_OK;
-}
-
 // Reads pictures, evenly spread over the set, and captions: those of some more samples, or where `classes` is
 // given those of the classes.
 static inline void grid_read(
@@ -90,10 +78,10 @@ static inline void grid_read(
     const int64_t n = dataset_count(data);
     const int64_t samples = min_i64(n, REPORT_CAPTIONS);
     const int64_t every = max_i64(1, samples / REPORT_PICTURES);
-    const size_t size = 3 * (size_t)c->image_size * (size_t)c->image_size;
+    const size_t size = 3 * (size_t)c->image.size * (size_t)c->image.size;
     char *caption = NULL;
     size_t capacity = 0;
-    SampleBytes bytes;
+    SampleBuffers bytes;
     memset(&bytes, 0, sizeof bytes);
     for (size_t i = 0; classes && i < classes->classnames.count; i++) {
         template_fill(&caption, &capacity, classes->templates.list[0], classes->classnames.list[i]);
@@ -104,13 +92,15 @@ static inline void grid_read(
         const bool shown = k % every == 0 && g->count < REPORT_PICTURES;
         if ((classes && !shown) || dataset_read(data, k * n / samples, &bytes) != SAMPLE_OK) continue;
         const int own = classes ? bytes.label : grid_caption(g, bytes.caption, bytes.caption_bytes);
-        if (!shown || !grid_read_pixels(c, &bytes, pixels + (size_t)g->count * size)) continue;
+        uint8_t *square = pixels + (size_t)g->count * size;
+        int orientation;
+        if (!shown || sample_eval_pixels(square, &orientation, &bytes.image, &c->image) != SAMPLE_OK) continue;
         ReportPicture *p = &g->list[g->count];
         p->own = own;
-        p->png = png_of_planes(pixels + (size_t)g->count * size, c->image_size, &p->png_bytes);
+        p->png = png_of_planes(square, c->image.size, &p->png_bytes);
         g->count += p->png != NULL;
     }
-    sample_bytes_free(&bytes);
+    sample_buffers_free(&bytes);
     free(caption);
 }
 
@@ -160,7 +150,7 @@ static inline void grid_encode_captions(const ReportGrid *g, const Evaluation *e
 // labelled ones. An empty grid where there is nothing to read in them, or no text can be read.
 static inline ReportGrid report_grid(const Evaluation *e, const Dataset *data, const ZeroshotSet *classes) {
     ReportGrid g;
-    const int S = e->loader.image_size, E = e->clip->config.embed_dim;
+    const int S = e->loader.image.size, E = e->clip->config.embed_dim;
     const size_t size = 3 * (size_t)S * (size_t)S;
     memset(&g, 0, sizeof g);
     g.image_size = S;

@@ -115,12 +115,12 @@ static inline void train_set_loading(Training *t) {
     memset(&l, 0, sizeof l);
     l.batch_size = (int)o->batch_size;
     l.workers = (int)o->workers;
-    l.image_size = c->image_size;
-    l.interpolation = (Interpolation)c->interpolation;
-    l.resize_mode = (ResizeMode)c->resize_mode;
+    l.image.size = c->image_size;
+    l.image.interpolation = (Interpolation)c->interpolation;
+    l.image.resize_mode = (ResizeMode)c->resize_mode;
     l.augment = t->augment.evaluation_transform ? NULL : &t->augment;
-    l.max_image_pixels = o->max_image_pixels ? o->max_image_pixels : INT64_MAX;
-    l.exif_rotate = o->exif_rotate;
+    l.image.max_pixels = o->max_image_pixels ? o->max_image_pixels : INT64_MAX;
+    l.image.exif_rotate = o->exif_rotate;
     l.seed = (uint64_t)o->seed;
     l.shuffle = !o->no_shuffle;
     l.context = c->context_length;
@@ -272,9 +272,9 @@ static inline void train_open_data(Training *t) {
 static inline void train_keep_images(Training *t) {
     const char *path = t->o->cache_images;
     LoaderConfig *l = &t->loading;
-    const ImageCacheConfig c = {l->augment ? 0 : l->image_size, l->interpolation, l->resize_mode,
-        l->exif_rotate, l->max_image_pixels};
     if (!path) return;
+    ImageSettings c = l->image;
+    if (l->augment) c.size = 0; // the images as decoded
     if (!file_exists(path) && !image_cache_make(path, &t->train, &c, l->interrupted)) {
         warn("interrupted; no pictures are kept");
         exit(EXIT_INTERRUPTED);

@@ -56,7 +56,7 @@ static inline void sweep_open(Sweep *s, Evaluation *e, const char *const *specs,
     s->e = e;
     if (count > SWEEP_SETS)
         die(EXIT_USAGE, "--eval: %zu sets, at most %d can be compared", count, SWEEP_SETS);
-    const size_t S = (size_t)e->loader.image_size;
+    const size_t S = (size_t)e->loader.image.size;
     size_t pixels = 0;
     for (size_t i = 0; i < count; i++) {
         SweepSet *x = &s->sets[s->count++];
@@ -99,7 +99,7 @@ static inline void sweep_point_free(SweepPoint *p) {
 // pixels kept.
 static inline bool sweep_read(Sweep *s, SweepSet *x) {
     const size_t E = (size_t)s->e->clip->config.embed_dim;
-    const size_t S = (size_t)s->e->loader.image_size;
+    const size_t S = (size_t)s->e->loader.image.size;
     const size_t N = (size_t)dataset_count(&x->set.data);
     const size_t picture = 3 * S * S;
     if (!x->read) {
@@ -121,7 +121,7 @@ static inline bool sweep_read(Sweep *s, SweepSet *x) {
 
 // Encodes them from the pixels that were kept.
 static inline bool sweep_encode(Sweep *s, SweepSet *x) {
-    const size_t E = (size_t)s->e->clip->config.embed_dim, S = (size_t)s->e->loader.image_size;
+    const size_t E = (size_t)s->e->clip->config.embed_dim, S = (size_t)s->e->loader.image.size;
     for (int64_t first = 0; first < x->count; first += s->e->loader.batch_size) {
         ClipBatch batch;
         memset(&batch, 0, sizeof batch);

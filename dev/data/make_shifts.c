@@ -145,7 +145,7 @@ static void add_picture(FILE *f, const char *path, const char *key, const uint8_
     tar_add(f, path, name, text, strlen(text));
 }
 
-static int find_label(const SampleBytes *bytes, const StringList *names) {
+static int find_label(const SampleBuffers *bytes, const StringList *names) {
     char caption[256];
     if (bytes->label >= 0) return bytes->label;
     snprintf(
@@ -170,7 +170,7 @@ int main(int argc, char **argv) {
     Dataset d = dataset_open(argv[1], &config, 1);
     SafeFile out;
     safe_file_open(&out, argv[3]);
-    SampleBytes bytes;
+    SampleBuffers bytes;
     memset(&bytes, 0, sizeof bytes);
     char *caption = NULL;
     size_t capacity = 0;
@@ -201,7 +201,7 @@ int main(int argc, char **argv) {
     const char end[1024] = "";
     safe_file_write(&out, end, sizeof end);
     safe_file_commit(&out);
-    sample_bytes_free(&bytes);
+    sample_buffers_free(&bytes);
     dataset_free(&d);
     string_list_free(&names);
     free(caption);

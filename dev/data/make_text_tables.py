@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Writes clipc/data/text_tables.h: the data behind caption cleaning that no C library brings.
+"""Writes data/text_tables.h: the data for cleaning captions that no C library has.
 
-    dev/data/make_text_tables.py --classes unicode_classes.tsv > clipc/data/text_tables.h
+    dev/data/make_text_tables.py --classes unicode_classes.tsv > data/text_tables.h
 
 - HTML entities, from Python's html.entities, with the upper-case spellings that only ftfy knows;
 - the upper halves of the code pages that ftfy tries, from Python's codecs;
@@ -20,7 +20,7 @@ WIDTH = 160
 
 
 def c_string(text):
-    """A C string literal: readable where the character is visible by itself, octal bytes elsewhere (they end by themselves)."""
+    """A C string literal: readable where the character is visible by itself, octal bytes elsewhere (three digits, so a digit may follow)."""
     visible = lambda c: c.isprintable() and unicodedata.category(c)[0] not in "MCZ" and unicodedata.bidirectional(c) not in ("R", "AL")
     return '"' + "".join(
         "\\" + c if c in '"\\' else c if visible(c) else "".join(f"\\{b:03o}" for b in c.encode()) for c in text) + '"'
@@ -61,7 +61,7 @@ def younger(path):
 
 
 def emit(cells, indent="    "):
-    """Cells with commas behind, as many a line as fit."""
+    """Cells, each followed by a comma, as many a line as fit."""
     line = indent[:-1]
     for cell in cells:
         if len(line) + len(cell) + 2 > WIDTH:

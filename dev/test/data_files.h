@@ -167,7 +167,7 @@ static inline OpenCase open_of(const char *spec) {
 
 // Reads a sample; its caption as a string.
 static inline SampleStatus read_sample(
-    const Dataset *d, int64_t i, SampleBytes *b, char *caption, size_t size) {
+    const Dataset *d, int64_t i, SampleBuffers *b, char *caption, size_t size) {
     SampleStatus status = dataset_read(d, i, b);
     snprintf(caption, size, "%.*s", (int)b->caption_bytes, b->caption);
     return status;

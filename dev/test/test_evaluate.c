@@ -343,9 +343,9 @@ static Evaluation toy_create(void) {
     e.kernels = kernels_select();
     e.loader.batch_size = 5;
     e.loader.workers = 2;
-    e.loader.image_size = TOY_SIZE;
+    e.loader.image.size = TOY_SIZE;
     e.loader.context = TOY_CONTEXT;
-    e.loader.max_image_pixels = 1000000;
+    e.loader.image.max_pixels = 1000000;
     e.loader.tokenizer = tokenizer;
     e.loader.one_pass = true;
     return e;

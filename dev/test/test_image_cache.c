@@ -40,18 +40,18 @@ static LoaderConfig loading(const AugmentConfig *augment, bool exif_rotate) {
     memset(&c, 0, sizeof c);
     c.batch_size = BATCH;
     c.workers = 2;
-    c.image_size = SIZE;
+    c.image.size = SIZE;
     c.augment = augment;
-    c.max_image_pixels = 20000;
-    c.exif_rotate = exif_rotate;
+    c.image.max_pixels = 20000;
+    c.image.exif_rotate = exif_rotate;
     c.shuffle = true;
     c.seed = 5;
     return c;
 }
 
-static ImageCacheConfig keeping(const LoaderConfig *c) {
-    const ImageCacheConfig k = {c->augment ? 0 : c->image_size, c->interpolation, c->resize_mode,
-        c->exif_rotate, c->max_image_pixels};
+static ImageSettings keeping(const LoaderConfig *c) {
+    ImageSettings k = c->image;
+    if (c->augment) k.size = 0;
     return k;
 }
 
@@ -79,7 +79,7 @@ static void test_same_bits(const char *spec, const AugmentConfig *augment, bool 
     DatasetConfig dc = dataset_config_default();
     Dataset d = dataset_open(spec, &dc, 2);
     LoaderConfig c = loading(augment, exif_rotate);
-    const ImageCacheConfig k = keeping(&c);
+    const ImageSettings k = keeping(&c);
     const uint64_t plain = run(&d, &c);
     const char *path = at("kept");
     EXPECT(image_cache_make(path, &d, &k, NULL));
@@ -109,7 +109,7 @@ static void test_no_reading(void) {
     DatasetConfig dc = dataset_config_default();
     Dataset d = dataset_open(at("set/t.csv"), &dc, 2);
     LoaderConfig c = loading(NULL, false);
-    const ImageCacheConfig k = keeping(&c);
+    const ImageSettings k = keeping(&c);
     const char *path = at("kept");
     EXPECT(image_cache_make(path, &d, &k, NULL));
     ImageCache cache = image_cache_open(path, &d, &k);
@@ -135,7 +135,7 @@ static void test_no_reading(void) {
 
 typedef struct {
     const Dataset *d;
-    ImageCacheConfig k;
+    ImageSettings k;
 } OpenFile;
 
 static void open_file(const void *argument) {
@@ -177,15 +177,15 @@ static void test_refusals(void) {
     EXPECT(run_child(make_file, &good) == 0 && run_child(open_file, &good) == 0);
     for (int i = 0; i < 7; i++) {
         OpenFile o = good;
-        if (i == 0) o.k.image_size = 32;
-        if (i == 1) o.k.image_size = 0;
+        if (i == 0) o.k.size = 32;
+        if (i == 1) o.k.size = 0;
         if (i == 2) o.k.interpolation = INTERPOLATION_BILINEAR;
         if (i == 3) o.k.resize_mode = RESIZE_SQUASH;
         if (i == 4) o.k.exif_rotate = true;
-        if (i == 5) o.k.max_image_pixels = 30000;
+        if (i == 5) o.k.max_pixels = 30000;
         if (i == 6) o.d = &other;
         EXPECT_DEATH(
-            open_file, &o, "holds the pictures of other data, or for other image settings; remove it");
+            open_file, &o, "holds the images of other data, or for other image settings; remove it");
     }
     const int64_t first = d.samples[0].image; // the same samples in another order
     d.samples[0].image = d.samples[1].image;
@@ -213,9 +213,9 @@ static void test_refusals(void) {
     write_file(at("kept"), whole, 100);
     EXPECT_DEATH(open_file, &good, "is not complete; remove it");
     write_file(at("kept"), whole, 10);
-    EXPECT_DEATH(open_file, &good, "is no file of pictures");
+    EXPECT_DEATH(open_file, &good, "is not a file of images");
     write_text(at("kept"), "something else that is long enough for a header");
-    EXPECT_DEATH(open_file, &good, "is no file of pictures; give --cache-images another name");
+    EXPECT_DEATH(open_file, &good, "is not a file of images; give --cache-images another name");
     free(whole);
     dataset_free(&d);
     dataset_free(&other);
@@ -225,7 +225,7 @@ static void test_interrupted(void) {
     DatasetConfig dc = dataset_config_default();
     Dataset d = dataset_open(at("set/t.csv"), &dc, 2);
     LoaderConfig c = loading(NULL, false);
-    const ImageCacheConfig k = keeping(&c);
+    const ImageSettings k = keeping(&c);
     const volatile sig_atomic_t interrupted = 1;
     EXPECT(!image_cache_make(at("never"), &d, &k, &interrupted) && !file_exists(at("never")) &&
            !file_exists(at("never.part")));

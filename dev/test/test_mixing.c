@@ -66,9 +66,9 @@ static LoaderConfig loader_config(int workers) {
     memset(&c, 0, sizeof c);
     c.batch_size = 8;
     c.workers = workers;
-    c.image_size = SIZE;
+    c.image.size = SIZE;
     c.augment = &augment;
-    c.max_image_pixels = 10000;
+    c.image.max_pixels = 10000;
     c.seed = 3;
     c.shuffle = true;
     c.tokenizer = tokenizer;
@@ -148,7 +148,7 @@ static void expect_reproducible(const Dataset *d, LoaderConfig c, int64_t epoch,
 static void test_mixed_kinds(void) {
     DatasetConfig c = dataset_config_default();
     Dataset d = dataset_open(mixed, &c, 2);
-    SampleBytes b;
+    SampleBuffers b;
     memset(&b, 0, sizeof b);
     int64_t first[4], order[ALL];
     dataset_source_ranges(&d, first);
@@ -196,7 +196,7 @@ static void test_mixed_kinds(void) {
     dataset_source_ranges(&held, first);
     EXPECT(held.count == 5 && first[3] == 5 && d.count == 8 && dataset_epoch_length(&d) == 8);
     for (int64_t i = 0; i < held.count; i++) EXPECT_STATUS(&held, i, &b, SAMPLE_OK);
-    sample_bytes_free(&b);
+    sample_buffers_free(&b);
     dataset_free(&held);
     dataset_free(&d);
 }
@@ -211,24 +211,24 @@ static void test_source_errors(void) {
     EXPECT_DEATH(open_case, &c, "nothing beside ::");
     c = open_of(join(spec, at("f"), at("m.tar")));
     c.config.type = DATASET_WEBDATASET;
-    EXPECT(run_child(open_case, &c) == 0 && strstr(child_output, "it is no file"), "%s",
+    EXPECT(run_child(open_case, &c) == 0 && strstr(child_output, "it is not a file"), "%s",
         child_output); // a broken shard, the other one is read
     c = open_of(mixed);
     c.config.upsampling_factors = "1::2";
     EXPECT_DEATH(open_case, &c, "2 factors for 3 sources");
     c.config.upsampling_factors = "1::2::x";
-    EXPECT_DEATH(open_case, &c, "'x' is no number");
+    EXPECT_DEATH(open_case, &c, "'x' is not a number");
     c.config.upsampling_factors = "1::-2::1";
-    EXPECT_DEATH(open_case, &c, "'-2' is no number from 0");
+    EXPECT_DEATH(open_case, &c, "'-2' is not a number from 0");
     c.config.upsampling_factors = "nan::1::1";
-    EXPECT_DEATH(open_case, &c, "'nan' is no number");
+    EXPECT_DEATH(open_case, &c, "'nan' is not a number");
     c.config.upsampling_factors = "0::0::0";
     EXPECT_DEATH(open_case, &c, "leaves no data");
     c.config.upsampling_factors = NULL;
     c.config.positives_key = "colour";
     EXPECT_DEATH(open_case, &c, "no column 'colour'");
     c.spec = at("m.tar");
-    EXPECT_DEATH(open_case, &c, "column of a CSV");
+    EXPECT_DEATH(open_case, &c, "needs a CSV with this column");
 }
 
 static void skip_case(const void *spec) {
@@ -354,7 +354,7 @@ static void test_pipe(void) {
     DatasetConfig c = dataset_config_default();
     snprintf(spec, sizeof spec, "pipe:cat %s::%s", at("m.tar"), at("m/m.csv"));
     Dataset d = dataset_open(spec, &c, 2), plain = dataset_open(at("m.tar"), &c, 2);
-    SampleBytes b, p;
+    SampleBuffers b, p;
     memset(&b, 0, sizeof b);
     memset(&p, 0, sizeof p);
     EXPECT(d.count == TAR + CSV && d.spill_fd >= 0 && plain.spill_fd < 0);
@@ -379,8 +379,8 @@ static void test_pipe(void) {
     EXPECT(d.count == 2 * TAR && d.file_count == 2);
     EXPECT_CAPTION(&d, 2 * TAR - 1, &b, "of row 19");
     dataset_free(&d);
-    sample_bytes_free(&b);
-    sample_bytes_free(&p);
+    sample_buffers_free(&b);
+    sample_buffers_free(&p);
 
     OpenCase o = open_of(spec);
     snprintf(spec, sizeof spec, "pipe:cat %s; exit 3", path);
@@ -684,14 +684,14 @@ static void test_prompts(void) {
     char three[3 * PATH_SIZE];
     snprintf(three, sizeof three, "%s::%s", join(spec, at("labels.csv"), at("captions.csv")), at("m.tar"));
     d = dataset_open(three, &c, 2);
-    SampleBytes b;
+    SampleBuffers b;
     memset(&b, 0, sizeof b);
     EXPECT(d.samples[0].label == 1 && d.samples[1].label == 2 && d.samples[2].label == -1);
     EXPECT_STATUS(&d, 2, &b, SAMPLE_NO_CAPTION);
     EXPECT_CAPTION(&d, 4, &b, "a cow");
     EXPECT_CAPTION(&d, 6 + 3, &b, "of row 3"); // what is no class of the list keeps its caption
     EXPECT_CAPTION(&d, 6 + 2, &b, "");
-    sample_bytes_free(&b);
+    sample_buffers_free(&b);
     run_epoch(&seen, &d, &lc, 0, 0, 6);
     for (int i = 0; i < seen.count; i++) {
         const int label = d.samples[seen.indices[i]].label;
@@ -733,12 +733,12 @@ static void test_json_keys(void) {
     DatasetConfig c = dataset_config_default();
     c.json_text_key = "long;short";
     Dataset d = dataset_open(at("j.tar"), &c, 2);
-    SampleBytes b;
+    SampleBuffers b;
     memset(&b, 0, sizeof b);
     EXPECT_CAPTION(&d, 0, &b, "second");
     EXPECT_CAPTION(&d, 1, &b, "first");
     EXPECT_STATUS(&d, 2, &b, SAMPLE_NO_CAPTION);
-    sample_bytes_free(&b);
+    sample_buffers_free(&b);
     dataset_free(&d);
 }
 

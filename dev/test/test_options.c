@@ -62,8 +62,8 @@ static void expect_refused(const char *line, const char *words) {
     int code = run(line);
     char *end = strchr(output, '\n');
     EXPECT(code == EXIT_USAGE, "%s: exit code %d: %s", line, code, output);
-    size_t n = strlen(program_invocation_short_name);
-    EXPECT(strncmp(output, program_invocation_short_name, n) == 0 && output[n] == ':' && end && !end[1],
+    size_t n = strlen(program_name());
+    EXPECT(strncmp(output, program_name(), n) == 0 && output[n] == ':' && end && !end[1],
         "%s: not one line: %s", line, output);
     EXPECT(strstr(output, words), "%s: '%s' is not in: %s", line, words, output);
 }

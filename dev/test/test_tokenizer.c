@@ -86,7 +86,7 @@ static void test_pieces(void) {
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         Text text = {NULL, 0, 0};
         text_append_utf8(&text, cases[i].text, strlen(cases[i].text));
-        size_t length = piece_length(text.at, text.length);
+        size_t length = word_length(text.at, text.length);
         EXPECT(length == cases[i].length, "'%s': %zu instead of %zu", cases[i].text, length, cases[i].length);
         text_free(&text);
     }
@@ -113,11 +113,11 @@ static void test_malformed_tables(void) {
     static const struct {
         const char *merges, *error;
     } cases[] = {
-        {"a b\nab\n", "merge 2 is not two symbols with a blank between"},
-        {"a b\n\nab c", "merge 2 is not two symbols with a blank between"},
-        {"a b c\n", "merge 1 is not two symbols with a blank between"},
-        {" a", "merge 1 is not two symbols with a blank between"},
-        {"a ", "merge 1 is not two symbols with a blank between"},
+        {"a b\nab\n", "merge 2 is not two symbols separated by a blank"},
+        {"a b\n\nab c", "merge 2 is not two symbols separated by a blank"},
+        {"a b c\n", "merge 1 is not two symbols separated by a blank"},
+        {" a", "merge 1 is not two symbols separated by a blank"},
+        {"a ", "merge 1 is not two symbols separated by a blank"},
         {"a b\nabc d\n", "merge 2: no earlier merge makes 'abc'"},
         {"a b\r\n", "merge 1: no earlier merge makes 'b\r'"},
         {"a b\na b\n", "merge 2 makes what an earlier one makes"},
