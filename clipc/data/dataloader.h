@@ -11,7 +11,6 @@
 #include "clipc/data/order.h"       // dataset_order
 #include "clipc/base/rand.h"        // rand_for
 #include "clipc/data/sample.h"      // dataset_read, sample_key
-#include "clipc/data/templates.h"   // template_fill
 #include "clipc/data/tokenizer.h"   // tokenizer_encode
 #include "clipc/data/transform.h"   // image_train_transform
 #include "clipc/base/utils.h"       // die, warn, malloc_check

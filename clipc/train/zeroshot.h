@@ -6,7 +6,7 @@
 #include "clipc/data/dataset.h"    // StringList, compare_strings
 #include "clipc/math/matmul.h"     // Kernels, matmul_nt
 #include "clipc/train/retrieval.h" // count_ahead
-#include "clipc/data/templates.h"  // lines_read, templates_read, template_fill
+#include "clipc/data/sample.h"     // lines_read, templates_read, template_fill
 
 #define ZEROSHOT_SCALE 100 // logits are this times cosines, as in open_clip; only their order counts
 
