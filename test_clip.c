@@ -8,7 +8,7 @@
 // positions that the program computes: caption rows up to end of text, in the last block only the row that is
 // read. What is off, not finite or missing fails.
 #define CLIP_WITHOUT_MAIN
-#include "clipc/train/retrieval.h" // retrieval_metrics
+#include "clipc/train/metrics.h" // retrieval_metrics
 #include "dev/test/test.h"         // EXPECT, test_report
 
 // The layers in fp32 on numbers where the back end keeps them: room() and release() for such, and host_copy()

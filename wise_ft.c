@@ -62,11 +62,9 @@
 #include "train_clip.c"
 #endif
 
-#include "clipc/model/merge.h"        // merge_save, merge_load
-#include "clipc/train/sweep_report.h" // sweep_measure, sweep_write
-#include "clipc/train/training.h"     // train_set_loading, train_dataset_config
-
-#include <sys/wait.h>
+#include "clipc/model/merge.h"    // merge_save, merge_load
+#include "clipc/train/sweep.h"    // sweep_measure, sweep_write
+#include "clipc/train/training.h" // train_set_loading, train_dataset_config
 
 typedef struct {
     Options *o;
@@ -300,40 +298,22 @@ static const SweepPoint *measure(WiseFt *w, const Merge *m, const char *label, d
 
 // ---------------------------------------------------------------- saving
 
-// dev/convert.py beside the program, up to two folders above it, or in the working directory.
-static void converter_path(char path[PATH_SIZE]) {
-    static const char *const ups[] = {"", "/..", "/../.."};
-    char self[PATH_SIZE] = "";
-    if (readlink("/proc/self/exe", self, sizeof self - 1) < 0)
-        snprintf(self, sizeof self, "%s", program_invocation_name);
-    char *slash = strrchr(self, '/');
-    if (slash) *slash = 0;
-    for (int i = 0; i < 3; i++) {
-        path_format(path, "%.3000s%s/dev/convert.py", slash ? self : ".", ups[i]);
-        if (file_exists(path)) return;
-    }
-    path_format(path, "dev/convert.py");
-}
-
+// Writes the form `format` of a saved file beside it, by dev/convert.py.
 static void convert(const char *bin, const char *format) {
     char converter[PATH_SIZE], out[PATH_SIZE];
     const char *python = getenv("PYTHON") && *getenv("PYTHON") ? getenv("PYTHON") : "python3";
-    converter_path(converter);
     path_format(out, "%.*s-%s", (int)strlen(bin) - 4, bin, format);
-    if (!file_exists(converter))
+    if (!script_find(converter, "convert.py"))
         die(EXIT_USAGE, "--format %s: dev/convert.py is not beside this program; %s is written", format, bin);
     fflush(stdout);
-    const pid_t child = fork();
-    if (child == 0) {
-        execlp(python, python, converter, bin, "-o", out, "--format", format, (char *)NULL);
-        _exit(127);
-    }
-    int status = 0;
-    if (child < 0 || waitpid(child, &status, 0) != child)
-        die(EXIT_RUNTIME, "--format %s: cannot start %s (%s)", format, python, strerror(errno));
-    if (WIFEXITED(status) && WEXITSTATUS(status) == 127)
-        die(EXIT_RUNTIME, "--format %s: needs %s, which cannot be run; set PYTHON; %s is written", format,
-            python, bin);
+    const char *const arguments[] = {python, converter, bin, "-o", out, "--format", format, NULL};
+    Process process;
+    int status;
+    const int error = process_start(&process, arguments, -1, false);
+    if (error)
+        die(EXIT_RUNTIME, "--format %s: needs %s, which cannot be run (%s); set PYTHON; %s is written",
+            format, python, strerror(error), bin);
+    process_wait(&process, true, &status);
     if (status) die(EXIT_RUNTIME, "--format %s: dev/convert.py failed; %s is written", format, bin);
 }
 

@@ -346,14 +346,15 @@ static inline void dataset_read_keys(Dataset *d) {
     d->keys = keys;
 }
 
-// ---------------------------------------------------------------- class names in sentences
+// ---------------------------------------------------------------- class names and the sentences around them
 
 // Templates are sentences with a place for the name of a class: what zero-shot classification asks the text
 // tower, and the captions of training on labels (FLYP, Goyal et al. 2023).
 #define DEFAULT_TEMPLATE "a photo of a {}." // where no --templates are given
 
-// The lines of a UTF-8 file of `what` ("class names", "templates"): stripped of blanks and CRs at both ends, empty
-// lines left out. A file with no lines, or with a NUL byte, ends the program. Free with string_list_free().
+// The lines of a UTF-8 file of `what` ("class names", "templates"): stripped of blanks and CRs at both ends,
+// empty lines left out. A file with no lines, or with a NUL byte, ends the program. Free with
+// string_list_free().
 static inline StringList lines_read(const char *path, const char *what) {
     StringList lines = {NULL, 0, 0};
     size_t length;
@@ -382,8 +383,8 @@ static inline const char *template_slot(const char *sentence, int *bytes) {
     return *bytes == 2 ? a : b;
 }
 
-// Templates, one a line, with `{}` or `{c}` (as in open_clip's own files) in place of the class name. Without a
-// path: DEFAULT_TEMPLATE.
+// Templates, one a line, with `{}` or `{c}` (as in open_clip's own files) in place of the class name. Without
+// a path: DEFAULT_TEMPLATE.
 static inline StringList templates_read(const char *path) {
     StringList templates = {NULL, 0, 0};
     if (!path) {
@@ -414,6 +415,38 @@ static inline void template_fill(char **out, size_t *capacity, const char *sente
         length += name_length;
         sentence = slot + bytes;
     }
+}
+
+// Class names, one a line, that of label 0 first. Equal names are accepted with a warning: no text can tell
+// such classes apart.
+static inline StringList classnames_read(const char *path) {
+    StringList names = lines_read(path, "class names");
+    char **sorted = (char **)malloc_check(names.count * sizeof *sorted);
+    memcpy(sorted, names.list, names.count * sizeof *sorted);
+    qsort(sorted, names.count, sizeof *sorted, compare_strings);
+    const char *twice = NULL;
+    int repeated = 0;
+    for (size_t i = 1; i < names.count; i++)
+        if (strcmp(sorted[i - 1], sorted[i]) == 0) {
+            twice = sorted[i];
+            repeated++;
+        }
+    if (twice)
+        warn("%s: %d lines repeat an earlier class name, such as '%s'; of equal names the first wins", path,
+            repeated, twice);
+    free(sorted);
+    return names;
+}
+
+// Class names from those of folders: golden_retriever becomes "golden retriever".
+static inline StringList classnames_from_folders(char *const *folders, int count) {
+    StringList names = {NULL, 0, 0};
+    for (int i = 0; i < count; i++) {
+        string_list_add(&names, folders[i]);
+        for (char *c = names.list[i]; *c; c++)
+            if (*c == '_') *c = ' ';
+    }
+    return names;
 }
 
 #endif

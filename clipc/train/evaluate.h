@@ -10,8 +10,7 @@
 #include "clipc/data/dataloader.h" // Loader
 #include "clipc/base/logger.h"     // logger_progress
 #include "clipc/math/loss.h"       // contrastive_loss
-#include "clipc/train/retrieval.h" // retrieval_metrics
-#include "clipc/train/zeroshot.h"  // zeroshot_logits
+#include "clipc/train/metrics.h"   // retrieval_metrics, zeroshot_logits
 
 // Who evaluates, and how.
 typedef struct {
@@ -37,15 +36,6 @@ static inline LoaderConfig evaluation_loader(const LoaderConfig *training) {
 static inline bool evaluation_goes_on(const Evaluation *e, const char *what, int64_t done, int64_t total) {
     if (e->logger) logger_progress(e->logger, what, done, total, "");
     return !(e->loader.interrupted && *e->loader.interrupted);
-}
-
-static inline ClipBatch evaluation_batch(int size, const uint8_t *pixels, const int *tokens) {
-    ClipBatch batch;
-    memset(&batch, 0, sizeof batch);
-    batch.size = size;
-    batch.pixels = pixels;
-    batch.tokens = tokens;
-    return batch;
 }
 
 // ---------------------------------------------------------------- one pass over a data set
@@ -78,7 +68,9 @@ static inline EvaluationPass pass_start(
 // the end.
 static inline int pass_next(EvaluationPass *p, float *image, float *text) {
     int n = loader_next(p->loader, &p->batch);
-    ClipBatch batch = evaluation_batch(n, p->batch.pixels, p->batch.tokens);
+    ClipBatch batch = clip_batch(n);
+    batch.pixels = p->batch.pixels;
+    batch.tokens = p->batch.tokens;
     if (n) {
         clip_encode_image(p->e->clip, &batch, image);
         if (text) clip_encode_text(p->e->clip, &batch, text);
@@ -188,7 +180,8 @@ static inline bool zeroshot_classifier(
     size_t capacity = 0;
     bool go_on = true;
     for (int64_t first = 0; first < captions && go_on; first += B) {
-        ClipBatch batch = evaluation_batch((int)min_i64(B, captions - first), NULL, tokens);
+        ClipBatch batch = clip_batch((int)min_i64(B, captions - first));
+        batch.tokens = tokens;
         for (int i = 0; i < batch.size; i++) {
             template_fill(
                 &caption, &capacity, templates->list[(first + i) % P], names->list[(first + i) / P]);
@@ -350,7 +343,13 @@ static inline bool evaluate_validation(
 
 // ---------------------------------------------------------------- names for the log
 
-// A line of metrics.jsonl in the making.
+// A metric's name for the set that it was measured on: zeroshot_top1, or zeroshot_top1/birds of a set with a
+// name.
+static inline void metric_name(char *out, size_t size, const char *metric, const char *set) {
+    snprintf(out, size, "%s%s%s", metric, *set ? "/" : "", set);
+}
+
+// The numbers of one evaluation, for the log and a line of metrics.jsonl.
 enum { MOST_METRICS = 16 };
 typedef struct {
     struct {
@@ -360,12 +359,11 @@ typedef struct {
     int count;
 } MetricList;
 
-// `set`: the name of the data set, "" for none, which then stands behind that of the metric:
-// zeroshot_top1/birds
 static inline void metric_add(
     MetricList *m, const char *prefix, const char *name, const char *set, double value) {
-    snprintf(m->list[m->count].name, sizeof m->list[m->count].name, "%s%s%s%s", prefix, name, *set ? "/" : "",
-        set);
+    char full[64];
+    snprintf(full, sizeof full, "%s%s", prefix, name);
+    metric_name(m->list[m->count].name, sizeof m->list[m->count].name, full, set);
     m->list[m->count++].value = value;
 }
 
@@ -441,7 +439,8 @@ static inline int classify(const Evaluation *e, char *const *paths, int count, c
     int done = 0;
     bool go_on = zeroshot_classifier(e, classifier, names, templates);
     for (int i = 0; i < count && go_on; i++) {
-        ClipBatch one = evaluation_batch(1, pixels, NULL);
+        ClipBatch one = clip_batch(1);
+        one.pixels = pixels;
         const char *wrong = classify_read(&e->loader, paths[i], pixels);
         if (wrong) warn("%s: %s; it is left out", paths[i], wrong);
         if (!wrong) {

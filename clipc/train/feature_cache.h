@@ -88,9 +88,7 @@ static inline void feature_cache_gather(
     for (int b = 0; b < batch->size; b++)
         if (!feature_cache_find(c, keys[b])) missing[count++] = b;
     if (count) {
-        ClipBatch part;
-        memset(&part, 0, sizeof part);
-        part.size = count;
+        ClipBatch part = clip_batch(count);
         uint8_t *pixels = NULL;
         int *tokens = NULL;
         if (c->tower == IMAGE_TOWER) part.pixels = pixels = (uint8_t *)malloc_check((size_t)count * S);

@@ -6,8 +6,8 @@
 #ifndef CLIPC_REPORT_H
 #define CLIPC_REPORT_H
 
-#include "clipc/train/advice.h"   // advice_at
-#include "clipc/train/evaluate.h" // Evaluation, ValidationSet, ZeroshotSet
+#include "clipc/train/evaluate.h" // Evaluation, ZeroshotSet
+#include "clipc/train/monitor.h"  // advice_at, curve_is_evaluation
 
 // ---------------------------------------------------------------- pictures and captions
 
@@ -142,9 +142,7 @@ static inline void grid_encode_captions(const ReportGrid *g, const Evaluation *e
     const int B = (int)min_i64(n, e->loader.batch_size);
     int *tokens = (int *)malloc_check((size_t)B * (size_t)T * sizeof *tokens);
     for (int first = 0; first < n; first += B) {
-        ClipBatch batch;
-        memset(&batch, 0, sizeof batch);
-        batch.size = (int)min_i64(B, n - first);
+        ClipBatch batch = clip_batch((int)min_i64(B, n - first));
         batch.tokens = tokens;
         for (int i = 0; i < batch.size; i++) {
             const char *caption = g->captions.list[first + i];
@@ -175,9 +173,7 @@ static inline ReportGrid report_grid(const Evaluation *e, const Dataset *data, c
     float *scores = (float *)malloc_check((size_t)n * sizeof *scores);
     if (g.count) grid_encode_captions(&g, e, text);
     for (int i = 0; i < g.count; i++) {
-        ClipBatch batch;
-        memset(&batch, 0, sizeof batch);
-        batch.size = 1;
+        ClipBatch batch = clip_batch(1);
         batch.pixels = pixels + (size_t)i * size;
         clip_encode_image(e->clip, &batch, image);
         zeroshot_logits(e->kernels, scores, image, text, 1, n, E, clip_logit_scale(e->clip));
@@ -283,16 +279,6 @@ static inline void html_base64(FILE *f, const uint8_t *data, size_t bytes) {
 static inline void html_text(FILE *f, const char *text) {
     svg_text(f, text, 400);
 } // the same characters mean something
-
-// Is this the curve of an evaluation, of a share, and one that is better the lower it is?
-static inline bool curve_is_evaluation(const char *name) {
-    return strstr(name, "zeroshot_top") || strstr(name, "val_loss") || strstr(name, "_R@") ||
-           strstr(name, "_rank");
-}
-static inline bool curve_is_share(const char *name) {
-    return strstr(name, "zeroshot_top") || strstr(name, "_R@");
-}
-static inline bool curve_falls(const char *name) { return strstr(name, "loss") || strstr(name, "_rank"); }
 
 static inline void html_value(FILE *f, const char *name, double value) {
     char text[32];

@@ -1,6 +1,6 @@
 // Advice on constructed curves: each sign fires where it should, with its figures, none in healthy runs, none
 // on noise or missing data.
-#include "clipc/train/advice.h"
+#include "clipc/train/monitor.h"
 #include "clipc/base/rand.h"
 #include "dev/test/test.h"
 
@@ -154,7 +154,7 @@ static void test_texts(void) {
             {"val_loss has risen three times, 1 to 1.18,", "it was best at step 400", "--early-stop",
                 "--lock-image", "--wd", "--aug-cfg"}},
         {forget, 1000,
-            {"the target went 55.0% to 75.0%", "general 60.0% to 30.0%", "lower --lr", "wise_ft",
+            {"the target went from 55.0% to 75.0%", "general from 60.0% to 30.0%", "lower --lr", "wise_ft",
                 "mix general data", "--lock-image"}},
         {underfit, 1000,
             {"stays at 1.6 ", "val_loss at 1.6 (1.6)", "zero-shot at 55.0% (55.0%)", "higher --lr",
@@ -188,9 +188,9 @@ static void test_locks(void) {
         {overfit, 700, true, "--lock-text", "lock more (--lock-text), higher --wd", "--lock-image"},
         {overfit, 700, true, NULL, "(--early-stop 3), higher --wd", "lock"},
         {forget, 1000, false, "--lock-image",
-            "lock early layers (--lock-image --lock-image-unlocked-groups 4), ensemble", "lock more"},
-        {forget, 1000, true, "--lock-text", "lower --lr, lock more (--lock-text), ensemble", "--lock-image"},
-        {forget, 1000, true, NULL, "lower --lr, ensemble", "lock"},
+            "lock early layers (--lock-image --lock-image-unlocked-groups 4), average", "lock more"},
+        {forget, 1000, true, "--lock-text", "lower --lr, lock more (--lock-text), average", "--lock-image"},
+        {forget, 1000, true, NULL, "lower --lr, average", "lock"},
         {underfit, 1000, false, "--lock-image", "more --epochs, lower --wd", "unlock"},
         {underfit, 1000, true, NULL, "more --epochs, unlock more, lower --wd", "(--"},
     };

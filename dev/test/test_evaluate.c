@@ -201,7 +201,7 @@ static void test_classnames_and_templates(const char *folder) {
     EXPECT(run_child(read_classnames, path, text) == 0 && !*text, "'%s'", text);
     write_text(path, "crane\nmaillot\ncrane\nmaillot\ncrane\nbird\n");
     EXPECT(run_child(read_classnames, path, text) == 0 &&
-               strstr(text, "3 class names stand there before, such as 'maillot'"),
+               strstr(text, "3 lines repeat an earlier class name, such as 'maillot'"),
         "'%s'", text);
     write_text(path, " \r\n\n");
     expect_refused(read_classnames, path, "no class names in it");

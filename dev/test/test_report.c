@@ -1,6 +1,6 @@
 // The parts of report.html and of what watches a run: which captions are best and worst, pictures as PNG,
 // base64, text that is no markup, which model is the best, when to stop.
-#include "clipc/train/monitor.h"
+#include "clipc/train/report.h"
 #include "dev/test/test.h"
 
 static void test_judging_captions(void) {

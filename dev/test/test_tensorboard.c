@@ -1,6 +1,6 @@
 // TensorBoard event files: checksums against published values, every byte decoded again by a reader written
 // apart, resuming, a full disk.
-#include "clipc/train/tensorboard.h"
+#include "clipc/train/trackers.h"
 #include "dev/test/test.h"
 
 #include <sys/resource.h>
