@@ -158,7 +158,7 @@ def test_stock_on_constructed_vectors(files):
     write_like("x.bin", files[0], x)
     write_like("y.bin", files[0], y)
     out = must("wise_ft", "--zeroshot", files[0], "--models", "x.bin", "y.bin", "--method", "model-stock", "--save", "constructed")
-    expect(re.search(r"takes 0\.667 of the mean of 2 models and 0\.333 of the one before \(per tensor 0\.66[67] to 1\.000\)", out), out)
+    expect(re.search(r"takes 0\.667 of the mean of 2 models and 0\.333 of the model before fine-tuning \(per tensor 0\.66[67] to 1\.000\)", out), out)
     got = read("constructed/model_stock.bin")
     for n, w in a.items():
         t = 2 / 3 if w.size > 1 else 1
