@@ -1,10 +1,10 @@
 // Weight ensembling: averages models that were fine-tuned from one another, entry by entry, and finds the
 // best average.
 //
-//   ./wise_ft --zeroshot A.bin --finetuned B.bin --alpha 0.5 --save DIR   (1-α) A + α B (Wortsman et al. 2021)
-//   ./wise_ft … --alpha 0:1:0.1 --eval NAME=PATH --eval NAME=PATH         what each α is worth
-//   ./wise_ft … --eval NAME=PATH --eval NAME=PATH --select mean           the best α
-//   ./wise_ft --models B.bin C.bin … --soup greedy --eval …               model soups (Wortsman et al. 2022)
+//   ./wise_ft --zeroshot A.bin --finetuned B.bin --alpha 0.5 --save DIR  (1-α) A + α B (Wortsman et al. 2021)
+//   ./wise_ft … --alpha 0:1:0.1 --eval NAME=PATH --eval NAME=PATH        what each α is worth
+//   ./wise_ft … --eval NAME=PATH --eval NAME=PATH --select mean          the best α
+//   ./wise_ft --models B.bin C.bin … --soup greedy --eval …              model soups (Wortsman et al. 2022)
 //   ./wise_ft --help
 //
 // main() reads the options and opens the files; line_main() is for one model before and one after

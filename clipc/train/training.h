@@ -219,7 +219,7 @@ static inline ClipBatch train_batch(Training *t, const Batch *batch, int micro) 
         for (int i = 0; i < b.size; i++)
             keys[i] =
                 tower == IMAGE_TOWER
-                    ? picture_key(batch->indices[i])
+                    ? image_key(batch->indices[i])
                     : caption_key(batch->tokens + (size_t)i * (size_t)c->context_length, batch->lengths[i]);
         float *pooled = t->pooled[tower] + (size_t)micro * (size_t)b.size * (size_t)cache->width;
         feature_cache_gather(cache, t->clip, pooled, &b, keys);
