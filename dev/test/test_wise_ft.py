@@ -90,7 +90,7 @@ def wise(a, b, alpha):
 
 
 def depth(name, layers):
-    """LiNeS: how deep a tensor lies in its tower, 0 … 1"""
+    """LiNeS: the depth of a tensor in its tower, 0 … 1"""
     block = re.search(r"resblocks\.(\d+)\.", name)
     if block:
         return int(block[1]) / (layers - 1)
@@ -229,7 +229,7 @@ def jsonl(path):
 
 
 def make_runs():
-    """A start and four models trained from it (one with a locked image tower), and three sets of pictures."""
+    """A start and four models trained from it (one with a locked image tower), and three sets of images."""
     shapes = os.path.join(ROOT, "dev", "data", "make_shapes.py")
     must(sys.executable, shapes, "--out", "plain", "--count", 480)
     must(sys.executable, shapes, "--out", "chalk", "--count", 320, "--domain", "shifted")
@@ -269,7 +269,7 @@ def test_sweep(files, sets, locked):
             chalk, plain, other, shift, mean = (float(row[k]) for k in list(row)[1:])
             expect(abs(shift - (plain + other) / 2) < 1e-9 and abs(mean - (chalk + shift) / 2) < 1e-9, row)
         svg = data(f"{name}/wise_ft.svg").decode()
-        expect("<svg" in svg and "nan" not in svg and "best for chalk: " in svg, "the picture")
+        expect("<svg" in svg and "nan" not in svg and "best for chalk: " in svg, "the plot")
     out = must("wise_ft", "--zeroshot", files[0], "--finetuned", files[1], "--alpha-image", 0.5, "--alpha", "0,1", *evals, "--classnames", classnames, "--eval-only")
     expect("alpha" in out and not os.path.exists("alpha_0.bin") and os.path.exists("wise_ft.csv"), "nothing but tables without --save")
 
