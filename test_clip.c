@@ -13,7 +13,7 @@
 // Prints a line for each tensor: name, entries compared and stored, largest error, tolerance, ok or OFF.
 // Only what the program computes is compared: captions up to end of text, in the last block the pooled row.
 #define CLIP_WITHOUT_MAIN
-#include "clipc/train/retrieval.h" // retrieval_metrics
+#include "clipc/train/metrics.h" // retrieval_metrics
 #include "dev/test/test.h"         // EXPECT, test_report
 
 // ---------------------------------------------------------------- adapters

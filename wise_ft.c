@@ -1,22 +1,15 @@
-// Weight ensembling: models that were fine-tuned from the same start are averaged, number by number, and the
-// best average is found.
+// Weight ensembling: averages models that were fine-tuned from one another, entry by entry, and finds the
+// best average.
 //
-//     ./wise_ft --zeroshot A.bin --finetuned B.bin --alpha 0.5 --save DIR
-//         WiSE-FT (Wortsman et al. 2021): (1 - alpha) A + alpha B
-//     ./wise_ft ... --alpha 0:1:0.1 --eval target=... --eval sketch=... --select mean
-//         evaluates each alpha, and chooses one
-//     ./wise_ft --models B.bin C.bin ... --soup greedy --eval ...
-//         model soups (Wortsman et al. 2022)
-//     ./wise_ft --help
+//   ./wise_ft --zeroshot A.bin --finetuned B.bin --alpha 0.5 --save DIR  (1-α) A + α B (Wortsman et al. 2021)
+//   ./wise_ft … --alpha 0:1:0.1 --eval NAME=PATH --eval NAME=PATH        what each α is worth
+//   ./wise_ft … --eval NAME=PATH --eval NAME=PATH --select mean          the best α
+//   ./wise_ft --models B.bin C.bin … --soup greedy --eval …              model soups (Wortsman et al. 2022)
+//   ./wise_ft --help
 //
-// How it works, in order:
-//   1. files_open() opens all weight files and checks that they can be averaged.
-//   2. line_main() walks along the line from A to B; many_main() averages the models of a soup and the like.
-//      Either way an average is computed tensor by tensor, from the files into the model.
-//   3. sweep_measure() evaluates it on each --eval set. A tower that is the same in all averages is run once.
-//   4. --select chooses; the table, wise_ft.csv, wise_ft.jsonl and wise_ft.svg show all averages; --save
-//      writes the chosen one.
-// The arithmetic is in clipc/model/merge.h, evaluation and choice in clipc/train/sweep.h.
+// main() reads the options and opens the files; line_main() is for one model before and one after
+// fine-tuning, many_main() for several fine-tuned ones. The arithmetic is in clipc/model/merge.h; evaluation,
+// choice, tables and plot are in clipc/train/sweep.h.
 
 #define PROGRAM_OPTIONS(X)                                                                                  \
     X(PROGRAM, TEXT, zeroshot, "zeroshot", "(none)", "FILE.bin", "the model before fine-tuning: alpha 0")   \
@@ -24,7 +17,7 @@
     X(PROGRAM, LIST, models, "models", "(none)", "FILE.bin...",                                             \
         "several fine-tuned models, for --soup, model-stock and task-arithmetic; EMA files are models too") \
     X(PROGRAM, CHOICE, method, "method", "wise-ft", "wise-ft lines model-stock task-arithmetic",            \
-        "how they become one; lines: alpha rises with depth")                                               \
+        "how models are merged; lines: alpha rises with depth")                                             \
     X(PROGRAM, CHOICE, soup, "soup", "(none)", "uniform greedy",                                            \
         "the mean of all --models, or of those that help the target on --eval")                             \
     X(PROGRAM, WORDS, alpha, "alpha", "(0.5; with --select 0:1:0.1)", "LIST",                               \
@@ -32,23 +25,23 @@
     X(PROGRAM, REAL, alpha_image, "alpha-image", "(as --alpha)", "[0,1]", "alpha of the image tower")       \
     X(PROGRAM, REAL, alpha_text, "alpha-text", "(as --alpha)", "[0,1]", "alpha of the text tower")          \
     X(PROGRAM, REAL, first_block, "first-block", "0", "[0,1]",                                              \
-        "lines: share of alpha at a tower's first block, rising to all of it at the last")                  \
+        "lines: fraction of alpha at a tower's first block, rising linearly to 1 at its last")              \
     X(PROGRAM, WORDS, lambda, "lambda", "(1)", "LIST",                                                      \
         "task-arithmetic: factor on each model's update, may be negative; one for all, or one a model")     \
     X(PROGRAM, LIST, eval, "eval", "(none)", "[NAME=]PATH",                                                 \
-        "labelled pictures as for train_clip's --zeroshot-data; may be repeated: target and shifted sets")  \
+        "labelled images as for train_clip's --zeroshot-data; may be repeated: target and shifted sets")    \
     X(PROGRAM, TEXT, target, "target", "(the first)", "NAME",                                               \
         "which set of --eval is the target; the others are shifted")                                        \
     X(PROGRAM, CHOICE, select, "select", "(none)", "mean target shift",                                     \
-        "save the alpha that is best for the target, the mean of the shifted sets, or the mean of both")    \
+        "save the alpha that is best on the target, on the shifted sets, or by the mean of both")           \
     X(PROGRAM, INT, select_steps, "select-steps", "6", "[0,100]",                                           \
-        "alphas that --select looks at beyond those of --alpha")                                            \
+        "how many more alphas --select tries after those of --alpha")                                       \
     X(PROGRAM, FLAG, interpolate_positions, "interpolate-positions", "", "",                                \
-        "take models of another image size or context length to that of the last one")                      \
+        "resize position embeddings where image size or context length differ from the last model's")       \
     X(PROGRAM, TEXT, save, "save", "(no weights)", "DIR",                                                   \
-        "where weights go, and tables and picture, which without it go here")                               \
+        "folder for weights, tables and plot; without it, tables and plot go here")                         \
     X(PROGRAM, TEXT, format, "format", "bin", "NAME",                                                       \
-        "also write this form of the saved files, by dev/convert.py, e.g. open_clip")
+        "also write the saved files in this format, by dev/convert.py, e.g. open_clip")
 #define PROGRAM_GROUPS GROUP_BIT(PROGRAM)
 #define PROGRAM_ALSO                                                                                    \
     "csv-img-key|csv-label-key|csv-separator|image-key|max-image-pixels|exif-rotate|workers|precision|" \
@@ -68,29 +61,27 @@
 #include "train_clip.c"
 #endif
 
-#include "clipc/model/merge.h"        // merge_save, merge_load
-#include "clipc/train/sweep_report.h" // sweep_measure, sweep_write
-#include "clipc/train/training.h"     // train_set_loading, train_dataset_config
-
-#include <sys/wait.h>
+#include "clipc/model/merge.h"    // merge_save, merge_load
+#include "clipc/train/sweep.h"    // sweep_measure, sweep_write
+#include "clipc/train/training.h" // train_set_loading, train_dataset_config
 
 typedef struct {
     Options *o;
-    Training training; // model, tokenizer, loader and log of the evaluation
-    MergeFile *base, **members;
-    int count;      // of members
-    double *alphas; // sorted
+    Training training;          // model, tokenizer, loader and log of the evaluation
+    MergeFile *base, **members; // before fine-tuning, or NULL; (count) fine-tuned
+    int count;
+    double *alphas; // (alpha_count) of --alpha, ascending
     int alpha_count;
     Sweep sweep;
-    bool still[2];      // a tower that is the same in every model of the sweep
-    int64_t version[2]; // how often each tower was loaded
-    SweepPoint *points;
+    bool tower_shared[2]; // [tower] every model of the sweep has the same weights there: it runs once
+    int64_t version[2];   // [tower] how often it was loaded
+    SweepPoint *points;   // (point_count) of the models measured so far
     size_t point_count, point_capacity;
 } WiseFt;
 
-// ---------------------------------------------------------------- what is asked for
+// ---------------------------------------------------------------- options
 
-// Adds a number of --alpha to the sorted list. Twelve digits: the third step of 0:1:0.1 is 0.3, not
+// Adds a number to the sorted list of alphas, rounded to twelve digits: the third step of 0:1:0.1 is 0.3, not
 // 0.30000000000000004.
 static void alpha_add(WiseFt *w, double alpha) {
     enum { MOST = 1001 };
@@ -122,7 +113,7 @@ static void alpha_add_range(WiseFt *w, double from, double to, double step, cons
     for (int i = 0; from + i * step <= to + 1e-9 * step; i++) alpha_add(w, fmin(from + i * step, to));
 }
 
-// --alpha: numbers with commas or blanks between them; FROM:TO:STEP; or FROM,NEXT,...,TO.
+// Parses --alpha: numbers separated by commas or blanks, FROM:TO:STEP, or FROM,NEXT,...,TO.
 static void alphas_parse(WiseFt *w, const char *text) {
     char *copy = strdup_check(text), *rest = copy, *word;
     double last[2] = {NAN, NAN};
@@ -152,7 +143,7 @@ static void alphas_parse(WiseFt *w, const char *text) {
     free(copy);
 }
 
-// --lambda: one factor for each member; free() it.
+// Parses --lambda: one factor for each of `count` members; free() it.
 static double *lambdas_parse(const char *text, int count) {
     double *lambda = (double *)malloc_check((size_t)count * sizeof *lambda);
     char *copy = strdup_check(text ? text : "1"), *rest = copy, *word;
@@ -174,17 +165,17 @@ static double *lambdas_parse(const char *text, int count) {
 
 static bool is_method(const Options *o, const char *name) { return !o->soup && strcmp(o->method, name) == 0; }
 
-// One model before and one after, on the line between them: WiSE-FT and LiNeS.
+// WiSE-FT and LiNeS: one model before fine-tuning, one after, and the line between them.
 static bool is_line(const Options *o) { return is_method(o, "wise-ft") || is_method(o, "lines"); }
 
-// Ends the program where the options do not fit together.
+// Ends the program where options contradict each other or something is missing.
 static void options_check(const Options *o) {
     const bool line = is_line(o), sets = o->eval.count;
     if (o->soup && options_was_set(o, method))
-        die(EXIT_USAGE, "--soup and --method name two ways to average; give one of them");
+        die(EXIT_USAGE, "--soup and --method are two ways to average; give one of them");
     if (line && (!o->zeroshot || !o->finetuned))
         die(EXIT_USAGE, "which models? give --zeroshot A.bin --finetuned B.bin, or --models with --soup or "
-                        "--method (--help tells more)");
+                        "--method (see --help)");
     if (line && o->models.count)
         die(EXIT_USAGE,
             "--models: %s takes one model after fine-tuning, --finetuned; for several use --soup, or "
@@ -207,7 +198,7 @@ static void options_check(const Options *o) {
     if (o->select && !sets)
         die(EXIT_USAGE, "--select: nothing to choose by; give a validation set with --eval NAME=PATH");
     if (o->select && !line)
-        die(EXIT_USAGE, "--select: chooses an alpha between --zeroshot and --finetuned; leave it out here");
+        die(EXIT_USAGE, "--select: chooses an alpha between --zeroshot and --finetuned; leave it out");
     if (o->soup && strcmp(o->soup, "greedy") == 0 && !sets)
         die(EXIT_USAGE, "--soup greedy: nothing to choose by; give a validation set with --eval NAME=PATH");
     if (o->eval_only && !sets) die(EXIT_USAGE, "--eval-only: nothing to evaluate on; give --eval NAME=PATH");
@@ -219,11 +210,12 @@ static void options_check(const Options *o) {
     if (o->target && !sets)
         die(EXIT_USAGE, "--target %s: there are no sets; give --eval NAME=PATH", o->target);
     if (options_was_set(o, format) && !o->save)
-        die(EXIT_USAGE, "--format %s: of which file? give --save DIR", o->format);
+        die(EXIT_USAGE, "--format %s: no weights are saved; give --save DIR", o->format);
 }
 
 // ---------------------------------------------------------------- files and evaluation
 
+// Opens all weight files and checks that they can be merged.
 static void files_open(WiseFt *w) {
     const Options *o = w->o;
     const char *one[1] = {o->finetuned}, *const *paths = is_line(o) ? one : o->models.items;
@@ -238,9 +230,9 @@ static void files_open(WiseFt *w) {
                 die(EXIT_USAGE, "%s and %s are the same file; name two models", other->w.path, paths[k]);
         }
     }
-    MergeFile *like = w->members[w->count - 1];
-    if (w->base) merge_match(w->base, like, o->interpolate_positions);
-    for (int k = 0; k < w->count - 1; k++) merge_match(w->members[k], like, o->interpolate_positions);
+    MergeFile *last = w->members[w->count - 1];
+    if (w->base) merge_match(w->base, last, o->interpolate_positions);
+    for (int k = 0; k < w->count - 1; k++) merge_match(w->members[k], last, o->interpolate_positions);
 }
 
 static MergeAlpha alpha_at(const Options *o, double alpha) {
@@ -248,7 +240,28 @@ static MergeAlpha alpha_at(const Options *o, double alpha) {
     return a;
 }
 
-// Opens the sets of --eval and a model to measure on them, and finds out which towers need no second look.
+// Finds out which towers are the same for all models of the sweep; there has to be one that is not.
+static void find_shared_towers(WiseFt *w) {
+    static const char *const names[2] = {"image", "text"};
+    const Options *o = w->o;
+    MergeFile **files = (MergeFile **)malloc_check(((size_t)w->count + 1) * sizeof *files);
+    memcpy(files, &w->base, sizeof w->base);
+    memcpy(files + (w->base ? 1 : 0), w->members, (size_t)w->count * sizeof *files);
+    merge_equal_towers(files, w->count + (w->base ? 1 : 0), w->tower_shared);
+    free(files);
+    if (w->tower_shared[0] && w->tower_shared[1])
+        die(EXIT_USAGE, "%s and the others hold the same weights; there is nothing between them",
+            w->members[0]->w.path);
+    for (int tower = 0; tower < 2; tower++) {
+        const bool fixed = is_line(o) && !isnan(tower == IMAGE_TOWER ? o->alpha_image : o->alpha_text);
+        if (w->tower_shared[tower])
+            logger_print(&w->training.log,
+                "shared       the %s tower is the same in all files and runs only once", names[tower]);
+        w->tower_shared[tower] |= fixed;
+    }
+}
+
+// Opens the sets of --eval, and a model to measure on them.
 static void evaluation_open(WiseFt *w) {
     Options *o = w->o;
     Training *t = &w->training;
@@ -262,25 +275,10 @@ static void evaluation_open(WiseFt *w) {
         o->templates, &keys);
     if (o->select && strcmp(o->select, "shift") == 0 && w->sweep.count < 2)
         die(EXIT_USAGE, "--select shift: only one set; give the shifted ones with further --eval NAME=PATH");
-    MergeFile **files = (MergeFile **)malloc_check(((size_t)w->count + 1) * sizeof *files);
-    memcpy(files, &w->base, sizeof w->base);
-    memcpy(files + (w->base ? 1 : 0), w->members, (size_t)w->count * sizeof *files);
-    merge_equal_towers(files, w->count + (w->base ? 1 : 0), w->still);
-    free(files);
-    if (w->still[0] && w->still[1])
-        die(EXIT_USAGE, "%s and the others hold the same weights; there is nothing between them",
-            w->members[0]->w.path);
-    static const char *const names[2] = {"image", "text"};
-    for (int tower = 0; tower < 2; tower++) {
-        if (w->still[tower])
-            logger_print(
-                &t->log, "shared       the %s tower is the same in all files: it is run once", names[tower]);
-        else if (is_line(o) && !isnan(tower == IMAGE_TOWER ? o->alpha_image : o->alpha_text))
-            w->still[tower] = true;
-    }
-    logger_print(&t->log, "pictures     %s",
+    find_shared_towers(w);
+    logger_print(&t->log, "images       %s",
         w->sweep.keeps_pixels ? "are decoded once and kept in memory"
-                              : "do not fit into memory: they are decoded again for each model");
+                              : "do not fit into memory; they are decoded again for each model");
     train_catch_signals();
 }
 
@@ -288,12 +286,12 @@ static int compare_points(const void *a, const void *b) {
     return compare_doubles(&((const SweepPoint *)a)->alpha, &((const SweepPoint *)b)->alpha);
 }
 
-// Measures what `m` makes, on all sets; NULL after Ctrl-C. The point stays where it is until the next one.
+// Measures the result of `m` on all sets. Returns its point, valid until the next call; NULL after Ctrl-C.
 static const SweepPoint *measure(WiseFt *w, const Merge *m, const char *label, double alpha) {
     bool wanted[2];
     SweepPoint p;
     for (int tower = 0; tower < 2; tower++) {
-        wanted[tower] = !w->version[tower] || !w->still[tower];
+        wanted[tower] = !w->version[tower] || !w->tower_shared[tower];
         w->version[tower] += wanted[tower];
     }
     merge_load(m, w->training.clip, wanted);
@@ -306,44 +304,26 @@ static const SweepPoint *measure(WiseFt *w, const Merge *m, const char *label, d
 
 // ---------------------------------------------------------------- saving
 
-// dev/convert.py beside the program, up to two folders above it, or in the working directory.
-static void converter_path(char path[PATH_SIZE]) {
-    static const char *const ups[] = {"", "/..", "/../.."};
-    char self[PATH_SIZE] = "";
-    if (readlink("/proc/self/exe", self, sizeof self - 1) < 0)
-        snprintf(self, sizeof self, "%s", program_invocation_name);
-    char *slash = strrchr(self, '/');
-    if (slash) *slash = 0;
-    for (int i = 0; i < 3; i++) {
-        path_format(path, "%.3000s%s/dev/convert.py", slash ? self : ".", ups[i]);
-        if (file_exists(path)) return;
-    }
-    path_format(path, "dev/convert.py");
-}
-
+// Writes the form `format` of a saved file beside it, by dev/convert.py.
 static void convert(const char *bin, const char *format) {
     char converter[PATH_SIZE], out[PATH_SIZE];
     const char *python = getenv("PYTHON") && *getenv("PYTHON") ? getenv("PYTHON") : "python3";
-    converter_path(converter);
     path_format(out, "%.*s-%s", (int)strlen(bin) - 4, bin, format);
-    if (!file_exists(converter))
+    if (!script_find(converter, "convert.py"))
         die(EXIT_USAGE, "--format %s: dev/convert.py is not beside this program; %s is written", format, bin);
     fflush(stdout);
-    const pid_t child = fork();
-    if (child == 0) {
-        execlp(python, python, converter, bin, "-o", out, "--format", format, (char *)NULL);
-        _exit(127);
-    }
-    int status = 0;
-    if (child < 0 || waitpid(child, &status, 0) != child)
-        die(EXIT_RUNTIME, "--format %s: cannot start %s (%s)", format, python, strerror(errno));
-    if (WIFEXITED(status) && WEXITSTATUS(status) == 127)
-        die(EXIT_RUNTIME, "--format %s: needs %s, which cannot be run; set PYTHON; %s is written", format,
-            python, bin);
+    const char *const arguments[] = {python, converter, bin, "-o", out, "--format", format, NULL};
+    Process process;
+    int status;
+    const int error = process_start(&process, arguments, -1, false);
+    if (error)
+        die(EXIT_RUNTIME, "--format %s: needs %s, which cannot be run (%s); set PYTHON; %s is written",
+            format, python, strerror(error), bin);
+    process_wait(&process, true, &status);
     if (status) die(EXIT_RUNTIME, "--format %s: dev/convert.py failed; %s is written", format, bin);
 }
 
-// Writes what `m` makes to DIR/NAME.bin, and its --format.
+// Writes the result of `m` to DIR/NAME.bin, and in the --format asked for.
 static void save(const WiseFt *w, const Merge *m, const char *name) {
     const Options *o = w->o;
     char path[PATH_SIZE];
@@ -358,7 +338,7 @@ static void save(const WiseFt *w, const Merge *m, const char *name) {
     if (strcmp(o->format, "bin") != 0) convert(path, o->format);
 }
 
-// ---------------------------------------------------------------- a line of models: WiSE-FT, LiNeS
+// ---------------------------------------------------------------- between two models: WiSE-FT, LiNeS
 
 static void alpha_label(char label[32], double alpha) { snprintf(label, 32, "%.12g", alpha); }
 
@@ -369,17 +349,8 @@ static bool measure_alpha(WiseFt *w, Merge *m, double alpha) {
     return measure(w, m, label, alpha) != NULL;
 }
 
-// Looks further where it is best, and says what the choice is worth. Returns the chosen point; -1 after
-// Ctrl-C.
-static int select_alpha(WiseFt *w, Merge *m, SweepMeasure what) {
-    for (int64_t step = 0; step < w->o->select_steps; step++) {
-        qsort(w->points, w->point_count, sizeof *w->points, compare_points);
-        const double alpha = sweep_next_alpha(&w->sweep, w->points, (int)w->point_count, what, 0.02);
-        if (isnan(alpha)) break;
-        if (!measure_alpha(w, m, alpha)) return -1;
-    }
-    qsort(w->points, w->point_count, sizeof *w->points, compare_points);
-    const int best = sweep_best(&w->sweep, w->points, (int)w->point_count, what);
+// Prints what the choice of a point among those sorted by α is worth.
+static void print_choice(WiseFt *w, int best, SweepMeasure what) {
     const SweepPoint *p = &w->points[best], *a = &w->points[0], *b = &w->points[w->point_count - 1];
     Interval value, gain;
     sweep_bootstrap(&w->sweep, p, a, b, what, &value, &gain);
@@ -389,19 +360,33 @@ static int select_alpha(WiseFt *w, Merge *m, SweepMeasure what) {
         "%.2f%%",
         p->label, w->o->select, 100 * value.value, 100 * value.low, 100 * value.high,
         100 * sweep_value(&w->sweep, a->top1, what), 100 * sweep_value(&w->sweep, b->top1, what));
-    if (points <= 0)
-        logger_print(&w->training.log, "gain         none: no average is better than the better end");
+    if (points <= 0) logger_print(&w->training.log, "gain         none: no average is better than both ends");
     else if (low > 0)
         logger_print(&w->training.log,
             "gain         %.2f points over the better end (95%% interval %.2f to %.2f)", points, low, high);
     else
         logger_print(&w->training.log,
-            "gain         %.2f points over the better end, which these pictures cannot tell from none (95%% "
-            "interval %.2f to %.2f)",
+            "gain         %.2f points over the better end, which is not significant: the 95%% interval, %.2f "
+            "to "
+            "%.2f, contains 0",
             points, low, high);
     if (points > 0)
-        logger_print(&w->training.log, "             measured on the pictures it was chosen by, so a little "
-                                       "high: take others for the figure that you report");
+        logger_print(&w->training.log, "             measured on the images that chose alpha, so slightly "
+                                       "too high; report a figure from "
+                                       "other images");
+}
+
+// Tries more α around the best one, then chooses. Returns the index of the chosen point; -1 after Ctrl-C.
+static int select_alpha(WiseFt *w, Merge *m, SweepMeasure what) {
+    for (int64_t step = 0; step < w->o->select_steps; step++) {
+        qsort(w->points, w->point_count, sizeof *w->points, compare_points);
+        const double alpha = sweep_next_alpha(&w->sweep, w->points, (int)w->point_count, what, 0.02);
+        if (isnan(alpha)) break;
+        if (!measure_alpha(w, m, alpha)) return -1;
+    }
+    qsort(w->points, w->point_count, sizeof *w->points, compare_points);
+    const int best = sweep_best(&w->sweep, w->points, (int)w->point_count, what);
+    print_choice(w, best, what);
     return best;
 }
 
@@ -414,7 +399,7 @@ static int line_main(WiseFt *w) {
     if (o->select) {
         alpha_add(w, 0);
         alpha_add(w, 1);
-    } // what is between them is compared with them
+    } // the ends, which the choice is compared with
     if (w->sweep.count) {
         sweep_print_header(&w->sweep, "alpha");
         for (int i = 0; i < w->alpha_count; i++)
@@ -436,7 +421,7 @@ static int line_main(WiseFt *w) {
     return EXIT_SUCCESS;
 }
 
-// ---------------------------------------------------------------- many models: soups, Model Stock, task arithmetic
+// ---------------------------------------------------------------- several models: soups, Model Stock, task arithmetic
 
 static const char *file_label(const MergeFile *f) {
     const char *slash = strrchr(f->w.path, '/');
@@ -453,12 +438,12 @@ static bool measure_members(WiseFt *w) {
     return true;
 }
 
-// Greedy soup (Wortsman et al. 2022, recipe 1): from the best member down, each stays in if the soup with it
-// is not worse on the target. Sets `soup` to the members that stayed; false after Ctrl-C.
+// Greedy soup (Wortsman et al. 2022, recipe 1): from the best member down, each stays in the soup unless that
+// makes it worse on the target. Sets `soup` to the members that stayed; false after Ctrl-C.
 static bool greedy_soup(WiseFt *w, Merge *soup) {
     int *order = (int *)malloc_check((size_t)w->count * sizeof *order);
     double best = -1;
-    for (int k = 0; k < w->count; k++) { // falling accuracy; equal ones as they were named
+    for (int k = 0; k < w->count; k++) { // by falling accuracy; equals in the order of the command line
         int at = k;
         const double value = sweep_value(&w->sweep, w->points[k].top1, SWEEP_TARGET);
         for (; at > 0 && sweep_value(&w->sweep, w->points[order[at - 1]].top1, SWEEP_TARGET) < value; at--)
@@ -493,7 +478,7 @@ static bool greedy_soup(WiseFt *w, Merge *soup) {
 }
 
 static void print_ratios(WiseFt *w, const Merge *m) {
-    const TensorTable *tensors = &merge_like(m)->tensors;
+    const TensorTable *tensors = &merge_template(m)->tensors;
     double low = 1, high = 0, mean = 0;
     for (int i = 0; i < tensors->count; i++) {
         const double t = m->ratio[i];
@@ -503,8 +488,9 @@ static void print_ratios(WiseFt *w, const Merge *m) {
         mean += share * t;
     }
     logger_print(&w->training.log,
-        "model stock  takes %.3f of the mean of %d models and %.3f of the one before (per tensor %.3f to "
-        "%.3f)",
+        "model stock  takes %.3f of the mean of %d models and %.3f of the model before fine-tuning (per "
+        "tensor "
+        "%.3f to %.3f)",
         mean, m->count, 1 - mean, low, high);
 }
 
@@ -525,7 +511,7 @@ static int many_main(WiseFt *w) {
     double *lambda = lambdas_parse(o->lambda, w->count);
     m.lambda = lambda;
     if (m.kind == MERGE_MODEL_STOCK) {
-        m.ratio = (double *)malloc_check((size_t)merge_like(&m)->tensors.count * sizeof *m.ratio);
+        m.ratio = (double *)malloc_check((size_t)merge_template(&m)->tensors.count * sizeof *m.ratio);
         merge_stock_ratios(&m);
         print_ratios(w, &m);
     }

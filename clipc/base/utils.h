@@ -12,6 +12,8 @@
 #endif
 #include <errno.h>
 #include <fts.h>
+#include <fcntl.h>
+#include <spawn.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -22,6 +24,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/types.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -345,6 +348,74 @@ static inline void list_files(
     if (folders) string_list_sort(folders);
 }
 
+// ---------------------------------------------------------------- child processes
+
+extern char **environ;
+
+// The project's script dev/NAME: beside this program, in a folder above it (build/…), or in the working
+// directory. False when it is in none of them.
+static inline bool script_find(char path[PATH_SIZE], const char *name) {
+    char program[PATH_SIZE];
+    const ssize_t n = readlink("/proc/self/exe", program, sizeof program - 1);
+    program[n > 0 ? n : 0] = 0;
+    for (char *slash; (slash = strrchr(program, '/'));) {
+        *slash = 0;
+        path_format(path, "%s/dev/%s", program, name);
+        if (file_exists(path)) return true;
+    }
+    path_format(path, "dev/%s", name);
+    return file_exists(path);
+}
+
+typedef struct {
+    pid_t pid; // 0: none runs
+    int pipe;  // our end of the pipe, to write to its input or to read its output; -1: none
+} Process;
+
+// Starts arguments[0], looked up in PATH, with these arguments (the last is NULL).
+//   piped      STDIN_FILENO or STDOUT_FILENO: that stream of it is a pipe; -1: it shares all of ours
+//   own_group  Ctrl-C in the terminal does not reach it
+// Returns 0, or an errno when it cannot be started.
+static inline int process_start(Process *p, const char *const *arguments, int piped, bool own_group) {
+    int ends[2] = {-1, -1}; // to read from, to write to
+    posix_spawn_file_actions_t files;
+    posix_spawnattr_t attributes;
+    p->pid = 0;
+    p->pipe = -1;
+    if (piped >= 0 && pipe(ends)) return errno;
+    const int theirs = piped == STDIN_FILENO ? 0 : 1;
+    posix_spawn_file_actions_init(&files);
+    posix_spawnattr_init(&attributes);
+    if (piped >= 0) {
+        for (int i = 0; i < 2; i++) fcntl(ends[i], F_SETFD, FD_CLOEXEC);
+        posix_spawn_file_actions_adddup2(&files, ends[theirs], piped);
+    }
+    if (own_group) posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETPGROUP);
+    const int error =
+        posix_spawnp(&p->pid, arguments[0], &files, &attributes, (char *const *)arguments, environ);
+    posix_spawn_file_actions_destroy(&files);
+    posix_spawnattr_destroy(&attributes);
+    if (piped >= 0) close(ends[theirs]);
+    if (piped >= 0 && error) close(ends[1 - theirs]);
+    if (error) p->pid = 0;
+    else p->pipe = ends[1 - theirs];
+    return error;
+}
+
+// Has the process ended, or does it, when `block` waits for that? Then true, its pipe is closed, and *status
+// is waitpid()'s: WIFEXITED(status) …; -1 when the system does not know it.
+static inline bool process_wait(Process *p, bool block, int *status) {
+    pid_t ended;
+    *status = -1;
+    do ended = waitpid(p->pid, status, block ? 0 : WNOHANG);
+    while (ended < 0 && errno == EINTR);
+    if (ended == 0) return false;
+    if (p->pipe >= 0) close(p->pipe);
+    p->pid = 0;
+    p->pipe = -1;
+    return true;
+}
+
 // ---------------------------------------------------------------- text
 
 // Levenshtein distance, for "did you mean"; names longer than 63 bytes are cut.
@@ -416,13 +487,33 @@ static inline bool file_hash(const char *path, uint64_t *hash) {
     return whole;
 }
 
-// ---------------------------------------------------------------- bf16: the upper half of an fp32
+// ---------------------------------------------------------------- fp32, and bf16: its upper half
 
 static inline float bf16_to_float(uint16_t x) {
     uint32_t bits = (uint32_t)x << 16;
     float f;
     memcpy(&f, &bits, 4);
     return f;
+}
+
+// out (n) from n bf16 at any address; they may be the second half of out's own bytes
+static inline void bf16_to_floats(float *out, const void *bf16, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        uint16_t bits;
+        memcpy(&bits, (const char *)bf16 + 2 * i, 2);
+        out[i] = bf16_to_float(bits);
+    }
+}
+
+// Is none of n numbers infinite or NaN? Those have all exponent bits set.
+static inline bool all_finite(const float *x, size_t n) {
+    uint32_t special = 0;
+    for (size_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, x + i, 4);
+        special |= (bits & 0x7f800000) == 0x7f800000;
+    }
+    return !special;
 }
 
 // round to nearest, ties to even; NaN stays NaN

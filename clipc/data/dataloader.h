@@ -11,8 +11,7 @@
 #include "clipc/base/utils.h"       // die, warn, malloc_check
 #include "clipc/data/image_cache.h" // ImageCache
 #include "clipc/data/order.h"       // dataset_order
-#include "clipc/data/sample.h"      // dataset_read, sample_key, sample_eval_pixels
-#include "clipc/data/templates.h"   // template_fill
+#include "clipc/data/sample.h"      // dataset_read, sample_key, template_fill
 #include "clipc/data/tokenizer.h"   // tokenizer_encode
 #include "clipc/data/transform.h"   // image_train_transform
 

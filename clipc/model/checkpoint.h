@@ -155,10 +155,9 @@ static inline void checkpoint_restore(const Checkpoint *c, Clip *clip) {
         list_grow((void **)&values, &capacity, x->count, sizeof *values);
         for (int arena = ARENA_M; arena < ARENA_M + state_arenas(clip); arena++) {
             fread_check(values, x->count * sizeof *values, f, c->state);
-            for (size_t j = 0; j < x->count; j++)
-                if (!isfinite(values[j]))
-                    die(EXIT_USAGE, "%s: the optimizer state of %s is not finite; take an earlier checkpoint",
-                        c->state, x->name);
+            if (!all_finite(values, x->count))
+                die(EXIT_USAGE, "%s: the optimizer state of %s is not finite; take an earlier checkpoint",
+                    c->state, x->name);
             clip_write(clip, (ClipArena)arena, x, values);
         }
     }

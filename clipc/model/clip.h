@@ -45,6 +45,14 @@ typedef struct {
     int kept_count;
 } ClipBatch;
 
+// A batch of that size with nothing in it yet: set pixels, tokens or what else the model is to take.
+static inline ClipBatch clip_batch(int size) {
+    ClipBatch batch;
+    memset(&batch, 0, sizeof batch);
+    batch.size = size;
+    return batch;
+}
+
 // The optimizer's settings for one step (Loshchilov and Hutter 2019, as torch.optim.AdamW and open_clip use
 // it).
 typedef struct {

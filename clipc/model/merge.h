@@ -1,20 +1,21 @@
-// Arithmetic on packed weight files: entries of several models of one architecture become those of a new one.
-// Streamed: a chunk of every file is read, combined and written by each thread, so that no model is ever held
-// whole.
+// Merging models of one architecture, entry by entry: A is the model before fine-tuning, B … are fine-tuned.
 //
-//   WiSE-FT (Wortsman et al. 2021)          (1-α) A + α B, α for all, for a tower, or rising with depth as
-//       LiNeS has it
-//   uniform soup (Wortsman et al. 2022)     the mean
-//   Model Stock (Jang et al. 2024)          t mean + (1-t) A, t for each tensor from the angle between the
-//       runs
-//   task arithmetic (Ilharco et al. 2022)   A + Σ λ (B - A)
+//   WiSE-FT (Wortsman et al. 2021)         (1-α) A + α B; α for all, of a tower, or rising with depth (LiNeS)
+//   uniform soup (Wortsman et al. 2022)    the mean of B …
+//   Model Stock (Jang et al. 2024)         t mean + (1-t) A; t of each tensor from the angles of the updates
+//   task arithmetic (Ilharco et al. 2022)  A + Σ λ (B - A)
+//
+// The packed files are streamed: each thread reads a chunk of every file, combines and writes it, so that no
+// model is ever held in memory as a whole.
 #ifndef CLIPC_MERGE_H
 #define CLIPC_MERGE_H
 
 #include "clipc/model/clip.h"      // Clip, clip_write
 #include "clipc/model/positions.h" // positions_resize_image
 
-#define MERGE_CHUNK ((size_t)1 << 16) // entries a thread works on at a time: a few of them stay in L2
+#include <assert.h>
+
+#define MERGE_CHUNK ((size_t)1 << 16) // entries a thread works on at a time: a few such chunks stay in L2
 
 // ---------------------------------------------------------------- files
 
@@ -22,13 +23,13 @@
 typedef struct {
     WeightFile w;
     TensorTable tensors; // of the file
-    size_t *at;          // (tensors.count) bytes from the start of the file
-    float **resized;     // (tensors.count) position embeddings brought to another size; NULL: as in the file
+    size_t *at;          // (tensors.count) where each tensor begins, in bytes from the start of the file
+    float **resized;     // (tensors.count) position embeddings resized by merge_match(); NULL: as in the file
     bool any_resized;
     struct stat st;
 } MergeFile;
 
-// Ends the program when `path` is no whole weight file.
+// Ends the program when `path` is not a complete weight file. Free with merge_file_close().
 static inline MergeFile *merge_file_open(const char *path) {
     MergeFile *f = (MergeFile *)calloc_check(1, sizeof *f);
     weight_file_open(&f->w, path);
@@ -60,15 +61,16 @@ static inline bool merge_same_file(const struct stat *a, const struct stat *b) {
 
 typedef enum { MERGE_OK, MERGE_READ_ERROR, MERGE_NOT_FINITE, MERGE_WRITE_ERROR } MergeStatus;
 
-// Entries from … from + n - 1 of tensor i, in fp32.
+// Entries from … from + n - 1 of tensor i, as fp32 into out (n). Thread-safe.
 static inline MergeStatus merge_read(const MergeFile *f, int i, size_t from, size_t n, float *out) {
+    assert(i >= 0 && i < f->tensors.count);
     if (f->resized[i]) {
         memcpy(out, f->resized[i] + from, n * sizeof(float));
         return MERGE_OK;
     }
+    assert(from + n <= f->tensors.list[i].count);
     const size_t size = weights_element_bytes(f->w.dtype);
-    char *raw =
-        (char *)out + (sizeof(float) - size) * n; // bf16 lies behind the place where its widened form goes
+    char *raw = (char *)out + (sizeof(float) - size) * n; // bf16: read into the second half of out
     for (size_t done = 0; done < n * size;) {
         const ssize_t got =
             pread(fileno(f->w.f), raw + done, n * size - done, (off_t)(f->at[i] + from * size + done));
@@ -76,20 +78,11 @@ static inline MergeStatus merge_read(const MergeFile *f, int i, size_t from, siz
         if (got <= 0) return MERGE_READ_ERROR;
         done += (size_t)got;
     }
-    for (size_t j = 0; f->w.dtype == DTYPE_BF16 && j < n; j++) {
-        uint16_t half;
-        memcpy(&half, raw + 2 * j, 2);
-        out[j] = bf16_to_float(half);
-    }
-    uint32_t worst = 0; // all exponent bits set: infinite or NaN
-    for (size_t j = 0; j < n; j++) {
-        uint32_t bits;
-        memcpy(&bits, out + j, 4);
-        worst |= (bits & 0x7f800000) == 0x7f800000;
-    }
-    return worst ? MERGE_NOT_FINITE : MERGE_OK;
+    if (f->w.dtype == DTYPE_BF16) bf16_to_floats(out, raw, n);
+    return all_finite(out, n) ? MERGE_OK : MERGE_NOT_FINITE;
 }
 
+// Ends the program: tensor i of a file could not be read.
 static inline void merge_failed(MergeStatus status, const MergeFile *f, int i) {
     const char *tensor = f->tensors.list[i].name;
     if (status == MERGE_NOT_FINITE)
@@ -98,19 +91,18 @@ static inline void merge_failed(MergeStatus status, const MergeFile *f, int i) {
     die(EXIT_RUNTIME, "%s: cannot read %s; has the file changed?", f->w.path, tensor);
 }
 
-// Brings the position embeddings of `f` to the sizes of `like`.
-static inline void merge_resize(MergeFile *f, const MergeFile *like) {
+// Resizes the position embeddings of `f` to the sizes of `other`; no other tensor depends on these.
+static inline void merge_resize(MergeFile *f, const MergeFile *other) {
     for (int i = 0; i < f->tensors.count; i++) {
-        const Tensor *from = &f->tensors.list[i], *to = &like->tensors.list[i];
-        if (from->count == to->count)
-            continue; // only positional embeddings depend on the sizes that may differ
+        const Tensor *from = &f->tensors.list[i], *to = &other->tensors.list[i];
+        if (from->count == to->count) continue;
         const int C = from->shape[1];
         float *in = (float *)malloc_check(from->count * sizeof *in);
         float *out = (float *)malloc_check(to->count * sizeof *out);
         const MergeStatus status = merge_read(f, i, 0, from->count, in);
         if (status != MERGE_OK) merge_failed(status, f, i);
         if (from->tower == IMAGE_TOWER)
-            positions_resize_image(out, config_grid(&like->w.config), in, config_grid(&f->w.config), C);
+            positions_resize_image(out, config_grid(&other->w.config), in, config_grid(&f->w.config), C);
         else positions_resize_text(out, to->shape[0], in, from->shape[0], C);
         free(in);
         f->resized[i] = out;
@@ -118,11 +110,11 @@ static inline void merge_resize(MergeFile *f, const MergeFile *like) {
     }
 }
 
-// Ends the program with the first difference unless the two can be merged: the same architecture, activation,
-// preprocessing and tokenizer. With `interpolate` image size and context length may differ: those of `like`
-// hold.
-static inline void merge_match(MergeFile *f, const MergeFile *like, bool interpolate) {
-    const ClipConfig *a = &f->w.config, *b = &like->w.config;
+// Ends the program and names the first difference unless the two can be merged: the same architecture,
+// activation, preprocessing and tokenizer. With `interpolate` image size and context length may differ: `f`
+// is then resized to those of `other`.
+static inline void merge_match(MergeFile *f, const MergeFile *other, bool interpolate) {
+    const ClipConfig *a = &f->w.config, *b = &other->w.config;
 #define X(type, name, low, high)                                                                           \
     if (a->name != b->name) {                                                                              \
         const bool size = strcmp(#name, "image_size") == 0 || strcmp(#name, "context_length") == 0;        \
@@ -130,31 +122,31 @@ static inline void merge_match(MergeFile *f, const MergeFile *like, bool interpo
             die(EXIT_USAGE,                                                                                \
                 "%s and %s do not match: %s is %.9g and %.9g; merge models that were fine-tuned from the " \
                 "same one",                                                                                \
-                f->w.path, like->w.path, #name, (double)a->name, (double)b->name);                         \
+                f->w.path, other->w.path, #name, (double)a->name, (double)b->name);                        \
         if (!interpolate)                                                                                  \
             die(EXIT_USAGE,                                                                                \
-                "%s and %s do not match: %s is %.9g and %.9g; --interpolate-positions takes the first to " \
-                "the size of the second",                                                                  \
-                f->w.path, like->w.path, #name, (double)a->name, (double)b->name);                         \
+                "%s and %s do not match: %s is %.9g and %.9g; --interpolate-positions resizes the first "  \
+                "to the second",                                                                           \
+                f->w.path, other->w.path, #name, (double)a->name, (double)b->name);                        \
     }
     CONFIG_FIELDS(X)
 #undef X
-    if (f->w.merges_bytes != like->w.merges_bytes ||
-        (f->w.merges_bytes && memcmp(f->w.merges, like->w.merges, f->w.merges_bytes) != 0))
+    if (f->w.merges_bytes != other->w.merges_bytes ||
+        (f->w.merges_bytes && memcmp(f->w.merges, other->w.merges, f->w.merges_bytes) != 0))
         die(EXIT_USAGE,
             "%s and %s do not match: their tokenizers differ; merge models that were fine-tuned from the "
             "same one",
-            f->w.path, like->w.path);
-    merge_resize(f, like);
+            f->w.path, other->w.path);
+    merge_resize(f, other);
 }
 
-// Of the towers [IMAGE_TOWER] and [TEXT_TOWER]: is each the same to the bit in all files?
+// Sets equal[IMAGE_TOWER] and equal[TEXT_TOWER]: has the tower the same bits in all files? All have the sizes
+// of the last one.
 static inline void merge_equal_towers(MergeFile *const *files, int count, bool equal[2]) {
     equal[0] = equal[1] = true;
     float *a = (float *)aligned_malloc_check(2 * MERGE_CHUNK * sizeof(float)), *b = a + MERGE_CHUNK;
     for (int i = 0; i < files[0]->tensors.count; i++) {
-        const Tensor *x =
-            &files[count - 1]->tensors.list[i]; // the one that the others are brought to the size of
+        const Tensor *x = &files[count - 1]->tensors.list[i];
         for (size_t at = 0; x->tower != NO_TOWER && equal[x->tower] && at < x->count; at += MERGE_CHUNK) {
             const size_t n = x->count - at < MERGE_CHUNK ? x->count - at : MERGE_CHUNK;
             for (int k = 0; k < count && equal[x->tower]; k++) {
@@ -167,72 +159,73 @@ static inline void merge_equal_towers(MergeFile *const *files, int count, bool e
     free(a);
 }
 
-// ---------------------------------------------------------------- what becomes of them
+// ---------------------------------------------------------------- the kinds of merge
 
 typedef enum { MERGE_WISE_FT, MERGE_MEAN, MERGE_MODEL_STOCK, MERGE_TASK_ARITHMETIC } MergeKind;
 
-// α of WiSE-FT, 0 … 1.
+// α of WiSE-FT, 0 … 1. LiNeS (Wang et al. 2024) multiplies it by a factor that rises linearly from
+// first_block at a tower's first block to 1 at its last; embeddings have the factor of the first block, the
+// projection that of the last.
 typedef struct {
     double all;
     double tower[2]; // in place of `all`; NaN: as all
-    bool
-        // LiNeS (Wang et al. 2024): times a factor that rises in a straight line from the tower's first block
-        // to its last
-        by_depth;
-    double
-        // that factor at the first block; at the last it is 1. Embeddings have the first's, the projection
-        // the last's
-        first_block;
+    bool by_depth;   // LiNeS
+    double first_block;
 } MergeAlpha;
 
 typedef struct {
     MergeKind kind;
-    MergeFile *base;     // A, the model before fine-tuning; NULL where there is none (MERGE_MEAN)
-    MergeFile **members; // (count) fine-tuned; WiSE-FT has one
+    MergeFile *base;     // A, the model before fine-tuning; NULL where it takes no part (MERGE_MEAN)
+    MergeFile **members; // (count) fine-tuned models; WiSE-FT has one
     int count;
     MergeAlpha alpha;     // WiSE-FT
     const double *lambda; // (count) task arithmetic
-    double *ratio;        // (tensors) Model Stock: merge_stock_ratios()
+    double *ratio;        // (tensors) Model Stock's t, from merge_stock_ratios()
 } Merge;
 
-// The model is made after this one: its sizes, its header.
-static inline const MergeFile *merge_like(const Merge *m) { return m->members[m->count - 1]; }
+// The file whose shapes and header the output takes.
+static inline const MergeFile *merge_template(const Merge *m) {
+    assert(m->count >= 1);
+    return m->members[m->count - 1];
+}
 
+// α of a tensor.
 static inline double merge_alpha(const Merge *m, const Tensor *x) {
+    assert(m->kind == MERGE_WISE_FT && m->count == 1);
     const MergeAlpha *a = &m->alpha;
     double alpha = x->tower == NO_TOWER || isnan(a->tower[x->tower]) ? a->all : a->tower[x->tower];
     if (a->by_depth && x->tower != NO_TOWER) {
-        const int L = clip_tower_layers(&merge_like(m)->w.config, x->tower);
+        const int L = clip_tower_layers(&merge_template(m)->w.config, x->tower);
         const int block = x->group < 1 ? 1 : x->group > L ? L : x->group;
         alpha *= a->first_block + (1 - a->first_block) * (L > 1 ? (double)(block - 1) / (L - 1) : 1);
     }
     return alpha;
 }
 
-// Each product is rounded and stored before it is added: functions of their own, so that no compiler makes a
-// fused multiply-add of two of them, whatever its flags.
-#define MERGE_APART __attribute__((noinline, unused)) static
+// Each product is rounded and stored before it is added. A function marked NO_CONTRACT is never inlined, so
+// that no compiler contracts a product and a sum into a fused multiply-add, whatever its flags.
+#define NO_CONTRACT __attribute__((noinline, unused)) static
 
-MERGE_APART void merge_scale(float *x, float factor, size_t n) {
+NO_CONTRACT void merge_scale(float *x, float factor, size_t n) {
     for (size_t i = 0; i < n; i++) x[i] *= factor;
 }
 
-MERGE_APART void merge_add(float *out, const float *a, const float *b, size_t n) {
+NO_CONTRACT void merge_add(float *out, const float *a, const float *b, size_t n) {
     for (size_t i = 0; i < n; i++) out[i] = a[i] + b[i];
 }
 
 // term = weight * (x - base); base may be NULL
-MERGE_APART void merge_term(double *term, const float *x, const float *base, double weight, size_t n) {
+NO_CONTRACT void merge_term(double *term, const float *x, const float *base, double weight, size_t n) {
     for (size_t i = 0; i < n; i++) term[i] = weight * ((double)x[i] - (base ? (double)base[i] : 0));
 }
 
-MERGE_APART void merge_accumulate(double *sum, const double *term, size_t n) {
+NO_CONTRACT void merge_accumulate(double *sum, const double *term, size_t n) {
     for (size_t i = 0; i < n; i++) sum[i] += term[i];
 }
 
-// What a thread needs for a chunk.
+// Scratch of one thread for a chunk; free(sum) frees it.
 typedef struct {
-    float *values;      // (sources, MERGE_CHUNK)
+    float *values;      // (sources,MERGE_CHUNK) the base, where there is one, then the members
     double *sum, *term; // (MERGE_CHUNK)
 } MergeScratch;
 
@@ -245,15 +238,15 @@ static inline MergeScratch merge_scratch(int sources) {
     return s;
 }
 
-// out (n) from the base's chunk (where there is one) and the members', which stand in s->values in this order
-// and are used up.
-//   WiSE-FT in fp32: (float)(1-α) * a + (float)α * b, 1-α in double, two roundings; α = 0 and 1 take a and b
-//       as they are.
-//   All others in double, summed in the order of the members, and rounded once.
+// Tensor i of the new model, a chunk of it: out (n) from s->values, which are overwritten.
+//   WiSE-FT in fp32: (float)(1-α) * a + (float)α * b, 1-α in double, two roundings; α = 0 and 1 copy a and b.
+//   All others in double, summed in the order of the members, rounded once.
 static inline void merge_combine(const Merge *m, int i, float *out, MergeScratch *s, size_t n) {
+    assert(n <= MERGE_CHUNK && (m->kind == MERGE_MEAN || m->base));
     float *base = s->values, *members = m->base ? s->values + MERGE_CHUNK : s->values;
     if (m->kind == MERGE_WISE_FT) {
-        const double alpha = merge_alpha(m, &merge_like(m)->tensors.list[i]);
+        const double alpha = merge_alpha(m, &merge_template(m)->tensors.list[i]);
+        assert(alpha >= 0 && alpha <= 1);
         if (alpha == 0 || alpha == 1) {
             memcpy(out, alpha == 0 ? base : members, n * sizeof(float));
             return;
@@ -280,7 +273,7 @@ static inline void merge_combine(const Merge *m, int i, float *out, MergeScratch
     for (size_t j = 0; j < n; j++) out[j] = (float)s->sum[j];
 }
 
-// Reads the chunk of every file into s->values; *bad is the file that failed.
+// Reads the chunk of every file into s->values; *bad is the file that failed, if one did.
 static inline MergeStatus merge_read_all(
     const Merge *m, int i, size_t from, size_t n, MergeScratch *s, const MergeFile **bad) {
     float *to = s->values;
@@ -302,16 +295,17 @@ static inline bool merge_write(int fd, const void *data, size_t bytes, size_t at
     return true;
 }
 
-// Tensor i of the new model, in fp32: into `out` (its count), or with out = NULL to byte `at` of the file
-// `fd`. False, with errno, when that cannot be written; files that cannot be read end the program.
+// Tensor i of the new model in fp32: into out (its count), or, with out = NULL, to byte `at` of the file
+// `fd`. False, with errno, when that cannot be written; a file that cannot be read ends the program.
 static inline bool merge_tensor(const Merge *m, int i, float *out, int fd, size_t at) {
-    const size_t count = merge_like(m)->tensors.list[i].count;
+    assert(i >= 0 && i < merge_template(m)->tensors.count && (out || fd >= 0));
+    const size_t count = merge_template(m)->tensors.list[i].count;
     const MergeFile *bad = NULL;
     MergeStatus failed = MERGE_OK;
     int error = 0;
 #pragma omp parallel if (count > MERGE_CHUNK)
     {
-        MergeScratch s = merge_scratch(m->count + 2); // the last place is for the result
+        MergeScratch s = merge_scratch(m->count + 2); // the last chunk is for the result
         float *result = s.values + (size_t)(m->count + 1) * MERGE_CHUNK;
 #pragma omp for schedule(dynamic)
         for (size_t from = 0; from < count; from += MERGE_CHUNK) {
@@ -342,15 +336,15 @@ static inline bool merge_tensor(const Merge *m, int i, float *out, int fd, size_
 
 // ---------------------------------------------------------------- Model Stock
 
-// t of N runs whose updates meet at angles of mean cosine c: N c / (1 + (N-1) c) (Jang et al. 2024, section
-// 4; two runs: 2c / (1 + c)), within 0 … 1: updates at more than a right angle have no common direction, and
-// the base stays.
+// t = N c / (1 + (N-1) c) for N runs whose updates have mean cosine c (Jang et al. 2024, section 4; for two
+// runs 2c / (1 + c)). Updates at more than a right angle have no common direction: t is 0, and the base
+// remains.
 static inline double merge_stock_ratio(double cosine, int runs) {
     return cosine <= 0 ? 0 : runs * cosine / (1 + (runs - 1) * cosine);
 }
 
-// The mean cosine between the updates x_k - base from their dot products gram (N,N); an update of length 0 is
-// at right angles to all.
+// The mean cosine between the updates x_k - base from their dot products gram (N,N), upper triangle; an
+// update of length 0 counts as at right angles to all others.
 static inline double merge_mean_cosine(const double *gram, int N) {
     double sum = 0;
     for (int a = 0; a < N; a++)
@@ -361,11 +355,25 @@ static inline double merge_mean_cosine(const double *gram, int N) {
     return sum / (0.5 * N * (N - 1));
 }
 
-// Fills m->ratio for all tensors: one pass over the files. Sums are taken chunk by chunk, in order: the same
-// for any number of threads.
+// gram (N,N), upper triangle: dot products of the updates within a chunk of n entries of base and members.
+static inline void merge_gram(double *gram, const float *values, int N, size_t n) {
+    for (int a = 0; a < N; a++)
+        for (int b = a; b < N; b++) {
+            const float *w = values;
+            const float *x = w + (size_t)(a + 1) * MERGE_CHUNK;
+            const float *y = w + (size_t)(b + 1) * MERGE_CHUNK;
+            double sum = 0;
+            for (size_t j = 0; j < n; j++) sum += ((double)x[j] - w[j]) * ((double)y[j] - w[j]);
+            gram[a * N + b] = sum;
+        }
+}
+
+// Fills m->ratio for all tensors, in one pass over the files. Chunks are summed in order: the same bits for
+// any number of threads.
 static inline void merge_stock_ratios(const Merge *m) {
+    assert(m->kind == MERGE_MODEL_STOCK && m->base && m->count >= 2 && m->ratio);
     const int N = m->count;
-    const TensorTable *tensors = &merge_like(m)->tensors;
+    const TensorTable *tensors = &merge_template(m)->tensors;
     for (int i = 0; i < tensors->count; i++) {
         const size_t count = tensors->list[i].count;
         const size_t chunks = (count + MERGE_CHUNK - 1) / MERGE_CHUNK;
@@ -387,15 +395,7 @@ static inline void merge_stock_ratios(const Merge *m) {
                     failed = status;
                     bad = file;
                 }
-                for (int a = 0; status == MERGE_OK && a < N; a++)
-                    for (int b = a; b < N; b++) {
-                        const float *w = s.values;
-                        const float *x = w + (size_t)(a + 1) * MERGE_CHUNK;
-                        const float *y = w + (size_t)(b + 1) * MERGE_CHUNK;
-                        double sum = 0;
-                        for (size_t j = 0; j < n; j++) sum += ((double)x[j] - w[j]) * ((double)y[j] - w[j]);
-                        gram[c * pairs + (size_t)(a * N + b)] = sum;
-                    }
+                if (status == MERGE_OK) merge_gram(gram + c * pairs, s.values, N, n);
             }
             free(s.sum);
         }
@@ -407,11 +407,11 @@ static inline void merge_stock_ratios(const Merge *m) {
     }
 }
 
-// ---------------------------------------------------------------- where it goes
+// ---------------------------------------------------------------- the result: a file, or a model in memory
 
-// The file that the new model equals byte for byte: WiSE-FT with α = 0 or 1 throughout; else NULL.
+// The file that the new model equals byte for byte, or NULL: WiSE-FT with α = 0 or α = 1 for all tensors.
 static inline const MergeFile *merge_copy_of(const Merge *m) {
-    const TensorTable *tensors = &merge_like(m)->tensors;
+    const TensorTable *tensors = &merge_template(m)->tensors;
     if (m->kind != MERGE_WISE_FT) return NULL;
     for (int i = 0; i < tensors->count; i++)
         if (merge_alpha(m, &tensors->list[i]) != merge_alpha(m, &tensors->list[0])) return NULL;
@@ -433,9 +433,9 @@ static inline void merge_copy(SafeFile *s, const MergeFile *f) {
     free(block);
 }
 
-// Writes the new model (fp32, but for a copy). Returns the bytes read and written.
+// Writes the new model, in fp32 (a copy keeps its file's type). Returns how many bytes were read and written.
 static inline double merge_save(const Merge *m, const char *path) {
-    const MergeFile *like = merge_like(m), *copy = merge_copy_of(m);
+    const MergeFile *shape = merge_template(m), *copy = merge_copy_of(m);
     SafeFile s;
     safe_file_open(&s, path);
     if (copy) {
@@ -443,20 +443,20 @@ static inline double merge_save(const Merge *m, const char *path) {
         safe_file_commit(&s);
         return 2.0 * (double)copy->st.st_size;
     }
-    const size_t tokenizer = round_up(like->w.merges_bytes, WEIGHTS_ALIGNMENT);
-    const size_t total = HEADER_BYTES + tokenizer + weights_tensor_bytes(&like->tensors, DTYPE_FP32);
+    const size_t tokenizer = round_up(shape->w.merges_bytes, WEIGHTS_ALIGNMENT);
+    const size_t total = HEADER_BYTES + tokenizer + weights_tensor_bytes(&shape->tensors, DTYPE_FP32);
     const int fd = fileno(s.f), dtype = DTYPE_FP32;
     char *head = (char *)malloc_check(HEADER_BYTES + tokenizer);
-    if (pread(fileno(like->w.f), head, HEADER_BYTES + tokenizer, 0) != (ssize_t)(HEADER_BYTES + tokenizer))
-        die(EXIT_RUNTIME, "%s: cannot read; has the file changed?", like->w.path);
+    if (pread(fileno(shape->w.f), head, HEADER_BYTES + tokenizer, 0) != (ssize_t)(HEADER_BYTES + tokenizer))
+        die(EXIT_RUNTIME, "%s: cannot read; has the file changed?", shape->w.path);
     memcpy(head + HEADER_DTYPE * sizeof(int32_t), &dtype, sizeof(int32_t));
     if (ftruncate(fd, (off_t)total) || !merge_write(fd, head, HEADER_BYTES + tokenizer, 0))
-        safe_file_failed(&s); // what no tensor fills reads as zeros
+        safe_file_failed(&s); // ftruncate: the padding between tensors reads as zeros
     free(head);
     size_t at = HEADER_BYTES + tokenizer;
-    for (int i = 0; i < like->tensors.count; i++) {
+    for (int i = 0; i < shape->tensors.count; i++) {
         if (!merge_tensor(m, i, NULL, fd, at)) safe_file_failed(&s);
-        at += round_up(like->tensors.list[i].count * sizeof(float), WEIGHTS_ALIGNMENT);
+        at += round_up(shape->tensors.list[i].count * sizeof(float), WEIGHTS_ALIGNMENT);
     }
     safe_file_commit(&s);
     double bytes = (double)total;
@@ -465,14 +465,15 @@ static inline double merge_save(const Merge *m, const char *path) {
     return bytes;
 }
 
-// Puts the new model in the place of the parameters of `clip`, a model of its sizes; of the towers only those
-// with wanted[tower].
+// Writes the new model's parameters into `clip`, which has the same sizes; of the towers only those with
+// wanted[tower].
 static inline void merge_load(const Merge *m, Clip *clip, const bool wanted[2]) {
     float *values = NULL;
     size_t capacity = 0;
     for (int i = 0; i < clip->tensors.count; i++) {
         const Tensor *x = &clip->tensors.list[i];
         if (x->tower != NO_TOWER && !wanted[x->tower]) continue;
+        assert(x->count == merge_template(m)->tensors.list[i].count);
         list_grow((void **)&values, &capacity, x->count, sizeof *values);
         merge_tensor(m, i, values, -1, 0);
         clip_write(clip, ARENA_PARAMETERS, x, values);

@@ -437,18 +437,8 @@ static inline void weight_file_read(WeightFile *w, const TensorTable *t, float *
         const size_t used = x->count * weights_element_bytes(w->dtype);
         fread_check(raw, used, w->f, w->path);
         fread_check(padding, bytes - used, w->f, w->path);
-        for (size_t j = 0; w->dtype == DTYPE_BF16 && j < x->count; j++) {
-            uint16_t half;
-            memcpy(&half, raw + 2 * j, 2);
-            out[j] = bf16_to_float(half);
-        }
-        uint32_t worst = 0; // all exponent bits set: infinite or NaN
-        for (size_t j = 0; j < x->count; j++) {
-            uint32_t bits;
-            memcpy(&bits, out + j, 4);
-            worst |= (bits & 0x7f800000) == 0x7f800000;
-        }
-        if (worst)
+        if (w->dtype == DTYPE_BF16) bf16_to_floats(out, raw, x->count);
+        if (!all_finite(out, x->count))
             die(EXIT_USAGE, "%s: %s holds a number that is not finite; take an earlier checkpoint", w->path,
                 x->name);
     }

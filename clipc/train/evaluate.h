@@ -1,8 +1,8 @@
-// What a model is worth, the same for every back end: zero-shot accuracy, validation loss with retrieval, the
-// features themselves as a file, and the classes of single pictures.
+// Evaluating a model, the same for every back end: zero-shot accuracy, validation loss with retrieval, the
+// features themselves as a file, and the classes of single images.
 //
-// All results are functions of the model and the data alone: not of threads, workers or chunk sizes (and but
-// for the validation loss, whose negatives are those of the batch, not of the batch size).
+// All results depend on the model and the data alone, not on threads, workers or chunk sizes; the validation
+// loss depends on the batch size too, since a pair's negatives are the other pairs of its batch.
 #ifndef CLIPC_EVALUATE_H
 #define CLIPC_EVALUATE_H
 
@@ -10,10 +10,9 @@
 #include "clipc/data/dataloader.h" // Loader
 #include "clipc/base/logger.h"     // logger_progress
 #include "clipc/math/loss.h"       // contrastive_loss
-#include "clipc/train/retrieval.h" // retrieval_metrics
-#include "clipc/train/zeroshot.h"  // zeroshot_logits
+#include "clipc/train/metrics.h"   // retrieval_metrics, zeroshot_logits
 
-// Who evaluates, and how.
+// Everything an evaluation needs: model, loader settings, logger.
 typedef struct {
     Clip *clip;
     const Kernels *kernels;
@@ -22,7 +21,7 @@ typedef struct {
     Logger *logger;      // shows the progress; or NULL
 } Evaluation;
 
-// How training's loader reads, but once, in the order of the data set, and without augmentation.
+// The loader settings of training, but for one pass in the order of the data set, without augmentation.
 static inline LoaderConfig evaluation_loader(const LoaderConfig *training) {
     LoaderConfig c = *training;
     c.augment = NULL;
@@ -33,33 +32,24 @@ static inline LoaderConfig evaluation_loader(const LoaderConfig *training) {
     return c;
 }
 
-// Shows how far it is; false when Ctrl-C asks to end.
+// Shows the progress; false when Ctrl-C asks to end.
 static inline bool evaluation_goes_on(const Evaluation *e, const char *what, int64_t done, int64_t total) {
     if (e->logger) logger_progress(e->logger, what, done, total, "");
     return !(e->loader.interrupted && *e->loader.interrupted);
-}
-
-static inline ClipBatch evaluation_batch(int size, const uint8_t *pixels, const int *tokens) {
-    ClipBatch batch;
-    memset(&batch, 0, sizeof batch);
-    batch.size = size;
-    batch.pixels = pixels;
-    batch.tokens = tokens;
-    return batch;
 }
 
 // ---------------------------------------------------------------- one pass over a data set
 
 typedef struct {
     const Evaluation *e;
-    const char *what; // for the progress
+    const char *what; // named in the progress
     Loader *loader;
     Batch batch;  // the one encoded last
     int64_t seen; // samples so far
     bool interrupted;
 } EvaluationPass;
 
-// The workers begin at once.
+// Starts the loader's workers; pass_end() ends them. Without `captions` images alone are read.
 static inline EvaluationPass pass_start(
     const Evaluation *e, const Dataset *data, bool captions, const char *what) {
     EvaluationPass p;
@@ -74,11 +64,13 @@ static inline EvaluationPass pass_start(
     return p;
 }
 
-// Encodes the next batch: image (B,E) and, unless NULL, text (B,E). Returns how many pairs those are, 0 at
-// the end.
+// Encodes the next batch into image (B,E) and, unless it is NULL, text (B,E). Returns how many pairs those
+// are; 0 at the end, or after Ctrl-C.
 static inline int pass_next(EvaluationPass *p, float *image, float *text) {
     int n = loader_next(p->loader, &p->batch);
-    ClipBatch batch = evaluation_batch(n, p->batch.pixels, p->batch.tokens);
+    ClipBatch batch = clip_batch(n);
+    batch.pixels = p->batch.pixels;
+    batch.tokens = p->batch.tokens;
     if (n) {
         clip_encode_image(p->e->clip, &batch, image);
         if (text) clip_encode_text(p->e->clip, &batch, text);
@@ -99,29 +91,31 @@ static inline bool pass_end(EvaluationPass *p) {
 
 // ---------------------------------------------------------------- zero-shot
 
-// Labelled images with the words for their classes.
+// Labelled images and the names of their classes.
 typedef struct {
-    char name[64]; // "" or that of NAME=PATH
+    char name[64]; // of NAME=PATH, or ""
     Dataset data;
     StringList classnames, templates;
 } ZeroshotSet;
 
-// The path of [NAME=]PATH, and its name, "" without one. `option` is the one that it was given to.
+// Splits `spec`, [NAME=]PATH given to `option`: returns the path; name is "" without one.
 static inline const char *set_path(const char *option, const char *spec, char name[64]) {
     const char *equals = strchr(spec, '=');
     name[0] = 0;
-    if (!equals || file_exists(spec) || memchr(spec, '/', (size_t)(equals - spec)))
-        return spec; // or a path that has a = in it
+    const bool in_path = equals && (file_exists(spec) || memchr(spec, '/', (size_t)(equals - spec)));
+    if (!equals || in_path) return spec;
     if (equals == spec || equals - spec >= 64)
-        die(EXIT_USAGE, "--%s %s: the name before the = has to have 1 to 63 bytes", option, spec);
+        die(EXIT_USAGE, "--%s %s: the name before the = must have 1 to 63 bytes", option, spec);
     memcpy(name, spec, (size_t)(equals - spec));
     name[equals - spec] = 0;
     return equals + 1;
 }
 
-// `spec`, given to `option`, is [NAME=]PATH: a folder of class folders, a CSV with labels, or tar shards with
-// .cls. `classnames` may be NULL for a folder: then the classes are called what their folders are.
-// `templates` may be NULL. `keys` gives the names of columns and members.
+// Opens `spec`, [NAME=]PATH given to `option`: a folder of class folders, a CSV with labels, or tar shards
+// with .cls.
+//   classnames   a file; may be NULL for class folders, which then give the names
+//   templates    a file, or NULL for the default
+//   keys         names of columns and members
 static inline ZeroshotSet zeroshot_open(const char *option, const char *spec, const char *classnames,
     const char *templates, const DatasetConfig *keys) {
     ZeroshotSet set;
@@ -143,13 +137,13 @@ static inline ZeroshotSet zeroshot_open(const char *option, const char *spec, co
     } else {
         if (!classnames)
             die(EXIT_USAGE,
-                "--%s %s: its classes have no names; give --classnames FILE, one name a line, that of label "
-                "0 first",
+                "--%s %s: its classes have no names; give --classnames FILE, one name a line, that of "
+                "label 0 first",
                 option, path);
         set.data = dataset_open(path, &config, 1);
-        int64_t none = 0;
+        int64_t none = 0; // samples without a label: without them it would be another test set
         for (int64_t i = 0; i < dataset_count(&set.data); i++) none += set.data.samples[i].label < 0;
-        if (none) // left out, they would make another test of it
+        if (none)
             die(EXIT_USAGE,
                 "%s: %lld of %lld samples have no label among the %zu names in %s; give one line a class, "
                 "and labels from 0 or by name",
@@ -165,8 +159,8 @@ static inline void zeroshot_close(ZeroshotSet *set) {
     string_list_free(&set->templates);
 }
 
-// classifier (C,E) of the model for C class names; false when Ctrl-C came. A model without a tokenizer ends
-// the program.
+// Makes the zero-shot classifier (C,E) for C class names; false after Ctrl-C. A model without a tokenizer
+// ends the program.
 static inline bool zeroshot_classifier(
     const Evaluation *e, float *classifier, const StringList *names, const StringList *templates) {
     const ClipConfig *config = &e->clip->config;
@@ -178,8 +172,8 @@ static inline bool zeroshot_classifier(
     const int B = (int)min_i64(e->loader.batch_size, captions);
     if (!e->loader.tokenizer)
         die(EXIT_USAGE,
-            "%s: the model's vocabulary of %d has no tokenizer, so class names mean nothing to it; take one "
-            "that has",
+            "%s: the model (vocabulary of %d) has no tokenizer, so it cannot read class names; take one "
+            "that has a tokenizer",
             config->name, config->vocab_size);
     int *tokens = (int *)malloc_check((size_t)B * (size_t)T * sizeof(int));         // (B,T)
     float *features = (float *)malloc_check((size_t)B * (size_t)E * sizeof(float)); // (B,E)
@@ -188,7 +182,8 @@ static inline bool zeroshot_classifier(
     size_t capacity = 0;
     bool go_on = true;
     for (int64_t first = 0; first < captions && go_on; first += B) {
-        ClipBatch batch = evaluation_batch((int)min_i64(B, captions - first), NULL, tokens);
+        ClipBatch batch = clip_batch((int)min_i64(B, captions - first));
+        batch.tokens = tokens;
         for (int i = 0; i < batch.size; i++) {
             template_fill(
                 &caption, &capacity, templates->list[(first + i) % P], names->list[(first + i) / P]);
@@ -208,12 +203,12 @@ static inline bool zeroshot_classifier(
 }
 
 typedef struct {
-    double top1, top5; // shares of the samples; top5 only from 5 classes on
+    double top1, top5; // fractions of the samples; top5 has no meaning below 5 classes
     int classes;
-    int64_t samples; // without the skipped ones
+    int64_t samples; // those that could be read
 } ZeroshotMetrics;
 
-// Top-1 and top-5 accuracy of the model on a set; false, and nothing in *out, when Ctrl-C came.
+// Top-1 and top-5 accuracy of the model on a set. False, and *out unchanged, after Ctrl-C.
 static inline bool evaluate_zeroshot(const Evaluation *e, const ZeroshotSet *set, ZeroshotMetrics *out) {
     const int E = e->clip->config.embed_dim, C = (int)set->classnames.count;
     const size_t B = (size_t)e->loader.batch_size;
@@ -246,10 +241,11 @@ static inline bool evaluate_zeroshot(const Evaluation *e, const ZeroshotSet *set
 
 // ---------------------------------------------------------------- files of features
 
-// Writes a .safetensors file of n rows in the order of the data set, aside and then renamed: image_features
-// and text_features (n,E) F32, L2-normalised; indices (n) I64, which sample of the data set a row is (skipped
-// ones are missing); labels (n) I64 where any sample has one, -1 for those without. The model's name and
-// exp(logit_scale) stand in __metadata__.
+// Writes a .safetensors file of n rows in the order of the data set:
+//   image_features, text_features (n,E) F32, L2-normalised
+//   indices (n) I64: which sample of the data set a row is (those that could not be read are missing)
+//   labels (n) I64: -1 for samples without one; left out when `labels` is NULL
+//   __metadata__: the model's name, and logit_scale as exp(parameter)
 static inline void save_features(const char *path, const char *model, float logit_scale, const float *image,
     const float *text, const int64_t *indices, const int64_t *labels, int64_t n, int E) {
     char scale[32];
@@ -298,14 +294,14 @@ typedef struct {
 } ValidationSet;
 
 typedef struct {
-    double loss; // mean over the samples of the loss in their batch
+    double loss; // mean over the samples, each in its batch
     RetrievalMetrics retrieval;
-    int64_t samples; // without the skipped ones
+    int64_t samples; // those that could be read
 } ValidationMetrics;
 
-// open_clip's evaluation on captioned images: the loss in batches of training's size (negatives come from the
-// batch alone, the last one is smaller), and retrieval over the whole set. Features are kept: 8 N E bytes.
-// `features_path`: they are saved there, too; or NULL. False, and nothing in *out, when Ctrl-C came.
+// open_clip's evaluation on captioned images: the loss in batches of training's size (the last one may be
+// smaller), and retrieval over the whole set, for which all features are held: 8 N E bytes. They are saved to
+// `features_path` unless it is NULL. False, and *out unchanged, after Ctrl-C.
 static inline bool evaluate_validation(
     const Evaluation *e, const Dataset *data, const char *features_path, ValidationMetrics *out) {
     const int E = e->clip->config.embed_dim;
@@ -348,9 +344,15 @@ static inline bool evaluate_validation(
     return whole;
 }
 
-// ---------------------------------------------------------------- names for the log
+// ---------------------------------------------------------------- metrics by name
 
-// A line of metrics.jsonl in the making.
+// A metric's name for the set that it was measured on: zeroshot_top1, or zeroshot_top1/birds of a set with a
+// name.
+static inline void metric_name(char *out, size_t size, const char *metric, const char *set) {
+    snprintf(out, size, "%s%s%s", metric, *set ? "/" : "", set);
+}
+
+// The numbers of one evaluation, for the log and a line of metrics.jsonl.
 enum { MOST_METRICS = 16 };
 typedef struct {
     struct {
@@ -360,12 +362,11 @@ typedef struct {
     int count;
 } MetricList;
 
-// `set`: the name of the data set, "" for none, which then stands behind that of the metric:
-// zeroshot_top1/birds
 static inline void metric_add(
     MetricList *m, const char *prefix, const char *name, const char *set, double value) {
-    snprintf(m->list[m->count].name, sizeof m->list[m->count].name, "%s%s%s%s", prefix, name, *set ? "/" : "",
-        set);
+    char full[64];
+    snprintf(full, sizeof full, "%s%s", prefix, name);
+    metric_name(m->list[m->count].name, sizeof m->list[m->count].name, full, set);
     m->list[m->count++].value = value;
 }
 
@@ -394,9 +395,9 @@ static inline MetricList validation_metric_list(const ValidationMetrics *v, cons
     return m;
 }
 
-// ---------------------------------------------------------------- classes of single pictures
+// ---------------------------------------------------------------- classes of single images
 
-// Reads and transforms one image file to pixels (3,S,S); what is wrong with it, or NULL.
+// Reads and transforms one image file to pixels (3,S,S). Returns what is wrong with it, or NULL.
 static inline const char *classify_read(const LoaderConfig *c, const char *path, uint8_t *pixels) {
     ByteBuffer file = {NULL, 0, 0};
     int orientation;
@@ -409,7 +410,8 @@ static inline const char *classify_read(const LoaderConfig *c, const char *path,
                                          : sample_status_name(status);
 }
 
-// Prints the `most` likeliest of C classes, best first, with the softmax of the logits, which are used up.
+// Prints the `most` most likely of C classes, best first, with the softmax of their logits (C), which are
+// overwritten.
 static inline void classify_print(const char *path, float *logits, const StringList *names, int most) {
     const int C = (int)names->count;
     double sum = 0;
@@ -425,9 +427,9 @@ static inline void classify_print(const char *path, float *logits, const StringL
     }
 }
 
-// Prints for each image file its `most` likeliest classes with their probabilities, softmax(exp(logit_scale)
-// cos). A file that cannot be used gets one line on stderr. Returns the exit code: EXIT_USAGE when no file
-// could be used.
+// Prints for each image file its `most` most likely classes with their probabilities,
+// softmax(exp(logit_scale) cos). A file that cannot be read gets one line on stderr. Returns the exit code:
+// EXIT_USAGE when no file could be read.
 static inline int classify(const Evaluation *e, char *const *paths, int count, const StringList *names,
     const StringList *templates, int most) {
     const int E = e->clip->config.embed_dim, C = (int)names->count, S = e->loader.image.size;
@@ -438,7 +440,8 @@ static inline int classify(const Evaluation *e, char *const *paths, int count, c
     int done = 0;
     bool go_on = zeroshot_classifier(e, classifier, names, templates);
     for (int i = 0; i < count && go_on; i++) {
-        ClipBatch one = evaluation_batch(1, pixels, NULL);
+        ClipBatch one = clip_batch(1);
+        one.pixels = pixels;
         const char *wrong = classify_read(&e->loader, paths[i], pixels);
         if (wrong) warn("%s: %s; it is left out", paths[i], wrong);
         if (!wrong) {
@@ -447,7 +450,7 @@ static inline int classify(const Evaluation *e, char *const *paths, int count, c
             classify_print(paths[i], logits, names, most);
             done++;
         }
-        go_on = evaluation_goes_on(e, "pictures", i + 1, count);
+        go_on = evaluation_goes_on(e, "images", i + 1, count);
     }
     free(pixels);
     free(feature);

@@ -1,6 +1,6 @@
-// Features of a locked tower, kept from the first time that a picture or a caption is seen: its pooled
-// output, before the projection (which may train). Later epochs then cost the other tower only. The same bits
-// as without it.
+// Features of a locked tower, kept from the first time that an image or a caption is seen: the tower's pooled
+// output, before the projection (which may train). Later epochs then cost only the other tower. Results have
+// the same bits as without the cache.
 #ifndef CLIPC_FEATURE_CACHE_H
 #define CLIPC_FEATURE_CACHE_H
 
@@ -8,11 +8,11 @@
 
 // A hash table with open addressing from a sample's key to its row.
 typedef struct {
-    int tower, width; // C
-    uint64_t *keys;   // (slots) 0: free
-    int64_t *row_of;  // (slots)
-    size_t slots, count;
-    float *rows; // (capacity,C)
+    int tower, width;    // width: C, of the tower
+    uint64_t *keys;      // (slots) 0: free
+    int64_t *row_of;     // (slots) the key's row
+    size_t slots, count; // slots: a power of two; count: of rows
+    float *rows;         // (capacity,C)
     size_t capacity;
 } FeatureCache;
 
@@ -31,28 +31,30 @@ static inline void feature_cache_free(FeatureCache *c) {
     memset(c, 0, sizeof *c);
 }
 
-// The key of a picture: its place in the data set. Of a caption: its tokens, so that equal captions share a
-// row.
-static inline uint64_t picture_key(int64_t index) { return (uint64_t)index + 1; }
+// The key of an image is its index in the data set; that of a caption hashes its tokens, so that equal
+// captions share a row.
+static inline uint64_t image_key(int64_t index) { return (uint64_t)index + 1; }
 static inline uint64_t caption_key(const int *tokens, int length) {
     const uint64_t hash = hash_bytes(HASH_START, tokens, (size_t)length * sizeof *tokens);
     return hash ? hash : 1;
 }
 
+// The slot of a key: where it is, or the free one where it belongs.
 static inline size_t feature_cache_slot(const FeatureCache *c, uint64_t key) {
-    size_t at = (size_t)(key * 0x9e3779b97f4a7c15ull) &
-                (c->slots - 1); // Fibonacci hashing: neighbouring indices spread
+    const uint64_t spread = key * 0x9e3779b97f4a7c15ull; // Fibonacci hashing: neighbouring indices spread
+    size_t at = (size_t)spread & (c->slots - 1);
     while (c->keys[at] && c->keys[at] != key) at = (at + 1) & (c->slots - 1);
     return at;
 }
 
-// The row of a key, NULL when it is not there.
+// The row (C) of a key, or NULL.
 static inline const float *feature_cache_find(const FeatureCache *c, uint64_t key) {
     if (!c->slots) return NULL;
     const size_t at = feature_cache_slot(c, key);
     return c->keys[at] ? c->rows + (size_t)c->row_of[at] * (size_t)c->width : NULL;
 }
 
+// Adds a row (C) unless its key is there already.
 static inline void feature_cache_add(FeatureCache *c, uint64_t key, const float *row) {
     if (2 * (c->count + 1) > c->slots) { // at most half full
         FeatureCache bigger = *c;
@@ -70,15 +72,15 @@ static inline void feature_cache_add(FeatureCache *c, uint64_t key, const float 
         *c = bigger;
     }
     const size_t at = feature_cache_slot(c, key);
-    if (c->keys[at]) return; // twice in one batch
+    if (c->keys[at]) return; // the same caption twice in a batch
     list_grow((void **)&c->rows, &c->capacity, c->count + 1, (size_t)c->width * sizeof *c->rows);
     memcpy(c->rows + c->count * (size_t)c->width, row, (size_t)c->width * sizeof *row);
     c->keys[at] = key;
     c->row_of[at] = (int64_t)c->count++;
 }
 
-// pooled (B,C): the rows of a batch whose samples have these keys (B); what is not there is computed, as one
-// smaller batch, and added.
+// pooled (B,C): the rows of a batch whose samples have these keys (B). Rows that are missing are computed as
+// one smaller batch and added.
 static inline void feature_cache_gather(
     FeatureCache *c, Clip *clip, float *pooled, const ClipBatch *batch, const uint64_t *keys) {
     const size_t S = 3 * (size_t)clip->config.image_size * (size_t)clip->config.image_size;
@@ -88,9 +90,7 @@ static inline void feature_cache_gather(
     for (int b = 0; b < batch->size; b++)
         if (!feature_cache_find(c, keys[b])) missing[count++] = b;
     if (count) {
-        ClipBatch part;
-        memset(&part, 0, sizeof part);
-        part.size = count;
+        ClipBatch part = clip_batch(count);
         uint8_t *pixels = NULL;
         int *tokens = NULL;
         if (c->tower == IMAGE_TOWER) part.pixels = pixels = (uint8_t *)malloc_check((size_t)count * S);
@@ -113,11 +113,11 @@ static inline void feature_cache_gather(
 
 #define FEATURES_MAGIC 0x54464c43 // the bytes "CLFT"
 
-// The beginning of a feature file; behind it the keys (count) in the order of the rows, then the rows
+// The header of a feature file. After it come the keys (count) in the order of the rows, then the rows
 // (count,C).
 typedef struct {
     int32_t magic, version, tower, width;
-    uint64_t identity; // of the weights and the data that made it
+    uint64_t identity; // hash of the weights and the data that made it
     int64_t count;
 } FeaturesHeader;
 
@@ -135,7 +135,8 @@ static inline void feature_cache_save(const FeatureCache *c, const char *path, u
     free(keys);
 }
 
-// Fills an empty cache from a file, if there is one. A file of other weights or other data ends the program.
+// Fills an empty cache from a file, if there is one. A file made with other weights or other data ends the
+// program.
 static inline void feature_cache_load(FeatureCache *c, const char *path, uint64_t identity) {
     FeaturesHeader h;
     struct stat st;
@@ -143,7 +144,7 @@ static inline void feature_cache_load(FeatureCache *c, const char *path, uint64_
     FILE *f = fopen_check(path, "rb");
     fread_check(&h, sizeof h, f, path);
     if (h.magic != FEATURES_MAGIC || h.version != 1)
-        die(EXIT_USAGE, "%s: is no file of features; give --feature-cache another name", path);
+        die(EXIT_USAGE, "%s: is not a feature file; give --feature-cache another name", path);
     if (h.identity != identity || h.tower != c->tower || h.width != c->width)
         die(EXIT_USAGE,
             "%s: holds the features of other weights, data or image settings; remove it, or give "

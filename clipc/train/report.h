@@ -1,34 +1,34 @@
-// One self-contained page a run, report.html: what it came to, its curves, its evaluations with what they
-// show, pictures with the captions that the model finds best and worst, the settings. Nothing is loaded from
-// elsewhere; light and dark as the reader's system.
+// report.html, one self-contained page for each run: its results, curves, evaluations with advice, images
+// with the captions that the model finds most and least likely, settings. It loads nothing, and is light or
+// dark as the reader's system.
 //
-// Pages are not worth a run: what cannot be written gives a warning and false.
+// A failing page never ends a run: what cannot be written gives a warning and false.
 #ifndef CLIPC_REPORT_H
 #define CLIPC_REPORT_H
 
-#include "clipc/train/advice.h"   // advice_at
-#include "clipc/train/evaluate.h" // Evaluation, ValidationSet, ZeroshotSet
+#include "clipc/train/evaluate.h" // Evaluation, ZeroshotSet
+#include "clipc/train/monitor.h"  // advice_at, curve_is_evaluation
 
-// ---------------------------------------------------------------- pictures and captions
+// ---------------------------------------------------------------- images and captions
 
-enum { REPORT_PICTURES = 12, REPORT_CAPTIONS = 256, REPORT_BEST = 3, REPORT_CAPTION_BYTES = 240 };
+enum { REPORT_IMAGES = 12, REPORT_CAPTIONS = 256, REPORT_BEST = 3, REPORT_CAPTION_BYTES = 240 };
 
 typedef struct {
-    uint8_t *png;
+    uint8_t *png; // (png_bytes) the image as the model sees it
     size_t png_bytes;
-    int own, rank;         // its own caption, and at which rank from 1 it was found
-    int best[REPORT_BEST]; // captions, the likeliest first; -1: there are fewer
-    double probability[REPORT_BEST];
-    int worst;
-} ReportPicture;
+    int own, rank;         // index of its own caption, and the rank, from 1, that the model gives it
+    int best[REPORT_BEST]; // indices of the most likely captions, best first; -1: there are fewer
+    double probability[REPORT_BEST]; // of these, by softmax over all captions
+    int worst;                       // index of the least likely caption
+} ReportImage;
 
-// Pictures of a set, each compared with the same captions.
+// Images of a set, each compared with the same captions.
 typedef struct {
-    ReportPicture list[REPORT_PICTURES];
-    int count;
+    ReportImage list[REPORT_IMAGES];
+    int count;           // of images
     StringList captions; // all different
     int image_size;
-    bool classes; // the captions are those of the classes
+    bool classes; // the captions are made from class names
 } ReportGrid;
 
 static inline void report_grid_free(ReportGrid *g) {
@@ -37,7 +37,7 @@ static inline void report_grid_free(ReportGrid *g) {
     memset(g, 0, sizeof *g);
 }
 
-// The caption's place in the list; it is added where it is new.
+// The index of a caption, which is cut to REPORT_CAPTION_BYTES and added if it is new.
 static inline int grid_caption(ReportGrid *g, const char *text, size_t length) {
     char cut[REPORT_CAPTION_BYTES];
     snprintf(cut, sizeof cut, "%.*s", (int)min_i64((int64_t)length, REPORT_CAPTION_BYTES - 1), text);
@@ -47,7 +47,7 @@ static inline int grid_caption(ReportGrid *g, const char *text, size_t length) {
     return (int)g->captions.count - 1;
 }
 
-// Planes (3,S,S) as a PNG file in memory, which the caller frees; NULL when that fails.
+// Encodes planes (3,S,S) as a PNG file of *bytes in memory, which the caller frees; NULL when that fails.
 static inline uint8_t *png_of_planes(const uint8_t *planes, int S, size_t *bytes) {
     const size_t plane = (size_t)S * (size_t)S;
     uint8_t *rgb = (uint8_t *)malloc_check(3 * plane), *out = NULL;
@@ -71,13 +71,13 @@ static inline uint8_t *png_of_planes(const uint8_t *planes, int S, size_t *bytes
     return out;
 }
 
-// Reads pictures, evenly spread over the set, and captions: those of some more samples, or where `classes` is
-// given those of the classes.
+// Reads images, evenly spread over the set, into pixels (REPORT_IMAGES + 1, 3,S,S), and the captions to
+// compare them with: those of `classes`, or else of REPORT_CAPTIONS samples.
 static inline void grid_read(
     ReportGrid *g, uint8_t *pixels, const LoaderConfig *c, const Dataset *data, const ZeroshotSet *classes) {
     const int64_t n = dataset_count(data);
     const int64_t samples = min_i64(n, REPORT_CAPTIONS);
-    const int64_t every = max_i64(1, samples / REPORT_PICTURES);
+    const int64_t every = max_i64(1, samples / REPORT_IMAGES);
     const size_t size = 3 * (size_t)c->image.size * (size_t)c->image.size;
     char *caption = NULL;
     size_t capacity = 0;
@@ -86,16 +86,16 @@ static inline void grid_read(
     for (size_t i = 0; classes && i < classes->classnames.count; i++) {
         template_fill(&caption, &capacity, classes->templates.list[0], classes->classnames.list[i]);
         string_list_add(
-            &g->captions, caption); // as many as classes, whatever they are called: a label is an index
+            &g->captions, caption); // also one that is there already: a label is an index into them
     }
     for (int64_t k = 0; k < samples; k++) {
-        const bool shown = k % every == 0 && g->count < REPORT_PICTURES;
+        const bool shown = k % every == 0 && g->count < REPORT_IMAGES;
         if ((classes && !shown) || dataset_read(data, k * n / samples, &bytes) != SAMPLE_OK) continue;
         const int own = classes ? bytes.label : grid_caption(g, bytes.caption, bytes.caption_bytes);
         uint8_t *square = pixels + (size_t)g->count * size;
         int orientation;
         if (!shown || sample_eval_pixels(square, &orientation, &bytes.image, &c->image) != SAMPLE_OK) continue;
-        ReportPicture *p = &g->list[g->count];
+        ReportImage *p = &g->list[g->count];
         p->own = own;
         p->png = png_of_planes(square, c->image.size, &p->png_bytes);
         g->count += p->png != NULL;
@@ -104,8 +104,8 @@ static inline void grid_read(
     free(caption);
 }
 
-// Sorts the captions by their scores (captions), which are logits, for one picture.
-static inline void grid_judge(ReportPicture *p, const float *scores, int captions) {
+// Ranks the captions for one image by their logits, scores (captions).
+static inline void grid_rank(ReportImage *p, const float *scores, int captions) {
     double sum = 0, most = scores[0];
     p->worst = 0;
     for (int i = 0; i < captions; i++) {
@@ -125,16 +125,14 @@ static inline void grid_judge(ReportPicture *p, const float *scores, int caption
     p->rank = 1 + count_ahead(scores, captions, scores[p->own], p->own);
 }
 
-// Text features (captions,E) of the grid's captions.
+// Encodes the grid's captions into text (captions,E).
 static inline void grid_encode_captions(const ReportGrid *g, const Evaluation *e, float *text) {
     const int n = (int)g->captions.count;
     const int T = e->clip->config.context_length;
     const int B = (int)min_i64(n, e->loader.batch_size);
     int *tokens = (int *)malloc_check((size_t)B * (size_t)T * sizeof *tokens);
     for (int first = 0; first < n; first += B) {
-        ClipBatch batch;
-        memset(&batch, 0, sizeof batch);
-        batch.size = (int)min_i64(B, n - first);
+        ClipBatch batch = clip_batch((int)min_i64(B, n - first));
         batch.tokens = tokens;
         for (int i = 0; i < batch.size; i++) {
             const char *caption = g->captions.list[first + i];
@@ -146,8 +144,8 @@ static inline void grid_encode_captions(const ReportGrid *g, const Evaluation *e
     free(tokens);
 }
 
-// What the model finds in pictures of the set: of captioned ones, or (`classes`, whose data it is) of
-// labelled ones. An empty grid where there is nothing to read in them, or no text can be read.
+// What the model finds in images of a set: captioned ones, or labelled ones, whose set is then `classes`. The
+// grid is empty where no sample can be read or the model has no tokenizer. Free with report_grid_free().
 static inline ReportGrid report_grid(const Evaluation *e, const Dataset *data, const ZeroshotSet *classes) {
     ReportGrid g;
     const int S = e->loader.image.size, E = e->clip->config.embed_dim;
@@ -156,22 +154,19 @@ static inline ReportGrid report_grid(const Evaluation *e, const Dataset *data, c
     g.image_size = S;
     g.classes = classes != NULL;
     if (!e->loader.tokenizer) return g;
-    uint8_t *pixels =
-        (uint8_t *)malloc_check((REPORT_PICTURES + 1) * size); // one more: of a picture that is not taken
+    uint8_t *pixels = (uint8_t *)malloc_check((REPORT_IMAGES + 1) * size); // one more: of an image not taken
     grid_read(&g, pixels, &e->loader, data, classes);
     const int n = (int)g.captions.count;
     float *text = (float *)malloc_check((size_t)n * (size_t)E * sizeof *text);
-    float *image = (float *)malloc_check(REPORT_PICTURES * (size_t)E * sizeof *image);
+    float *image = (float *)malloc_check(REPORT_IMAGES * (size_t)E * sizeof *image);
     float *scores = (float *)malloc_check((size_t)n * sizeof *scores);
     if (g.count) grid_encode_captions(&g, e, text);
     for (int i = 0; i < g.count; i++) {
-        ClipBatch batch;
-        memset(&batch, 0, sizeof batch);
-        batch.size = 1;
+        ClipBatch batch = clip_batch(1);
         batch.pixels = pixels + (size_t)i * size;
         clip_encode_image(e->clip, &batch, image);
         zeroshot_logits(e->kernels, scores, image, text, 1, n, E, clip_logit_scale(e->clip));
-        grid_judge(&g.list[i], scores, n);
+        grid_rank(&g.list[i], scores, n);
     }
     free(scores);
     free(image);
@@ -183,7 +178,7 @@ static inline ReportGrid report_grid(const Evaluation *e, const Dataset *data, c
 // ---------------------------------------------------------------- the page
 
 typedef struct {
-    const char *name, *model, *status; // of the run; what the model is; how far it is
+    const char *name, *model, *status; // the run's name; a line about the model; a line about the progress
     const char *settings;              // as options_print() writes them
     const char *metrics, *curves;      // paths of metrics.jsonl and curves.svg
     int64_t steps_per_epoch;
@@ -191,71 +186,80 @@ typedef struct {
     const ReportGrid *grid;
 } Report;
 
-static inline void html_style(FILE *f) {
-    fputs("<style>\n"
-          ":root{color-scheme:light "
-          "dark;--back:#f4f6f8;--card:#fff;--ink:#1c2128;--soft:#5b6472;--line:#e6e9ee;--blue:#2563eb;--good:"
-          "#0d8a5f;--bad:#c2410c;--tint:#e6eefe;--warn:#fff2e3;--fine:#e5f6ee}\n"
-          "@media "
-          "(prefers-color-scheme:dark){:root{--back:#080b10;--card:#0f141b;--ink:#e8ebf0;--soft:#98a2b0;--"
-          "line:#252c36;--blue:#6ea8fe;--good:#45c99a;--bad:#ff9d5c;"
-          "--tint:#17263d;--warn:#2d2012;--fine:#10291f}}\n"
-          "*{box-sizing:border-box}body{margin:0;background:var(--back);color:var(--ink);font:15px/1.5 "
-          "system-ui,-apple-system,'Segoe UI','DejaVu Sans',sans-serif}\n"
-          "main{max-width:1080px;margin:0 auto;padding:40px 20px "
-          "64px}h1{font-size:28px;line-height:1.2;margin:0 0 "
-          "6px;overflow-wrap:anywhere}h2{font-size:17px;margin:0 0 14px}\n"
-          ".soft{color:var(--soft)}header p{margin:0}.card{background:var(--card);border:1px solid "
-          "var(--line);border-radius:14px;padding:20px 22px;margin-top:20px}\n"
-          ".tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(180px,1fr));gap:12px;margin-top:"
-          "24px}.tile{background:var(--card);border:1px solid var(--line);"
-          "border-radius:14px;padding:14px 16px}.tile "
-          "b{display:block;font-size:26px;line-height:1.3;font-weight:650;font-variant-numeric:tabular-nums}"
-          ".tile "
-          "span{color:var(--soft);font-size:13px;overflow-wrap:anywhere}.up{color:var(--good)!important}."
-          "down{color:var(--bad)!important}\n"
-          ".advice{background:var(--warn);border-left:4px solid var(--bad)}.advice p{margin:0}\n"
-          ".curves{padding:8px;overflow:auto}.curves "
-          "svg{display:block;width:100%;min-width:600px;height:auto;border-radius:10px}\n"
-          ".scroll{overflow:auto;max-height:520px}table{border-collapse:collapse;width:100%;font-variant-"
-          "numeric:tabular-nums;font-size:14px}th{position:sticky;top:0;"
-          "background:var(--card);color:var(--soft);font-weight:500;text-align:right;vertical-align:bottom;"
-          "padding:4px 12px 8px;border-bottom:1px solid var(--line);white-space:nowrap}th "
-          "b{color:var(--ink);font-weight:600}"
-          "td{text-align:right;padding:6px 12px;border-bottom:1px solid "
-          "var(--line);white-space:nowrap}td.best{color:var(--good);font-weight:650}"
-          "td.says{text-align:left;white-space:normal;color:var(--soft);font-size:13px;padding-top:2px;"
-          "border-bottom-width:2px}td.says b{color:var(--bad)}\n"
-          ".grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(230px,1fr));gap:16px}.picture{"
-          "border:1px solid var(--line);border-radius:12px;overflow:hidden;display:flex;"
-          "flex-direction:column}.picture "
-          "img{width:100%;aspect-ratio:1;object-fit:contain;background:var(--back);display:block}.crisp "
-          "img{image-rendering:pixelated}"
-          ".picture>div{padding:10px 14px "
-          "14px;font-size:13px;line-height:1.4}.own{font-weight:600;font-size:14px;margin:0 0 "
-          "2px;overflow-wrap:anywhere}"
-          ".chip{display:inline-block;border-radius:99px;padding:1px "
-          "9px;font-size:12px;background:var(--tint);color:var(--blue);margin-bottom:8px}.chip.down{"
-          "background:var(--warn)}.chip.up{background:var(--fine)}\n"
-          ".bar{position:relative;margin:0 -6px 2px;padding:2px 46px 2px "
-          "6px;border-radius:5px;overflow-wrap:anywhere}.bar i{position:absolute;inset:0 auto 0 "
-          "0;background:var(--tint);"
-          "border-radius:5px;z-index:0}.bar span{position:relative}.bar "
-          "em{position:absolute;right:6px;top:2px;font-style:normal;color:var(--soft);font-variant-numeric:"
-          "tabular-nums}"
-          ".right span{color:var(--good);font-weight:600}.worst{margin:6px 0 "
-          "0;color:var(--soft);overflow-wrap:anywhere}\n"
-          "dl{display:grid;grid-template-columns:repeat(auto-fill,minmax(300px,1fr));gap:0 "
-          "28px;margin:0;font-size:14px}dl div{display:flex;justify-content:space-between;gap:16px;"
-          "border-bottom:1px solid var(--line);padding:4px "
-          "0}dt{color:var(--soft);white-space:nowrap}dd{margin:0;text-align:right;overflow-wrap:anywhere;"
-          "font-variant-numeric:tabular-nums}\n"
-          "@media "
-          "print{body{background:#fff}.scroll{max-height:none;overflow:visible}.card,.tile,.picture{break-"
-          "inside:avoid}}\n"
-          "</style>\n",
-        f);
-}
+// The style sheet, one rule a line.
+// clang-format off
+static const char REPORT_STYLE[] =
+    "<style>\n"
+    ":root{color-scheme:light dark;--back:#f4f6f8;--card:#fff;--ink:#1c2128;--soft:#5b6472;"
+        "--line:#e6e9ee;--blue:#2563eb;--good:#0d8a5f;--bad:#c2410c;--tint:#e6eefe;--warn:#fff2e3;"
+        "--fine:#e5f6ee}\n"
+    "@media (prefers-color-scheme:dark){"
+        ":root{--back:#080b10;--card:#0f141b;--ink:#e8ebf0;--soft:#98a2b0;--line:#252c36;--blue:#6ea8fe;"
+        "--good:#45c99a;--bad:#ff9d5c;--tint:#17263d;--warn:#2d2012;--fine:#10291f}}\n"
+    "*{box-sizing:border-box}"
+    "body{margin:0;background:var(--back);color:var(--ink);"
+        "font:15px/1.5 system-ui,-apple-system,'Segoe UI','DejaVu Sans',sans-serif}\n"
+    "main{max-width:1080px;margin:0 auto;padding:40px 20px 64px}"
+    "h1{font-size:28px;line-height:1.2;margin:0 0 6px;overflow-wrap:anywhere}"
+    "h2{font-size:17px;margin:0 0 14px}\n"
+    ".soft{color:var(--soft)}"
+    "header p{margin:0}"
+    ".card{background:var(--card);border:1px solid var(--line);border-radius:14px;padding:20px 22px;"
+        "margin-top:20px}\n"
+    ".tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(180px,1fr));gap:12px;"
+        "margin-top:24px}"
+    ".tile{background:var(--card);border:1px solid var(--line);border-radius:14px;padding:14px 16px}"
+    ".tile b{display:block;font-size:26px;line-height:1.3;font-weight:650;"
+        "font-variant-numeric:tabular-nums}"
+    ".tile span{color:var(--soft);font-size:13px;overflow-wrap:anywhere}"
+    ".up{color:var(--good)!important}"
+    ".down{color:var(--bad)!important}\n"
+    ".advice{background:var(--warn);border-left:4px solid var(--bad)}"
+    ".advice p{margin:0}\n"
+    ".curves{padding:8px;overflow:auto}"
+    ".curves svg{display:block;width:100%;min-width:600px;height:auto;border-radius:10px}\n"
+    ".scroll{overflow:auto;max-height:520px}"
+    "table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;font-size:14px}"
+    "th{position:sticky;top:0;background:var(--card);color:var(--soft);font-weight:500;text-align:right;"
+        "vertical-align:bottom;padding:4px 12px 8px;border-bottom:1px solid var(--line);"
+        "white-space:nowrap}"
+    "th b{color:var(--ink);font-weight:600}"
+    "td{text-align:right;padding:6px 12px;border-bottom:1px solid var(--line);white-space:nowrap}"
+    "td.best{color:var(--good);font-weight:650}"
+    "td.says{text-align:left;white-space:normal;color:var(--soft);font-size:13px;padding-top:2px;"
+        "border-bottom-width:2px}"
+    "td.says b{color:var(--bad)}\n"
+    ".grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(230px,1fr));gap:16px}"
+    ".image{border:1px solid var(--line);border-radius:12px;overflow:hidden;display:flex;"
+        "flex-direction:column}"
+    ".image img{width:100%;aspect-ratio:1;object-fit:contain;background:var(--back);display:block}"
+    ".crisp img{image-rendering:pixelated}"
+    ".image>div{padding:10px 14px 14px;font-size:13px;line-height:1.4}"
+    ".own{font-weight:600;font-size:14px;margin:0 0 2px;overflow-wrap:anywhere}"
+    ".chip{display:inline-block;border-radius:99px;padding:1px 9px;font-size:12px;background:var(--tint);"
+        "color:var(--blue);margin-bottom:8px}"
+    ".chip.down{background:var(--warn)}"
+    ".chip.up{background:var(--fine)}\n"
+    ".bar{position:relative;margin:0 -6px 2px;padding:2px 46px 2px 6px;border-radius:5px;"
+        "overflow-wrap:anywhere}"
+    ".bar i{position:absolute;inset:0 auto 0 0;background:var(--tint);border-radius:5px;z-index:0}"
+    ".bar span{position:relative}"
+    ".bar em{position:absolute;right:6px;top:2px;font-style:normal;color:var(--soft);"
+        "font-variant-numeric:tabular-nums}"
+    ".right span{color:var(--good);font-weight:600}"
+    ".worst{margin:6px 0 0;color:var(--soft);overflow-wrap:anywhere}\n"
+    "dl{display:grid;grid-template-columns:repeat(auto-fill,minmax(300px,1fr));gap:0 28px;margin:0;"
+        "font-size:14px}"
+    "dl div{display:flex;justify-content:space-between;gap:16px;border-bottom:1px solid var(--line);"
+        "padding:4px 0}"
+    "dt{color:var(--soft);white-space:nowrap}"
+    "dd{margin:0;text-align:right;overflow-wrap:anywhere;font-variant-numeric:tabular-nums}\n"
+    "@media print{"
+        "body{background:#fff}"
+        ".scroll{max-height:none;overflow:visible}"
+        ".card,.tile,.image{break-inside:avoid}}\n"
+    "</style>\n";
+// clang-format on
 
 static inline void html_base64(FILE *f, const uint8_t *data, size_t bytes) {
     static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
@@ -270,19 +274,8 @@ static inline void html_base64(FILE *f, const uint8_t *data, size_t bytes) {
     }
 }
 
-static inline void html_text(FILE *f, const char *text) {
-    svg_text(f, text, 400);
-} // the same characters mean something
-
-// Is this the curve of an evaluation, of a share, and one that is better the lower it is?
-static inline bool curve_is_evaluation(const char *name) {
-    return strstr(name, "zeroshot_top") || strstr(name, "val_loss") || strstr(name, "_R@") ||
-           strstr(name, "_rank");
-}
-static inline bool curve_is_share(const char *name) {
-    return strstr(name, "zeroshot_top") || strstr(name, "_R@");
-}
-static inline bool curve_falls(const char *name) { return strstr(name, "loss") || strstr(name, "_rank"); }
+// Text, at most 400 characters; HTML and SVG escape the same ones.
+static inline void html_text(FILE *f, const char *text) { svg_text(f, text, 400); }
 
 static inline void html_value(FILE *f, const char *name, double value) {
     char text[32];
@@ -290,9 +283,9 @@ static inline void html_value(FILE *f, const char *name, double value) {
     fputs(isfinite(value) ? text : "–", f);
 }
 
-// ---------------------------------------------------------------- what it came to
+// ---------------------------------------------------------------- results
 
-// A figure with its change since the start.
+// A number with its change since the start.
 static inline void html_tile(FILE *f, const char *label, const char *name, double start, double now) {
     const double change = now - start;
     const bool better = curve_falls(name) ? change < 0 : change > 0;
@@ -346,7 +339,7 @@ static inline void html_advice(FILE *f, Advice a, const char *text) {
 
 // ---------------------------------------------------------------- evaluations
 
-// Ranks say what R@k say, and the page is wide enough.
+// Is this a column of the table? Mean and median ranks say the same as R@k, and the table is wide already.
 static inline bool curve_is_column(const char *name) {
     return curve_is_evaluation(name) && !strstr(name, "_rank");
 }
@@ -360,7 +353,7 @@ static inline size_t curve_best(const Curve *c) {
     return best;
 }
 
-// The next step behind `after` at which anything was evaluated; infinity: none.
+// The first step after `after` at which anything was evaluated; infinity when there is none.
 static inline double evaluation_next(const Curves *h, double after) {
     double next = INFINITY;
     for (size_t i = 0; i < h->count; i++)
@@ -369,6 +362,7 @@ static inline double evaluation_next(const Curves *h, double after) {
     return next;
 }
 
+// A row of the table, and below it the advice at that step.
 static inline void html_evaluation(FILE *f, const Report *r, const Curves *h, double step) {
     int columns = 2;
     fprintf(f, "<tr><td>%.0f</td><td>", step);
@@ -420,8 +414,8 @@ static inline void html_evaluations(FILE *f, const Report *r, const Curves *h) {
 
 // ---------------------------------------------------------------- the rest of the page
 
-static inline void html_picture(FILE *f, const ReportGrid *g, const ReportPicture *p) {
-    fputs("<div class=\"picture\"><img alt=\"\" src=\"data:image/png;base64,", f);
+static inline void html_image(FILE *f, const ReportGrid *g, const ReportImage *p) {
+    fputs("<div class=\"image\"><img alt=\"\" src=\"data:image/png;base64,", f);
     html_base64(f, p->png, p->png_bytes);
     fputs("\"><div><p class=\"own\">", f);
     html_text(f, g->captions.list[p->own]);
@@ -444,16 +438,17 @@ static inline void html_picture(FILE *f, const ReportGrid *g, const ReportPictur
 static inline void html_grid(FILE *f, const ReportGrid *g) {
     if (!g->count) return;
     fprintf(f,
-        "<section class=\"card\"><h2>What the model finds in pictures</h2><p class=\"soft\">Each picture "
-        "with its own caption, and the likeliest of %zu %s, by softmax.</p>"
+        "<section class=\"card\"><h2>What the model finds in images</h2><p class=\"soft\">Each image with "
+        "its "
+        "own caption, and the most likely of %zu %s, by softmax.</p>"
         "<div class=\"grid%s\">\n",
         g->captions.count, g->classes ? "classes" : "captions of the validation set",
         g->image_size <= 96 ? " crisp" : "");
-    for (int i = 0; i < g->count; i++) html_picture(f, g, &g->list[i]);
+    for (int i = 0; i < g->count; i++) html_image(f, g, &g->list[i]);
     fputs("</div></section>\n", f);
 }
 
-// The whole file, which may be missing, as it is.
+// Copies a file into the page as it is; nothing when it is missing.
 static inline void html_insert(FILE *f, const char *path) {
     char block[4096];
     FILE *in = fopen(path, "rb");
@@ -486,7 +481,7 @@ static inline void html_page(FILE *f, const Report *r, const Curves *h) {
         f);
     html_text(f, r->name);
     fputs("</title>\n", f);
-    html_style(f);
+    fputs(REPORT_STYLE, f);
     fputs("</head><body><main>\n<header><h1>", f);
     html_text(f, r->name);
     fputs("</h1><p>", f);
@@ -516,7 +511,10 @@ static inline void html_page(FILE *f, const Report *r, const Curves *h) {
 static inline bool report_write(const char *path, const Report *r) {
     char part[PATH_SIZE];
     FILE *metrics = fopen(r->metrics, "rb");
-    if (!metrics) return warn("%s: cannot open (%s); no report", r->metrics, strerror(errno)), false;
+    if (!metrics) {
+        warn("%s: cannot open (%s); no report", r->metrics, strerror(errno));
+        return false;
+    }
     Curves history = curves_read(metrics);
     fclose(metrics);
     path_format(part, "%s.part", path);

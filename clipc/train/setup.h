@@ -8,6 +8,7 @@
 #include "clipc/model/open_model.h"      // model_open, model_lock
 #include "clipc/train/monitor.h"         // Monitor
 #include "clipc/base/options.h"          // Options
+#include "clipc/train/report.h"          // ReportGrid
 #include "clipc/base/schedule_options.h" // schedule_from_options
 
 typedef struct {
@@ -39,6 +40,7 @@ typedef struct {
     char last_saved[PATH_SIZE]; // stem of the checkpoint saved last, or resumed from; "" before there is one
     char *settings;             // as options_print() writes them, kept in every checkpoint
     Monitor monitor;
+    ReportGrid grid; // images for report.html, as the model last saw them
 } Training;
 
 // ---------------------------------------------------------------- Ctrl-C

@@ -166,9 +166,9 @@ static inline void train_write_report(Training *t, const char *metrics, const ch
                         : monitor_stops(t->o, &t->state)   ? "Stopped early"
                                                            : "Running";
     if (!train_interrupted && (t->val_count || t->o->zeroshot_data.count)) {
-        report_grid_free(&t->monitor.grid);
-        t->monitor.grid = t->val_count ? report_grid(&t->evaluation, &t->val[0].data, NULL)
-                                       : report_grid(&t->evaluation, &t->zeroshot[0].data, &t->zeroshot[0]);
+        report_grid_free(&t->grid);
+        t->grid = t->val_count ? report_grid(&t->evaluation, &t->val[0].data, NULL)
+                               : report_grid(&t->evaluation, &t->zeroshot[0].data, &t->zeroshot[0]);
     }
     strftime(when, sizeof when, "%Y-%m-%d %H:%M", localtime(&now));
     snprintf(status, sizeof status, "%s: step %lld of %lld, epoch %.4g, %s", doing, (long long)t->state.step,
@@ -178,7 +178,7 @@ static inline void train_write_report(Training *t, const char *metrics, const ch
         c->name[0] ? c->name : "CLIP", c->image_size, c->patch_size, c->context_length,
         (double)t->clip->tensors.parameters / 1e6);
     const Report r = {t->o->name, model, status, t->settings, metrics, curves, t->steps_per_epoch,
-        &t->monitor.facts, &t->monitor.grid};
+        &t->monitor.facts, &t->grid};
     path_format(html, "%s/report.html", t->folder);
     report_write(html, &r);
 }
@@ -209,9 +209,7 @@ static inline int train_end_interrupted(Training *t, bool saved) {
 // that dropout leaves.
 static inline ClipBatch train_batch(Training *t, const Batch *batch, int micro) {
     const ClipConfig *c = &t->clip->config;
-    ClipBatch b;
-    memset(&b, 0, sizeof b);
-    b.size = (int)t->o->batch_size;
+    ClipBatch b = clip_batch((int)t->o->batch_size);
     b.pixels = batch->pixels;
     b.tokens = batch->tokens;
     uint64_t *keys = (uint64_t *)malloc_check((size_t)b.size * sizeof *keys);
@@ -221,7 +219,7 @@ static inline ClipBatch train_batch(Training *t, const Batch *batch, int micro) 
         for (int i = 0; i < b.size; i++)
             keys[i] =
                 tower == IMAGE_TOWER
-                    ? picture_key(batch->indices[i])
+                    ? image_key(batch->indices[i])
                     : caption_key(batch->tokens + (size_t)i * (size_t)c->context_length, batch->lengths[i]);
         float *pooled = t->pooled[tower] + (size_t)micro * (size_t)b.size * (size_t)cache->width;
         feature_cache_gather(cache, t->clip, pooled, &b, keys);
@@ -384,6 +382,7 @@ static inline int train_run(Training *t) {
 
 static inline void training_free(Training *t) {
     monitor_close(&t->monitor, &t->log);
+    report_grid_free(&t->grid);
     for (size_t i = 0; i < t->o->zeroshot_data.count; i++) zeroshot_close(&t->zeroshot[i]);
     for (int tower = 0; tower < 2; tower++) {
         feature_cache_free(&t->cache[tower]);

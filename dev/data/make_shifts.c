@@ -10,7 +10,6 @@
 #include "clipc/base/utils.h"
 #include "clipc/base/rand.h"
 #include "clipc/data/sample.h"
-#include "clipc/train/zeroshot.h"
 
 #include <png.h>
 

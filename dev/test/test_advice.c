@@ -1,6 +1,6 @@
-// Advice on constructed curves: each sign fires where it should, with its figures, none in healthy runs, none
-// on noise or missing data.
-#include "clipc/train/advice.h"
+// Advice on constructed curves: each sign fires where it should, with its figures; none fires in healthy
+// runs, on noise, or on missing data.
+#include "clipc/train/monitor.h"
 #include "clipc/base/rand.h"
 #include "dev/test/test.h"
 
@@ -110,7 +110,7 @@ static Point mismatch(double p) {
     return x;
 }
 
-static void test_each(void) {
+static void test_each_run_gets_its_advice(void) {
     static const struct {
         const char *what;
         Point (*shape)(double p);
@@ -143,8 +143,8 @@ static void test_each(void) {
     }
 }
 
-// The line names the figures it rests on, and what helps.
-static void test_texts(void) {
+// The line contains the figures it is based on, and what helps.
+static void test_texts_have_figures_and_remedies(void) {
     static const struct {
         Point (*shape)(double p);
         int step;
@@ -154,7 +154,7 @@ static void test_texts(void) {
             {"val_loss has risen three times, 1 to 1.18,", "it was best at step 400", "--early-stop",
                 "--lock-image", "--wd", "--aug-cfg"}},
         {forget, 1000,
-            {"the target went 55.0% to 75.0%", "general 60.0% to 30.0%", "lower --lr", "wise_ft",
+            {"the target went from 55.0% to 75.0%", "general from 60.0% to 30.0%", "lower --lr", "wise_ft",
                 "mix general data", "--lock-image"}},
         {underfit, 1000,
             {"stays at 1.6 ", "val_loss at 1.6 (1.6)", "zero-shot at 55.0% (55.0%)", "higher --lr",
@@ -176,8 +176,8 @@ static void test_texts(void) {
     }
 }
 
-// What is locked already is not advised once more, and where nothing is locked, nothing is to be unlocked.
-static void test_locks(void) {
+// What is locked already is not advised again, and where nothing is locked, unlocking is not advised.
+static void test_locks_are_advised_where_there_is_more_to_lock(void) {
     static const struct {
         Point (*shape)(double p);
         int step;
@@ -188,9 +188,9 @@ static void test_locks(void) {
         {overfit, 700, true, "--lock-text", "lock more (--lock-text), higher --wd", "--lock-image"},
         {overfit, 700, true, NULL, "(--early-stop 3), higher --wd", "lock"},
         {forget, 1000, false, "--lock-image",
-            "lock early layers (--lock-image --lock-image-unlocked-groups 4), ensemble", "lock more"},
-        {forget, 1000, true, "--lock-text", "lower --lr, lock more (--lock-text), ensemble", "--lock-image"},
-        {forget, 1000, true, NULL, "lower --lr, ensemble", "lock"},
+            "lock early layers (--lock-image --lock-image-unlocked-groups 4), average", "lock more"},
+        {forget, 1000, true, "--lock-text", "lower --lr, lock more (--lock-text), average", "--lock-image"},
+        {forget, 1000, true, NULL, "lower --lr, average", "lock"},
         {underfit, 1000, false, "--lock-image", "more --epochs, lower --wd", "unlock"},
         {underfit, 1000, true, NULL, "more --epochs, unlock more, lower --wd", "(--"},
     };
@@ -206,7 +206,7 @@ static void test_locks(void) {
     }
 }
 
-// Noise of a measurement is no sign: flat curves with noise, many times over.
+// Measurement noise is not a sign: many flat curves with noise.
 static Rand noise_rand;
 static Point flat_with_noise(double p) {
     const double chance = sqrt(0.55 * 0.45 / 2000);
@@ -215,7 +215,7 @@ static Point flat_with_noise(double p) {
     return x;
 }
 
-static void test_noise(void) {
+static void test_noise_is_not_a_sign(void) {
     int fired = 0;
     noise_rand = rand_for(1, 2, 3);
     for (int k = 0; k < 100; k++) {
@@ -229,8 +229,8 @@ static void test_noise(void) {
     EXPECT(fired <= 5, "%d of 1100", fired);
 }
 
-// Runs that measure nothing, have just begun, or hold values that are no numbers.
-static void test_missing(void) {
+// Runs that measure nothing, have just begun, or hold values that are not finite.
+static void test_missing_measurements_give_no_advice(void) {
     AdviceFacts f = facts(), bare = facts();
     char text[ADVICE_SIZE];
     Curves empty, h = run(overfit, 0.05);
@@ -268,8 +268,8 @@ static void test_missing(void) {
     curves_free(&h);
 }
 
-// Three rises in a row it has to be, of a percent together, while the training loss falls.
-static void test_three_rises(void) {
+// Overfitting is three rises in a row, by 1% together, while the training loss falls.
+static void test_overfitting_needs_three_rises(void) {
     static const struct {
         double val[4];
         double fall; // of the training loss a step
@@ -293,11 +293,11 @@ static void test_three_rises(void) {
 }
 
 int main(void) {
-    RUN(test_each);
-    RUN(test_three_rises);
-    RUN(test_texts);
-    RUN(test_locks);
-    RUN(test_noise);
-    RUN(test_missing);
+    RUN(test_each_run_gets_its_advice);
+    RUN(test_overfitting_needs_three_rises);
+    RUN(test_texts_have_figures_and_remedies);
+    RUN(test_locks_are_advised_where_there_is_more_to_lock);
+    RUN(test_noise_is_not_a_sign);
+    RUN(test_missing_measurements_give_no_advice);
     return test_report();
 }

@@ -1,5 +1,5 @@
 // Evaluation: ranks, losses, class names and templates, the zero-shot classifier, metrics over a data set,
-// files of features. A toy back end stands in for the model. With the folder golden/model as argument:
+// feature files. A toy back end takes the place of the model. With the folder golden/model as argument:
 // retrieval.npz and zeroshot.npz instead.
 //     test_evaluate [GOLDEN/model]
 #include "clipc/train/evaluate.h"
@@ -44,6 +44,18 @@ static void expect_refused(int (*fn)(const char *), const char *argument, const 
     EXPECT(code == EXIT_USAGE, "exit code %d, '%s'", code, text);
     EXPECT(strstr(text, what) && strchr(text, '\n') == text + strlen(text) - 1,
         "'%s' does not say '%s' in one line", text, what);
+}
+
+// fn(NULL) ends with a failed assertion that names `what`; builds with NDEBUG have none.
+static void expect_assert(int (*fn)(const char *), const char *what) {
+#ifdef NDEBUG
+    (void)fn;
+    (void)what;
+#else
+    char text[MOST_TEXT];
+    EXPECT(run_child(fn, NULL, text) == -1 && strstr(text, "Assert") && strstr(text, what),
+        "'%s' is not an assertion about %s", text, what);
+#endif
 }
 
 static void write_text(const char *path, const char *text) {
@@ -155,7 +167,7 @@ static void test_not_a_number_ranks_last(const Kernels *kernels) {
     EXPECT(m.image_to_text.R10 == 0 && m.text_to_image.R10 == 0, "a broken model finds nothing");
 }
 
-static void test_rank_metrics_by_hand(void) {
+static void test_rank_metrics_match_those_by_hand(void) {
     static const int ranks[] = {9, 1, 0, 5, 10, 4, 11, 2, 0, 11, 3, 6}; // sorted: 0 0 1 2 3 4 5 6 9 10 11 11
     static const int odd[] = {3, 0, 4, 1, 4}, one[] = {0};
     RankMetrics m = rank_metrics(ranks, 12);
@@ -169,6 +181,40 @@ static void test_rank_metrics_by_hand(void) {
     m = rank_metrics(one, 1);
     EXPECT(m.mean_rank == 1 && m.median_rank == 1 && m.R1 == 1 && m.R5 == 1 && m.R10 == 1,
         "one pair is always found");
+}
+
+static int rank_a_label_beyond_the_classes(const char *unused) {
+    (void)unused;
+    const float logits[3] = {1, 2, 3};
+    return zeroshot_rank(logits, 3, 3);
+}
+
+static int rank_nothing(const char *unused) {
+    (void)unused;
+    int ranks[2];
+    retrieval_ranks(kernels_select(), ranks, ranks + 1, NULL, NULL, 0, E, 0);
+    return 0;
+}
+
+static int measure_a_rank_beyond_the_candidates(const char *unused) {
+    (void)unused;
+    const int ranks[2] = {0, 2};
+    return rank_metrics(ranks, 2).R1 > 0;
+}
+
+static int add_captions_without_templates(const char *unused) {
+    (void)unused;
+    double sums[E] = {0};
+    const float features[E] = {0};
+    classifier_add(sums, features, 0, 1, 0, E);
+    return 0;
+}
+
+static void test_wrong_shapes_and_labels_are_asserted(void) {
+    expect_assert(rank_a_label_beyond_the_classes, "label");
+    expect_assert(rank_nothing, "N > 0");
+    expect_assert(measure_a_rank_beyond_the_candidates, "ranks[i]");
+    expect_assert(add_captions_without_templates, "templates");
 }
 
 // ---------------------------------------------------------------- class names, templates
@@ -185,7 +231,7 @@ static int read_templates(const char *path) {
     return 0;
 }
 
-static void test_classnames_and_templates(const char *folder) {
+static void test_classnames_and_templates_are_read(const char *folder) {
     char path[PATH_SIZE], text[MOST_TEXT];
     path_format(path, "%s/lines.txt", folder);
     write_text(path, "\xef\xbb\xbf"
@@ -201,7 +247,7 @@ static void test_classnames_and_templates(const char *folder) {
     EXPECT(run_child(read_classnames, path, text) == 0 && !*text, "'%s'", text);
     write_text(path, "crane\nmaillot\ncrane\nmaillot\ncrane\nbird\n");
     EXPECT(run_child(read_classnames, path, text) == 0 &&
-               strstr(text, "3 class names stand there before, such as 'maillot'"),
+               strstr(text, "3 lines repeat an earlier class name, such as 'maillot'"),
         "'%s'", text);
     write_text(path, " \r\n\n");
     expect_refused(read_classnames, path, "no class names in it");
@@ -245,7 +291,7 @@ static void test_classnames_and_templates(const char *folder) {
     string_list_free(&names);
 }
 
-static void test_rank_of_a_label(void) {
+static void test_rank_of_a_label_puts_ties_and_nan_last(void) {
     static const float logits[] = {1, 7, 3, 7, NAN, 0, -2};
     static const int expected[] = {
         4, 1, 3, 2, 6, 5, 6}; // a NaN comes before every label, and a label that is NaN last
@@ -256,7 +302,7 @@ static void test_rank_of_a_label(void) {
 
 // ---------------------------------------------------------------- a toy model
 
-// It sees the mean colour of a picture, and the words for six colours in a caption; other words shift a
+// It sees the mean colour of an image, and the words for six colours in a caption; other words shift a
 // caption's feature a little.
 enum { TOY_E = 6, TOY_SIZE = 5, TOY_CONTEXT = 16, COLOURS = 6 };
 static const char *const COLOUR_NAMES[COLOURS] = {
@@ -357,7 +403,7 @@ static void toy_free(Evaluation *e) {
     free(e->clip);
 }
 
-// A picture of one colour; rgb from 0 to 1.
+// An image of one colour; rgb from 0 to 1.
 static void write_png(const char *path, const double rgb[3]) {
     enum { W = 9, H = 7 };
     uint8_t pixels[W * H * 3];
@@ -371,18 +417,18 @@ static void write_png(const char *path, const double rgb[3]) {
     if (!png_image_write_to_file(&png, path, 0, pixels, 0, NULL)) die(EXIT_RUNTIME, "%s: cannot write", path);
 }
 
-// ---------------------------------------------------------------- pictures on disk
+// ---------------------------------------------------------------- images on disk
 
-enum { PER_CLASS = 4, PICTURES = COLOURS * PER_CLASS };
+enum { PER_CLASS = 4, IMAGES = COLOURS * PER_CLASS };
 
 // In bytes / 255, exactly as the toy model will see it.
-static void picture_colour(double rgb[3], int colour, int i) {
+static void image_colour(double rgb[3], int colour, int i) {
     Rand r = rand_for(9, (uint64_t)colour, (uint64_t)i);
     for (int e = 0; e < 3; e++)
         rgb[e] = floor(255 * (0.5 * COLOUR_RGB[colour][e] + rand_range(&r, 0, 0.5))) / 255;
 }
 
-static void picture_caption(char *out, size_t size, int colour, int i) {
+static void image_caption(char *out, size_t size, int colour, int i) {
     static const char *const words[PER_CLASS] = {
         "cup", "door", "flower", "cup"}; // the first and the last of a class have equal captions
     snprintf(out, size, "a %s %s", COLOUR_NAMES[colour], words[i % PER_CLASS]);
@@ -390,7 +436,7 @@ static void picture_caption(char *out, size_t size, int colour, int i) {
 
 // FOLDER/classes/COLOUR/I.png with one broken file; tables of them: labels.csv (by number and by name),
 // pairs.csv (captions and labels; row 3 has no file), nolabel.csv; names.txt, five.txt, templates.txt
-static void write_pictures(const char *folder) {
+static void write_images(const char *folder) {
     char path[PATH_SIZE], caption[100];
     double rgb[3];
     path_format(path, "%s/labels.csv", folder);
@@ -404,9 +450,9 @@ static void write_pictures(const char *folder) {
             path_format(path, "%s/classes/%s", folder, COLOUR_NAMES[c]);
             make_directories(path);
             path_format(path, "%s/classes/%s/%d.png", folder, COLOUR_NAMES[c], i);
-            picture_colour(rgb, c, i);
+            image_colour(rgb, c, i);
             write_png(path, rgb);
-            picture_caption(caption, sizeof caption, c, i);
+            image_caption(caption, sizeof caption, c, i);
             if (i % 2) fprintf(labels, "classes/%s/%d.png,%d\n", COLOUR_NAMES[c], i, c);
             else fprintf(labels, "classes/%s/%d.png,%s\n", COLOUR_NAMES[c], i, COLOUR_NAMES[c]);
             if (c == 0 && i == 3) fprintf(pairs, "classes/none.png,nothing,0\n");
@@ -415,7 +461,7 @@ static void write_pictures(const char *folder) {
     fclose(labels);
     fclose(pairs);
     path_format(path, "%s/classes/red/broken.png", folder);
-    write_text(path, "no picture");
+    write_text(path, "not an image");
     path_format(path, "%s/names.txt", folder);
     write_text(path, "blue\ncyan\ngreen\nmagenta\nred\nyellow\n");
     path_format(path, "%s/five.txt", folder);
@@ -444,22 +490,22 @@ static void expected_zeroshot(const Evaluation *e, const StringList *templates, 
         for (int k = 0; k < TOY_E; k++) classifier[c][k] /= sqrt(square);
         free(caption);
     }
-    for (int p = 0; p < PICTURES; p++) {
+    for (int p = 0; p < IMAGES; p++) {
         float image[TOY_E];
         double scores[COLOURS] = {0};
-        picture_colour(rgb, p / PER_CLASS, p % PER_CLASS);
+        image_colour(rgb, p / PER_CLASS, p % PER_CLASS);
         toy_image_feature(image, rgb);
         for (int c = 0; c < COLOURS; c++)
             for (int k = 0; k < TOY_E; k++) scores[c] += image[k] * classifier[c][k];
         int rank = 0;
         for (int c = 0; c < COLOURS; c++) rank += scores[c] > scores[p / PER_CLASS];
-        shares[rank] += 1.0 / PICTURES;
+        shares[rank] += 1.0 / IMAGES;
     }
     *top1 = shares[0];
     *top5 = 1 - shares[5];
 }
 
-static void test_zeroshot_over_folders_and_tables(Evaluation e, const char *folder) {
+static void test_zeroshot_is_the_same_over_folders_and_tables(Evaluation e, const char *folder) {
     char spec[PATH_SIZE], names[PATH_SIZE], templates[PATH_SIZE];
     DatasetConfig keys = dataset_config_default();
     ZeroshotMetrics m;
@@ -485,7 +531,7 @@ static void test_zeroshot_over_folders_and_tables(Evaluation e, const char *fold
             EXPECT(evaluate_zeroshot(&e, &set, &m), "it runs through");
             EXPECT_CLOSE(m.top1, top1, 1e-12);
             EXPECT_CLOSE(m.top5, top5, 1e-12);
-            EXPECT(m.samples == PICTURES && m.classes == COLOURS, "%lld samples", (long long)m.samples);
+            EXPECT(m.samples == IMAGES && m.classes == COLOURS, "%lld samples", (long long)m.samples);
         }
         MetricList list = zeroshot_metric_list(&m, set.name);
         EXPECT(list.count == 2, "%d metrics", list.count);
@@ -539,7 +585,7 @@ static void check_features_file(const char *path, const float *image, const floa
         json_t *offsets = json_object_get(tensor, "data_offsets");
         EXPECT_STRING(json_string_value(json_object_get(tensor, "dtype")), i < 2 ? "F32" : "I64");
         EXPECT(json_array_size(shape) == (i < 2 ? 2 : 1) &&
-                   json_integer_value(json_array_get(shape, 0)) == PICTURES,
+                   json_integer_value(json_array_get(shape, 0)) == IMAGES,
             "rows of %s", names[i]);
         EXPECT(i > 1 || json_integer_value(json_array_get(shape, 1)) == TOY_E, "columns of %s", names[i]);
         EXPECT(json_array_size(offsets) == 2 && json_integer_value(json_array_get(offsets, 0)) == at,
@@ -548,7 +594,7 @@ static void check_features_file(const char *path, const float *image, const floa
         at = json_integer_value(json_array_get(offsets, 1));
     }
     EXPECT(8 + header_bytes + (uint64_t)at == length, "the file ends with the last tensor");
-    for (int p = 0; p < PICTURES; p++, row++) {
+    for (int p = 0; p < IMAGES; p++, row++) {
         int64_t index, label;
         row += row == 3; // the row without a file
         memcpy(&index, start[2] + 8 * p, 8);
@@ -556,25 +602,25 @@ static void check_features_file(const char *path, const float *image, const floa
         EXPECT(index == row && label == p / PER_CLASS, "row %d: sample %lld, label %lld", p, (long long)index,
             (long long)label);
     }
-    EXPECT(memcmp(start[0], image, PICTURES * TOY_E * 4) == 0 &&
-               memcmp(start[1], text, PICTURES * TOY_E * 4) == 0,
+    EXPECT(
+        memcmp(start[0], image, IMAGES * TOY_E * 4) == 0 && memcmp(start[1], text, IMAGES * TOY_E * 4) == 0,
         "the features");
     json_decref(header);
     free(data);
 }
 
-static void test_validation_loss_retrieval_and_features(Evaluation e, const char *folder) {
+static void test_validation_measures_loss_and_retrieval_and_saves_features(Evaluation e, const char *folder) {
     static const int batches[] = {5, 1, 7, 24, 64};
     char path[PATH_SIZE], features[PATH_SIZE], caption[100];
-    float image[PICTURES * TOY_E], text[PICTURES * TOY_E];
+    float image[IMAGES * TOY_E], text[IMAGES * TOY_E];
     double rgb[3];
-    for (int p = 0; p < PICTURES; p++) {
-        picture_colour(rgb, p / PER_CLASS, p % PER_CLASS);
+    for (int p = 0; p < IMAGES; p++) {
+        image_colour(rgb, p / PER_CLASS, p % PER_CLASS);
         toy_image_feature(image + p * TOY_E, rgb);
-        picture_caption(caption, sizeof caption, p / PER_CLASS, p % PER_CLASS);
+        image_caption(caption, sizeof caption, p / PER_CLASS, p % PER_CLASS);
         toy_caption_feature(text + p * TOY_E, &e, caption);
     }
-    RetrievalMetrics expected = retrieval_metrics(e.kernels, image, text, PICTURES, TOY_E, 0);
+    RetrievalMetrics expected = retrieval_metrics(e.kernels, image, text, IMAGES, TOY_E, 0);
     EXPECT(expected.image_to_text.R1 > 0 && expected.image_to_text.R1 < 1, "%g", expected.image_to_text.R1);
     path_format(path, "%s/pairs.csv", folder);
     path_format(features, "%s/features.safetensors", folder);
@@ -582,15 +628,15 @@ static void test_validation_loss_retrieval_and_features(Evaluation e, const char
     Dataset data = dataset_open(path, &config, 2);
     for (size_t b = 0; b < sizeof batches / sizeof *batches; b++) {
         double loss = 0;
-        for (int first = 0; first < PICTURES; first += batches[b]) {
-            int n = PICTURES - first < batches[b] ? PICTURES - first : batches[b];
-            loss += n * naive_loss(image + first * TOY_E, text + first * TOY_E, n, 20) / PICTURES;
+        for (int first = 0; first < IMAGES; first += batches[b]) {
+            int n = IMAGES - first < batches[b] ? IMAGES - first : batches[b];
+            loss += n * naive_loss(image + first * TOY_E, text + first * TOY_E, n, 20) / IMAGES;
         }
         ValidationMetrics m;
         e.loader.batch_size = batches[b];
         e.retrieval_chunk = batches[b] - 1;
         EXPECT(evaluate_validation(&e, &data, b ? NULL : features, &m), "it runs through");
-        EXPECT(m.samples == PICTURES, "%lld samples", (long long)m.samples);
+        EXPECT(m.samples == IMAGES, "%lld samples", (long long)m.samples);
         EXPECT_CLOSE(m.loss, loss, 1e-5);
         EXPECT(memcmp(&m.retrieval, &expected, sizeof expected) == 0, "retrieval at batch %d", batches[b]);
         MetricList list = validation_metric_list(&m, "");
@@ -605,7 +651,7 @@ static void test_validation_loss_retrieval_and_features(Evaluation e, const char
 
 // ---------------------------------------------------------------- Ctrl-C
 
-static void test_interruption(Evaluation e, const char *folder) {
+static void test_ctrl_c_ends_an_evaluation(Evaluation e, const char *folder) {
     char path[PATH_SIZE], features[PATH_SIZE];
     volatile sig_atomic_t stop = 0;
     ValidationMetrics v = {-1, {{0, 0, 0, 0, 0}, {0, 0, 0, 0, 0}}, -1};
@@ -623,8 +669,7 @@ static void test_interruption(Evaluation e, const char *folder) {
     path_format(path, "%s/classes", folder);
     ZeroshotSet set = zeroshot_open("zeroshot-data", path, NULL, NULL, &config);
     for (int calls = 1; calls < 4;
-         calls +=
-         2) { // 6 captions by 5 are two calls: stopped at the first picture, and at the first captions
+         calls += 2) { // 6 captions by 5 are two calls: stopped at the first image, and at the first captions
         e.clip->back->calls = calls;
         stop = 0;
         EXPECT(!evaluate_zeroshot(&e, &set, &z) && z.samples == -1,
@@ -633,11 +678,11 @@ static void test_interruption(Evaluation e, const char *folder) {
     e.clip->back->stop = NULL;
     stop = 0;
     e.loader.interrupted = &stop;
-    EXPECT(evaluate_zeroshot(&e, &set, &z) && z.samples == PICTURES, "it runs through");
+    EXPECT(evaluate_zeroshot(&e, &set, &z) && z.samples == IMAGES, "it runs through");
     zeroshot_close(&set);
 }
 
-// ---------------------------------------------------------------- wrong sets, classes of pictures (in children)
+// ---------------------------------------------------------------- wrong sets, classes of images (in children)
 
 static const char *folder_of_child; // where the fixtures are
 
@@ -665,8 +710,8 @@ static void test_wrong_zeroshot_sets_are_named(void) {
     expect_refused(open_zeroshot, "classes/red", "no sub-folders");
 }
 
-// argument: pictures within the folder, a blank between them; a leading ! takes the tokenizer away
-static int classify_pictures(const char *argument) {
+// argument: images within the folder, a blank between them; a leading ! takes the tokenizer away
+static int classify_images(const char *argument) {
     Evaluation e = toy_create();
     Tokenizer *tokenizer = (Tokenizer *)(uintptr_t)e.loader.tokenizer;
     char names_path[PATH_SIZE], words[MOST_TEXT];
@@ -692,9 +737,9 @@ static int classify_pictures(const char *argument) {
     return code;
 }
 
-static void test_classes_of_pictures(void) {
+static void test_classes_of_single_images_are_printed(void) {
     char text[MOST_TEXT], name[64] = "";
-    int code = run_child(classify_pictures,
+    int code = run_child(classify_images,
         "classes/blue/0.png classes/red/broken.png none.png classes classes/red/1.png", text);
     EXPECT(code == 0, "exit code %d: %s", code, text);
     EXPECT(strstr(text, "broken.png: unknown image format") && strstr(text, "none.png: no such file") &&
@@ -714,7 +759,7 @@ static void test_classes_of_pictures(void) {
     double rgb[3], sum = 0, first = 0;
     const char *best = "";
     float image[TOY_E], feature[TOY_E];
-    picture_colour(rgb, 0, 0);
+    image_colour(rgb, 0, 0);
     toy_image_feature(image, rgb);
     for (int c = 0; c < COLOURS; c++) {
         char caption[100];
@@ -730,9 +775,9 @@ static void test_classes_of_pictures(void) {
     EXPECT_STRING(name, best);
     EXPECT(fabs(share[0] - 100 * first / sum) <= 0.0051, "%g%% instead of %g%%", share[0], 100 * first / sum);
     toy_free(&e);
-    EXPECT(run_child(classify_pictures, "classes/red/broken.png none.png", text) == EXIT_USAGE,
+    EXPECT(run_child(classify_images, "classes/red/broken.png none.png", text) == EXIT_USAGE,
         "nothing usable: %s", text);
-    expect_refused(classify_pictures, "!classes/red/0.png", "no tokenizer");
+    expect_refused(classify_images, "!classes/red/0.png", "no tokenizer");
 }
 
 // ---------------------------------------------------------------- golden arrays
@@ -857,20 +902,21 @@ int main(int argc, char **argv) {
     }
     char folder[] = "/tmp/test_evaluate_XXXXXX";
     if (!mkdtemp(folder)) die(EXIT_RUNTIME, "%s: cannot make the folder", folder);
-    write_pictures(folder);
+    write_images(folder);
     folder_of_child = folder;
-    RUN(test_classnames_and_templates, folder); // those with children first: see run_child()
+    RUN(test_classnames_and_templates_are_read, folder); // those with children first: see run_child()
     RUN(test_wrong_zeroshot_sets_are_named);
-    RUN(test_classes_of_pictures);
+    RUN(test_classes_of_single_images_are_printed);
+    RUN(test_wrong_shapes_and_labels_are_asserted);
     RUN(test_ranks_match_the_definition_with_ties, kernels);
     RUN(test_ranks_do_not_depend_on_the_chunk, kernels);
     RUN(test_not_a_number_ranks_last, kernels);
-    RUN(test_rank_metrics_by_hand);
-    RUN(test_rank_of_a_label);
+    RUN(test_rank_metrics_match_those_by_hand);
+    RUN(test_rank_of_a_label_puts_ties_and_nan_last);
     Evaluation e = toy_create();
-    RUN(test_zeroshot_over_folders_and_tables, e, folder);
-    RUN(test_validation_loss_retrieval_and_features, e, folder);
-    RUN(test_interruption, e, folder);
+    RUN(test_zeroshot_is_the_same_over_folders_and_tables, e, folder);
+    RUN(test_validation_measures_loss_and_retrieval_and_saves_features, e, folder);
+    RUN(test_ctrl_c_ends_an_evaluation, e, folder);
     toy_free(&e);
     remove_folder(folder);
     return test_report();

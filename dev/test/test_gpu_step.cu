@@ -51,8 +51,7 @@ static ClipBatch test_batch(const ClipConfig *c, int step, int longest) {
             t[b * c->context_length + i] =
                 i == length - 1 ? c->eot_id : (int)rand_below(&r, (uint64_t)c->eot_id);
     }
-    ClipBatch batch = {};
-    batch.size = B;
+    ClipBatch batch = clip_batch(B);
     batch.pixels = p;
     batch.tokens = t;
     return batch;

@@ -247,11 +247,9 @@ static void one_step(Clip *clip, int64_t step) {
     for (size_t i = 0; i < sizeof images / sizeof *images; i++) images[i] = (float)rand_normal(&r);
     for (int i = 0; i < B * 7; i++)
         tokens[i] = i % 7 == 0 ? 59 : i % 7 == 5 ? 60 : 1 + (int)rand_below(&r, 50);
-    ClipBatch b;
+    ClipBatch b = clip_batch(B);
     AdamW a;
-    memset(&b, 0, sizeof b);
     memset(&a, 0, sizeof a);
-    b.size = B;
     b.images = images;
     b.tokens = tokens;
     a.lr = 0.5;

@@ -117,7 +117,7 @@ def test_sets():
     check("best.bin, zeroshot_top1/target" in text, "the first zero-shot set is the target")
     check("same name" in run(f"{PICTURES} --name x --val-data shapes/val.csv --val-data shapes/few.csv", code=2), "names are needed to tell sets apart")
     check("--best-metric" in run(f"{PICTURES} --name x --best-metric zeroshot_top1 --val-split 0.1", code=2), "a metric that is not measured")
-    check("--best-metric" in run(f"{PICTURES} --name x --best-metric loss --val-split 0.1", code=2), "a metric that is none")
+    check("--best-metric" in run(f"{PICTURES} --name x --best-metric loss --val-split 0.1", code=2), "a metric that no evaluation has")
 
 
 def test_presets():
@@ -172,7 +172,7 @@ def test_report():
     page = Page(text)
     check(page.good, f"elements close as they open, left {page.open}")
     check(page.loads == [], f"nothing is loaded: {page.loads}")
-    check(len(page.images) == 12, f"{len(page.images)} pictures")
+    check(len(page.images) == 12, f"{len(page.images)} images")
     for image in page.images:
         check(base64.b64decode(image.partition(",")[2], validate=True)[:8] == b"\x89PNG\r\n\x1a\n", "a PNG")
     check("<script" not in text and "<h1>&lt;b&gt;&amp;co</h1>" in text, "what a caption or a name holds is text")
@@ -181,7 +181,7 @@ def test_report():
     run(f"{SYNTHETIC} --name bare --epochs 1")
     check(Page(open("logs/bare/report.html").read()).good, "a run without evaluation has a page")
     run(f"{PICTURES} --name labelled {LABELLED} --epochs 1")
-    check("classes" in open("logs/labelled/report.html").read(), "labelled pictures where there are no captioned ones")
+    check("classes" in open("logs/labelled/report.html").read(), "labelled images where there are no captioned ones")
 
 
 def test_report_to():

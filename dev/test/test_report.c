@@ -1,14 +1,14 @@
-// The parts of report.html and of what watches a run: which captions are best and worst, pictures as PNG,
-// base64, text that is no markup, which model is the best, when to stop.
-#include "clipc/train/monitor.h"
+// The parts of report.html and of the monitor: which captions are best and worst, images as PNG, base64, text
+// that is escaped, which model is the best, when to stop.
+#include "clipc/train/report.h"
 #include "dev/test/test.h"
 
-static void test_judging_captions(void) {
+static void test_captions_are_ranked_by_probability(void) {
     static const float scores[] = {1, 4, -2, 4, 3};
-    ReportPicture p;
+    ReportImage p;
     memset(&p, 0, sizeof p);
     p.own = 3;
-    grid_judge(&p, scores, 5);
+    grid_rank(&p, scores, 5);
     EXPECT(p.best[0] == 1 && p.best[1] == 3 && p.best[2] == 4, "%d %d %d", p.best[0], p.best[1], p.best[2]);
     EXPECT(p.worst == 2 && p.rank == 2, "worst %d, rank %d", p.worst,
         p.rank); // of equal scores the first comes first
@@ -16,14 +16,14 @@ static void test_judging_captions(void) {
     EXPECT_CLOSE(p.probability[0], 1 / sum, 1e-12);
     EXPECT_CLOSE(p.probability[2], exp(-1) / sum, 1e-12);
     p.own = 0;
-    grid_judge(&p, scores, 2); // fewer captions than are shown
+    grid_rank(&p, scores, 2); // fewer captions than are shown
     EXPECT(p.best[0] == 1 && p.best[1] == 0 && p.best[2] == -1 && p.rank == 2 && p.worst == 0);
-    grid_judge(&p, scores, 1);
+    grid_rank(&p, scores, 1);
     EXPECT(p.best[0] == 0 && p.best[1] == -1 && p.rank == 1 && p.worst == 0);
     EXPECT_CLOSE(p.probability[0], 1, 1e-12);
 }
 
-static void test_captions_are_different(void) {
+static void test_equal_captions_are_kept_once(void) {
     ReportGrid g;
     char longer[1000];
     memset(&g, 0, sizeof g);
@@ -36,7 +36,8 @@ static void test_captions_are_different(void) {
     report_grid_free(&g);
 }
 
-static void test_png(void) { // a picture goes out as it came in, read by the decoder of training
+static void test_png_is_read_back_as_it_was(
+    void) { // an image comes back as it was, read by the decoder of training
     enum { S = 7 };
     uint8_t planes[3 * S * S];
     size_t bytes;
@@ -63,7 +64,7 @@ static void expect_base64(const char *data, const char *expected) { // RFC 4648,
     free(text);
 }
 
-static void test_text(void) {
+static void test_text_is_escaped_and_base64_is_right(void) {
     expect_base64("", "");
     expect_base64("f", "Zg==");
     expect_base64("fo", "Zm8=");
@@ -79,9 +80,9 @@ static void test_text(void) {
     free(text);
 }
 
-// Evaluations of a run as (val_loss, zeroshot_top1): which are the best, and how many follow without a better
-// loss.
-static void test_best_and_patience(void) {
+// A run's evaluations as (val_loss, zeroshot_top1): which are the best so far, and how many in a row bring no
+// better loss.
+static void test_best_model_and_patience_follow_the_metric(void) {
     static const double losses[] = {2.0, 1.5, 1.6, 1.4, 1.4, NAN, 1.9};
     static const double tops[] = {0.9, 0.1, 0.3, 0.3, NAN, 0.5, 0.2};
     static const bool best_top[] = {false, true, true, false, false, true, false};
@@ -114,7 +115,7 @@ static void test_best_and_patience(void) {
     }
 }
 
-static void test_report_to(void) {
+static void test_report_to_names_trackers(void) {
     static const struct {
         const char *value;
         bool tensorboard, wandb;
@@ -131,11 +132,11 @@ static void test_report_to(void) {
 }
 
 int main(void) {
-    RUN(test_judging_captions);
-    RUN(test_captions_are_different);
-    RUN(test_png);
-    RUN(test_text);
-    RUN(test_best_and_patience);
-    RUN(test_report_to);
+    RUN(test_captions_are_ranked_by_probability);
+    RUN(test_equal_captions_are_kept_once);
+    RUN(test_png_is_read_back_as_it_was);
+    RUN(test_text_is_escaped_and_base64_is_right);
+    RUN(test_best_model_and_patience_follow_the_metric);
+    RUN(test_report_to_names_trackers);
     return test_report();
 }

@@ -1,6 +1,6 @@
-// TensorBoard event files: checksums against published values, every byte decoded again by a reader written
-// apart, resuming, a full disk.
-#include "clipc/train/tensorboard.h"
+// TensorBoard event files: checksums against published values, every byte decoded by an independent reader,
+// resuming, a full disk.
+#include "clipc/train/trackers.h"
 #include "dev/test/test.h"
 
 #include <sys/resource.h>
@@ -92,12 +92,12 @@ static int read_file(const char *path, Event events[MOST_EVENTS]) {
         read_event(&events[count++], data + at + 12, data + at + 12 + length);
         at += 16 + length;
     }
-    EXPECT(at == bytes, "%zu bytes behind the last record", bytes - at);
+    EXPECT(at == bytes, "%zu bytes after the last record", bytes - at);
     free(data);
     return count;
 }
 
-static void test_checksums(void) {
+static void test_checksums_have_the_published_values(void) {
     unsigned char zeros[32] = {0}, ones[32], ascending[32];
     memset(ones, 0xff, sizeof ones);
     for (int i = 0; i < 32; i++) ascending[i] = (unsigned char)i;
@@ -127,7 +127,7 @@ static void expect_example(const Event *e, int64_t step) {
     EXPECT_CLOSE(e->values[2].value, 0.75, 0);
 }
 
-static void test_run_and_resume(const char *folder) {
+static void test_a_resumed_run_writes_a_later_file(const char *folder) {
     static Event events[MOST_EVENTS];
     EventFile first, second;
     events_open(&first, folder, 0);
@@ -156,9 +156,9 @@ static void test_run_and_resume(const char *folder) {
     unlink(second.path);
 }
 
-// The disk is full (here: files may not grow beyond 300 bytes) in the middle of a record: whole records stay,
-// nothing dies.
-static void test_full_disk(const char *folder) {
+// The disk is full (here: files may not grow beyond 300 bytes) in the middle of a record: complete records
+// remain, and the program goes on.
+static void test_a_full_disk_leaves_complete_records(const char *folder) {
     static Event events[MOST_EVENTS];
     struct rlimit old, small;
     EventFile e;
@@ -189,9 +189,9 @@ static void test_full_disk(const char *folder) {
 int main(void) {
     char folder[] = "/tmp/test_tensorboard_XXXXXX";
     if (!mkdtemp(folder)) die(EXIT_RUNTIME, "%s: cannot make the folder", folder);
-    RUN(test_checksums);
-    RUN(test_run_and_resume, folder);
-    RUN(test_full_disk, folder);
+    RUN(test_checksums_have_the_published_values);
+    RUN(test_a_resumed_run_writes_a_later_file, folder);
+    RUN(test_a_full_disk_leaves_complete_records, folder);
     EXPECT(rmdir(folder) == 0);
     return test_report();
 }

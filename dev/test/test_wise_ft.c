@@ -15,7 +15,7 @@ static void expect_alphas(const char *text, const char *expected) {
     free(w.alphas);
 }
 
-static void test_lists_of_alphas(void) {
+static void test_alphas_are_parsed_to_the_nearest_double(void) {
     expect_alphas("0.5", "0.5");
     expect_alphas("1, 0 0.25 1", "0 0.25 1");
     expect_alphas("0:1:0.25", "0 0.25 0.5 0.75 1");
@@ -33,13 +33,13 @@ static void test_lists_of_alphas(void) {
     free(w.alphas);
 }
 
-// A pair of files is not needed to ask for α: only the configuration and the table.
-static void test_alpha_by_tower_and_depth(void) {
-    MergeFile like;
-    MergeFile *members[1] = {&like};
-    memset(&like, 0, sizeof like);
-    like.w.config.image_layers = 5;
-    like.w.config.text_layers = 1;
+// α needs no files, only the configuration and the table of tensors.
+static void test_alpha_depends_on_tower_and_depth(void) {
+    MergeFile shape;
+    MergeFile *members[1] = {&shape};
+    memset(&shape, 0, sizeof shape);
+    shape.w.config.image_layers = 5;
+    shape.w.config.text_layers = 1;
     Merge m = {.kind = MERGE_WISE_FT, .members = members, .count = 1, .alpha = {0.8, {NAN, 0.3}, false, 0}};
     Tensor image = {.tower = IMAGE_TOWER}, text = {.tower = TEXT_TOWER}, scale = {.tower = NO_TOWER};
     EXPECT(merge_alpha(&m, &image) == 0.8 && merge_alpha(&m, &text) == 0.3 && merge_alpha(&m, &scale) == 0.8);
@@ -53,7 +53,7 @@ static void test_alpha_by_tower_and_depth(void) {
 }
 
 // Two runs: t = 2 cos / (1 + cos); N runs whose updates meet at equal angles: t = N cos / (1 + (N-1) cos)
-static void test_stock_ratio(void) {
+static void test_stock_ratio_follows_the_angle(void) {
     EXPECT_CLOSE(merge_stock_ratio(0.5, 2), 2.0 / 3, 1e-15);
     EXPECT_CLOSE(merge_stock_ratio(1, 4), 1, 1e-15);
     EXPECT_CLOSE(merge_stock_ratio(0.25, 3), 0.5, 1e-15);
@@ -64,16 +64,16 @@ static void test_stock_ratio(void) {
 
 static float values[2 * 1000];
 
-// Products are rounded before they are added, whatever the flags; a fused multiply-add would often end in
-// another last bit.
-static void test_two_roundings(void) {
-    MergeFile like;
-    MergeFile *members[1] = {&like};
+// Products are rounded before they are added, whatever the compiler's flags; a fused multiply-add would often
+// differ in the last bit.
+static void test_products_are_rounded_before_they_are_added(void) {
+    MergeFile shape;
+    MergeFile *members[1] = {&shape};
     Tensor tensor = {.tower = NO_TOWER};
-    memset(&like, 0, sizeof like);
-    like.tensors.list = &tensor;
+    memset(&shape, 0, sizeof shape);
+    shape.tensors.list = &tensor;
     Merge m = {.kind = MERGE_WISE_FT,
-        .base = &like,
+        .base = &shape,
         .members = members,
         .count = 1,
         .alpha = {0.3, {NAN, NAN}, false, 0}};
@@ -99,7 +99,7 @@ static void test_two_roundings(void) {
 
 enum { SAMPLES = 400 };
 
-// A point whose accuracies on target and shifted set are given; the first of the samples are right.
+// A point with these accuracies on target and shifted set; the samples that are right come first.
 static SweepPoint point(double alpha, double target, double shift) {
     SweepPoint p;
     memset(&p, 0, sizeof p);
@@ -113,7 +113,7 @@ static SweepPoint point(double alpha, double target, double shift) {
     return p;
 }
 
-static void test_search(void) {
+static void test_search_closes_in_on_the_best_alpha(void) {
     Sweep s;
     memset(&s, 0, sizeof s);
     s.count = 2;
@@ -139,13 +139,13 @@ static void test_search(void) {
         points[sweep_best(&s, points, count, SWEEP_TARGET)].alpha);
     points[0].top1[0] = points[1].top1[0] = points[2].top1[0] = 2;
     points[1].alpha = 0.45;
-    EXPECT(sweep_best(&s, points, 3, SWEEP_TARGET) == 1, "of equal ones the one nearest to the middle");
+    EXPECT(sweep_best(&s, points, 3, SWEEP_TARGET) == 1, "of equals the one nearest to the middle");
     for (int i = 0; i < count; i++) sweep_point_free(&points[i]);
 }
 
-// The interval of a share p of n samples is about 1.96 sqrt(p(1-p)/n) to both sides; a gain that is the same
-// on all draws has none.
-static void test_bootstrap(void) {
+// The interval of an accuracy p of n samples reaches about 1.96 sqrt(p(1-p)/n) to both sides; a gain that is
+// the same in all draws has an interval of width 0.
+static void test_bootstrap_intervals_have_the_known_width(void) {
     Sweep s;
     Interval value, gain;
     memset(&s, 0, sizeof s);
@@ -168,9 +168,9 @@ static void test_bootstrap(void) {
     sweep_point_free(&worse);
 }
 
-// ---------------------------------------------------------------- the picture
+// ---------------------------------------------------------------- the plot
 
-static void test_picture_says_what_is_there(void) {
+static void test_plot_says_what_is_there(void) {
     Sweep s;
     char path[] = "/tmp/test_wise_ft_XXXXXX";
     memset(&s, 0, sizeof s);
@@ -192,13 +192,66 @@ static void test_picture_says_what_is_there(void) {
     for (int i = 0; i < 3; i++) sweep_point_free(&points[i]);
 }
 
+// ---------------------------------------------------------------- asserts
+
+static void combine_without_a_base(void) {
+    Tensor tensor = {.tower = NO_TOWER};
+    MergeFile shape = {.tensors = {.list = &tensor, .count = 1}};
+    MergeFile *members[1] = {&shape};
+    const Merge m = {.kind = MERGE_WISE_FT, .members = members, .count = 1};
+    MergeScratch s = merge_scratch(2);
+    merge_combine(&m, 0, s.values, &s, 1);
+}
+
+static void read_beyond_a_tensor(void) {
+    Tensor tensor = {.count = 4};
+    float *resized[1] = {NULL}, out[2];
+    const MergeFile file = {.tensors = {.list = &tensor, .count = 1}, .resized = resized};
+    merge_read(&file, 0, 3, 2, out);
+}
+
+static void stock_of_one_run(void) {
+    MergeFile file = {0};
+    MergeFile *members[1] = {&file};
+    double ratio[1];
+    const Merge m = {
+        .kind = MERGE_MODEL_STOCK, .base = &file, .members = members, .count = 1, .ratio = ratio};
+    merge_stock_ratios(&m);
+}
+
+// A child that calls fn() ends by SIGABRT; builds with NDEBUG have no asserts.
+static void expect_assert(void (*fn)(void), const char *what) {
+#ifdef NDEBUG
+    (void)fn;
+    (void)what;
+#else
+    int status = 0;
+    fflush(NULL);
+    const pid_t child = fork();
+    if (child == 0) {
+        if (!freopen("/dev/null", "w", stderr)) _exit(1);
+        fn();
+        _exit(0);
+    }
+    EXPECT(waitpid(child, &status, 0) == child && WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT, "%s",
+        what);
+#endif
+}
+
+static void test_wrong_merges_are_asserted(void) {
+    expect_assert(combine_without_a_base, "a merge without its base");
+    expect_assert(read_beyond_a_tensor, "a chunk beyond the end of its tensor");
+    expect_assert(stock_of_one_run, "Model Stock of one run");
+}
+
 int main(void) {
-    RUN(test_lists_of_alphas);
-    RUN(test_alpha_by_tower_and_depth);
-    RUN(test_stock_ratio);
-    RUN(test_two_roundings);
-    RUN(test_search);
-    RUN(test_bootstrap);
-    RUN(test_picture_says_what_is_there);
+    RUN(test_wrong_merges_are_asserted); // before the first parallel region: OpenMP does not survive a fork
+    RUN(test_alphas_are_parsed_to_the_nearest_double);
+    RUN(test_alpha_depends_on_tower_and_depth);
+    RUN(test_stock_ratio_follows_the_angle);
+    RUN(test_products_are_rounded_before_they_are_added);
+    RUN(test_search_closes_in_on_the_best_alpha);
+    RUN(test_bootstrap_intervals_have_the_known_width);
+    RUN(test_plot_says_what_is_there);
     return test_report();
 }

@@ -84,7 +84,7 @@ def wise(a, b, alpha):
 
 
 def depth(name, layers):
-    """LiNeS: how deep a tensor lies in its tower, 0 … 1"""
+    """LiNeS: the depth of a tensor in its tower, 0 … 1"""
     block = re.search(r"resblocks\.(\d+)\.", name)
     if block:
         return int(block[1]) / (layers - 1)
@@ -152,7 +152,7 @@ def test_stock_on_constructed_vectors(files):
     write_like("x.bin", files[0], x)
     write_like("y.bin", files[0], y)
     out = must("wise_ft", "--zeroshot", files[0], "--models", "x.bin", "y.bin", "--method", "model-stock", "--save", "constructed")
-    expect(re.search(r"takes 0\.667 of the mean of 2 models and 0\.333 of the one before \(per tensor 0\.66[67] to 1\.000\)", out), out)
+    expect(re.search(r"takes 0\.667 of the mean of 2 models and 0\.333 of the model before fine-tuning \(per tensor 0\.66[67] to 1\.000\)", out), out)
     got = read("constructed/model_stock.bin")
     for n, w in a.items():
         t = 2 / 3 if w.size > 1 else 1
@@ -223,7 +223,7 @@ def jsonl(path):
 
 
 def make_runs():
-    """A start and four models trained from it (one with a locked image tower), and three sets of pictures."""
+    """A start and four models trained from it (one with a locked image tower), and three sets of images."""
     shapes = os.path.join(ROOT, "dev", "data", "make_shapes.py")
     must(sys.executable, shapes, "--out", "plain", "--count", 480)
     must(sys.executable, shapes, "--out", "chalk", "--count", 320, "--domain", "shifted")
@@ -263,7 +263,7 @@ def test_sweep(files, sets, locked):
             chalk, plain, other, shift, mean = (float(row[k]) for k in list(row)[1:])
             expect(abs(shift - (plain + other) / 2) < 1e-9 and abs(mean - (chalk + shift) / 2) < 1e-9, row)
         svg = data(f"{name}/wise_ft.svg").decode()
-        expect("<svg" in svg and "nan" not in svg and "best for chalk: " in svg, "the picture")
+        expect("<svg" in svg and "nan" not in svg and "best for chalk: " in svg, "the plot")
     out = must("wise_ft", "--zeroshot", files[0], "--finetuned", files[1], "--alpha-image", 0.5, "--alpha", "0,1", *evals, "--classnames", classnames, "--eval-only")
     expect("alpha" in out and not os.path.exists("alpha_0.bin") and os.path.exists("wise_ft.csv"), "nothing but tables without --save")
 
