@@ -45,7 +45,7 @@ typedef struct {
     const uint32_t *panels; // from pack_panels(), in the type that the left side has; NULL: not packed
     size_t pitch;           // units from one panel to the next
     bool
-        // rows epilogue in zeros up to a multiple of 32 entries: whole steps can be read where they are
+        // rows end in zeros up to a multiple of 32 entries: whole steps can be read where they are
         padded;
 } Matrix;
 
