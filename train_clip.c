@@ -730,6 +730,7 @@ static void image_embedding_backward(const Embedding *w, const float *dx, float 
 static void text_embedding_forward(
     float *x, const ClipBatch *batch, const Sequences *s, const Embedding *w, const ClipConfig *c) {
     const int C = c->text_width, T = c->context_length;
+    assert(batch_tokens_are_known(batch, c));
     if (w->conv1.kernels->plain) {
         text_embedding_forward_plain(
             x, batch->tokens, s->start, w->token_embedding, w->positions, s->B, T, C);
@@ -739,7 +740,6 @@ static void text_embedding_forward(
     for (int b = 0; b < s->B; b++)
         for (int t = 0; t < s->start[b + 1] - s->start[b]; t++) {
             const int id = batch->tokens[(size_t)b * T + t];
-            assert(id >= 0 && id < c->vocab_size);
             const float *token = w->token_embedding + (size_t)id * C,
                         *position = w->positions + (size_t)t * C;
             float *row = x + (size_t)(s->start[b] + t) * C;

@@ -519,8 +519,8 @@ static inline void options_adopt(Options *o, const char *settings, bool override
 
 // ---------------------------------------------------------------- help
 
-// Prints `text` from `column` on and wraps it there at spaces, to lines of at most HELP_WIDTH columns. Text in
-// [] at the end stays on one line if it fits on one.
+// Prints `text` from `column` on and wraps it there at spaces, to lines of at most HELP_WIDTH columns. Text
+// in [] at the end stays on one line if it fits on one.
 enum { HELP_WIDTH = 100 };
 
 static inline void print_wrapped(FILE *f, int column, const char *text) {

@@ -59,6 +59,16 @@ static inline int batch_tokens(const ClipBatch *batch, int tower, int b, const C
     return caption_length(tokens, c->context_length, c->eot_id);
 }
 
+// Is every token that is computed in the vocabulary?
+static inline bool batch_tokens_are_known(const ClipBatch *batch, const ClipConfig *c) {
+    for (int b = 0; b < batch->size; b++)
+        for (int t = 0; t < batch_tokens(batch, TEXT_TOWER, b, c); t++) {
+            const int id = batch->tokens[b * c->context_length + t];
+            if (id < 0 || id >= c->vocab_size) return false;
+        }
+    return true;
+}
+
 static inline void sequences_of_batch(Sequences *s, const ClipBatch *batch, int tower, const ClipConfig *c) {
     sequences_reserve(s, batch->size);
     for (int b = 0; b < batch->size; b++) {
