@@ -6,41 +6,43 @@
 //
 // How it works, in order:
 //   1. main() opens model and data as train_clip does, so that the steps are those of the run to come.
-//   2. train_range_test() repeats: a step, its loss, the next rate. It stops early when the running loss is
-//      --stop-factor times its best. With --repeats, each pass has the same weights and another data order.
+//   2. range_test() repeats: train_step() of train_clip.c, its loss, the next rate. It stops early when the
+//      running loss exceeds --stop-factor times its lowest value. With --repeats, each pass has the same
+//      weights and another data order.
 //   3. range_read() smooths the curves and finds rates of note; range_advise() picks one, with a reason.
 //   4. report() prints them and the train_clip commands with that rate, and writes lr_find.csv, lr_find.svg.
-// The ramp and its reading are in clipc/train/lr_range.h.
-#define PROGRAM_OPTIONS(X)                                                                 \
-    X(PROGRAM, REAL, min_lr, "min-lr", "1e-7", "(0,inf)", "first rate of the ramp")        \
-    X(PROGRAM, REAL, max_lr, "max-lr", "10", "(0,inf)", "last rate of the ramp")           \
-    X(PROGRAM, INT, num_steps, "num-steps", "100", "[10,20000]", "steps of the ramp")      \
-    X(PROGRAM, FLAG, linear, "linear", "", "",                                             \
-        "rates at equal distances (Smith 2015) in place of equal ratios")                  \
-    X(PROGRAM, REAL, smoothing, "smoothing", "0.9", "[0,1)",                               \
-        "weight of the old average in the running loss, which decides when to stop")       \
-    X(PROGRAM, REAL, stop_factor, "stop-factor", "4", "(1,inf)",                           \
-        "stop where the running loss is so many times its best")                           \
-    X(PROGRAM, INT, repeats, "repeats", "1", "[1,100]",                                    \
-        "ramps with other data orders: the mean is read, the spread tells how sure it is") \
-    X(PROGRAM, CHOICE, group, "group", "(both towers)", "image text",                      \
-        "ramp this tower, the other frozen: for a rate per tower")                         \
+// All but the last is in clipc/train/lr_range.h.
+#define PROGRAM_OPTIONS(X)                                                                           \
+    X(PROGRAM, REAL, min_lr, "min-lr", "1e-7", "(0,inf)", "first rate of the ramp")                  \
+    X(PROGRAM, REAL, max_lr, "max-lr", "10", "(0,inf)", "last rate of the ramp")                     \
+    X(PROGRAM, INT, num_steps, "num-steps", "100", "[10,20000]", "steps of the ramp")                \
+    X(PROGRAM, FLAG, linear, "linear", "", "",                                                       \
+        "rates at equal distances (Smith 2015) instead of equal ratios")                             \
+    X(PROGRAM, REAL, smoothing, "smoothing", "0.9", "[0,1)",                                         \
+        "weight of the old value in the running loss, which decides when to stop")                   \
+    X(PROGRAM, REAL, stop_factor, "stop-factor", "4", "(1,inf)",                                     \
+        "stop where the running loss exceeds this many times its lowest value")                      \
+    X(PROGRAM, INT, repeats, "repeats", "1", "[1,100]",                                              \
+        "ramps with different data orders: their mean is read, their spread says how certain it is") \
+    X(PROGRAM, CHOICE, group, "group", "(both towers)", "image text",                                \
+        "train this tower with the other frozen: for a rate per tower")                              \
     X(PROGRAM, TEXT, output, "output", ".", "DIR", "where lr_find.csv and lr_find.svg go")
-#define PROGRAM_USAGE                                                                                      \
-    "Finds a learning rate for fine-tuning a CLIP model: the range test. Takes the options of the run to " \
-    "come, as train_clip does.\n\n"                                                                        \
-    "  a rate         lr_find --pretrained ViT-B-32-openai.bin --train-data pairs.csv\n"                   \
-    "  more surely    ... --repeats 3 --num-steps 200\n"                                                   \
-    "  per tower      ... --group image\n"
-#define CLIP_WITHOUT_MAIN // without the main() of
+#define PROGRAM_USAGE                                                                                     \
+    "Finds a learning rate for fine-tuning a CLIP model: the range test. Takes the options that the run " \
+    "will have, "                                                                                         \
+    "as train_clip does.\n\n"                                                                             \
+    "  a rate          lr_find --pretrained ViT-B-32-openai.bin --train-data pairs.csv\n"                 \
+    "  with certainty  ... --repeats 3 --num-steps 200\n"                                                 \
+    "  per tower       ... --group image\n"
+#define CLIP_WITHOUT_MAIN
 #if defined(__CUDACC__) || defined(CLIPC_EMULATE)
 #include "train_clip.cu"
 #else
 #include "train_clip.c"
 #endif
-#include "clipc/train/training.h" // train_range_test, train_step
+#include "clipc/train/lr_range.h" // range_test
 
-// ---------------------------------------------------------------- the commands to go on with
+// ---------------------------------------------------------------- the commands to run next
 
 static void print_shell_word(const char *word) {
     if (*word && strspn(word, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-+=.,:/@%") ==
@@ -53,7 +55,7 @@ static void print_shell_word(const char *word) {
     putchar('\'');
 }
 
-// Does this argument begin an option of lr_find alone, or one that the command sets itself?
+// Does this argument begin an option that only lr_find has, or one that print_command() sets?
 static bool left_out(const char *argument) {
     char name[128];
     snprintf(name, sizeof name, "%.*s", (int)strcspn(argument + 2, "="), argument + 2);
@@ -62,7 +64,7 @@ static bool left_out(const char *argument) {
            (row->group == GROUP_PROGRAM || row->group == GROUP_SCHEDULE || row == &option_rows()[OPTION_lr]);
 }
 
-// train_clip beside this program, with the options given here, the rate and a schedule.
+// train_clip from the folder of this program, with the options given here, the rate and a schedule.
 static void print_command(char **argv, const Options *o, double rate, const char *schedule) {
     const char *slash = strrchr(argv[0], '/');
     char program[PATH_SIZE];
@@ -94,16 +96,15 @@ static void print_table(const RangeReading *mean, const RangeReading *passes, in
     }
 }
 
-// Reads the curves, writes the files, prints what came out. Returns the exit code.
-static int report(char **argv, Training *t, RangeCurve *passes, int count) {
-    const Options *o = t->o;
+// Reads the curves (count), writes the files, prints table, sentence and commands. Returns the exit code.
+static int report(char **argv, const Options *o, const Clip *clip, RangeCurve *passes, int count) {
     char csv[PATH_SIZE], svg[PATH_SIZE], stop[160];
     RangeReading *readings = (RangeReading *)malloc_check((size_t)count * sizeof *readings);
     for (int k = 0; k < count; k++) readings[k] = range_read(&passes[k]);
     RangeCurve mean = range_mean(passes, count);
     const RangeReading reading = range_read(&mean);
     const RangeAdvice advice =
-        range_advise(&reading, readings, count, range_strategy(t->clip, o->pretrained != NULL));
+        range_advise(&reading, readings, count, range_strategy(clip, o->pretrained != NULL));
     path_format(csv, "%s/lr_find.csv", o->output);
     path_format(svg, "%s/lr_find.svg", o->output);
     range_write_csv(csv, &mean, passes, count);
@@ -136,9 +137,11 @@ static void check_options(const Options *o) {
     if (o->max_lr <= o->min_lr)
         die(EXIT_USAGE, "--max-lr %g: is not above --min-lr %g", o->max_lr, o->min_lr);
     if (o->resume)
-        die(EXIT_USAGE, "--resume: the range test begins a run; give --pretrained a .bin of that checkpoint");
+        die(EXIT_USAGE, "--resume: the range test starts from weights alone; give --pretrained the .bin of "
+                        "that checkpoint");
     if (o->eval_only || o->classify.count || o->print_schedule)
-        die(EXIT_USAGE, "--eval-only, --classify and --print-schedule are for train_clip; leave them out");
+        die(EXIT_USAGE,
+            "--eval-only, --classify and --print-schedule are options of train_clip; leave them out");
     if (o->group && (strcmp(o->group, "image") == 0 ? o->lock_image : o->lock_text))
         die(EXIT_USAGE, "--group %s: this tower is locked; leave out --lock-%s", o->group, o->group);
     if (options_was_set(o, lr_image) || options_was_set(o, lr_text))
@@ -149,29 +152,37 @@ static void check_options(const Options *o) {
 
 int main(int argc, char **argv) {
     Options o;
+    TrainData data;
+    Logger log;
+    memset(&data, 0, sizeof data);
+    strategies_help(argc, argv);
     options_parse(&o, argc, argv);
     check_options(&o);
     train_defaults(&o);
-    Training t = {.o = &o};
-    logger_open(&t.log, NULL, false);
-    t.clip = model_open(&o);
-    model_lock(t.clip, &o);
-    model_set_precision(t.clip, &o);
-    if (o.group) clip_lock(t.clip, strcmp(o.group, "image") == 0 ? TEXT_TOWER : IMAGE_TOWER, 0);
-    train_open_tokenizer(&t);
-    train_set_loading(&t);
-    train_open_data(&t);
-    train_keep_images(&t);
-    train_start_model(&t);
-    train_print_model(&t);
+    logger_open(&log, NULL, false);
+    Clip *clip = model_open(&o);
+    model_lock(clip, &o);
+    model_set_precision(clip, &o);
+    if (o.group) clip_lock(clip, strcmp(o.group, "image") == 0 ? TEXT_TOWER : IMAGE_TOWER, 0);
+    data_set_loading(&data, &o, clip);
+    Dataset val; // --val-split keeps these samples out of the test, as out of the run
+    data_open(&data, &o, &val);
+    data_cache_images(&data, &o);
+    model_start_training(clip, &o);
+    print_model(&log, clip, &o);
     train_catch_signals();
     const RangeConfig config = {o.min_lr, o.max_lr, o.num_steps, o.linear, o.smoothing, o.stop_factor};
+    const RangeTest test = {&o, clip, &data, &log, train_step};
     const int count = (int)o.repeats;
     RangeCurve *passes = (RangeCurve *)malloc_check((size_t)count * sizeof *passes);
-    const int code =
-        train_range_test(&t, &config, passes, count) ? report(argv, &t, passes, count) : EXIT_INTERRUPTED;
+    const bool whole = range_test(&test, &config, passes, count);
+    const int code = whole ? report(argv, &o, clip, passes, count) : EXIT_INTERRUPTED;
     for (int k = 0; k < count; k++) range_free(&passes[k]);
     free(passes);
-    training_free(&t);
+    if (o.val_split > 0) dataset_free(&val);
+    data_free(&data);
+    logger_close(&log);
+    clip_free(clip);
+    options_free(&o);
     return code;
 }

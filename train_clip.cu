@@ -1772,20 +1772,76 @@ void clip_write(Clip *clip, ClipArena arena, const Tensor *x, const float *value
 
 const char *clip_kernels(const Clip *clip) { return clip->back->kernels; }
 
+// ---------------------------------------------------------------- the recipe
+//
+// First a model is opened, and parts of it may be locked; the training, validation and zero-shot samples are
+// listed; a folder for the log and the checkpoints is made. Then, step by step:
+//     batch      k micro-batches of B image-caption pairs, decoded and tokenized by other threads
+//     forward    both towers encode them: k*B image features and k*B text features, L2-normalised
+//     loss       the contrastive loss compares each image with each caption of the step
+//     backward   from the gradients of the features through both towers to those of the weights
+//     update     AdamW, at the rate that the schedule has for this step
+//     log, evaluate, save    the last two only where they are due
+// The functions are in clipc/train/training.h, where no comment names another file.
+
+// One optimizer step; returns the loss before the update, and in *norm the L2 norm of the gradients. The loss
+// is over all k*B pairs at once, so accumulation is exact. With k > 1 the first pass keeps only the features;
+// once their gradients are known, each micro-batch is encoded again, now with the activations that its
+// backward pass needs.
+static inline double train_step(Clip *clip, const StepBatch *step, const AdamW *adamw, double *norm) {
+    const int k = step->k, B = step->B;
+    for (int j = 0; j < k; j++) clip_forward(clip, &step->micro[j], j * B, k == 1);
+    const double loss = clip_loss(clip, k * B, step->keys, step->positives, true);
+    for (int j = 0; j < k; j++) {
+        if (k > 1) clip_forward(clip, &step->micro[j], j * B, true);
+        clip_backward(clip, &step->micro[j], j * B);
+    }
+    *norm = clip_update(clip, adamw);
+    return loss;
+}
+
 #ifndef CLIP_WITHOUT_MAIN
-#include "clipc/train/training.h" // train_main, evaluate_main, classify_main, print_schedule_main
+#include "clipc/train/training.h"
+
+// Fine-tunes. Returns the exit code.
+static int train(Options *o) {
+    Training t;
+    double norm;
+    train_open_model(&t, o);        // from weights, or from a checkpoint
+    model_lock(t.clip, o);          // clipc/model/open_model.h
+    model_set_precision(t.clip, o); // the same
+    train_open_data(&t);
+    train_open_folder(&t);
+    model_start_training(t.clip, o);                                // clipc/train/setup.h
+    if (!train_find_rate(&t, train_step)) return train_abandon(&t); // --lr auto
+    train_write_settings(&t);
+    if (o->resume) train_restore(&t);
+    train_start(&t);
+    while (train_goes_on(&t)) {
+        if (!train_next_batch(&t)) break; // Ctrl-C while it waited for data
+        const AdamW adamw = train_adamw(&t);
+        const double logit_scale = clip_logit_scale(t.clip);
+        const double loss = train_step(t.clip, &t.loader.batch, &adamw, &norm); // above
+        train_log(&t, loss, norm, adamw.lr, logit_scale);
+        const bool epoch_ends = train_epoch_ends(&t) || train_ends(&t);
+        if (epoch_ends) train_end_epoch(&t);
+        train_evaluate(&t);
+        train_save(&t);
+        if (epoch_ends) train_draw(&t);
+    }
+    return train_end(&t);
+}
 
 int main(int argc, char **argv) {
-    Options options;
-    options_parse(&options, argc, argv);
-    Training training;
-    memset(&training, 0, sizeof training);
-    training.o = &options;
-    if (options.print_schedule) return print_schedule_main(&training);
-    const int code = options.classify.count ? classify_main(&training)
-                     : options.eval_only    ? evaluate_main(&training)
-                                            : train_main(&training);
-    training_free(&training);
+    Options o;
+    int code;
+    strategies_help(argc, argv);
+    options_parse(&o, argc, argv);
+    if (o.print_schedule) code = print_schedule_main(&o);
+    else if (o.classify.count) code = classify_main(&o);
+    else if (o.eval_only) code = evaluate_main(&o);
+    else code = train(&o);
+    options_free(&o);
     return code;
 }
 #endif

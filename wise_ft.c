@@ -61,13 +61,16 @@
 #include "train_clip.c"
 #endif
 
-#include "clipc/model/merge.h"    // merge_save, merge_load
-#include "clipc/train/sweep.h"    // sweep_measure, sweep_write
-#include "clipc/train/training.h" // train_set_loading, train_dataset_config
+#include "clipc/model/merge.h" // merge_save, merge_load
+#include "clipc/train/setup.h" // data_set_loading, dataset_config_from
+#include "clipc/train/sweep.h" // sweep_measure, sweep_write
 
 typedef struct {
     Options *o;
-    Training training;          // model, tokenizer, loader and log of the evaluation
+    Clip *clip;     // takes the weights that are measured; NULL without --eval
+    TrainData data; // tokenizer and loading of the evaluation
+    Evaluation evaluation;
+    Logger log;
     MergeFile *base, **members; // before fine-tuning, or NULL; (count) fine-tuned
     int count;
     double *alphas; // (alpha_count) of --alpha, ascending
@@ -255,8 +258,8 @@ static void find_shared_towers(WiseFt *w) {
     for (int tower = 0; tower < 2; tower++) {
         const bool fixed = is_line(o) && !isnan(tower == IMAGE_TOWER ? o->alpha_image : o->alpha_text);
         if (w->tower_shared[tower])
-            logger_print(&w->training.log,
-                "shared       the %s tower is the same in all files and runs only once", names[tower]);
+            logger_print(&w->log, "shared       the %s tower is the same in all files and runs only once",
+                names[tower]);
         w->tower_shared[tower] |= fixed;
     }
 }
@@ -264,19 +267,18 @@ static void find_shared_towers(WiseFt *w) {
 // Opens the sets of --eval, and a model to measure on them.
 static void evaluation_open(WiseFt *w) {
     Options *o = w->o;
-    Training *t = &w->training;
     train_defaults(o);
-    t->clip = clip_load(w->members[w->count - 1]->w.path);
-    model_set_precision(t->clip, o);
-    train_open_tokenizer(t);
-    train_set_loading(t);
-    const DatasetConfig keys = train_dataset_config(o);
-    sweep_open(&w->sweep, &t->evaluation, o->eval.items, o->eval.count, o->target, o->classnames,
+    w->clip = clip_load(w->members[w->count - 1]->w.path);
+    model_set_precision(w->clip, o);
+    data_set_loading(&w->data, o, w->clip);
+    w->evaluation = evaluation_from(o, w->clip, &w->data.loading, &w->log);
+    const DatasetConfig keys = dataset_config_from(o);
+    sweep_open(&w->sweep, &w->evaluation, o->eval.items, o->eval.count, o->target, o->classnames,
         o->templates, &keys);
     if (o->select && strcmp(o->select, "shift") == 0 && w->sweep.count < 2)
         die(EXIT_USAGE, "--select shift: only one set; give the shifted ones with further --eval NAME=PATH");
     find_shared_towers(w);
-    logger_print(&t->log, "images       %s",
+    logger_print(&w->log, "images       %s",
         w->sweep.keeps_pixels ? "are decoded once and kept in memory"
                               : "do not fit into memory; they are decoded again for each model");
     train_catch_signals();
@@ -294,7 +296,7 @@ static const SweepPoint *measure(WiseFt *w, const Merge *m, const char *label, d
         wanted[tower] = !w->version[tower] || !w->tower_shared[tower];
         w->version[tower] += wanted[tower];
     }
-    merge_load(m, w->training.clip, wanted);
+    merge_load(m, w->clip, wanted);
     if (!sweep_measure(&w->sweep, w->version, label, alpha, &p)) return NULL;
     sweep_print_point(&w->sweep, &p);
     list_grow((void **)&w->points, &w->point_capacity, w->point_count + 1, sizeof *w->points);
@@ -355,25 +357,25 @@ static void print_choice(WiseFt *w, int best, SweepMeasure what) {
     Interval value, gain;
     sweep_bootstrap(&w->sweep, p, a, b, what, &value, &gain);
     const double low = 100 * gain.low, high = 100 * gain.high, points = 100 * gain.value;
-    logger_print(&w->training.log,
+    logger_print(&w->log,
         "chosen       alpha = %s by %s: %.2f%% (95%% interval %.2f to %.2f); alpha = 0: %.2f%%, alpha = 1: "
         "%.2f%%",
         p->label, w->o->select, 100 * value.value, 100 * value.low, 100 * value.high,
         100 * sweep_value(&w->sweep, a->top1, what), 100 * sweep_value(&w->sweep, b->top1, what));
-    if (points <= 0) logger_print(&w->training.log, "gain         none: no average is better than both ends");
+    if (points <= 0) logger_print(&w->log, "gain         none: no average is better than both ends");
     else if (low > 0)
-        logger_print(&w->training.log,
-            "gain         %.2f points over the better end (95%% interval %.2f to %.2f)", points, low, high);
+        logger_print(&w->log, "gain         %.2f points over the better end (95%% interval %.2f to %.2f)",
+            points, low, high);
     else
-        logger_print(&w->training.log,
+        logger_print(&w->log,
             "gain         %.2f points over the better end, which is not significant: the 95%% interval, %.2f "
             "to "
             "%.2f, contains 0",
             points, low, high);
     if (points > 0)
-        logger_print(&w->training.log, "             measured on the images that chose alpha, so slightly "
-                                       "too high; report a figure from "
-                                       "other images");
+        logger_print(&w->log, "             measured on the images that chose alpha, so slightly "
+                              "too high; report a figure from "
+                              "other images");
 }
 
 // Tries more α around the best one, then chooses. Returns the index of the chosen point; -1 after Ctrl-C.
@@ -465,10 +467,9 @@ static bool greedy_soup(WiseFt *w, Merge *soup) {
         }
         const bool stays = value >= best;
         if (k == 0)
-            logger_print(
-                &w->training.log, "greedy       1. %s begins: %.2f%%", file_label(member), 100 * value);
+            logger_print(&w->log, "greedy       1. %s begins: %.2f%%", file_label(member), 100 * value);
         else
-            logger_print(&w->training.log, "greedy       %d. %s %s: %.2f%% with it, %.2f%% without", k + 1,
+            logger_print(&w->log, "greedy       %d. %s %s: %.2f%% with it, %.2f%% without", k + 1,
                 file_label(member), stays ? "stays" : "is left out", 100 * value, 100 * best);
         if (stays) best = value;
         else soup->count--;
@@ -487,7 +488,7 @@ static void print_ratios(WiseFt *w, const Merge *m) {
         high = fmax(high, t);
         mean += share * t;
     }
-    logger_print(&w->training.log,
+    logger_print(&w->log,
         "model stock  takes %.3f of the mean of %d models and %.3f of the model before fine-tuning (per "
         "tensor "
         "%.3f to %.3f)",
@@ -537,16 +538,19 @@ static void wise_ft_free(WiseFt *w) {
     free(w->members);
     free(w->alphas);
     free(w->points);
-    if (w->training.clip) training_free(&w->training);
-    else options_free(w->o);
+    data_free(&w->data);
+    logger_close(&w->log);
+    if (w->clip) clip_free(w->clip);
+    options_free(w->o);
 }
 
 int main(int argc, char **argv) {
     Options options;
+    strategies_help(argc, argv);
     options_parse(&options, argc, argv);
     options_check(&options);
-    WiseFt w = {.o = &options, .training = {.o = &options}};
-    logger_open(&w.training.log, NULL, false);
+    WiseFt w = {.o = &options};
+    logger_open(&w.log, NULL, false);
     files_open(&w);
     if (options.save) make_directories(options.save);
     if (options.eval.count) evaluation_open(&w);

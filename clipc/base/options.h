@@ -10,7 +10,6 @@
 
 #include "clipc/base/utils.h"        // die, warn, edit_distance, list_grow
 #include "clipc/base/option_table.h" // ALL_OPTIONS, FOREIGN_OPTIONS
-#include "clipc/base/strategies.h"   // strategies_print
 
 #include <fnmatch.h>
 #include <limits.h> // INT_MAX
@@ -46,6 +45,7 @@ typedef struct {
 #define X(group, kind, field, name, initial, range, help) OptionType##kind field;
     ALL_OPTIONS(X)
 #undef X
+    const char *program;       // argv[0]
     bool set[OPTION_COUNT];    // given on the command line
     char *owned[OPTION_COUNT]; // texts of WORDS and TRIPLE
     char *settings;            // texts that options_adopt() took over
@@ -350,12 +350,12 @@ static inline int option_take(Options *o, const OptionRow *row, char **values, i
 // Reads a command line. Wrong usage ends the program with one line and EXIT_USAGE; --help ends it with 0.
 static inline void options_parse(Options *o, int argc, char **argv) {
     options_defaults(o);
+    o->program = argv[0];
     const OptionRow *previous = NULL; // the option before this argument
     for (int i = 1; i < argc; i++) {
         char *arg = argv[i], name[128];
         if (strcmp(arg, "--help") == 0 || strcmp(arg, "-h") == 0) {
-            if (i + 1 < argc && strcmp(argv[i + 1], "strategies") == 0) strategies_print(stdout);
-            else options_help(stdout);
+            options_help(stdout);
             exit(0);
         }
         if (strncmp(arg, "--", 2) != 0 || !arg[2] || arg[2] == '=') {

@@ -394,6 +394,15 @@ static inline bool augment_parse(AugmentConfig *config, const char *text, char e
     }
 }
 
+// Does an image come out the same in each epoch? NULL: no augmentation.
+static inline bool augment_is_fixed(const AugmentConfig *a) {
+    if (!a) return true;
+    const double *jitter = a->color_jitter;
+    const bool jitters =
+        a->color_jitter_prob != 0 && (jitter[0] != 0 || jitter[1] != 0 || jitter[2] != 0 || jitter[3] != 0);
+    return a->scale[0] == 1 && a->scale[1] == 1 && a->gray_scale_prob == 0 && !jitters;
+}
+
 // ---------------------------------------------------------------- augmentation: random crop
 
 // torchvision's RandomResizedCrop.get_params: ten tries of a box with a random share of the area and a

@@ -50,6 +50,16 @@ static inline int batch_patch(const ClipBatch *batch, int b, int j) {
     return batch->kept ? batch->kept[b * batch->kept_count + j] : j;
 }
 
+// Patch dropout (Li et al. 2023, open_clip's --force-patch-dropout): patch_index (count) = `count` of an
+// image's `patches`, ascending; a function of the seed, the step and the image's place in the step.
+static inline void draw_patch_index(
+    int *patch_index, int count, int patches, uint64_t seed, int64_t step, int image) {
+    Rand r = rand_for(seed ^ 0x706174636865736bull /* "patchesk" */, (uint64_t)step, (uint64_t)image);
+    int chosen = 0;
+    for (int patch = 0; chosen < count; patch++) // selection sampling (Knuth, TAOCP 2, 3.4.2, algorithm S)
+        if ((int)rand_below(&r, (uint64_t)(patches - patch)) < count - chosen) patch_index[chosen++] = patch;
+}
+
 // How many tokens of sequence b a tower computes: class token and patches; a caption up to its end of text; 1
 // where the batch brings pooled features.
 static inline int batch_tokens(const ClipBatch *batch, int tower, int b, const ClipConfig *c) {

@@ -260,4 +260,96 @@ static inline Clip *checkpoint_load_pair(Checkpoint *out, const char *path) {
     return clip;
 }
 
+// ---------------------------------------------------------------- snapshots
+
+// A copy of what training changes in a model, to restore it to the bit: parameters, m, v, and their moving
+// average. It is in memory, or in a temporary file where memory is short. m and v that are zero, as at the
+// start of a run, are not stored.
+typedef struct {
+    char *memory; // NULL: in the file
+    FILE *file;
+    bool stored[5]; // by ClipArena; else that arena was zero, or does not exist
+} ClipSnapshot;
+
+// Does the tensor change in training? The update clamps logit_scale even where it is locked.
+static inline bool snapshot_has(const Tensor *x, ClipArena arena) {
+    return x->trainable || (arena == ARENA_PARAMETERS && x->tower == NO_TOWER);
+}
+
+static inline bool arena_is_zero(const Clip *clip, ClipArena arena, float *scratch) {
+    for (int i = 0; i < clip->tensors.count; i++) {
+        const Tensor *x = &clip->tensors.list[i];
+        if (!snapshot_has(x, arena)) continue;
+        clip_read(clip, arena, x, scratch);
+        for (size_t j = 0; j < x->count; j++)
+            if (scratch[j] != 0 || signbit(scratch[j])) return false;
+    }
+    return true;
+}
+
+// Copies out (`in` false) or back in, tensor by tensor.
+static inline void snapshot_copy(ClipSnapshot *s, Clip *clip, bool in, float *scratch) {
+    static const ClipArena arenas[] = {ARENA_PARAMETERS, ARENA_M, ARENA_V, ARENA_EMA};
+    char *at = s->memory;
+    if (s->file) rewind(s->file);
+    for (int a = 0; a < (clip_has_ema(clip) ? 4 : 3); a++) {
+        const bool stored = s->stored[arenas[a]];
+        for (int i = 0; i < clip->tensors.count; i++) {
+            const Tensor *x = &clip->tensors.list[i];
+            if (!snapshot_has(x, arenas[a]) || (!stored && !in)) continue;
+            const size_t bytes = x->count * sizeof(float);
+            float *values = stored && at ? (float *)(void *)at : scratch;
+            if (!in) clip_read(clip, arenas[a], x, values);
+            if (stored && !at && in) fread_check(values, bytes, s->file, "the copy of the weights");
+            if (stored && !at && !in) fwrite_check(values, bytes, s->file, "the copy of the weights");
+            if (!stored) memset(values, 0, bytes);
+            if (in) clip_write(clip, arenas[a], x, values);
+            if (stored && at) at += bytes;
+        }
+    }
+}
+
+static inline float *snapshot_scratch(const Clip *clip) {
+    size_t most = 0;
+    for (int i = 0; i < clip->tensors.count; i++)
+        if (clip->tensors.list[i].count > most) most = clip->tensors.list[i].count;
+    return (float *)malloc_check(most * sizeof(float));
+}
+
+// Copies a model that is ready to train; in_file: into a file even where there is memory.
+static inline ClipSnapshot snapshot_take(Clip *clip, bool in_file) {
+    ClipSnapshot s;
+    memset(&s, 0, sizeof s);
+    float *scratch = snapshot_scratch(clip);
+    size_t bytes = 0;
+    for (int arena = ARENA_PARAMETERS; arena <= ARENA_EMA; arena++) {
+        const bool moments = arena == ARENA_M || arena == ARENA_V;
+        s.stored[arena] = arena == ARENA_PARAMETERS || (arena == ARENA_EMA && clip_has_ema(clip)) ||
+                          (moments && !arena_is_zero(clip, (ClipArena)arena, scratch));
+        for (int i = 0; s.stored[arena] && i < clip->tensors.count; i++)
+            if (snapshot_has(&clip->tensors.list[i], (ClipArena)arena))
+                bytes += clip->tensors.list[i].count * sizeof(float);
+    }
+    if (!in_file && bytes < memory_available()) s.memory = (char *)malloc(bytes ? bytes : 1);
+    if (!s.memory && !(s.file = tmpfile()))
+        die(EXIT_RUNTIME,
+            "a copy of the weights (%.2f GB) fits neither into memory nor into a temporary file; close other "
+            "programs",
+            (double)bytes / 1e9);
+    snapshot_copy(&s, clip, false, scratch);
+    free(scratch);
+    return s;
+}
+
+static inline void snapshot_restore(ClipSnapshot *s, Clip *clip) {
+    float *scratch = snapshot_scratch(clip);
+    snapshot_copy(s, clip, true, scratch);
+    free(scratch);
+}
+
+static inline void snapshot_free(ClipSnapshot *s) {
+    free(s->memory);
+    if (s->file) fclose(s->file);
+}
+
 #endif

@@ -53,6 +53,14 @@ static inline ClipBatch clip_batch(int size) {
     return batch;
 }
 
+// What one optimizer step trains on: k micro-batches of B pairs; the loss is taken over all k*B pairs.
+typedef struct {
+    int k, B;
+    ClipBatch *micro;    // (k) of size B each
+    uint64_t *keys;      // (k*B) equal for pairs that show the same thing; see contrastive_loss()
+    Positives positives; // how the loss takes such pairs
+} StepBatch;
+
 // The optimizer's settings for one step (Loshchilov and Hutter 2019, as torch.optim.AdamW and open_clip use
 // it).
 typedef struct {
@@ -194,6 +202,17 @@ static inline void clip_lock(Clip *clip, int tower, int unlocked_groups) {
         if (x->tower == tower) x->trainable = x->group >= first;
     }
     tensor_table_pack(&clip->tensors);
+}
+
+// Does the tower compute the same for the same input throughout training, up to its projection (which may
+// train)? Then what clip_pool() gives can be kept.
+static inline bool tower_is_frozen(const Clip *clip, int tower) {
+    for (int i = 0; i < clip->tensors.count; i++) {
+        const Tensor *x = &clip->tensors.list[i];
+        if (x->tower == tower && x->trainable && x->group <= clip_tower_layers(&clip->config, tower))
+            return false;
+    }
+    return true;
 }
 
 // Layer-wise rates (open_clip's --image-layer-decay, --text-layer-decay; Clark et al. 2020): decay^(groups

@@ -299,24 +299,4 @@ static inline void model_lock(Clip *clip, const Options *o) {
         die(EXIT_USAGE, "--lock-image --lock-text --lock-logit-scale: nothing is left to train");
 }
 
-// A tower whose output before the projection never changes for the same input: its features can be kept.
-static inline bool tower_is_frozen(const Clip *clip, int tower) {
-    for (int i = 0; i < clip->tensors.count; i++) {
-        const Tensor *x = &clip->tensors.list[i];
-        if (x->tower == tower && x->trainable && x->group <= clip_tower_layers(&clip->config, tower))
-            return false;
-    }
-    return true;
-}
-
-// Patch dropout (Li et al. 2023, open_clip's --force-patch-dropout): `count` of `patches` places, ascending,
-// drawn for one picture of one step.
-static inline void draw_kept_patches(
-    int *kept, int count, int patches, uint64_t seed, int64_t step, int picture) {
-    Rand r = rand_for(seed ^ 0x706174636865736bull /* "patches" */, (uint64_t)step, (uint64_t)picture);
-    for (int patch = 0, left = count; left;
-         patch++) // selection sampling (Knuth, TAOCP 2, 3.4.2, algorithm S)
-        if ((int)rand_below(&r, (uint64_t)(patches - patch)) < left) kept[count - left--] = patch;
-}
-
 #endif

@@ -1,12 +1,12 @@
-// The learning-rate range test (Smith 2015): the rate grows step by step, the loss says which rates are good.
-// Here are the ramp, its end, the reading of the curve, its files, and the copy of a model that makes the
-// test leave no trace. Taking the steps is the caller's: range_test.h, for lr_find and for train_clip --lr
-// auto.
+// The learning-rate range test (Smith 2015): the rate grows step by step, and the loss shows which rates are
+// good. In this file: the ramp and where it ends, the reading of its curve, the files, and the test itself on
+// a run's model and data, for lr_find and for train_clip --lr auto. The test leaves the model as it was.
 #ifndef CLIPC_LR_RANGE_H
 #define CLIPC_LR_RANGE_H
 
-#include "clipc/model/clip.h" // clip_read, clip_write
-#include "clipc/base/plot.h"  // plot_write
+#include "clipc/base/plot.h"         // plot_write
+#include "clipc/model/checkpoint.h"  // ClipSnapshot
+#include "clipc/train/step_loader.h" // StepLoader
 
 // ---------------------------------------------------------------- the ramp
 
@@ -14,31 +14,37 @@ typedef struct {
     double min_lr, max_lr;
     int64_t steps;      // of a whole ramp, 2 or more
     bool linear;        // rates at equal distances (Smith 2015), else at equal ratios
-    double smoothing;   // weight of the old average in the running one, 0 … 1; only for stopping
-    double stop_factor; // stop where the running average is so many times the best one
+    double smoothing;   // β, the weight of the old value in the running average, 0 … 1; used only to stop
+    double stop_factor; // stop where the running average exceeds this many times its lowest value
 } RangeConfig;
 
 typedef enum {
     RANGE_COMPLETE,
-    RANGE_DIVERGED,
-    RANGE_COLLAPSED,
-    RANGE_NOT_FINITE,
-    RANGE_INTERRUPTED
+    RANGE_DIVERGED,   // the loss exceeds stop_factor times its best
+    RANGE_COLLAPSED,  // all features are equal
+    RANGE_NOT_FINITE, // the loss is NaN or infinite
+    RANGE_INTERRUPTED // by Ctrl-C
 } RangeStop;
 
 enum { RANGE_COLLAPSE_STEPS = 5, RANGE_FLAT_STEPS = 10, RANGE_STEPS = 100 };
-static const double RANGE_MIN_LR = 1e-7, RANGE_MAX_LR = 10, RANGE_SMOOTHING = 0.9,
-                    RANGE_STOP_FACTOR = 4; // as the usual range tests
+
+// The ramp of --lr auto, with the usual settings of range tests.
+static const double RANGE_MIN_LR = 1e-7;
+static const double RANGE_MAX_LR = 10;
+static const double RANGE_SMOOTHING = 0.9;
+static const double RANGE_STOP_FACTOR = 4;
 
 // The loss of each step before its update, with that step's rate.
 typedef struct {
     RangeConfig config;
-    double *lr, *loss, *average, *smooth; // (config.steps); smooth by range_read()
-    size_t n, end;                        // steps with a finite loss; those of them before the collapse
-    RangeStop stop;
+    double *lr, *loss;  // (config.steps)
+    double *average;    // (config.steps) running average of the loss
+    double *smooth;     // (config.steps) centred average, from range_read()
+    size_t n, end;      // steps with a finite loss; how many of them come before the collapse
+    RangeStop stop;     // why the ramp ended
     double best, worst; // lowest and highest running average
-    double equal;       // the loss of equal features
-    int near, flat;     // steps in a row within 1% and 0.2% of it
+    double equal;       // the loss that equal features of all pairs would have
+    int near, flat;     // consecutive steps whose loss is within 1% and within 0.2% of it
 } RangeCurve;
 
 static inline RangeCurve range_create(const RangeConfig *config) {
@@ -63,19 +69,21 @@ static inline double range_rate(const RangeConfig *c, int64_t i) {
                      : c->min_lr * pow(c->max_lr / c->min_lr, share);
 }
 
-// Takes the loss of the next step, and the loss that equal features of all pairs would have in it (ln B where
+// Adds the loss of the next step, and the loss that equal features of all pairs would have in it (ln B where
 // every other pair is a negative). Returns whether the ramp goes on.
-//   The running average is avg = β avg + (1-β) loss over 1 - β^(i+1), written so that a constant loss reads
-//       constant to the bit.
-//   Collapse: features that are all equal have a loss which may be less than stop_factor times the best.
-//       After a minimum that lies
-//   clearly below it, 5 steps within 1% of it end the ramp; where the model was never better than that but
-//       came down to it from above,
-//   10 steps within 0.2%. A start there, as from random weights, is none.
+//   The running average is β avg + (1-β) loss, divided by 1 - β^(i+1), in a form in which a constant loss
+//   gives exactly that constant.
+//   Collapse: when all features have become equal, the loss may still be below stop_factor times the best, so
+//   it is detected by its value: 5 consecutive steps within 1% of it, if the average was clearly below it
+//   before; 10 steps within 0.2%, if the average only ever came down to it from above. A model that begins
+//   there, as random weights do, has not collapsed.
 static inline bool range_add(RangeCurve *c, double loss, double equal) {
     const size_t i = c->n;
     const double beta = c->config.smoothing, old = i ? c->average[i - 1] : 0;
-    if (!isfinite(loss)) return c->stop = RANGE_NOT_FINITE, false;
+    if (!isfinite(loss)) {
+        c->stop = RANGE_NOT_FINITE;
+        return false;
+    }
     c->lr[i] = range_rate(&c->config, (int64_t)i);
     c->loss[i] = loss;
     c->equal = equal;
@@ -87,30 +95,34 @@ static inline bool range_add(RangeCurve *c, double loss, double equal) {
     c->flat = c->worst > 1.02 * equal && fabs(loss - equal) < 0.002 * equal ? c->flat + 1 : 0;
     if (c->near >= RANGE_COLLAPSE_STEPS || c->flat >= RANGE_FLAT_STEPS) {
         c->end -= (size_t)(c->near >= RANGE_COLLAPSE_STEPS ? c->near : c->flat);
-        return c->stop = RANGE_COLLAPSED, false;
+        c->stop = RANGE_COLLAPSED;
+        return false;
     }
-    if (c->average[i] > c->config.stop_factor * c->best) return c->stop = RANGE_DIVERGED, false;
+    if (c->average[i] > c->config.stop_factor * c->best) {
+        c->stop = RANGE_DIVERGED;
+        return false;
+    }
     return c->n < (size_t)c->config.steps;
 }
 
-// Why the ramp ended, for people.
+// Why the ramp ended, as the end of a sentence.
 static inline void range_describe_stop(const RangeCurve *c, char text[160]) {
     const double last = c->n ? c->lr[c->n - 1] : c->config.min_lr;
     switch (c->stop) {
     case RANGE_DIVERGED:
-        snprintf(
-            text, 160, "stopped at %.2g: the loss is above %g times its best", last, c->config.stop_factor);
+        snprintf(text, 160, "stopped at %.2g: the loss exceeds %g times its lowest value", last,
+            c->config.stop_factor);
         break;
     case RANGE_COLLAPSED:
         snprintf(text, 160, "stopped at %.2g: collapsed, all features are equal (loss %.4g)", last, c->equal);
         break;
     case RANGE_NOT_FINITE: snprintf(text, 160, "stopped above %.2g: the loss is not finite", last); break;
     case RANGE_INTERRUPTED: snprintf(text, 160, "interrupted at %.2g", last); break;
-    default: snprintf(text, 160, "went on to the end, %.2g", last);
+    default: snprintf(text, 160, "reached its end, %.2g", last);
     }
 }
 
-// The mean of several passes with different data orders, as far as all of them reached.
+// The mean of several passes with different data orders, as far as all of them went.
 static inline RangeCurve range_mean(const RangeCurve *passes, int count) {
     RangeCurve m = range_create(&passes[0].config);
     m.n = m.end = passes[0].n;
@@ -159,13 +171,13 @@ static inline const char *range_suggestion_name(int suggestion) {
 
 typedef struct {
     bool fell;                           // the loss fell before it rose: there is something to suggest
-    double rate[RANGE_SUGGESTION_COUNT]; // NaN: not to be found
+    double rate[RANGE_SUGGESTION_COUNT]; // NaN: the curve has no such place
     double dip;                          // how far the smoothed loss falls, in nats
-    double noise; // standard deviation of the loss around the smoothed one, up to the minimum
+    double noise; // standard deviation of the loss around the smoothed loss, up to the minimum
 } RangeReading;
 
-// Centred mean over `half` neighbours to both sides, fewer at the ends, twice: it lags behind nothing, as a
-// running average does.
+// Centred mean over `half` neighbours on each side, fewer at the ends, applied twice. Unlike a running
+// average it does not lag.
 static inline void range_smooth(double *out, const double *loss, size_t n, size_t half) {
     double *once = (double *)malloc_check(n * sizeof *once);
     for (int pass = 0; pass < 2; pass++) {
@@ -181,14 +193,14 @@ static inline void range_smooth(double *out, const double *loss, size_t n, size_
     free(once);
 }
 
-// The slope at i by the natural logarithm of the rate: by the rate itself it would favour low rates.
+// d loss / d ln rate at i; the slope by the rate itself would favour low rates.
 static inline double range_slope(const RangeCurve *c, size_t i, size_t n) {
     const size_t a = i ? i - 1 : 0, b = i + 1 < n ? i + 1 : n - 1;
     return (c->smooth[b] - c->smooth[a]) / log(c->lr[b] / c->lr[a]);
 }
 
-// The middle of the longest falling subsequence of y[from … n-1] (a bump does not break it); the first of
-// several.
+// The middle of the longest falling subsequence of y[from … n-1], which a bump does not break; of several,
+// the first.
 static inline size_t range_valley(const double *y, size_t from, size_t n) {
     size_t *length = (size_t *)malloc_check(2 * n * sizeof *length), *start = length + n, best = from;
     for (size_t i = from; i < n; i++) {
@@ -211,9 +223,9 @@ static inline double range_step_slope(const double *y, size_t i, size_t n) {
     return (y[b] - y[a]) / (double)(b - a);
 }
 
-// The interval slide rule: a window of 15% of the ramp moves left from the end, until the slopes at its two
-// sides, taken over the whole ramp, differ by no more than half a nat; its left side. n when the window does
-// not fit.
+// The interval slide rule: a window of 15% of the ramp moves left from the end until the slopes at its two
+// sides, in nats per whole ramp, differ by at most 0.5. Returns the left side, or n when the window does not
+// fit.
 static inline size_t range_slide(const double *y, size_t from, size_t n, int64_t steps) {
     const size_t window = (size_t)max_i64(1, steps * 15 / 100);
     if (n < from + window + 1) return n;
@@ -225,17 +237,17 @@ static inline size_t range_slide(const double *y, size_t from, size_t n, int64_t
     return found;
 }
 
-// Smooths the curve and reads it, without its first tenth (nothing moves there but noise) and what follows a
+// Smooths the curve and reads it, without its first tenth, which is noise, and without what follows a
 // collapse.
 static inline RangeReading range_read(RangeCurve *c) {
     RangeReading r;
     memset(&r, 0, sizeof r);
     for (int k = 0; k < RANGE_SUGGESTION_COUNT; k++) r.rate[k] = NAN;
     const size_t n = c->end, from = (size_t)c->config.steps / 10;
-    if (c->n) range_smooth(c->smooth, c->loss, c->n, (size_t)max_i64(1, c->config.steps / 25));
+    const size_t half = (size_t)max_i64(1, c->config.steps / 25);
+    if (c->n) range_smooth(c->smooth, c->loss, c->n, half);
     if (n && n < c->n)
-        range_smooth(c->smooth, c->loss, n,
-            (size_t)max_i64(1, c->config.steps / 25)); // the collapse reaches into nothing before it
+        range_smooth(c->smooth, c->loss, n, half); // keeps the collapse out of the steps before it
     if (n < from + 5) return r;
     size_t lowest = from, steepest = from;
     for (size_t i = from; i < n; i++)
@@ -258,10 +270,11 @@ static inline RangeReading range_read(RangeCurve *c) {
     return r;
 }
 
-// ---------------------------------------------------------------- what to take
+// ---------------------------------------------------------------- the recommendation
 
-// kind, what trains, for people, the suggestion to take. Of pretrained weights steepest and valley read noise
-// first, and low, and so is minimum/10: measured on CIFAR-10, see doc/learning_rate.md.
+// kind, what trains as the sentence names it, the suggestion to take. On pretrained weights steepest and
+// valley read noise, at rates that are too low, and minimum/10 is too low as well: measured on CIFAR-10, see
+// doc/learning_rate.md.
 #define RANGE_STRATEGIES(X)                                   \
     X(FROM_SCRATCH, "training from random weights", STEEPEST) \
     X(FULL, "full fine-tuning", THIRD)                        \
@@ -287,12 +300,12 @@ static inline RangeStrategy range_strategy(const Clip *clip, bool pretrained) {
 
 typedef struct {
     int suggestion;
-    double rate;    // with two significant digits, as one would type it; NaN: none
+    double rate;    // rounded to two significant digits; NaN: none
     char text[512]; // the sentence
 } RangeAdvice;
 
-// The recommended rate in one sentence with how sure it is. `mean` is the reading of the mean curve, `passes`
-// (count) those of the single ones.
+// The recommended rate, in one sentence that says how certain it is. `mean` is the reading of the mean curve,
+// `passes` (count) are those of the passes.
 static inline RangeAdvice range_advise(
     const RangeReading *mean, const RangeReading *passes, int count, RangeStrategy strategy) {
     static const int suggestions[] = {
@@ -319,8 +332,7 @@ static inline RangeAdvice range_advise(
     }
     snprintf(number, sizeof number, "%.1e", a.rate);
     a.rate = strtod(number, NULL);
-    double low = INFINITY, high = 0,
-           noise = mean->noise; // of the mean over the passes, where there are several
+    double low = INFINITY, high = 0; // of the suggestions of a single pass, or of the passes
     for (int k = 0; count == 1 && k < RANGE_SUGGESTION_COUNT; k++)
         if (isfinite(mean->rate[k])) {
             low = fmin(low, mean->rate[k]);
@@ -333,24 +345,24 @@ static inline RangeAdvice range_advise(
         }
     int n = snprintf(a.text, sizeof a.text, "Take --lr %g (%s) for %s; ", a.rate,
         range_suggestion_name(a.suggestion), strategies[strategy]);
-    if (mean->dip < 2 * noise)
+    if (mean->dip < 2 * mean->noise)
         snprintf(a.text + n, sizeof a.text - (size_t)n,
             "unsure: the loss falls by %.2g, batches differ by %.2g; give more --num-steps or %s", mean->dip,
-            noise, count > 1 ? "more --repeats" : "--repeats 3");
+            mean->noise, count > 1 ? "more --repeats" : "--repeats 3");
     else
         snprintf(a.text + n, sizeof a.text - (size_t)n,
-            "%s: the %s lie between %.2g and %.2g, the loss falls by %.2g where batches differ by %.2g",
+            "%s: the %s are between %.2g and %.2g, the loss falls by %.2g while batches differ by %.2g",
             high <= 5 * low    ? "sure"
             : high <= 50 * low ? "fairly sure"
                                : "unsure",
-            count > 1 ? "passes" : "suggestions", low, high, mean->dip, noise);
+            count > 1 ? "passes" : "suggestions", low, high, mean->dip, mean->noise);
     return a;
 }
 
 // ---------------------------------------------------------------- files
 
-// A row a step and pass (the mean of several is pass 0): pass, step, lr, loss, average (running), smoothed
-// (centred).
+// One row for each pass and step (pass 0: the mean of several): pass, step, lr, loss, average (running),
+// smoothed (centred).
 static inline void range_write_csv(
     const char *path, const RangeCurve *mean, const RangeCurve *passes, int count) {
     SafeFile s;
@@ -365,7 +377,7 @@ static inline void range_write_csv(
     safe_file_commit(&s);
 }
 
-// Raw and smoothed loss over the rate, the suggestions, and in the title what came out.
+// Raw and smoothed loss over the rate with the suggestions; the title names the recommended rate.
 static inline bool range_draw(const char *path, const RangeCurve *mean, const RangeCurve *passes, int count,
     const RangeReading *r, const RangeAdvice *a) {
     char title[128] = "The range test found no rate: the loss did not fall before it rose";
@@ -388,97 +400,97 @@ static inline bool range_draw(const char *path, const RangeCurve *mean, const Ra
     return plot_write(path, title, &p, 1);
 }
 
-// ---------------------------------------------------------------- leaving no trace
+// ---------------------------------------------------------------- the test
 
-// What training changes of a model, to be put back to the bit: parameters, m, v, their moving average. In
-// memory, or in a file without a name where memory is short. Moments that are zero, as at the start of a run,
-// take no place.
+// The program's optimizer step: train_step() of train_clip.c or train_clip.cu.
+typedef double TrainStep(Clip *clip, const StepBatch *batch, const AdamW *adamw, double *norm);
+
+// What a ramp runs on; the model is ready to train.
 typedef struct {
-    char *memory; // NULL: in the file
-    FILE *file;
-    bool arena[5]; // kept
-} ClipSnapshot;
+    const Options *o;
+    Clip *clip;
+    const TrainData *data;
+    Logger *log;
+    TrainStep *step;
+} RangeTest;
 
-// Whether the tensor changes in training; the update clamps logit_scale even where it is locked.
-static inline bool snapshot_keeps(const Tensor *x, ClipArena arena) {
-    return x->trainable || (arena == ARENA_PARAMETERS && x->tower == NO_TOWER);
+// The loss of a step's pairs if all features were equal: ln of the pairs that compete in a row, in the mean,
+// since equal keys do not compete where they are masked.
+static inline double equal_features_loss(const StepLoader *l) {
+    const double pairs = (double)l->batch.k * l->batch.B;
+    return log(pairs - (l->batch.positives == POSITIVES_MASK ? step_loader_false_negatives(l) : 0));
 }
 
-static inline bool arena_is_zero(const Clip *clip, ClipArena arena, float *scratch) {
-    for (int i = 0; i < clip->tensors.count; i++) {
-        const Tensor *x = &clip->tensors.list[i];
-        if (!snapshot_keeps(x, arena)) continue;
-        clip_read(clip, arena, x, scratch);
-        for (size_t j = 0; j < x->count; j++)
-            if (scratch[j] != 0 || signbit(scratch[j])) return false;
-    }
-    return true;
-}
-
-// Copies out (`in` false) or back in, tensor by tensor.
-static inline void snapshot_copy(ClipSnapshot *s, Clip *clip, bool in, float *scratch) {
-    static const ClipArena arenas[] = {ARENA_PARAMETERS, ARENA_M, ARENA_V, ARENA_EMA};
-    char *at = s->memory;
-    if (s->file) rewind(s->file);
-    for (int a = 0; a < (clip_has_ema(clip) ? 4 : 3); a++) {
-        const bool kept = s->arena[arenas[a]];
-        for (int i = 0; i < clip->tensors.count; i++) {
-            const Tensor *x = &clip->tensors.list[i];
-            if (!snapshot_keeps(x, arenas[a]) || (!kept && !in)) continue;
-            const size_t bytes = x->count * sizeof(float);
-            float *values = kept && at ? (float *)(void *)at : scratch;
-            if (!in) clip_read(clip, arenas[a], x, values);
-            if (kept && !at)
-                in ? fread_check(values, bytes, s->file, "the copy of the weights")
-                   : fwrite_check(values, bytes, s->file, "the copy of the weights");
-            if (!kept) memset(values, 0, bytes);
-            if (in) clip_write(clip, arenas[a], x, values);
-            if (kept && at) at += bytes;
+// One ramp over the training data, in the order of `pass`. Ctrl-C ends it.
+static inline void range_pass(const RangeTest *t, RangeCurve *curve, int pass) {
+    const int64_t steps = curve->config.steps;
+    const double epoch = (double)t->data->steps_per_epoch;
+    StepLoader loader;
+    step_loader_open(&loader, t->o, t->clip, t->data, NULL, pass);
+    bool goes_on = true;
+    for (int64_t i = 0; goes_on; i++) {
+        if (i % t->data->steps_per_epoch == 0)
+            loader_start_epoch(loader.loader, i / t->data->steps_per_epoch, 0);
+        const bool loaded = step_loader_next(&loader, i);
+        if (loaded) {
+            double norm;
+            const AdamW adamw = adamw_from(t->o, range_rate(&curve->config, i), t->o->beta1, i);
+            const double loss = t->step(t->clip, &loader.batch, &adamw, &norm);
+            goes_on = range_add(curve, loss, equal_features_loss(&loader));
+            const double rate = (double)loader.batch.k * loader.batch.B / (seconds_now() - loader.start);
+            const LogStep line = {i + 1, steps, (double)(i + 1) / epoch, loss, adamw.lr, rate};
+            logger_step(t->log, &line, max_i64(1, steps / 10));
+        }
+        if (!loaded || train_interrupted) {
+            curve->stop = RANGE_INTERRUPTED;
+            goes_on = false;
         }
     }
+    logger_clear_bar(t->log);
+    step_loader_free(&loader);
 }
 
-static inline float *snapshot_scratch(const Clip *clip) {
-    size_t most = 0;
-    for (int i = 0; i < clip->tensors.count; i++)
-        if (clip->tensors.list[i].count > most) most = clip->tensors.list[i].count;
-    return (float *)malloc_check(most * sizeof(float));
-}
-
-// Of a model that is ready to train. in_file: not in memory, whatever there is of it.
-static inline ClipSnapshot snapshot_take(Clip *clip, bool in_file) {
-    ClipSnapshot s;
-    memset(&s, 0, sizeof s);
-    float *scratch = snapshot_scratch(clip);
-    size_t bytes = 0;
-    for (int arena = ARENA_PARAMETERS; arena <= ARENA_EMA; arena++) {
-        const bool moments = arena == ARENA_M || arena == ARENA_V;
-        s.arena[arena] = arena == ARENA_PARAMETERS || (arena == ARENA_EMA && clip_has_ema(clip)) ||
-                         (moments && !arena_is_zero(clip, (ClipArena)arena, scratch));
-        for (int i = 0; s.arena[arena] && i < clip->tensors.count; i++)
-            if (snapshot_keeps(&clip->tensors.list[i], (ClipArena)arena))
-                bytes += clip->tensors.list[i].count * sizeof(float);
+// `count` ramps, each from the model as it is now; afterwards it is the same to the bit. False when Ctrl-C
+// came. The caller frees the curves.
+static inline bool range_test(const RangeTest *t, const RangeConfig *config, RangeCurve *passes, int count) {
+    ClipSnapshot before = snapshot_take(t->clip, false);
+    bool whole = true;
+    for (int k = 0; k < count; k++) {
+        passes[k] = range_create(config);
+        if (!whole) continue;
+        range_pass(t, &passes[k], k);
+        snapshot_restore(&before, t->clip);
+        whole = passes[k].stop != RANGE_INTERRUPTED;
     }
-    if (!in_file && bytes < memory_available()) s.memory = (char *)malloc(bytes ? bytes : 1);
-    if (!s.memory && !(s.file = tmpfile()))
-        die(EXIT_RUNTIME,
-            "no place for a copy of the weights (%.2f GB), neither in memory nor in a temporary file; close "
-            "other programs",
-            (double)bytes / 1e9);
-    snapshot_copy(&s, clip, false, scratch);
-    free(scratch);
-    return s;
+    snapshot_free(&before);
+    return whole;
 }
 
-static inline void snapshot_restore(ClipSnapshot *s, Clip *clip) {
-    float *scratch = snapshot_scratch(clip);
-    snapshot_copy(s, clip, true, scratch);
-    free(scratch);
-}
-
-static inline void snapshot_free(ClipSnapshot *s) {
-    free(s->memory);
-    if (s->file) fclose(s->file);
+// --lr auto: the rate that a ramp of RANGE_STEPS steps recommends; its curve goes to FOLDER/lr_find.svg. NaN
+// when Ctrl-C came. A ramp without a recommendation ends the program.
+static inline double range_find_rate(const RangeTest *t, const char *folder) {
+    const RangeConfig config = {
+        RANGE_MIN_LR, RANGE_MAX_LR, RANGE_STEPS, false, RANGE_SMOOTHING, RANGE_STOP_FACTOR};
+    char path[PATH_SIZE], stop[160];
+    RangeCurve curve;
+    double rate = NAN;
+    logger_print(t->log, "range test   %d steps from %g to %g; the weights are restored afterwards",
+        RANGE_STEPS, RANGE_MIN_LR, RANGE_MAX_LR);
+    if (range_test(t, &config, &curve, 1)) {
+        const RangeReading reading = range_read(&curve);
+        const RangeStrategy strategy = range_strategy(t->clip, t->o->pretrained != NULL);
+        const RangeAdvice advice = range_advise(&reading, &reading, 1, strategy);
+        range_describe_stop(&curve, stop);
+        path_format(path, "%s/lr_find.svg", folder);
+        range_draw(path, &curve, &curve, 1, &reading, &advice);
+        if (!isfinite(advice.rate))
+            die(EXIT_RUNTIME, "--lr auto: %s; or give --lr a number (%s)", advice.text, path);
+        rate = advice.rate;
+        logger_print(t->log, "range test   %s; %s", stop, path);
+        logger_print(t->log, "rate         %s", advice.text);
+    }
+    range_free(&curve);
+    return rate;
 }
 
 #endif

@@ -16,7 +16,7 @@
 #include "clipc/model/checkpoint.h" // RunState
 #include "clipc/train/evaluate.h"   // ZeroshotSet, ValidationSet, metric_name
 #include "clipc/base/plot.h"        // Curves
-#include "clipc/base/presets.h"     // StrategyGiven
+#include "clipc/base/strategies.h"  // StrategyGiven
 #include "clipc/train/trackers.h"   // EventFile, Companion
 
 // ---------------------------------------------------------------- curves

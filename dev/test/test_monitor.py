@@ -131,9 +131,9 @@ def test_presets():
     for name, value in {"lr": "5e-06", "wd": "0.1", "image-layer-decay": "0.75", "text-layer-decay": "0.75", "ema-decay": "0.999", "lock-text-unlocked-layers": "4"}.items():
         check(values.get(name) == value, f"--preset conservative: {name} is {values.get(name)}, not {value}")
     text = run(f"{SYNTHETIC} --name odd --lr 0.5 --steps 6 --warmup 3")
-    note = [line for line in text.splitlines() if "the guides' table" in line]
+    note = [line for line in text.splitlines() if "the table of --help strategies" in line]
     check(len(note) == 1 and "1e-3 to 5e-3 (here 0.5)" in note[0] and "(here 50%)" in note[0], f"outside the table: {note}")
-    check("the guides' table" not in run(f"{SYNTHETIC} --name even"), "what was not given is not compared")
+    check("the table of --help strategies" not in run(f"{SYNTHETIC} --name even"), "what was not given is not compared")
     for topic in ("full fine-tuning", "1e-5 to 1e-4", "--image-layer-decay 0.75", "cosine-restarts", "overfitting"):
         check(topic in run("--help strategies --help")[:6000], f"--help strategies names {topic}")
     run(f"{SYNTHETIC} --name onecycle --preset production --lr-scheduler one-cycle --epochs 1")

@@ -130,7 +130,7 @@ def test_bad_evaluation_sets_are_refused():
     out = works(*model, "--zeroshot-data", "NAME=" + labels("five.csv", lambda i: i % 5), "--classnames", classes(5))
     check("zeroshot_top5/NAME 1" in out, f"five classes: {out[-200:]!r}")
     refused("val.csv", *model, "--val-data", "missing/val.csv")
-    refused("as what? give --classnames", "--pretrained", model[1], "--classify", "shapes/images/000000.png")
+    refused("which classes? give --classnames", "--pretrained", model[1], "--classify", "shapes/images/000000.png")
     out = works("--pretrained", model[1], "--classify", "shapes/images/000000.png", "--classnames", classes(1))
     check("class 0" in out, f"--classify: {out!r}")
     code, out, err = run("--pretrained", model[1], "--classify", "shapes/images/000000.png", "nothing.png", "shapes/val.csv", "--classnames", classes(3))

@@ -74,7 +74,7 @@ def test_resuming_on_other_data_says_so():
     works("--resume", checkpoint("grows", "step_5.bin"))  # the same data: not a word
     for name, kept in (("grows", 41), ("shrinks", 20)):
         write("shapes/changing.csv", "\n".join(lines[:kept]) + "\n")
-        works("--resume", checkpoint(name, "step_5.bin"), says=f"the run was begun on 30 samples, there are {kept - 1} now")
+        works("--resume", checkpoint(name, "step_5.bin"), says=f"the run began with 30 samples, and there are {kept - 1} now")
     os.unlink("shapes/changing.csv")
 
 
@@ -108,7 +108,7 @@ def test_resuming_from_files_that_are_not_a_pair_is_refused():
     os.unlink(checkpoint("mixed", "step_3.bin"))
     refused("no whole checkpoint", "--resume", "latest", "--name", "mixed")
     refused("which run? give its --name", "--resume", "latest")
-    refused("is no run", "--resume", "latest", "--name", "never")
+    refused("is not a run folder", "--resume", "latest", "--name", "never")
     refused("give a .bin or .state file", "--resume", "logs/run/params.txt")
     refused("cannot be opened", "--resume", "nothing.bin")
 
@@ -146,7 +146,7 @@ def test_resuming_with_other_kernels_says_so():
     code, out, err = run(*SYNTHETIC, "--steps", 1, "--name", "isa_best")
     best = next((line.split()[1] for line in out.splitlines() if line.startswith("kernels")), "")
     if best != "portable":
-        works("--resume", checkpoint("isa", "step_3.bin"), isa=best, says="was computed with portable kernels, now with")
+        works("--resume", checkpoint("isa", "step_3.bin"), isa=best, says="the run used portable kernels so far, and now")
     refused("this processor runs", *SYNTHETIC, "--name", "isa_none", isa="mmx")
 
 

@@ -2,7 +2,7 @@
 // its schedules.csv, every row: what open_clip, transformers and torch compute.
 //     build/test_schedulers [DIR]
 #include "clipc/data/csv.h"
-#include "clipc/base/schedule_options.h"
+#include "clipc/base/schedules.h"
 #include "dev/test/test.h"
 
 #include <sys/wait.h>
@@ -200,8 +200,8 @@ static void test_nonsense_is_refused(void) {
     static const char *const refused[][2] = {
         {"--warmup 101 --steps 100", "--warmup 101: the run has 100 steps"},
         {"--warmup 101", "--warmup 101: the run has 100 steps"},
-        {"--lr-scheduler stlr --warmup 5", "brings its own ramp"},
-        {"--lr-scheduler one-cycle --warmup 5%", "brings its own ramp"},
+        {"--lr-scheduler stlr --warmup 5", "has a ramp of its own"},
+        {"--lr-scheduler one-cycle --warmup 5%", "has a ramp of its own"},
         {"--lr-scheduler const-cooldown", "--epochs-cooldown"},
         {"--lr-scheduler const-cooldown --epochs-cooldown 11", "the run has 10 epochs"},
         {"--lr-scheduler const-cooldown --epochs-cooldown 2 --lr 1e-4 --lr-cooldown-end 1e-3", "above --lr"},
@@ -216,7 +216,7 @@ static void test_nonsense_is_refused(void) {
         EXPECT(code == EXIT_USAGE && strstr(said, refused[i][1]), "'%s': exit code %d: %s", refused[i][0],
             code, said);
     }
-    EXPECT(rate_by_options("--gamma 0.5", 100, 0, &rate, said) == 0 && strstr(said, "--gamma means nothing"),
+    EXPECT(rate_by_options("--gamma 0.5", 100, 0, &rate, said) == 0 && strstr(said, "--gamma has no effect"),
         "%s", said);
     EXPECT(rate_by_options("--lr-scheduler stlr --warmup 0", 100, 0, &rate, said) == 0, "%s",
         said); // as in the settings of a run that goes on
