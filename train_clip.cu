@@ -17,16 +17,13 @@
 // the MLP, L layers, V vocabulary, E embedding, P patch size, S image size. Outputs first, gradients begin
 // with d, sizes last.
 
-#include "clipc/base/utils.h"        // die, malloc_check
-#include "clipc/model/clip.h"        // Clip, ClipBatch, AdamW, the functions implemented here
-#include "clipc/model/activations.h" // Sequences, TowerShape, tensors_init
-#include "clipc/math/gpu_adamw.h"    // Piece, adamw_kernel
-#include "clipc/math/gpu_feed.h"     // Arena, Feed, RowGroups
-#include "clipc/math/gpu_kernel.h"   // Gpu, LAUNCH, load, store, warp_sum
-#include "clipc/math/gpu_loss.h"     // contrastive_loss
-#include "clipc/math/gpu_matmul.h"   // matmul, bf16
-
-#include <type_traits> // std::conditional
+#include "clipc/base/utils.h"         // die, malloc_check
+#include "clipc/model/clip.h"         // Clip, ClipBatch, AdamW, the functions implemented here
+#include "clipc/model/activations.h"  // Sequences, TowerShape, tensors_init
+#include "clipc/math/gpu.h"           // Gpu, Feed, LAUNCH, load, store, warp_sum
+#include "clipc/math/gpu_attention.h" // attention_forward_kernel, attention_backward_kernel
+#include "clipc/math/gpu_loss.h"      // contrastive_loss
+#include "clipc/math/gpu_matmul.h"    // matmul
 
 // ---------------------------------------------------------------- rows
 
@@ -63,27 +60,27 @@ static void gather_rows(const Gpu *k, Real *out, const Real *x, const Sequences 
     copy_rows(k, out, C, NULL, x, C, s->read, s->B, C, false);
 }
 
-enum { PARTS = 1024 }; // at most so many chunks of rows are summed, and their sums added in order
+enum { MAX_PARTIALS = 1024 }; // at most so many chunks of rows are summed, and their sums added in order
 
 // Column sums by blocks of (32,8) threads: a thread has V columns of its own and every eighth row of the
-// block's chunk. Writes what the eight have summed into parts (chunks,O); `sums`: room for (8,32*V).
+// block's chunk. Writes what the eight have summed into partials (chunks,O); `sums`: room for (8,32*V).
 enum { COLUMN_CHUNKS = 128, COLUMN_SHARED = 8 * 32 * 8 * sizeof(float) };
 static inline int column_chunks(int N) { return N < 8 * COLUMN_CHUNKS ? (N + 7) / 8 : COLUMN_CHUNKS; }
 
 template <int V>
-__device__ inline void write_column_sums(float *parts, float *sums, const float (&sum)[V], int O) {
+__device__ inline void write_column_sums(float *partials, float *sums, const float (&sum)[V], int O) {
     for (int j = 0; j < V; j++) sums[(threadIdx.y * 32 + threadIdx.x) * V + j] = sum[j];
     __syncthreads();
     for (int i = threadIdx.y * 32 + threadIdx.x; i < 32 * V && (int)blockIdx.x * 32 * V + i < O; i += 256) {
         float total = 0;
         for (int y = 0; y < 8; y++) total += sums[y * 32 * V + i];
-        parts[(size_t)blockIdx.y * O + blockIdx.x * 32 * V + i] = total;
+        partials[(size_t)blockIdx.y * O + blockIdx.x * 32 * V + i] = total;
     }
 }
 
-// parts (chunks,O) = the column sums of each chunk of rows of x (N,O)
+// partials (chunks,O) = the column sums of each chunk of rows of x (N,O)
 template <typename Real, int V>
-__global__ void column_sums_kernel(float *parts, const Real *x, size_t ld, int N, int O) {
+__global__ void column_sums_kernel(float *partials, const Real *x, size_t ld, int N, int O) {
     SHARED_ARRAY(float, sums); // (8,32*V)
     const int c = (blockIdx.x * 32 + threadIdx.x) * V;
     const int last = (int)((int64_t)N * (blockIdx.y + 1) / gridDim.y);
@@ -92,16 +89,16 @@ __global__ void column_sums_kernel(float *parts, const Real *x, size_t ld, int N
         load(row, x + (size_t)r * ld + c);
         for (int j = 0; j < V; j++) sum[j] += row[j];
     }
-    write_column_sums(parts, sums, sum, O);
+    write_column_sums(partials, sums, sum, O);
 }
 
-// out (n) (+)= the sum of parts (chunks,n), rows ld apart
-__global__ void add_parts_kernel(
-    float *out, const float *parts, int chunks, size_t ld, int n, bool accumulate) {
+// out (n) (+)= the sum of partials (chunks,n), rows ld apart
+__global__ void add_partials_kernel(
+    float *out, const float *partials, int chunks, size_t ld, int n, bool accumulate) {
     SHARED_ARRAY(float, sums); // (16,32)
     const int i = blockIdx.x * 32 + threadIdx.x;
     float sum = 0;
-    for (int chunk = threadIdx.y; i < n && chunk < chunks; chunk += 16) sum += parts[chunk * ld + i];
+    for (int chunk = threadIdx.y; i < n && chunk < chunks; chunk += 16) sum += partials[chunk * ld + i];
     sums[threadIdx.y * 32 + threadIdx.x] = sum;
     __syncthreads();
     if (threadIdx.y || i >= n) return;
@@ -109,10 +106,10 @@ __global__ void add_parts_kernel(
     out[i] = sum + (accumulate ? out[i] : 0);
 }
 
-static void add_parts(
-    const Gpu *k, float *out, const float *parts, int chunks, size_t ld, int n, bool accumulate) {
-    LAUNCH(add_parts_kernel, blocks_for(n, 32), dim3(32, 16), 16 * 32 * sizeof(float), k->stream, out, parts,
-        chunks, ld, n, accumulate);
+static void add_partials(
+    const Gpu *k, float *out, const float *partials, int chunks, size_t ld, int n, bool accumulate) {
+    LAUNCH(add_partials_kernel, blocks_for(n, 32), dim3(32, 16), 16 * 32 * sizeof(float), k->stream, out,
+        partials, chunks, ld, n, accumulate);
 }
 
 // ---------------------------------------------------------------- layers
@@ -121,16 +118,15 @@ static void add_parts(
 template <typename Real> static const Real *operand(const Gpu *k, const float *weight);
 template <> const float *operand<float>(const Gpu *, const float *weight) { return weight; }
 template <> const bf16 *operand<bf16>(const Gpu *k, const float *weight) {
-    return weight ? k->halves + (weight - k->params) : NULL;
+    return weight ? k->params_bf16 + (weight - k->params) : NULL;
 }
 
 // out (N,O) = inp (N,C) · weight (O,C)ᵀ + bias (O) [+ residual (N,O)]; bias and residual may be NULL
 template <typename Out, typename Real>
 static void linear_forward(const Gpu *k, Out *out, const Real *inp, const float *weight, const float *bias,
     const Out *residual, int N, int C, int O) {
-    const MatmulEnd<Out> end = {operand<Out>(k, bias), residual};
-    matmul(&k->matmul, k->stream, out, O, plain(inp, C), transposed(operand<Real>(k, weight), C), N, O, C, 1,
-        end);
+    const MatmulEpilogue<Out> epilogue = {operand<Out>(k, bias), residual};
+    matmul(k, out, O, row_major(inp, C), transposed(operand<Real>(k, weight), C), N, O, C, epilogue);
 }
 
 // dbias (O) (+)= the column sums of dout (N,O), rows ld apart
@@ -139,8 +135,8 @@ static void bias_backward(
     const Gpu *k, float *dbias, const Real *dout, size_t ld, int N, int O, bool accumulate) {
     const auto grid = [&](int V) { return dim3(blocks_for(O, 32 * V), column_chunks(N)); };
     LAUNCH_PACKED(column_sums_kernel, Real, O | (int)ld, grid, dim3(32, 8), COLUMN_SHARED, k->stream,
-        k->parts, dout, ld, N, O);
-    add_parts(k, dbias, k->parts, column_chunks(N), O, O, accumulate);
+        k->partials, dout, ld, N, O);
+    add_partials(k, dbias, k->partials, column_chunks(N), O, O, accumulate);
 }
 
 // dinp (N,C) = dout · weight;  dweight (O,C) (+)= doutᵀ · inp;  dbias (O) (+)= column sums of dout. Any
@@ -148,13 +144,9 @@ static void bias_backward(
 template <typename Real>
 static void linear_backward(const Gpu *k, Real *dinp, float *dweight, float *dbias, const Real *dout,
     size_t ld, const Real *inp, const float *weight, int N, int C, int O, bool accumulate) {
-    const MatmulEnd<Real> set = {NULL, NULL};
-    const MatmulEnd<float> add = {NULL, accumulate ? dweight : NULL};
-    if (dinp)
-        matmul(&k->matmul, k->stream, dinp, C, plain(dout, (int)ld), plain(operand<Real>(k, weight), C), N, C,
-            O, 1, set);
-    if (dweight)
-        matmul(&k->matmul, k->stream, dweight, C, transposed(dout, (int)ld), plain(inp, C), O, C, N, 1, add);
+    const MatmulEpilogue<float> add = {NULL, accumulate ? dweight : NULL};
+    if (dinp) matmul(k, dinp, C, row_major(dout, (int)ld), row_major(operand<Real>(k, weight), C), N, C, O);
+    if (dweight) matmul(k, dweight, C, transposed(dout, (int)ld), row_major(inp, C), O, C, N, add);
     if (dbias) bias_backward(k, dbias, dout, ld, N, O, accumulate);
 }
 
@@ -187,8 +179,6 @@ __device__ void layernorm_row(Out *out, float *mean, float *rstd, const float *x
     }
 }
 
-enum { ROW_WARPS = 8 }; // rows that a block takes where one warp does a row
-
 template <typename Real, int V>
 __global__ void layernorm_forward_kernel(Real *out, float *mean, float *rstd, const float *x,
     const float *gain, const float *bias, int N, int C, float eps) {
@@ -208,10 +198,10 @@ static void layernorm_forward(const Gpu *k, Real *out, float *mean, float *rstd,
 }
 
 // A block walks down a chunk of rows, two at a time, a thread owns V columns: dx of every row, and the
-// chunk's sums of dgain and dbias, parts (chunks,2C).  dx = skip + rstd * (g - mean(g) - n * mean(g * n)),  g
+// chunk's sums of dgain and dbias, partials (chunks,2C).  dx = skip + rstd * (g - mean(g) - n * mean(g * n)),  g
 // = dout * gain,  n = (x - mean) * rstd
 template <int V, typename Real, typename DOut>
-__global__ void layernorm_backward_kernel(Real *dx, float *parts, const Real *skip, const DOut *dout,
+__global__ void layernorm_backward_kernel(Real *dx, float *partials, const Real *skip, const DOut *dout,
     const float *x, const float *gain, const float *mean, const float *rstd, int N, int C) {
     SHARED_ARRAY(float, sums); // (2,4,32): in turn, so that one barrier a pair of rows will do
     const int c = threadIdx.x * V;
@@ -266,8 +256,8 @@ __global__ void layernorm_backward_kernel(Real *dx, float *parts, const Real *sk
         }
     }
     if (!mine) return;
-    store(parts + (size_t)blockIdx.x * 2 * C + c, dgain);
-    store(parts + (size_t)blockIdx.x * 2 * C + C + c, dbias);
+    store(partials + (size_t)blockIdx.x * 2 * C + c, dgain);
+    store(partials + (size_t)blockIdx.x * 2 * C + C + c, dbias);
 }
 
 // dx (N,C) = skip (N,C; NULL, or dx itself) + what comes through the LayerNorm; dgain, dbias (C) (+)=, NULL
@@ -276,16 +266,16 @@ template <typename Real, typename DOut>
 static void layernorm_backward(const Gpu *k, Real *dx, float *dgain, float *dbias, const Real *skip,
     const DOut *dout, const float *x, const float *gain, const float *mean, const float *rstd, int N, int C,
     bool accumulate) {
-    const int chunks = N < PARTS ? N : PARTS;
+    const int chunks = N < MAX_PARTIALS ? N : MAX_PARTIALS;
     const size_t shared = 2 * 4 * 32 * sizeof(float);
     if (C % 4 == 0)
         LAUNCH((layernorm_backward_kernel<4, Real, DOut>), chunks, 32 * blocks_for(C, 4 * 32), shared,
-            k->stream, dx, k->parts, skip, dout, x, gain, mean, rstd, N, C);
+            k->stream, dx, k->partials, skip, dout, x, gain, mean, rstd, N, C);
     else
         LAUNCH((layernorm_backward_kernel<1, Real, DOut>), chunks, 32 * blocks_for(C, 32), shared, k->stream,
-            dx, k->parts, skip, dout, x, gain, mean, rstd, N, C);
-    if (dgain) add_parts(k, dgain, k->parts, chunks, (size_t)2 * C, C, accumulate);
-    if (dbias) add_parts(k, dbias, k->parts + C, chunks, (size_t)2 * C, C, accumulate);
+            dx, k->partials, skip, dout, x, gain, mean, rstd, N, C);
+    if (dgain) add_partials(k, dgain, k->partials, chunks, (size_t)2 * C, C, accumulate);
+    if (dbias) add_partials(k, dbias, k->partials + C, chunks, (size_t)2 * C, C, accumulate);
 }
 
 // The cumulative normal distribution, absolute error below 1e-7: the form of clipc/math/kernels.h, see there.
@@ -340,7 +330,7 @@ template <typename Real> __device__ inline float gelu_slope(float x, bool quick)
 // column_sums_kernel().
 template <typename Real, int V>
 __global__ void gelu_backward_kernel(
-    Real *dx, float *parts, const Real *x, const Real *dout, int N, int F, bool quick) {
+    Real *dx, float *partials, const Real *x, const Real *dout, int N, int F, bool quick) {
     SHARED_ARRAY(float, sums); // (8,32*V)
     const int c = (blockIdx.x * 32 + threadIdx.x) * V;
     const int last = (int)((int64_t)N * (blockIdx.y + 1) / gridDim.y);
@@ -351,7 +341,7 @@ __global__ void gelu_backward_kernel(
         for (int j = 0; j < V; j++) sum[j] += d[j] *= gelu_slope<Real>(v[j], quick);
         store(dx + (size_t)r * F + c, d);
     }
-    write_column_sums(parts, sums, sum, F);
+    write_column_sums(partials, sums, sum, F);
 }
 
 // dx (N,F) = dout * activation'(x), in place of dout too; dbias (F) (+)= its column sums, NULL when frozen
@@ -359,260 +349,12 @@ template <typename Real>
 static void gelu_backward(const Gpu *k, Real *dx, float *dbias, const Real *x, const Real *dout, int N, int F,
     bool quick, bool accumulate) {
     const auto grid = [&](int V) { return dim3(blocks_for(F, 32 * V), column_chunks(N)); };
-    LAUNCH_PACKED(gelu_backward_kernel, Real, F, grid, dim3(32, 8), COLUMN_SHARED, k->stream, dx, k->parts, x,
-        dout, N, F, quick);
-    if (dbias) add_parts(k, dbias, k->parts, column_chunks(N), F, F, accumulate);
+    LAUNCH_PACKED(gelu_backward_kernel, Real, F, grid, dim3(32, 8), COLUMN_SHARED, k->stream, dx, k->partials,
+        x, dout, N, F, quick);
+    if (dbias) add_partials(k, dbias, k->partials, column_chunks(N), F, F, accumulate);
 }
 
-// ---------------------------------------------------------------- attention
-//
-// A block takes ROWS queries of one head (in the backward pass: ROWS queries, or ROWS keys), a warp 16 of
-// them, and walks over the rest of the sequence in tiles of ROWS, which lie in shared memory. Scores never
-// leave it: 16 rows of them a warp, in fp32, overwritten by probabilities.
-
-template <typename Real> constexpr int ATTENTION_ROWS = sizeof(Real) == 2 ? 64 : 32;
-
-// 16 x 16 sums in fp32, held by a warp.
-template <typename Real> struct Tile;
-
-// bf16: by tensor cores. Which lane holds which element is not said, so that tiles are only added to and
-// stored.
-template <> struct Tile<bf16> {
-    nvcuda::wmma::fragment<nvcuda::wmma::accumulator, 16, 16, 16, float> sum;
-    __device__ void clear() { nvcuda::wmma::fill_fragment(sum, 0.0f); }
-    __device__ void store(float *to, int ld) const {
-        nvcuda::wmma::store_matrix_sync(to, sum, ld, nvcuda::wmma::mem_row_major);
-    }
-
-    // out (16, n tiles) += a (16, 16 * depth) · b, all in shared memory, where a and b may lie transposed
-    template <bool A_TRANSPOSED, bool B_TRANSPOSED, int N>
-    static __device__ void multiply(
-        Tile (&out)[N], int n, const bf16 *a, int lda, int depth, const bf16 *b, int ldb) {
-        using namespace nvcuda::wmma;
-        for (int d = 0; d < depth; d++) {
-            fragment<matrix_a, 16, 16, 16, bf16,
-                typename std::conditional<A_TRANSPOSED, col_major, row_major>::type>
-                x;
-            load_matrix_sync(x, A_TRANSPOSED ? a + 16 * d * lda : a + 16 * d, lda);
-            UNROLLED
-            for (int j = 0; j < N; j++) {
-                if (j >= n) continue;
-                fragment<matrix_b, 16, 16, 16, bf16,
-                    typename std::conditional<B_TRANSPOSED, col_major, row_major>::type>
-                    y;
-                load_matrix_sync(
-                    y, B_TRANSPOSED ? b + 16 * j * ldb + 16 * d : b + 16 * d * ldb + 16 * j, ldb);
-                mma_sync(out[j].sum, x, y, out[j].sum);
-            }
-        }
-    }
-};
-
-// fp32: a lane holds 8 neighbours of row lane / 2.
-template <> struct Tile<float> {
-    float sum[8];
-    __device__ void clear() {
-        for (int i = 0; i < 8; i++) sum[i] = 0;
-    }
-    __device__ void store(float *to, int ld) const {
-        for (int i = 0; i < 8; i++) to[threadIdx.x % 32 / 2 * ld + threadIdx.x % 2 * 8 + i] = sum[i];
-    }
-
-    template <bool A_TRANSPOSED, bool B_TRANSPOSED, int N>
-    static __device__ void multiply(
-        Tile (&out)[N], int n, const float *a, int lda, int depth, const float *b, int ldb) {
-        const int row = threadIdx.x % 32 / 2, column = threadIdx.x % 2 * 8;
-        for (int d = 0; d < 16 * depth; d++) {
-            const float x = A_TRANSPOSED ? a[d * lda + row] : a[row * lda + d];
-            UNROLLED
-            for (int j = 0; j < N; j++) {
-                if (j >= n) continue;
-                UNROLLED
-                for (int i = 0; i < 8; i++)
-                    out[j].sum[i] = fmaf(x,
-                        B_TRANSPOSED ? b[(16 * j + column + i) * ldb + d] : b[d * ldb + 16 * j + column + i],
-                        out[j].sum[i]);
-            }
-        }
-    }
-};
-
-// One head of one sequence; queries: T, or 1 where only the row that is read matters.
-struct Head {
-    int T, queries, first; // position of the first query in the sequence
-    size_t row, out;       // first row of the sequence, of the head's output
-    int HS, at;            // head size; its first channel
-};
-
-__device__ inline Head attention_head(const int *start, const int *read, int C, int NH, bool only_read) {
-    const int b = blockIdx.x / NH, HS = C / NH;
-    return {start[b + 1] - start[b], only_read ? 1 : start[b + 1] - start[b],
-        only_read ? read[b] - start[b] : 0, (size_t)start[b], (size_t)(only_read ? b : start[b]), HS,
-        (int)(blockIdx.x % NH) * HS};
-}
-
-// tile (n, HS) = rows of `from`, with zeros up to full 16 x 16 tiles
-template <typename Real, int V>
-__device__ void load_tile_by(Real *tile, int ld, const Real *from, size_t stride, int n, int HS) {
-    const int packs = (HS + 15) / 16 * 16 / V, rows = (n + 15) / 16 * 16;
-    for (int i = threadIdx.x; i < rows * packs; i += blockDim.x) {
-        const int r = i / packs, c = i % packs * V;
-        Pack<Real, V> pack;
-        if (r < n && c < HS) pack = *reinterpret_cast<const Pack<Real, V> *>(from + r * stride + c);
-        else
-            for (int j = 0; j < V; j++) pack.x[j] = rounded<Real>(0);
-        *reinterpret_cast<Pack<Real, V> *>(tile + r * ld + c) = pack;
-    }
-}
-
-template <typename Real>
-__device__ void load_tile(Real *tile, int ld, const Real *from, size_t stride, int n, int HS) {
-    if (HS % PACK<Real> == 0) load_tile_by<Real, PACK<Real>>(tile, ld, from, stride, n, HS);
-    else load_tile_by<Real, 1>(tile, ld, from, stride, n, HS);
-}
-
-// Rows 0 … n-1 of a warp's 16, HS columns, by way of its scratch (16, ROWS) in shared memory.
-template <typename Real, int TILES>
-__device__ void write_tiles(
-    Real *to, size_t stride, const Tile<Real> (&tiles)[TILES], float *scratch, int ld, int n, int HS) {
-    constexpr int ROWS = ATTENTION_ROWS<Real>, GROUP = ROWS / 16;
-    UNROLLED
-    for (int j0 = 0; j0 < TILES; j0 += GROUP) {
-        __syncwarp();
-        UNROLLED
-        for (int j = j0; j < j0 + GROUP; j++)
-            if (16 * j < HS) tiles[j].store(scratch + 16 * (j - j0), ld);
-        __syncwarp();
-        for (int i = threadIdx.x % 32; i < 16 * ROWS; i += 32) {
-            const int r = i / ROWS, c = i % ROWS;
-            if (r < n && 16 * j0 + c < HS) to[r * stride + 16 * j0 + c] = rounded<Real>(scratch[r * ld + c]);
-        }
-    }
-}
-
-// a (16, 16 * depth) · bᵀ into a warp's scratch: the scores of 16 rows against n tiles of others
-template <typename Real>
-__device__ void score_tiles(float *scores, int ld, const Real *a, const Real *b, int ldb, int depth, int n) {
-    Tile<Real> tiles[ATTENTION_ROWS<Real> / 16];
-    UNROLLED
-    for (int j = 0; j < ATTENTION_ROWS<Real> / 16; j++) tiles[j].clear();
-    Tile<Real>::template multiply<false, true>(tiles, n, a, ldb, depth, b, ldb);
-    UNROLLED
-    for (int j = 0; j < ATTENTION_ROWS<Real> / 16; j++)
-        if (j < n) tiles[j].store(scores + 16 * j, ld);
-    __syncwarp();
-}
-
-// The layout of shared memory: rows of scores, rows of tiles; padded against bank conflicts, 32-byte aligned
-// as tensor cores ask for.
-template <typename Real, int TILES> struct AttentionLayout {
-    enum {
-        ROWS = ATTENTION_ROWS<Real>,
-        LD = 16 * TILES + PACK<Real>,
-        SCORES_LD = ROWS + 4,
-        REAL_LD = SCORES_LD * 4 / (int)sizeof(Real)
-    };
-    static constexpr size_t TILE_BYTES = ROWS * LD * sizeof(Real),
-                            SCORES_BYTES = ROWS * SCORES_LD * sizeof(float);
-    static constexpr size_t FORWARD_BYTES = SCORES_BYTES + 3 * TILE_BYTES,
-                            BACKWARD_BYTES = 2 * SCORES_BYTES + 4 * TILE_BYTES + 2 * ROWS * sizeof(float);
-};
-
-// Two passes over the keys: one for the log-sum-exp of each query's scores, one for the probabilities and
-// their products with the values. The scores of a sequence that fits into one tile are still there in the
-// second.
-template <typename Real, int TILES>
-__global__ void __launch_bounds__(2 * ATTENTION_ROWS<Real>) attention_forward_kernel(Real *out, float *lse,
-    const Real *qkv, const int *start, const int *read, int C, int NH, bool causal, bool only_read) {
-    typedef AttentionLayout<Real, TILES> Layout;
-    constexpr int ROWS = Layout::ROWS, LD = Layout::LD, SLD = Layout::SCORES_LD;
-    SHARED_ARRAY(float, all_scores);
-    Real *q = (Real *)(all_scores + ROWS * SLD), *k = q + ROWS * LD, *v = k + ROWS * LD;
-    const Head h = attention_head(start, read, C, NH, only_read);
-    const int q0 = blockIdx.y * ROWS, n_q = min(ROWS, h.queries - q0), depth = (h.HS + 15) / 16;
-    if (q0 >= h.queries) return;
-    const int first = threadIdx.x / 32 * 16;
-    const int row = threadIdx.x / 2;
-    const int half = threadIdx.x % 2;
-    const int position = h.first + q0 + row; // two lanes a query
-    const int keys = causal ? min(h.T, h.first + q0 + n_q) : h.T;
-    const float scale = 1.0f / sqrtf((float)h.HS);
-    const Real *rows = qkv + h.row * 3 * C + h.at;
-    float *scores = all_scores + first * SLD;
-    float *mine = all_scores + row * SLD;
-    float max = -INFINITY;
-    float sum = 0;
-    float l = 0;
-    Real *probabilities = (Real *)mine;
-    Tile<Real> o[TILES];
-    UNROLLED
-    for (int j = 0; j < TILES; j++) o[j].clear();
-    load_tile(q, LD, rows + (size_t)(h.first + q0) * 3 * C, (size_t)3 * C, n_q, h.HS);
-    for (int pass = 0; pass < 2; pass++) {
-        for (int k0 = 0; k0 < keys; k0 += ROWS) {
-            const int n = min(ROWS, keys - k0);
-            const int tiles = (n + 15) / 16;
-            const int visible = causal ? min(n, position - k0 + 1) : n;
-            const bool there = pass == 1 && keys <= ROWS;
-            if (!there) {
-                __syncthreads();
-                load_tile(k, LD, rows + C + (size_t)k0 * 3 * C, (size_t)3 * C, n, h.HS);
-                if (pass == 1 || keys <= ROWS)
-                    load_tile(v, LD, rows + 2 * C + (size_t)k0 * 3 * C, (size_t)3 * C, n, h.HS);
-                __syncthreads();
-            }
-            if (first >= n_q) continue;
-            if (!there) score_tiles(scores, SLD, q + first * LD, k, LD, depth, tiles);
-            if (pass == 0) {
-                float most = max;
-                for (int c = half; c < visible; c += 2) most = fmaxf(most, mine[c] * scale);
-                if (half < visible) sum *= exponential<Real>(max - most);
-                for (int c = half; c < visible; c += 2) sum += exponential<Real>(mine[c] * scale - most);
-                max = most;
-                continue;
-            }
-            for (int c0 = half; c0 < 16 * tiles;
-                 c0 += 16) { // narrower numbers written over what was read before
-                float p[8];
-                UNROLLED
-                for (int j = 0; j < 8; j++)
-                    p[j] = c0 + 2 * j < visible ? exponential<Real>(mine[c0 + 2 * j] * scale - l) : 0;
-                __syncwarp();
-                UNROLLED
-                for (int j = 0; j < 8; j++) probabilities[c0 + 2 * j] = rounded<Real>(p[j]);
-            }
-            __syncwarp();
-            Tile<Real>::template multiply<false, false>(
-                o, depth, (Real *)scores, Layout::REAL_LD, tiles, v, LD);
-        }
-        if (pass == 1 || first >= n_q) continue;
-        const float most = fmaxf(max, __shfl_xor_sync(0xffffffff, max, 1));
-        sum *= exponential<Real>(max - most);
-        sum += __shfl_xor_sync(0xffffffff, sum, 1);
-        l = most + logf(sum);
-        __syncwarp();
-    }
-    if (first >= n_q) return;
-    if (half == 0 && row < n_q) lse[(h.out + q0 + row) * NH + blockIdx.x % NH] = l;
-    write_tiles(out + (h.out + q0 + first) * C + h.at, C, o, scores, SLD, n_q - first, h.HS);
-}
-
-// LAUNCH of kernel<Real, TILES> for heads of HS channels
-#define LAUNCH_ATTENTION(kernel, Real, HS, bytes, grid, ...)                                              \
-    do {                                                                                                  \
-        if ((HS) <= 64) {                                                                                 \
-            CUDA_CHECK(cudaFuncSetAttribute(kernel<Real, 4>, cudaFuncAttributeMaxDynamicSharedMemorySize, \
-                (int)AttentionLayout<Real, 4>::bytes));                                                   \
-            LAUNCH((kernel<Real, 4>), grid, 2 * ATTENTION_ROWS<Real>, (AttentionLayout<Real, 4>::bytes),  \
-                __VA_ARGS__);                                                                             \
-        } else {                                                                                          \
-            CUDA_CHECK(cudaFuncSetAttribute(kernel<Real, 8>, cudaFuncAttributeMaxDynamicSharedMemorySize, \
-                (int)AttentionLayout<Real, 8>::bytes));                                                   \
-            LAUNCH((kernel<Real, 8>), grid, 2 * ATTENTION_ROWS<Real>, (AttentionLayout<Real, 8>::bytes),  \
-                __VA_ARGS__);                                                                             \
-        }                                                                                                 \
-    } while (0)
-enum { LARGEST_HEAD = 128 };
+// ---------------------------------------------------------------- attention (kernels: clipc/math/gpu_attention.h)
 
 // Scaled dot-product attention (Vaswani et al. 2017, eq. 1), heads side by side in the channels.
 //   out (R,C), or (B,C) with only_read: then only the queries of the rows that are read are computed
@@ -624,136 +366,6 @@ static void attention_forward(const Gpu *k, Real *out, float *lse, const Real *q
     const dim3 grid(s->B * NH, only_read ? 1 : blocks_for(s->longest, ATTENTION_ROWS<Real>));
     LAUNCH_ATTENTION(attention_forward_kernel, Real, C / NH, FORWARD_BYTES, grid, k->stream, out, lse, qkv,
         s->start, s->read, C, NH, causal, only_read);
-}
-
-// delta (Q,NH) = the sum over each head of dout * out, which is that of P ∘ dP over the keys
-template <typename Real>
-__global__ void attention_delta_kernel(
-    float *delta, const Real *dout, const Real *out, int Q, int C, int NH) {
-    const size_t i = (size_t)blockIdx.x * ROW_WARPS + threadIdx.x / 32;
-    const int HS = C / NH;
-    if (i >= (size_t)Q * NH) return;
-    float sum = 0;
-    for (int c = threadIdx.x % 32; c < HS; c += 32)
-        sum += widened(dout[i * HS + c]) * widened(out[i * HS + c]);
-    sum = warp_sum(sum);
-    if (threadIdx.x % 32 == 0) delta[i] = sum;
-}
-
-// The gradient of ROWS keys and their values (KEYS), or of ROWS queries. `mine` are those rows, `other` what
-// they meet:
-//   mine:  k and v, or q and dO;  other: q and dO, or k and v;  scores = mine_0 · other_0ᵀ, dP = mine_1 ·
-//       other_1ᵀ
-//   dK or dQ = dS · other_0,  dV = P · other_1  (P and dS with keys as rows, or with queries)
-// The block that takes all keys of a sequence also has the whole dS of its queries, and does them, too.
-template <typename Real, int TILES, bool KEYS>
-__device__ void attention_backward_rows(float *shared, Real *dqkv, const Real *dout, const Real *qkv,
-    const float *lse, const float *delta, const Head &h, int C, int NH, bool causal, int m0) {
-    typedef AttentionLayout<Real, TILES> Layout;
-    constexpr int ROWS = Layout::ROWS;
-    constexpr int LD = Layout::LD;
-    constexpr int SLD = Layout::SCORES_LD;
-    constexpr int RLD = Layout::REAL_LD;
-    const int count = KEYS ? h.T : h.queries;
-    const int others = KEYS ? h.queries : h.T;
-    const int n_m = min(ROWS, count - m0);
-    const int depth = (h.HS + 15) / 16;
-    const int first = threadIdx.x / 32 * 16, row = threadIdx.x / 2, half = threadIdx.x % 2; // two lanes a row
-    float *scores = shared + first * SLD;
-    float *dscores = scores + ROWS * SLD;
-    float *s = shared + row * SLD;
-    float *d = s + ROWS * SLD;
-    float *other_lse = shared + 2 * ROWS * SLD, *other_delta = other_lse + ROWS;
-    Real *mine_0 = (Real *)(other_delta + ROWS);
-    Real *mine_1 = mine_0 + ROWS * LD;
-    Real *other_0 = mine_1 + ROWS * LD;
-    Real *other_1 = other_0 + ROWS * LD;
-    const size_t C3 = (size_t)3 * C;
-    const Real *q = qkv + (h.row + h.first) * C3 + h.at;
-    const Real *k = qkv + h.row * C3 + C + h.at;
-    const Real *v = k + C;
-    const Real *dO = dout + h.out * C + h.at;
-    const float scale = 1.0f / sqrtf((float)h.HS);
-    const float *head_lse = lse + h.out * NH + blockIdx.x % NH;
-    const float *head_delta = delta + h.out * NH + blockIdx.x % NH;
-    const bool reads = !KEYS && row < n_m;
-    const float my_lse = reads ? head_lse[(size_t)(m0 + row) * NH] : 0;
-    const float my_delta = reads ? head_delta[(size_t)(m0 + row) * NH] : 0;
-    // causal: the queries from the first key on; the keys up to the last query
-    const int from = KEYS && causal ? max(0, m0 - h.first) / ROWS * ROWS : 0;
-    const int to = !KEYS && causal ? min(h.T, h.first + m0 + n_m) : others;
-    Tile<Real> grad_0[TILES], grad_1[KEYS ? TILES : 1];
-    UNROLLED
-    for (int j = 0; j < TILES; j++) grad_0[j].clear();
-    UNROLLED
-    for (int j = 0; j < (KEYS ? TILES : 1); j++) grad_1[j].clear();
-    load_tile(mine_0, LD, (KEYS ? k : q) + m0 * C3, C3, n_m, h.HS);
-    load_tile(mine_1, LD, KEYS ? v + m0 * C3 : dO + (size_t)m0 * C, KEYS ? C3 : (size_t)C, n_m, h.HS);
-    for (int o0 = from; o0 < to; o0 += ROWS) {
-        const int n = min(ROWS, to - o0), tiles = (n + 15) / 16;
-        __syncthreads();
-        load_tile(other_0, LD, (KEYS ? q : k) + o0 * C3, C3, n, h.HS);
-        load_tile(other_1, LD, KEYS ? dO + (size_t)o0 * C : v + o0 * C3, KEYS ? (size_t)C : C3, n, h.HS);
-        if (KEYS && (int)threadIdx.x < n) {
-            other_lse[threadIdx.x] = head_lse[(size_t)(o0 + threadIdx.x) * NH];
-            other_delta[threadIdx.x] = head_delta[(size_t)(o0 + threadIdx.x) * NH];
-        }
-        __syncthreads();
-        if (first >= n_m) continue;
-        score_tiles(scores, SLD, mine_0 + first * LD, other_0, LD, depth, tiles);
-        score_tiles(dscores, SLD, mine_1 + first * LD, other_1, LD, depth, tiles);
-        for (int c0 = half; c0 < 16 * tiles; c0 += 16) { // narrower numbers written over what was read before
-            float p[8], ds[8];
-            UNROLLED
-            for (int j = 0; j < 8; j++) {
-                const int c = c0 + 2 * j;
-                const int key = KEYS ? m0 + row : o0 + c;
-                const int query = KEYS ? o0 + c : m0 + row;
-                const bool visible = c < n && row < n_m && (!causal || key <= h.first + query);
-                p[j] = visible ? exponential<Real>(s[c] * scale - (KEYS ? other_lse[c] : my_lse)) : 0;
-                ds[j] = visible ? p[j] * (d[c] - (KEYS ? other_delta[c] : my_delta)) * scale : 0;
-            }
-            __syncwarp();
-            UNROLLED
-            for (int j = 0; j < 8; j++) {
-                ((Real *)d)[c0 + 2 * j] = rounded<Real>(ds[j]);
-                if (KEYS) ((Real *)s)[c0 + 2 * j] = rounded<Real>(p[j]);
-            }
-        }
-        __syncwarp();
-        Tile<Real>::template multiply<false, false>(grad_0, depth, (Real *)dscores, RLD, tiles, other_0, LD);
-        if (KEYS)
-            Tile<Real>::template multiply<false, false>(
-                grad_1, depth, (Real *)scores, RLD, tiles, other_1, LD);
-    }
-    Real *grad = dqkv + (h.row + first) * C3 + h.at, *dq = grad + h.first * C3;
-    if (first < n_m)
-        write_tiles(KEYS ? grad + m0 * C3 + C : dq + m0 * C3, C3, grad_0, scores, SLD, n_m - first, h.HS);
-    if (KEYS && first < n_m) write_tiles(grad + m0 * C3 + 2 * C, C3, grad_1, scores, SLD, n_m - first, h.HS);
-    if (!KEYS || h.T > ROWS) return;
-    __syncthreads();
-    if (first >= h.queries) return;
-    UNROLLED
-    for (int j = 0; j < TILES; j++) grad_0[j].clear();
-    Tile<Real>::template multiply<true, false>(
-        grad_0, depth, (Real *)(shared + ROWS * SLD) + first, RLD, (h.T + 15) / 16, mine_0, LD);
-    write_tiles(dq, C3, grad_0, scores, SLD, h.queries - first, h.HS);
-}
-
-// Even blocks take keys, odd ones queries of sequences that are longer than ROWS: neighbours, so that they
-// find the head in the L2 cache.
-template <typename Real, int TILES>
-__global__ void __launch_bounds__(2 * ATTENTION_ROWS<Real>)
-    attention_backward_kernel(Real *dqkv, const Real *dout, const Real *qkv, const float *lse,
-        const float *delta, const int *start, const int *read, int C, int NH, bool causal, bool only_read) {
-    SHARED_ARRAY(float, shared);
-    const Head h = attention_head(start, read, C, NH, only_read);
-    const int m0 = blockIdx.y / 2 * ATTENTION_ROWS<Real>;
-    if (blockIdx.y % 2 == 0 && m0 < h.T)
-        attention_backward_rows<Real, TILES, true>(shared, dqkv, dout, qkv, lse, delta, h, C, NH, causal, m0);
-    if (blockIdx.y % 2 == 1 && m0 < h.queries && h.T > ATTENTION_ROWS<Real>)
-        attention_backward_rows<Real, TILES, false>(
-            shared, dqkv, dout, qkv, lse, delta, h, C, NH, causal, m0);
 }
 
 // dqkv (R,3C) = the gradient by queries, keys and values; with only_read the query part of the other rows is
@@ -810,9 +422,9 @@ static void block_forward(const Gpu *k, float *out, BlockActivations<Real> *a, c
     if (!last) {
         linear_forward(k, a->qkv, t->ln, w->in_proj_weight, w->in_proj_bias, no_residual, s->R, C, 3 * C);
     } else { // keys and values of all rows, queries only of those that are read
-        const MatmulEnd<Real> end = {operand<Real>(k, w->in_proj_bias + C), NULL};
-        matmul(&k->matmul, k->stream, a->qkv + C, 3 * C, plain(t->ln, C),
-            transposed(operand<Real>(k, w->in_proj_weight + (size_t)C * C), C), s->R, 2 * C, C, 1, end);
+        const MatmulEpilogue<Real> bias = {operand<Real>(k, w->in_proj_bias + C), NULL};
+        matmul(k, a->qkv + C, 3 * C, row_major(t->ln, C),
+            transposed(operand<Real>(k, w->in_proj_weight + (size_t)C * C), C), s->R, 2 * C, C, bias);
         gather_rows(k, t->read_a, t->ln, s, C);
         linear_forward(k, t->read_b, t->read_a, w->in_proj_weight, w->in_proj_bias, no_residual, s->B, C, C);
         copy_rows(k, a->qkv, (size_t)3 * C, s->read, t->read_b, (size_t)C, (int *)NULL, s->B, C, false);
@@ -1074,6 +686,26 @@ static void normalize_backward(
 
 // ---------------------------------------------------------------- a tower
 
+// One allocation that is handed out piece by piece, each at a multiple of 256 bytes.
+typedef struct {
+    char *base; // NULL: only count
+    size_t used;
+} Arena;
+
+template <typename T> static void arena_take(Arena *a, T **out, size_t n) {
+    const size_t at = a->used, floats = round_up(n * sizeof(T), sizeof(float)) / sizeof(float);
+    a->used += round_up(n * sizeof(T), 256) + GUARD_FLOATS * sizeof(float);
+    *out = a->base ? (T *)(a->base + at) : NULL;
+    if (a->base) guard_behind((float *)(a->base + at), floats, (float *)(a->base + a->used));
+}
+
+// A stretch of a tensor that one block of threads updates.
+typedef struct {
+    size_t offset, slot; // where it begins among the parameters, and among the gradients
+    int count, tensor;
+} Piece;
+enum { PIECE_NUMBERS = 8192 };
+
 template <typename Real> struct Tower {
     Sequences seq, on_gpu; // the same twice: on the host; start and read on the GPU
     Inputs in;
@@ -1115,9 +747,9 @@ struct Backend {
     AdamWTerms *terms, *terms_pinned; // a tensor, on the GPU and on the host
     double *squares;                  // (1 + piece_count) sums of squared gradients: in all, of each piece
     bool grad_checkpointing;
-    bool accumulate;   // gradients hold a part of the step already
-    bool halves_stale; // weights were written since
-    float logit_scale; // its exponential on the host; 0: to be read anew
+    bool accumulate;        // gradients hold a part of the step already
+    bool params_bf16_stale; // weights were written since
+    float logit_scale;      // its exponential on the host; 0: to be read anew
 };
 
 template <typename Real> static Tower<Real> *tower_of(Backend *b, int tower);
@@ -1245,18 +877,19 @@ static void tower_feed(Clip *clip, int tower, const ClipBatch *batch, bool backw
     memset(in, 0, sizeof *in);
     t->on_gpu = t->seq;
     if (batch->pooled[tower]) {
-        feed_begin(k, f, B * tower_shape(c, tower).C * sizeof(float));
-        in->pooled = feed_add(k, f, batch->pooled[tower], B * tower_shape(c, tower).C);
+        const size_t numbers = B * tower_shape(c, tower).C;
+        feed_begin(k, f, round_up(numbers * sizeof(float), 256));
+        in->pooled = feed_add(k, f, batch->pooled[tower], numbers);
         return feed_end(k, f);
     }
     feed_begin(k, f,
         bytes + (tower == TEXT_TOWER ? B * c->context_length : R) * 9 * sizeof(int) + B * 2 * sizeof(int) +
             16 * 256);
-    memcpy(feed_room(f, B + 1, (const int **)&t->on_gpu.start), t->seq.start, (B + 1) * sizeof(int));
-    memcpy(feed_room(f, B, (const int **)&t->on_gpu.read), t->seq.read, B * sizeof(int));
-    int *position = feed_room(f, R, &in->position);
-    int *source = feed_room(f, R, &in->source);
-    int *patch_rows = feed_room(f, R, &in->patch_rows);
+    memcpy(feed_reserve(f, B + 1, (const int **)&t->on_gpu.start), t->seq.start, (B + 1) * sizeof(int));
+    memcpy(feed_reserve(f, B, (const int **)&t->on_gpu.read), t->seq.read, B * sizeof(int));
+    int *position = feed_reserve(f, R, &in->position);
+    int *source = feed_reserve(f, R, &in->source);
+    int *patch_rows = feed_reserve(f, R, &in->patch_rows);
     int patches = 0;
     for (size_t b = 0; b < B; b++)
         for (int row = t->seq.start[b], i = 0; row < t->seq.start[b + 1]; row++, i++) {
@@ -1329,11 +962,10 @@ static void tower_forward(Clip *clip, int tower, float *out, const ClipBatch *ba
         copy_rows(k, t->pooled, (size_t)d.C, (int *)NULL, t->in.pooled, (size_t)d.C, (int *)NULL, t->seq.B,
             d.C, false);
     else tower_pool<Real>(clip, tower);
-    const MatmulEnd<float> set = {NULL, NULL};
-    matmul(&k->matmul, k->stream, t->projected, d.E, plain(t->pooled, d.C),
-        plain((const float *)b->w.tower[tower].proj, d.E), t->seq.B, d.E, d.C, 1, set);
+    matmul(k, t->projected, d.E, row_major(t->pooled, d.C),
+        row_major((const float *)b->w.tower[tower].proj, d.E), t->seq.B, d.E, d.C);
     normalize_forward(k, out ? out : t->features, t->norm, t->projected, t->seq.B, d.E);
-    CUDA_CHECK(cudaEventRecord(b->feed[tower][b->turn[tower]].read, k->stream));
+    feed_release(k, &b->feed[tower][b->turn[tower]]);
 }
 
 // From the gradient of the normalised features (B,E) down to the lowest trainable group.
@@ -1349,14 +981,12 @@ static void tower_backward(Clip *clip, int tower, const float *dfeatures, const 
     Tower<Real> *t = tower_of<Real>(b, tower);
     Scratch<Real> *s = &t->scratch;
     const Sequences *seq = &t->on_gpu;
-    const MatmulEnd<float> set = {NULL, NULL}, add = {NULL, b->accumulate ? g->proj : NULL};
+    const MatmulEpilogue<float> add = {NULL, b->accumulate ? g->proj : NULL};
     float *dprojected = t->projected; // its place is free now
     normalize_backward(k, dprojected, dfeatures, features, t->norm, seq->B, d.E);
-    matmul(&k->matmul, k->stream, g->proj, d.E, transposed(t->pooled, d.C), plain(dprojected, d.E), d.C, d.E,
-        seq->B, 1, add);
+    matmul(k, g->proj, d.E, transposed(t->pooled, d.C), row_major(dprojected, d.E), d.C, d.E, seq->B, add);
     if (first > L) return;
-    matmul(&k->matmul, k->stream, t->dpooled, d.C, plain(dprojected, d.E), transposed(w->proj, d.E), seq->B,
-        d.C, d.E, 1, set);
+    matmul(k, t->dpooled, d.C, row_major(dprojected, d.E), transposed(w->proj, d.E), seq->B, d.C, d.E);
     layernorm_backward(k, s->dx, g->ln_final_weight, g->ln_final_bias, (Real *)NULL, t->dpooled, t->last,
         w->ln_final_weight, t->ln_final_mean, t->ln_final_rstd, seq->B, d.C, b->accumulate);
     for (int l = L - 1; l >= 0 && l + 1 >= first; l--) {
@@ -1374,10 +1004,73 @@ static void tower_backward(Clip *clip, int tower, const float *dfeatures, const 
     if (tower == IMAGE_TOWER)
         image_embedding_backward(k, g, dembedding, t->embedded, t->patches, &t->in, seq, c, b->accumulate);
     else text_embedding_backward(k, g, dembedding, &t->in, c, b->accumulate);
-    CUDA_CHECK(cudaEventRecord(b->feed[tower][b->turn[tower]].read, k->stream));
+    feed_release(k, &b->feed[tower][b->turn[tower]]);
 }
 
 // ---------------------------------------------------------------- optimizer
+
+// sums (blocks) = the squares of each piece of the gradients
+__global__ void sum_squares_kernel(double *sums, const float *grads, const Piece *pieces) {
+    SHARED_ARRAY(double, shared); // (32)
+    const Piece p = pieces[blockIdx.x];
+    float sum = 0;
+    for (int i = threadIdx.x * 4; i < p.count; i += blockDim.x * 4) {
+        float g[4] = {0};
+        if (i + 4 <= p.count) load(g, grads + p.slot + i);
+        else
+            for (int j = 0; i + j < p.count; j++) g[j] = grads[p.slot + i + j];
+        sum += g[0] * g[0] + g[1] * g[1] + g[2] * g[2] + g[3] * g[3];
+    }
+    const double total = block_sum((double)sum, shared);
+    if (threadIdx.x == 0) sums[blockIdx.x] = total;
+}
+
+// AdamW (Loshchilov and Hutter 2019) on one piece a block: weights, m, v, the weights in bf16 (or NULL) and
+// their moving average (or NULL). Gradients are scaled down where their norm is above clip_norm > 0.
+__global__ void adamw_kernel(float *params, bf16 *params_bf16, const float *grads, float *m, float *v,
+    float *ema, const Piece *pieces, const AdamWTerms *terms, const double *squares, double clip_norm,
+    float ema_decay, int logit_scale) {
+    const Piece piece = pieces[blockIdx.x];
+    const AdamWTerms t = terms[piece.tensor];
+    const float scale = clip_norm > 0 ? (float)fmin(1.0, clip_norm / (sqrt(*squares) + 1e-6)) : 1;
+    for (int i = threadIdx.x * 4; i < piece.count; i += blockDim.x * 4) {
+        const int n = min(4, piece.count - i);
+        const size_t at = piece.offset + i, slot = piece.slot + i;
+        float p[4], g[4], m1[4], v1[4], average[4];
+        load_some(p, params + at, n);
+        load_some(g, grads + slot, n);
+        load_some(m1, m + slot, n);
+        load_some(v1, v + slot, n);
+        if (ema) load_some(average, ema + slot, n);
+        for (int j = 0; j < 4; j++) {
+            const float x = g[j] * scale;
+            m1[j] = fmaf(m1[j], t.beta1, x * t.one_minus_beta1);
+            v1[j] = fmaf(v1[j], t.beta2, x * x * t.one_minus_beta2);
+            p[j] = p[j] * t.decay_factor - m1[j] * t.rate / (sqrtf(v1[j] * t.bias_correction2) + t.eps);
+            if (piece.tensor == logit_scale) p[j] = fminf(fmaxf(p[j], 0), (float)LOGIT_SCALE_MAX);
+            if (ema) average[j] = fmaf(average[j] - p[j], ema_decay, p[j]);
+        }
+        store_some(params + at, p, n);
+        store_some(m + slot, m1, n);
+        store_some(v + slot, v1, n);
+        if (ema) store_some(ema + slot, average, n);
+        if (params_bf16) store_some(params_bf16 + at, p, n);
+    }
+}
+
+// Exchanges the weights with `ema` (or NULL), and writes them in bf16 (or NULL).
+__global__ void exchange_kernel(float *params, bf16 *params_bf16, float *ema, const Piece *pieces) {
+    const Piece piece = pieces[blockIdx.x];
+    for (int i = threadIdx.x; i < piece.count; i += blockDim.x) {
+        const size_t at = piece.offset + i, slot = piece.slot + i;
+        const float old = params[at], now = ema ? ema[slot] : old;
+        if (ema) {
+            params[at] = now;
+            ema[slot] = old;
+        }
+        if (params_bf16) params_bf16[at] = from_float<bf16>(now);
+    }
+}
 
 // Lists the pieces of all tensors, the trainable ones first.
 static void pieces_create(Clip *clip) {
@@ -1412,11 +1105,12 @@ double clip_update(Clip *clip, const AdamW *a) {
         b->grads, b->pieces);
     LAUNCH(total_kernel, 1, 1024, 32 * sizeof(double), k->stream, b->squares, b->squares + 1,
         (size_t)b->trainable_pieces);
-    for (int i = 0; i < clip->tensors.count; i++) b->terms_pinned[i] = adamw_terms(a, &clip->tensors.list[i], 1);
+    for (int i = 0; i < clip->tensors.count; i++)
+        b->terms_pinned[i] = adamw_terms(a, &clip->tensors.list[i], 1);
     CUDA_CHECK(cudaMemcpyAsync(b->terms, b->terms_pinned, clip->tensors.count * sizeof *b->terms,
         cudaMemcpyHostToDevice, k->stream));
-    LAUNCH(adamw_kernel, b->trainable_pieces, 256, 0, k->stream, k->params, k->halves, b->grads, b->m, b->v,
-        b->ema, b->pieces, b->terms, b->squares, a->grad_clip_norm, (float)a->ema_decay,
+    LAUNCH(adamw_kernel, b->trainable_pieces, 256, 0, k->stream, k->params, k->params_bf16, b->grads, b->m,
+        b->v, b->ema, b->pieces, b->terms, b->squares, a->grad_clip_norm, (float)a->ema_decay,
         clip->tensors.count - 1);
     CUDA_CHECK(cudaMemcpyAsync(&squares, b->squares, sizeof squares, cudaMemcpyDeviceToHost, k->stream));
     CUDA_CHECK(cudaStreamSynchronize(k->stream));
@@ -1430,7 +1124,7 @@ bool clip_has_ema(const Clip *clip) { return clip->back->ema != NULL; }
 void clip_swap_ema(Clip *clip) {
     Backend *b = clip->back;
     if (b->ema)
-        LAUNCH(exchange_kernel, b->trainable_pieces, 256, 0, b->gpu.stream, b->gpu.params, b->gpu.halves,
+        LAUNCH(exchange_kernel, b->trainable_pieces, 256, 0, b->gpu.stream, b->gpu.params, b->gpu.params_bf16,
             b->ema, b->pieces);
     b->logit_scale = 0;
 }
@@ -1467,7 +1161,7 @@ static void gpu_create(Gpu *k, char kernels[16]) {
     CUDA_CHECK(cudaStreamCreate(
         &k->stream)); // both keep the order with what is done without a stream, as cudaMemcpy()
     CUDA_CHECK(cudaStreamCreate(&k->copies));
-    matmul_create(&k->matmul);
+    k->matmul = matmul_create();
 }
 
 Clip *clip_create_empty(const ClipConfig *config, const char *merges, size_t merges_bytes) {
@@ -1495,11 +1189,10 @@ Clip *clip_create_empty(const ClipConfig *config, const char *merges, size_t mer
             (BlockActivations<bf16> *)calloc_check(d.L, sizeof *b->tower_bf16[tower].blocks);
         widest = max_i64(widest, max_i64(2 * d.C, max_i64(3 * d.C, d.F) / 8));
         for (int turn = 0; turn < 2; turn++) {
-            CUDA_CHECK(cudaEventCreateWithFlags(&b->feed[tower][turn].copied, cudaEventDisableTiming));
-            CUDA_CHECK(cudaEventCreateWithFlags(&b->feed[tower][turn].read, cudaEventDisableTiming));
+            feed_create(&b->feed[tower][turn]);
         }
     }
-    b->gpu.parts = (float *)gpu_malloc(PARTS * widest * sizeof(float), "partial sums");
+    b->gpu.partials = (float *)gpu_malloc(MAX_PARTIALS * widest * sizeof(float), "partial sums");
     b->terms = (AdamWTerms *)gpu_malloc(clip->tensors.count * sizeof *b->terms, "tables");
     CUDA_CHECK(cudaMallocHost(&b->terms_pinned, clip->tensors.count * sizeof *b->terms_pinned));
     pieces_create(clip);
@@ -1556,18 +1249,14 @@ void clip_free(Clip *clip) {
         tower_free(&b->tower[tower]);
         tower_free(&b->tower_bf16[tower]);
         for (int turn = 0; turn < 2; turn++) {
-            Feed *f = &b->feed[tower][turn];
-            CUDA_CHECK(cudaFreeHost(f->pinned));
-            CUDA_CHECK(cudaFree(f->device));
-            CUDA_CHECK(cudaEventDestroy(f->copied));
-            CUDA_CHECK(cudaEventDestroy(f->read));
+            feed_free(&b->feed[tower][turn]);
         }
     }
-    void *arenas[] = {b->gpu.params, b->gpu.halves, b->gpu.parts, b->grads, b->m, b->v, b->ema, b->step_arena,
-        b->pieces, b->squares, b->terms};
+    void *arenas[] = {b->gpu.params, b->gpu.params_bf16, b->gpu.partials, b->grads, b->m, b->v, b->ema,
+        b->step_arena, b->pieces, b->squares, b->terms};
     for (void *arena : arenas) CUDA_CHECK(cudaFree(arena));
     CUDA_CHECK(cudaFreeHost(b->terms_pinned));
-    matmul_free(&b->gpu.matmul);
+    matmul_free(b->gpu.matmul);
     CUDA_CHECK(cudaStreamDestroy(b->gpu.stream));
     CUDA_CHECK(cudaStreamDestroy(b->gpu.copies));
     tensor_pointers_free(&b->w);
@@ -1591,18 +1280,18 @@ PrecisionSupport clip_precision_support(Precision precision) {
 void clip_set_precision(Clip *clip, Precision precision) {
     Backend *b = clip->back;
     b->precision = precision;
-    b->gpu.matmul.tf32 = precision == PRECISION_TF32;
-    if (precision != PRECISION_AMP_BF16 || b->gpu.halves) return;
-    b->gpu.halves = (bf16 *)gpu_malloc(clip->tensors.floats * sizeof(bf16), "weights in bf16");
-    b->halves_stale = true;
+    b->gpu.matmul->tf32 = precision == PRECISION_TF32;
+    if (precision != PRECISION_AMP_BF16 || b->gpu.params_bf16) return;
+    b->gpu.params_bf16 = (bf16 *)gpu_malloc(clip->tensors.floats * sizeof(bf16), "weights in bf16");
+    b->params_bf16_stale = true;
 }
 
 // Weights that were written from outside have no copy in bf16 yet.
 static void weights_refresh(Backend *b) {
-    if (b->gpu.halves && b->halves_stale)
-        LAUNCH(exchange_kernel, b->piece_count, 256, 0, b->gpu.stream, b->gpu.params, b->gpu.halves,
+    if (b->gpu.params_bf16 && b->params_bf16_stale)
+        LAUNCH(exchange_kernel, b->piece_count, 256, 0, b->gpu.stream, b->gpu.params, b->gpu.params_bf16,
             (float *)NULL, b->pieces);
-    b->halves_stale = false;
+    b->params_bf16_stale = false;
 }
 
 // Features of a step, their gradients, and what the loss needs; returns the bytes, base NULL: only counts.
@@ -1618,9 +1307,9 @@ static size_t step_layout(Backend *b, char *base, size_t n, size_t E) {
     arena_take(&a, &t->logits, t->tile * n);
     arena_take(&a, &t->row_lse, n);
     arena_take(&a, &t->column_lse, n);
-    arena_take(&a, &t->share, n);
+    arena_take(&a, &t->target, n);
     arena_take(&a, &t->column_sum, n);
-    arena_take(&a, &t->right, n);
+    arena_take(&a, &t->positive_mean, n);
     arena_take(&a, &t->row_loss, n);
     arena_take(&a, &t->row_dot, n);
     arena_take(&a, &t->totals, 2);
@@ -1658,7 +1347,7 @@ void clip_memory(
     const ClipConfig *c = &clip->config;
     const Backend *b = clip->back;
     Backend counted = *b;
-    *parameters = clip->tensors.floats * (sizeof(float) + (b->gpu.halves ? sizeof(bf16) : 0));
+    *parameters = clip->tensors.floats * (sizeof(float) + (b->gpu.params_bf16 ? sizeof(bf16) : 0));
     *training = (b->ema ? 4 : 3) * clip->tensors.slots * sizeof(float);
     *activations = step_layout(&counted, NULL, max_i64(1, b->pairs), c->embed_dim) +
                    2 * (size_t)batch_size * 3 * c->image_size * c->image_size; // pixels
@@ -1765,7 +1454,7 @@ void clip_write(Clip *clip, ClipArena arena, const Tensor *x, const float *value
     CUDA_CHECK(
         cudaMemcpy(tensor_place(clip, arena, x), values, x->count * sizeof(float), cudaMemcpyHostToDevice));
     if (arena == ARENA_PARAMETERS) {
-        clip->back->halves_stale = true;
+        clip->back->params_bf16_stale = true;
         clip->back->logit_scale = 0;
     }
 }

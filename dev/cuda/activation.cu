@@ -11,19 +11,19 @@
 __global__ void gelu_forward_1(bf16 *out, const bf16 *x, size_t n, bool quick) {
     const size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= n) return;
-    const float v = widened(x[i]);
+    const float v = to_float(x[i]);
     out[i] =
-        rounded<bf16>(quick ? v / (1.0f + expf(-1.702f * v)) : 0.5f * v * (1.0f + erff(v * 0.707106781f)));
+        from_float<bf16>(quick ? v / (1.0f + expf(-1.702f * v)) : 0.5f * v * (1.0f + erff(v * 0.707106781f)));
 }
 
 __global__ void gelu_backward_1(bf16 *dx, const bf16 *x, const bf16 *dout, size_t n, bool quick) {
     const size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= n) return;
-    const float v = widened(x[i]), s = 1.0f / (1.0f + expf(-1.702f * v));
+    const float v = to_float(x[i]), s = 1.0f / (1.0f + expf(-1.702f * v));
     const float slope = quick
                             ? s + 1.702f * v * s * (1.0f - s)
                             : 0.5f * (1.0f + erff(v * 0.707106781f)) + v * 0.398942280f * expf(-0.5f * v * v);
-    dx[i] = rounded<bf16>(widened(dout[i]) * slope);
+    dx[i] = from_float<bf16>(to_float(dout[i]) * slope);
 }
 
 static void lab_activation(Lab *lab, int N, int F, bool quick) {

@@ -15,7 +15,7 @@ __global__ void adamw_1(
     m[i] = m[i] * t.beta1 + grads[i] * t.one_minus_beta1;
     v[i] = v[i] * t.beta2 + grads[i] * grads[i] * t.one_minus_beta2;
     params[i] = params[i] * t.decay_factor - m[i] * t.rate / (sqrtf(v[i] * t.bias_correction2) + t.eps);
-    halves[i] = rounded<bf16>(params[i]);
+    halves[i] = from_float<bf16>(params[i]);
 }
 
 // Tensors of these sizes lie one behind the other, each at a multiple of 16 numbers, as the table of tensors

@@ -17,7 +17,7 @@
 // p . k over the head's channels
 __device__ inline float head_dot(const bf16 *a, const bf16 *b, int HS) {
     float sum = 0;
-    for (int c = 0; c < HS; c++) sum += widened(a[c]) * widened(b[c]);
+    for (int c = 0; c < HS; c++) sum += to_float(a[c]) * to_float(b[c]);
     return sum;
 }
 
@@ -41,9 +41,9 @@ __global__ void attention_forward_1(
             const float p = expf(score - most);
             sum = sum * shrink + p;
             max = most;
-            for (int c = 0; c < HS; c++) o[c] = o[c] * shrink + p * widened(value[c]);
+            for (int c = 0; c < HS; c++) o[c] = o[c] * shrink + p * to_float(value[c]);
         }
-        for (int c = 0; c < HS; c++) out[(size_t)(first + i) * C + h + c] = rounded<bf16>(o[c] / sum);
+        for (int c = 0; c < HS; c++) out[(size_t)(first + i) * C + h + c] = from_float<bf16>(o[c] / sum);
         lse[(size_t)(first + i) * NH + blockIdx.y] = max + logf(sum);
     }
 }
@@ -72,15 +72,15 @@ __global__ void attention_backward_1(bf16 *dqkv, const bf16 *dout, const bf16 *o
                     p * (head_dot(dout + o, qkv + k + C, HS) - head_dot(dout + o, out + o, HS)) * scale;
                 for (int c = 0; c < HS; c++) {
                     if (way) {
-                        dk[c] += ds * widened(qkv[q + c]);
-                        dv[c] += p * widened(dout[o + c]);
-                    } else dq[c] += ds * widened(qkv[k + c]);
+                        dk[c] += ds * to_float(qkv[q + c]);
+                        dv[c] += p * to_float(dout[o + c]);
+                    } else dq[c] += ds * to_float(qkv[k + c]);
                 }
             }
         }
         for (int c = 0; c < HS; c++)
-            dqkv[row + c] = rounded<bf16>(dq[c]), dqkv[row + C + c] = rounded<bf16>(dk[c]),
-                       dqkv[row + 2 * C + c] = rounded<bf16>(dv[c]);
+            dqkv[row + c] = from_float<bf16>(dq[c]), dqkv[row + C + c] = from_float<bf16>(dk[c]),
+                       dqkv[row + 2 * C + c] = from_float<bf16>(dv[c]);
     }
 }
 

@@ -76,8 +76,8 @@ static void lab_open(Lab *lab, bool timed, int widest) {
     memset(lab, 0, sizeof *lab);
     lab->timed = timed;
     CUDA_CHECK(cudaStreamCreate(&lab->gpu.stream));
-    matmul_create(&lab->gpu.matmul);
-    CUDA_CHECK(cudaMalloc(&lab->gpu.parts, (size_t)PARTS * widest * sizeof(float)));
+    lab->gpu.matmul = matmul_create();
+    CUDA_CHECK(cudaMalloc(&lab->gpu.partials, (size_t)MAX_PARTIALS * widest * sizeof(float)));
     if (!timed) return;
     enum { N = 8192 };
     const size_t bytes = (size_t)1 << 30;
@@ -94,10 +94,9 @@ static void lab_open(Lab *lab, bool timed, int widest) {
     CUDA_CHECK(cudaFree(to));
     CUDA_CHECK(cudaMalloc(&x, 3 * (size_t)N * N * sizeof(bf16)));
     CUDA_CHECK(cudaMemset(x, 0x3c, 3 * (size_t)N * N * sizeof(bf16))); // 0.0115
-    const MatmulEnd<bf16> set = {NULL, NULL};
     const double seconds = lab_seconds(lab, [&] {
-        matmul(&lab->gpu.matmul, lab->gpu.stream, x, N, plain(x + (size_t)N * N, N),
-            transposed(x + 2 * (size_t)N * N, N), N, N, N, 1, set);
+        matmul(
+            &lab->gpu, x, N, row_major(x + (size_t)N * N, N), transposed(x + 2 * (size_t)N * N, N), N, N, N);
     });
     lab->product = 2.0 * N * N * N / seconds;
     CUDA_CHECK(cudaFree(x));
@@ -109,9 +108,9 @@ static void lab_open(Lab *lab, bool timed, int widest) {
 }
 
 static void lab_close(Lab *lab) {
-    CUDA_CHECK(cudaFree(lab->gpu.parts));
+    CUDA_CHECK(cudaFree(lab->gpu.partials));
     CUDA_CHECK(cudaFree(lab->flush));
-    matmul_free(&lab->gpu.matmul);
+    matmul_free(lab->gpu.matmul);
     CUDA_CHECK(cudaStreamDestroy(lab->gpu.stream));
 }
 

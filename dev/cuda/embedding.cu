@@ -13,7 +13,7 @@ __global__ void table_backward_1(float *dtable, const bf16 *dx, const int *token
     for (int c = threadIdx.x; c < C; c += blockDim.x) {
         float sum = 0;
         for (int i = 0; i < R; i++)
-            if (token[i] == (int)blockIdx.x) sum += widened(dx[(size_t)i * C + c]);
+            if (token[i] == (int)blockIdx.x) sum += to_float(dx[(size_t)i * C + c]);
         dtable[(size_t)blockIdx.x * C + c] = sum;
     }
 }

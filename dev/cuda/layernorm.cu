@@ -25,7 +25,7 @@ __global__ void layernorm_forward_1(
     for (int c = 0; c < C; c++) variance += (row[c] - mean) * (row[c] - mean) / C;
     const float rstd = 1.0f / sqrtf(variance + eps);
     for (int c = 0; c < C; c++)
-        out[(size_t)i * C + c] = rounded<bf16>((row[c] - mean) * rstd * gain[c] + bias[c]);
+        out[(size_t)i * C + c] = from_float<bf16>((row[c] - mean) * rstd * gain[c] + bias[c]);
 }
 
 __global__ void layernorm_forward_2(
@@ -38,7 +38,7 @@ __global__ void layernorm_forward_2(
     for (int c = threadIdx.x; c < C; c += blockDim.x) squares += (row[c] - mean) * (row[c] - mean);
     const float rstd = 1.0f / sqrtf(block_sum(squares, sums) / C + eps);
     for (int c = threadIdx.x; c < C; c += blockDim.x)
-        out[(size_t)blockIdx.x * C + c] = rounded<bf16>((row[c] - mean) * rstd * gain[c] + bias[c]);
+        out[(size_t)blockIdx.x * C + c] = from_float<bf16>((row[c] - mean) * rstd * gain[c] + bias[c]);
 }
 
 __global__ void layernorm_dx_1(bf16 *dx, const bf16 *skip, const bf16 *dout, const float *x,
@@ -47,7 +47,7 @@ __global__ void layernorm_dx_1(bf16 *dx, const bf16 *skip, const bf16 *dout, con
     if (i >= (size_t)N) return;
     float sum_g = 0, sum_gn = 0;
     for (int c = threadIdx.x % 32; c < C; c += 32) {
-        const float g = widened(dout[i * C + c]) * gain[c];
+        const float g = to_float(dout[i * C + c]) * gain[c];
         sum_g += g;
         sum_gn += g * (x[i * C + c] - mean[i]) * rstd[i];
     }
@@ -55,8 +55,8 @@ __global__ void layernorm_dx_1(bf16 *dx, const bf16 *skip, const bf16 *dout, con
     sum_gn = warp_sum(sum_gn) / C;
     for (int c = threadIdx.x % 32; c < C; c += 32) {
         const float n = (x[i * C + c] - mean[i]) * rstd[i];
-        dx[i * C + c] = rounded<bf16>(
-            widened(skip[i * C + c]) + rstd[i] * (widened(dout[i * C + c]) * gain[c] - sum_g - n * sum_gn));
+        dx[i * C + c] = from_float<bf16>(
+            to_float(skip[i * C + c]) + rstd[i] * (to_float(dout[i * C + c]) * gain[c] - sum_g - n * sum_gn));
     }
 }
 
@@ -66,7 +66,7 @@ __global__ void layernorm_parameters_1(float *dgain, float *dbias, const bf16 *d
     if (c >= C) return;
     float g = 0, b = 0;
     for (size_t i = 0; i < (size_t)N; i++) {
-        const float d = widened(dout[i * C + c]);
+        const float d = to_float(dout[i * C + c]);
         g += d * (x[i * C + c] - mean[i]) * rstd[i];
         b += d;
     }

@@ -31,11 +31,10 @@ __global__ void loss_gradient_1(float *x, const float *row_lse, const float *col
 static void lab_loss(Lab *lab, int n, int E, int tile) {
     const size_t size = (size_t)n * E;
     const float scale = 2.5f;
-    const MatmulEnd<float> set = {NULL, NULL};
     Array<float> image = array_random<float>(1, size, 0.2), text = array_random<float>(2, size, 0.2),
                  dimage = array_create<float>(size), dtext = array_create<float>(size);
     Array<float> logits = array_create<float>((size_t)n * n), row_lse = array_create<float>((size_t)n),
-                 column_lse = array_create<float>((size_t)n), share = array_create<float>((size_t)n);
+                 column_lse = array_create<float>((size_t)n), target = array_create<float>((size_t)n);
     double *sums[5], *want_dimage = doubles(size), *want_dtext = doubles(size), dscale;
     for (auto &p : sums) CUDA_CHECK(cudaMalloc(&p, (size_t)n * sizeof(double) + 16));
     LossScratch t = {};
@@ -43,9 +42,9 @@ static void lab_loss(Lab *lab, int n, int E, int tile) {
     t.logits = logits.gpu;
     t.row_lse = row_lse.gpu;
     t.column_lse = column_lse.gpu;
-    t.share = share.gpu;
+    t.target = target.gpu;
     t.column_sum = sums[0];
-    t.right = sums[1];
+    t.positive_mean = sums[1];
     t.row_loss = sums[2];
     t.row_dot = sums[3];
     t.totals = sums[4];
@@ -61,17 +60,17 @@ static void lab_loss(Lab *lab, int n, int E, int tile) {
     };
     const Gpu *k = &lab->gpu;
     version(1, "the whole matrix, two passes each", [&] {
-        matmul(&k->matmul, k->stream, logits.gpu, n, plain(image.gpu, E), transposed(text.gpu, E), n, n, E,
-            scale, set, true);
+        loss_product(
+            k, logits.gpu, n, row_major(image.gpu, E), transposed(text.gpu, E), n, n, E, scale, false);
         LAUNCH(loss_lse_1, n, 256, 32 * sizeof(float), k->stream, row_lse.gpu, logits.gpu, n, (size_t)n,
             (size_t)1);
         LAUNCH(loss_lse_1, n, 256, 32 * sizeof(float), k->stream, column_lse.gpu, logits.gpu, n, (size_t)1,
             (size_t)n);
         LAUNCH(loss_gradient_1, n, 256, 0, k->stream, logits.gpu, row_lse.gpu, column_lse.gpu, n);
-        matmul(&k->matmul, k->stream, dimage.gpu, E, plain(logits.gpu, n), plain(text.gpu, E), n, E, n, scale,
-            set, true);
-        matmul(&k->matmul, k->stream, dtext.gpu, E, transposed(logits.gpu, n), plain(image.gpu, E), n, E, n,
-            scale, set, true);
+        loss_product(
+            k, dimage.gpu, E, row_major(logits.gpu, n), row_major(text.gpu, E), n, E, n, scale, false);
+        loss_product(
+            k, dtext.gpu, E, transposed(logits.gpu, n), row_major(image.gpu, E), n, E, n, scale, false);
     });
     version(2, "tiles, online", [&] {
         contrastive_loss(k, dimage.gpu, dtext.gpu, &dscale, &t, image.gpu, text.gpu, NULL, POSITIVES_DIAGONAL,
@@ -80,5 +79,5 @@ static void lab_loss(Lab *lab, int n, int E, int tile) {
     for (auto p : sums) CUDA_CHECK(cudaFree(p));
     free(want_dimage);
     free(want_dtext);
-    arrays_free(&image, &text, &dimage, &dtext, &logits, &row_lse, &column_lse, &share);
+    arrays_free(&image, &text, &dimage, &dtext, &logits, &row_lse, &column_lse, &target);
 }

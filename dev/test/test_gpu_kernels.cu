@@ -386,7 +386,7 @@ static void test_loss(int n, int tile, Positives positives, bool with_keys) {
     Array<float> image = array_random<float>(1, size, 1), text = array_random<float>(2, size, 1),
                  dimage = array_create<float>(size), dtext = array_create<float>(size);
     Array<float> logits = array_create<float>((size_t)tile * n), row_lse = array_create<float>((size_t)n),
-                 column_lse = array_create<float>((size_t)n), share = array_create<float>((size_t)n);
+                 column_lse = array_create<float>((size_t)n), target = array_create<float>((size_t)n);
     double *sums[5], *totals;
     uint64_t *keys = (uint64_t *)malloc_check((size_t)n * sizeof *keys), *gpu_keys;
     for (int i = 0; i < n; i++) keys[i] = (uint64_t)(i % 7 == 3 ? 3 : i) * 0x100000001ull;
@@ -399,9 +399,9 @@ static void test_loss(int n, int tile, Positives positives, bool with_keys) {
     t.logits = logits.gpu;
     t.row_lse = row_lse.gpu;
     t.column_lse = column_lse.gpu;
-    t.share = share.gpu;
+    t.target = target.gpu;
     t.column_sum = sums[0];
-    t.right = sums[1];
+    t.positive_mean = sums[1];
     t.row_loss = sums[2];
     t.row_dot = sums[3];
     t.totals = totals;
@@ -424,7 +424,7 @@ static void test_loss(int n, int tile, Positives positives, bool with_keys) {
     CUDA_CHECK(cudaFree(gpu_keys));
     CUDA_CHECK(cudaFree(totals));
     for (auto p : sums) CUDA_CHECK(cudaFree(p));
-    arrays_free(&image, &text, &dimage, &dtext, &logits, &row_lse, &column_lse, &share);
+    arrays_free(&image, &text, &dimage, &dtext, &logits, &row_lse, &column_lse, &target);
 }
 
 // ---------------------------------------------------------------- optimizer
@@ -566,8 +566,8 @@ template <typename Real> static void test_type(void) {
 
 int main(void) {
     CUDA_CHECK(cudaStreamCreate(&gpu.stream));
-    matmul_create(&gpu.matmul);
-    CUDA_CHECK(cudaMalloc(&gpu.parts, (size_t)PARTS * 4096 * sizeof(float)));
+    gpu.matmul = matmul_create();
+    CUDA_CHECK(cudaMalloc(&gpu.partials, (size_t)MAX_PARTIALS * 4096 * sizeof(float)));
     RUN(test_type<float>);
     RUN(test_type<bf16>);
     RUN(test_update, 0, true);
@@ -580,6 +580,6 @@ int main(void) {
         RUN(test_loss, 61, tile, POSITIVES_SOFT, true);
         RUN(test_loss, 61, tile, POSITIVES_MASK, true);
     }
-    CUDA_CHECK(cudaFree(gpu.parts));
+    CUDA_CHECK(cudaFree(gpu.partials));
     return test_report();
 }
