@@ -699,12 +699,14 @@ template <typename T> static void arena_take(Arena *a, T **out, size_t n) {
     if (a->base) guard_behind((float *)(a->base + at), floats, (float *)(a->base + a->used));
 }
 
-// A stretch of a tensor that one block of threads updates.
+// A chunk of one tensor, which one block of threads updates.
 typedef struct {
-    size_t offset, slot; // where it begins among the parameters, and among the gradients
-    int count, tensor;
-} Piece;
-enum { PIECE_NUMBERS = 8192 };
+    size_t offset;      // in the arena of weights
+    size_t grad_offset; // in those of gradients, m, v and the moving average
+    int count;          // floats, up to UPDATE_CHUNK
+    int tensor;
+} UpdateChunk;
+enum { UPDATE_CHUNK = 8192 };
 
 template <typename Real> struct Tower {
     Sequences seq, on_gpu; // the same twice: on the host; start and read on the GPU
@@ -742,10 +744,10 @@ struct Backend {
     float *dfeatures[2]; // (pairs,E)
     char *step_arena;    // features, their gradients, the loss
     LossScratch loss;
-    Piece *pieces; // of the trainable tensors, then of all others
-    int trainable_pieces, piece_count;
+    UpdateChunk *chunks; // of the trainable tensors, then of all others
+    int trainable_chunks, chunk_count;
     AdamWTerms *terms, *terms_pinned; // a tensor, on the GPU and on the host
-    double *squares;                  // (1 + piece_count) sums of squared gradients: in all, of each piece
+    double *squares;                  // (1 + chunk_count) sums of squared gradients: in all, of each chunk
     bool grad_checkpointing;
     bool accumulate;        // gradients hold a part of the step already
     bool params_bf16_stale; // weights were written since
@@ -1009,109 +1011,107 @@ static void tower_backward(Clip *clip, int tower, const float *dfeatures, const 
 
 // ---------------------------------------------------------------- optimizer
 
-// sums (blocks) = the squares of each piece of the gradients
-__global__ void sum_squares_kernel(double *sums, const float *grads, const Piece *pieces) {
+// sums (chunks) = the sum of squares of each chunk of the gradients
+__global__ void sum_squares_kernel(double *sums, const float *grads, const UpdateChunk *chunks) {
     SHARED_ARRAY(double, shared); // (32)
-    const Piece p = pieces[blockIdx.x];
-    float sum = 0;
-    for (int i = threadIdx.x * 4; i < p.count; i += blockDim.x * 4) {
-        float g[4] = {0};
-        if (i + 4 <= p.count) load(g, grads + p.slot + i);
-        else
-            for (int j = 0; i + j < p.count; j++) g[j] = grads[p.slot + i + j];
+    const UpdateChunk chunk = chunks[blockIdx.x];
+    float sum = 0, g[4];
+    for (int i = threadIdx.x * 4; i < chunk.count; i += blockDim.x * 4) {
+        load_some(g, grads + chunk.grad_offset + i, min(4, chunk.count - i));
         sum += g[0] * g[0] + g[1] * g[1] + g[2] * g[2] + g[3] * g[3];
     }
     const double total = block_sum((double)sum, shared);
     if (threadIdx.x == 0) sums[blockIdx.x] = total;
 }
 
-// AdamW (Loshchilov and Hutter 2019) on one piece a block: weights, m, v, the weights in bf16 (or NULL) and
-// their moving average (or NULL). Gradients are scaled down where their norm is above clip_norm > 0.
+// AdamW (Loshchilov and Hutter 2019, algorithm 2), a chunk a block; see AdamWTerms. Gradients are scaled by min(1,
+// clip_norm / norm) if clip_norm > 0, squares (1) being the square of their norm.
+//   params_bf16: the weights in bf16, or NULL;  ema: their moving average, or NULL
 __global__ void adamw_kernel(float *params, bf16 *params_bf16, const float *grads, float *m, float *v,
-    float *ema, const Piece *pieces, const AdamWTerms *terms, const double *squares, double clip_norm,
+    float *ema, const UpdateChunk *chunks, const AdamWTerms *terms, const double *squares, double clip_norm,
     float ema_decay, int logit_scale) {
-    const Piece piece = pieces[blockIdx.x];
-    const AdamWTerms t = terms[piece.tensor];
+    const UpdateChunk chunk = chunks[blockIdx.x];
+    const AdamWTerms t = terms[chunk.tensor];
     const float scale = clip_norm > 0 ? (float)fmin(1.0, clip_norm / (sqrt(*squares) + 1e-6)) : 1;
-    for (int i = threadIdx.x * 4; i < piece.count; i += blockDim.x * 4) {
-        const int n = min(4, piece.count - i);
-        const size_t at = piece.offset + i, slot = piece.slot + i;
+    for (int i = threadIdx.x * 4; i < chunk.count; i += blockDim.x * 4) {
+        const int n = min(4, chunk.count - i);
+        const size_t at = chunk.offset + i, grad_at = chunk.grad_offset + i;
         float p[4], g[4], m1[4], v1[4], average[4];
         load_some(p, params + at, n);
-        load_some(g, grads + slot, n);
-        load_some(m1, m + slot, n);
-        load_some(v1, v + slot, n);
-        if (ema) load_some(average, ema + slot, n);
+        load_some(g, grads + grad_at, n);
+        load_some(m1, m + grad_at, n);
+        load_some(v1, v + grad_at, n);
+        if (ema) load_some(average, ema + grad_at, n);
         for (int j = 0; j < 4; j++) {
             const float x = g[j] * scale;
             m1[j] = fmaf(m1[j], t.beta1, x * t.one_minus_beta1);
             v1[j] = fmaf(v1[j], t.beta2, x * x * t.one_minus_beta2);
             p[j] = p[j] * t.decay_factor - m1[j] * t.rate / (sqrtf(v1[j] * t.bias_correction2) + t.eps);
-            if (piece.tensor == logit_scale) p[j] = fminf(fmaxf(p[j], 0), (float)LOGIT_SCALE_MAX);
+            if (chunk.tensor == logit_scale) p[j] = fminf(fmaxf(p[j], 0), (float)LOGIT_SCALE_MAX);
             if (ema) average[j] = fmaf(average[j] - p[j], ema_decay, p[j]);
         }
         store_some(params + at, p, n);
-        store_some(m + slot, m1, n);
-        store_some(v + slot, v1, n);
-        if (ema) store_some(ema + slot, average, n);
+        store_some(m + grad_at, m1, n);
+        store_some(v + grad_at, v1, n);
+        if (ema) store_some(ema + grad_at, average, n);
         if (params_bf16) store_some(params_bf16 + at, p, n);
     }
 }
 
 // Exchanges the weights with `ema` (or NULL), and writes them in bf16 (or NULL).
-__global__ void exchange_kernel(float *params, bf16 *params_bf16, float *ema, const Piece *pieces) {
-    const Piece piece = pieces[blockIdx.x];
-    for (int i = threadIdx.x; i < piece.count; i += blockDim.x) {
-        const size_t at = piece.offset + i, slot = piece.slot + i;
-        const float old = params[at], now = ema ? ema[slot] : old;
+__global__ void exchange_kernel(float *params, bf16 *params_bf16, float *ema, const UpdateChunk *chunks) {
+    const UpdateChunk chunk = chunks[blockIdx.x];
+    for (int i = threadIdx.x; i < chunk.count; i += blockDim.x) {
+        const size_t at = chunk.offset + i, grad_at = chunk.grad_offset + i;
+        const float old = params[at], now = ema ? ema[grad_at] : old;
         if (ema) {
             params[at] = now;
-            ema[slot] = old;
+            ema[grad_at] = old;
         }
         if (params_bf16) params_bf16[at] = from_float<bf16>(now);
     }
 }
 
-// Lists the pieces of all tensors, the trainable ones first.
-static void pieces_create(Clip *clip) {
+// Lists the chunks of all tensors, the trainable ones first.
+static void chunks_create(Clip *clip) {
     Backend *b = clip->back;
     const TensorTable *t = &clip->tensors;
     size_t most = 0;
-    for (int i = 0; i < t->count; i++) most += (t->list[i].count + PIECE_NUMBERS - 1) / PIECE_NUMBERS;
-    Piece *list = (Piece *)malloc_check(most * sizeof *list);
-    b->piece_count = 0;
+    for (int i = 0; i < t->count; i++) most += (t->list[i].count + UPDATE_CHUNK - 1) / UPDATE_CHUNK;
+    UpdateChunk *list = (UpdateChunk *)malloc_check(most * sizeof *list);
+    b->chunk_count = 0;
     for (int frozen = 0; frozen < 2; frozen++) {
         for (int i = 0; i < t->count; i++) {
             const Tensor *x = &t->list[i];
-            for (size_t at = 0; x->trainable == !frozen && at < x->count; at += PIECE_NUMBERS)
-                list[b->piece_count++] = {
-                    x->offset + at, x->slot + at, (int)min_i64(PIECE_NUMBERS, x->count - at), i};
+            if (x->trainable == (frozen != 0)) continue;
+            for (size_t at = 0; at < x->count; at += UPDATE_CHUNK)
+                list[b->chunk_count++] = {
+                    x->offset + at, x->slot + at, (int)min_i64(UPDATE_CHUNK, x->count - at), i};
         }
-        if (!frozen) b->trainable_pieces = b->piece_count;
+        if (!frozen) b->trainable_chunks = b->chunk_count;
     }
-    if (!b->pieces) {
-        b->pieces = (Piece *)gpu_malloc(most * sizeof *list, "tables");
+    if (!b->chunks) {
+        b->chunks = (UpdateChunk *)gpu_malloc(most * sizeof *list, "tables");
         b->squares = (double *)gpu_malloc((1 + most) * sizeof(double), "tables");
     }
-    CUDA_CHECK(cudaMemcpy(b->pieces, list, most * sizeof *list, cudaMemcpyHostToDevice));
+    CUDA_CHECK(cudaMemcpy(b->chunks, list, most * sizeof *list, cudaMemcpyHostToDevice));
     free(list);
 }
 
 double clip_update(Clip *clip, const AdamW *a) {
     Backend *b = clip->back;
     const Gpu *k = &b->gpu;
+    const TensorTable *t = &clip->tensors;
+    const size_t shared = 32 * sizeof(double);
     double squares = 0;
-    LAUNCH(sum_squares_kernel, b->trainable_pieces, 256, 32 * sizeof(double), k->stream, b->squares + 1,
-        b->grads, b->pieces);
-    LAUNCH(total_kernel, 1, 1024, 32 * sizeof(double), k->stream, b->squares, b->squares + 1,
-        (size_t)b->trainable_pieces);
-    for (int i = 0; i < clip->tensors.count; i++)
-        b->terms_pinned[i] = adamw_terms(a, &clip->tensors.list[i], 1);
-    CUDA_CHECK(cudaMemcpyAsync(b->terms, b->terms_pinned, clip->tensors.count * sizeof *b->terms,
-        cudaMemcpyHostToDevice, k->stream));
-    LAUNCH(adamw_kernel, b->trainable_pieces, 256, 0, k->stream, k->params, k->params_bf16, b->grads, b->m,
-        b->v, b->ema, b->pieces, b->terms, b->squares, a->grad_clip_norm, (float)a->ema_decay,
-        clip->tensors.count - 1);
+    LAUNCH(
+        sum_squares_kernel, b->trainable_chunks, 256, shared, k->stream, b->squares + 1, b->grads, b->chunks);
+    LAUNCH(total_kernel, 1, 1024, shared, k->stream, b->squares, b->squares + 1, (size_t)b->trainable_chunks);
+    for (int i = 0; i < t->count; i++) b->terms_pinned[i] = adamw_terms(a, &t->list[i], 1);
+    CUDA_CHECK(cudaMemcpyAsync(
+        b->terms, b->terms_pinned, t->count * sizeof *b->terms, cudaMemcpyHostToDevice, k->stream));
+    LAUNCH(adamw_kernel, b->trainable_chunks, 256, 0, k->stream, k->params, k->params_bf16, b->grads, b->m,
+        b->v, b->ema, b->chunks, b->terms, b->squares, a->grad_clip_norm, (float)a->ema_decay, t->count - 1);
     CUDA_CHECK(cudaMemcpyAsync(&squares, b->squares, sizeof squares, cudaMemcpyDeviceToHost, k->stream));
     CUDA_CHECK(cudaStreamSynchronize(k->stream));
     b->accumulate = false;
@@ -1124,8 +1124,8 @@ bool clip_has_ema(const Clip *clip) { return clip->back->ema != NULL; }
 void clip_swap_ema(Clip *clip) {
     Backend *b = clip->back;
     if (b->ema)
-        LAUNCH(exchange_kernel, b->trainable_pieces, 256, 0, b->gpu.stream, b->gpu.params, b->gpu.params_bf16,
-            b->ema, b->pieces);
+        LAUNCH(exchange_kernel, b->trainable_chunks, 256, 0, b->gpu.stream, b->gpu.params, b->gpu.params_bf16,
+            b->ema, b->chunks);
     b->logit_scale = 0;
 }
 
@@ -1195,7 +1195,7 @@ Clip *clip_create_empty(const ClipConfig *config, const char *merges, size_t mer
     b->gpu.partials = (float *)gpu_malloc(MAX_PARTIALS * widest * sizeof(float), "partial sums");
     b->terms = (AdamWTerms *)gpu_malloc(clip->tensors.count * sizeof *b->terms, "tables");
     CUDA_CHECK(cudaMallocHost(&b->terms_pinned, clip->tensors.count * sizeof *b->terms_pinned));
-    pieces_create(clip);
+    chunks_create(clip);
     return clip;
 }
 
@@ -1253,7 +1253,7 @@ void clip_free(Clip *clip) {
         }
     }
     void *arenas[] = {b->gpu.params, b->gpu.params_bf16, b->gpu.partials, b->grads, b->m, b->v, b->ema,
-        b->step_arena, b->pieces, b->squares, b->terms};
+        b->step_arena, b->chunks, b->squares, b->terms};
     for (void *arena : arenas) CUDA_CHECK(cudaFree(arena));
     CUDA_CHECK(cudaFreeHost(b->terms_pinned));
     matmul_free(b->gpu.matmul);
@@ -1289,8 +1289,8 @@ void clip_set_precision(Clip *clip, Precision precision) {
 // Weights that were written from outside have no copy in bf16 yet.
 static void weights_refresh(Backend *b) {
     if (b->gpu.params_bf16 && b->params_bf16_stale)
-        LAUNCH(exchange_kernel, b->piece_count, 256, 0, b->gpu.stream, b->gpu.params, b->gpu.params_bf16,
-            (float *)NULL, b->pieces);
+        LAUNCH(exchange_kernel, b->chunk_count, 256, 0, b->gpu.stream, b->gpu.params, b->gpu.params_bf16,
+            (float *)NULL, b->chunks);
     b->params_bf16_stale = false;
 }
 
@@ -1332,7 +1332,7 @@ void clip_start_training(Clip *clip, const ClipTraining *how) {
                 cudaMemcpyDeviceToDevice));
     }
     tensor_pointers_bind(&b->g, t, &clip->config, b->grads, true);
-    pieces_create(clip);
+    chunks_create(clip);
     b->pairs = how->pairs;
     b->grad_checkpointing = how->grad_checkpointing;
     b->accumulate = false;

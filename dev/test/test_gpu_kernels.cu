@@ -431,9 +431,9 @@ static void test_loss(int n, int tile, Positives positives, bool with_keys) {
 
 // Pieces of 8,192 numbers; parameters and gradients lie at places of their own. The last tensor is
 // logit_scale, kept within its bounds.
-static void test_update(double clip_norm, bool halves) {
+static void test_update(double clip_norm, bool params_bf16) {
     enum { TENSORS = 4 };
-    const int sizes[TENSORS] = {39, PIECE_NUMBERS + 3, 77, 1};
+    const int sizes[TENSORS] = {39, UPDATE_CHUNK + 3, 77, 1};
     const double lr = 0.01;
     const double beta1 = 0.9;
     const double beta2 = 0.98;
@@ -441,7 +441,7 @@ static void test_update(double clip_norm, bool halves) {
     const double decay = 0.2;
     const double ema_decay = 0.9;
     const int step = 3;
-    Piece pieces[TENSORS + 1];
+    UpdateChunk chunks[TENSORS + 1];
     AdamWTerms terms[TENSORS];
     size_t slots = 0;
     int count = 0;
@@ -449,11 +449,11 @@ static void test_update(double clip_norm, bool halves) {
         terms[t] = {1, (float)beta1, (float)(1 - beta1), (float)beta2, (float)(1 - beta2),
             (float)(lr / (1 - pow(beta1, step))), (float)(1 / (1 - pow(beta2, step))), (float)eps,
             (float)(1 - lr * decay)};
-        for (int i = 0; i < sizes[t]; i += PIECE_NUMBERS) {
-            pieces[count].slot = slots + (size_t)i;
-            pieces[count].offset = 48 + slots + (size_t)i;
-            pieces[count].tensor = t;
-            pieces[count++].count = sizes[t] - i < PIECE_NUMBERS ? sizes[t] - i : PIECE_NUMBERS;
+        for (int i = 0; i < sizes[t]; i += UPDATE_CHUNK) {
+            chunks[count].grad_offset = slots + (size_t)i;
+            chunks[count].offset = 48 + slots + (size_t)i;
+            chunks[count].tensor = t;
+            chunks[count++].count = sizes[t] - i < UPDATE_CHUNK ? sizes[t] - i : UPDATE_CHUNK;
         }
     }
     Array<float> p = array_random<float>(1, 48 + slots, 1), g = array_random<float>(2, slots, 1),
@@ -461,26 +461,28 @@ static void test_update(double clip_norm, bool halves) {
     Array<float> ema = array_random<float>(5, slots, 1);
     Array<bf16> half = array_create<bf16>(48 + slots);
     for (size_t i = 0; i < slots; i++) v.host[i] *= v.host[i];
-    p.host[48 + pieces[count - 1].slot] = 4.6051f;
-    g.host[pieces[count - 1].slot] = m.host[pieces[count - 1].slot] = -3; // over its upper bound
+    p.host[48 + chunks[count - 1].grad_offset] = 4.6051f;
+    g.host[chunks[count - 1].grad_offset] = m.host[chunks[count - 1].grad_offset] =
+        -3; // over its upper bound
     upload(&p);
     upload(&g);
     upload(&m);
     upload(&v);
-    Piece *gpu_pieces;
+    UpdateChunk *gpu_chunks;
     AdamWTerms *gpu_terms;
     double *squares, sums[TENSORS + 2], want_squares = 0;
-    CUDA_CHECK(cudaMalloc(&gpu_pieces, (size_t)count * sizeof *pieces));
+    CUDA_CHECK(cudaMalloc(&gpu_chunks, (size_t)count * sizeof *chunks));
     CUDA_CHECK(cudaMalloc(&gpu_terms, sizeof terms));
     CUDA_CHECK(cudaMalloc(&squares, (size_t)(count + 1) * sizeof *squares));
-    CUDA_CHECK(cudaMemcpy(gpu_pieces, pieces, (size_t)count * sizeof *pieces, cudaMemcpyHostToDevice));
+    CUDA_CHECK(cudaMemcpy(gpu_chunks, chunks, (size_t)count * sizeof *chunks, cudaMemcpyHostToDevice));
     CUDA_CHECK(cudaMemcpy(gpu_terms, terms, sizeof terms, cudaMemcpyHostToDevice));
 
-    LAUNCH(sum_squares_kernel, count, 256, 32 * sizeof(double), gpu.stream, squares + 1, g.gpu, gpu_pieces);
+    LAUNCH(sum_squares_kernel, count, 256, 32 * sizeof(double), gpu.stream, squares + 1, g.gpu, gpu_chunks);
     LAUNCH(total_kernel, 1, 1024, 32 * sizeof(double), gpu.stream, squares, squares + 1, (size_t)count);
     for (int k = 0; k < count; k++)
-        for (int i = 0; i < pieces[k].count; i++)
-            want_squares += (double)g.host[pieces[k].slot + (size_t)i] * g.host[pieces[k].slot + (size_t)i];
+        for (int i = 0; i < chunks[k].count; i++)
+            want_squares +=
+                (double)g.host[chunks[k].grad_offset + (size_t)i] * g.host[chunks[k].grad_offset + (size_t)i];
     CUDA_CHECK(cudaMemcpy(sums, squares, (size_t)(count + 1) * sizeof *squares, cudaMemcpyDeviceToHost));
     EXPECT_CLOSE(sums[0], want_squares, 1e-6);
 
@@ -496,33 +498,34 @@ static void test_update(double clip_norm, bool halves) {
     }
     const double scale = clip_norm > 0 ? fmin(1, clip_norm / (sqrt(want_squares) + 1e-6)) : 1;
     for (int k = 0; k < count; k++)
-        for (int i = 0; i < pieces[k].count; i++) {
-            const size_t slot = pieces[k].slot + (size_t)i, at = pieces[k].offset + (size_t)i;
+        for (int i = 0; i < chunks[k].count; i++) {
+            const size_t slot = chunks[k].grad_offset + (size_t)i, at = chunks[k].offset + (size_t)i;
             want[at] = reference_adamw(want[at], g.host[slot] * scale, &want_m[slot], &want_v[slot], lr,
                 beta1, beta2, eps, decay, step);
             if (k == count - 1) want[at] = fmin(fmax(want[at], 0), LOGIT_SCALE_MAX);
             want_ema[slot] = ema_decay * want_ema[slot] + (1 - ema_decay) * want[at];
         }
-    EXPECT(want[48 + pieces[count - 1].slot] == LOGIT_SCALE_MAX, "the case reaches the bound");
-    LAUNCH(adamw_kernel, count, 256, 0, gpu.stream, p.gpu, halves ? half.gpu : NULL, g.gpu, m.gpu, v.gpu,
-        ema.gpu, gpu_pieces, gpu_terms, squares, clip_norm, (float)ema_decay, TENSORS - 1);
+    EXPECT(want[48 + chunks[count - 1].grad_offset] == LOGIT_SCALE_MAX, "the case reaches the bound");
+    LAUNCH(adamw_kernel, count, 256, 0, gpu.stream, p.gpu, params_bf16 ? half.gpu : NULL, g.gpu, m.gpu, v.gpu,
+        ema.gpu, gpu_chunks, gpu_terms, squares, clip_norm, (float)ema_decay, TENSORS - 1);
     const double errors[] = {error_of(download(&p), want, p.n), error_of(download(&m), want_m, slots),
         error_of(download(&v), want_v, slots), error_of(download(&ema), want_ema, slots)};
     for (double error : errors) EXPECT(error <= 5e-7, "adamw_kernel: error %g", error);
 
-    LAUNCH(exchange_kernel, count, 256, 0, gpu.stream, p.gpu, halves ? half.gpu : NULL, ema.gpu, gpu_pieces);
+    LAUNCH(exchange_kernel, count, 256, 0, gpu.stream, p.gpu, params_bf16 ? half.gpu : NULL, ema.gpu,
+        gpu_chunks);
     for (int k = 0; k < count; k++)
-        for (int i = 0; i < pieces[k].count; i++) {
-            const double kept = want[pieces[k].offset + (size_t)i];
-            want[pieces[k].offset + (size_t)i] = want_ema[pieces[k].slot + (size_t)i];
-            want_ema[pieces[k].slot + (size_t)i] = kept;
+        for (int i = 0; i < chunks[k].count; i++) {
+            const double kept = want[chunks[k].offset + (size_t)i];
+            want[chunks[k].offset + (size_t)i] = want_ema[chunks[k].grad_offset + (size_t)i];
+            want_ema[chunks[k].grad_offset + (size_t)i] = kept;
         }
     const double exchanged[] = {error_of(download(&p), want, p.n), error_of(download(&ema), want_ema, slots)};
     for (double error : exchanged) EXPECT(error <= 5e-7, "exchange_kernel: error %g", error);
     download(&half);
     for (int k = 0; k < count; k++)
-        for (int i = 0; i < pieces[k].count && halves; i++) {
-            const size_t at = pieces[k].offset + (size_t)i;
+        for (int i = 0; i < chunks[k].count && params_bf16; i++) {
+            const size_t at = chunks[k].offset + (size_t)i;
             EXPECT(half.host[at] == (float)(bf16)p.host[at], "number %zu in bf16: %g of %g", at,
                 (double)half.host[at], (double)p.host[at]);
         }
@@ -530,7 +533,7 @@ static void test_update(double clip_norm, bool halves) {
     free(want_m);
     free(want_v);
     free(want_ema);
-    CUDA_CHECK(cudaFree(gpu_pieces));
+    CUDA_CHECK(cudaFree(gpu_chunks));
     CUDA_CHECK(cudaFree(gpu_terms));
     CUDA_CHECK(cudaFree(squares));
     arrays_free(&p, &g, &m, &v, &ema, &half);
