@@ -1,16 +1,18 @@
-// What every GPU kernel stands on: the CUDA names, number types, loads and stores of several numbers at once, sums over
-// warps and blocks, memory, and the upload of a batch.
+// What every GPU kernel stands on: the CUDA names, number types, loads and stores of several numbers at once,
+// sums over warps and blocks, memory, and the upload of a batch.
 //
-// Three macros let the same .cu be compiled by nvcc and, with CLIPC_EMULATE, as C++ for a CPU (dev/cuda/emulate.h),
-// where every kernel is checked without a GPU:
+// Three macros let the same .cu be compiled by nvcc and, with CLIPC_EMULATE, as C++ for a CPU
+// (dev/cuda/emulate.h), where every kernel is checked without a GPU:
 //
-//     LAUNCH(kernel, grid, block, shared_bytes, stream, arguments…);   (kernel<1, 2>) in parentheses where it has commas
-//     SHARED_ARRAY(float, sums);                                       in a kernel: its dynamic shared memory, 128-byte aligned
+//     LAUNCH(kernel, grid, block, shared_bytes, stream, arguments…);   (kernel<1, 2>) in parentheses where it
+//         has commas
+//     SHARED_ARRAY(float, sums);                                       in a kernel: its dynamic shared
+//         memory, 128-byte aligned
 //     CUDA_CHECK(cudaMalloc(&p, bytes));                               around every call of the CUDA runtime
 //
-// The emulation asks more of a kernel than CUDA does: every thread of the block reaches every __syncthreads(), every
-// lane named in a mask reaches its warp function, and block sizes are multiples of 32 where warp functions are used.
-// No kernel adds floats atomically: the order of such additions is not fixed.
+// The emulation asks more of a kernel than CUDA does: every thread of the block reaches every
+// __syncthreads(), every lane named in a mask reaches its warp function, and block sizes are multiples of 32
+// where warp functions are used. No kernel adds floats atomically: the order of such additions is not fixed.
 #ifndef CLIPC_GPU_H
 #define CLIPC_GPU_H
 
@@ -76,7 +78,8 @@ __device__ inline float to_float(float x) { return x; }
 __device__ inline float to_float(bf16 x) { return __bfloat162float(x); }
 __device__ inline float to_float(uint8_t x) { return (float)x; }
 
-// e^x and 1 / x for results of type Real: for bf16 by the fast instructions, whose error is far below its rounding
+// e^x and 1 / x for results of type Real: for bf16 by the fast instructions, whose error is far below its
+// rounding
 template <typename Real> __device__ inline float exponential(float x) {
     return sizeof(Real) == 2 ? __expf(x) : expf(x);
 }
@@ -84,7 +87,8 @@ template <typename Real> __device__ inline float reciprocal(float x) {
     return sizeof(Real) == 2 ? __fdividef(1.0f, x) : 1.0f / x;
 }
 
-// V neighbours that are loaded and stored at once: 16 bytes where the length of a row allows it, else one number.
+// V neighbours that are loaded and stored at once: 16 bytes where the length of a row allows it, else one
+// number.
 template <typename Real, int V> struct alignas(V * sizeof(Real)) Pack { Real x[V]; };
 template <typename Real> constexpr int PACK = 16 / (int)sizeof(Real);
 
@@ -138,7 +142,8 @@ template <typename T> __device__ inline T warp_sum(T x) {
     return x;
 }
 
-// The sum over a block of up to 1,024 threads, returned to all of them. shared (32) may be reused after the call.
+// The sum over a block of up to 1,024 threads, returned to all of them. shared (32) may be reused after the
+// call.
 template <typename T> __device__ inline T block_sum(T x, T *shared) {
     x = warp_sum(x);
     if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = x;
@@ -177,8 +182,8 @@ static inline void *gpu_malloc(size_t bytes, const char *what) {
 
 // ---------------------------------------------------------------- upload of a batch
 
-// Inputs of a batch, gathered in pinned memory and copied on a stream of their own. Each tower has two feeds that take
-// turns, so that the next batch can be gathered while kernels still read the last one.
+// Inputs of a batch, gathered in pinned memory and copied on a stream of their own. Each tower has two feeds
+// that take turns, so that the next batch can be gathered while kernels still read the last one.
 //
 //     feed_begin(k, f, bytes); feed_reserve(…); feed_add(…); feed_end(k, f); kernels…; feed_release(k, f);
 typedef struct {
@@ -236,7 +241,8 @@ static inline void feed_release(const Gpu *k, const Feed *f) {
     CUDA_CHECK(cudaEventRecord(f->consumed, k->stream));
 }
 
-// Space for n numbers in pinned memory, to be filled before the next feed_send(); *device: where they will be.
+// Space for n numbers in pinned memory, to be filled before the next feed_send(); *device: where they will
+// be.
 template <typename T> static T *feed_reserve(Feed *f, size_t n, const T **device) {
     T *space = (T *)(f->pinned + f->used);
     *device = (const T *)(f->device + f->used);
@@ -245,8 +251,8 @@ template <typename T> static T *feed_reserve(Feed *f, size_t n, const T **device
     return space;
 }
 
-// Copies n numbers from pageable memory; returns where they will be. While one chunk is on its way to the GPU, the next
-// is gathered.
+// Copies n numbers from pageable memory; returns where they will be. While one chunk is on its way to the
+// GPU, the next is gathered.
 template <typename T> static const T *feed_add(const Gpu *k, Feed *f, const T *from, size_t n) {
     const size_t CHUNK = 8 << 20, THREAD_CHUNK = 1 << 18; // bytes: of a copy, of a thread's memcpy()
     const T *device = (const T *)(f->device + f->used);

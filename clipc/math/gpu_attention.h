@@ -1,9 +1,9 @@
-// Attention kernels over packed sequences, forward and backward; the equations stand with attention_forward() and
-// attention_backward() in train_clip.cu.
+// Attention kernels over packed sequences, forward and backward; the equations stand with attention_forward()
+// and attention_backward() in train_clip.cu.
 //
-// A block of threads takes ROWS queries of one head (in the backward pass: ROWS queries, or ROWS keys), a warp 16 of them,
-// and walks over the rest of the sequence in tiles of ROWS, which it loads into shared memory. Scores never leave it: a
-// warp's 16 rows of them, in fp32, are overwritten by probabilities.
+// A block of threads takes ROWS queries of one head (in the backward pass: ROWS queries, or ROWS keys), a
+// warp 16 of them, and walks over the rest of the sequence in tiles of ROWS, which it loads into shared
+// memory. Scores never leave it: a warp's 16 rows of them, in fp32, are overwritten by probabilities.
 #ifndef CLIPC_GPU_ATTENTION_H
 #define CLIPC_GPU_ATTENTION_H
 
@@ -19,7 +19,8 @@ template <typename Real> constexpr int ATTENTION_ROWS = sizeof(Real) == 2 ? 64 :
 // 16 x 16 sums in fp32, held by a warp.
 template <typename Real> struct Tile;
 
-// bf16: by tensor cores. CUDA leaves open which lane holds which element, so tiles are only added to and stored.
+// bf16: by tensor cores. CUDA leaves open which lane holds which element, so tiles are only added to and
+// stored.
 template <> struct Tile<bf16> {
     nvcuda::wmma::fragment<nvcuda::wmma::accumulator, 16, 16, 16, float> sum;
     __device__ void clear() { nvcuda::wmma::fill_fragment(sum, 0.0f); }
@@ -200,8 +201,8 @@ template <typename Real> __device__ inline float scores_lse(float max, float sum
     return most + logf(sum);
 }
 
-// Overwrites a row's scores by probabilities of type Real, which take up less space: eight columns of each lane are read
-// before any of them is written.
+// Overwrites a row's scores by probabilities of type Real, which take up less space: eight columns of each
+// lane are read before any of them is written.
 template <typename Real>
 __device__ inline void scores_to_probabilities(
     float *scores, int parity, int tiles, int visible, float scale, float lse) {
@@ -217,8 +218,9 @@ __device__ inline void scores_to_probabilities(
     }
 }
 
-// Two passes over the keys: one for the log-sum-exp of each query's scores, one for the probabilities and their products
-// with the values. Where the keys fit into one tile, the second pass finds its scores still there.
+// Two passes over the keys: one for the log-sum-exp of each query's scores, one for the probabilities and
+// their products with the values. Where the keys fit into one tile, the second pass finds its scores still
+// there.
 template <typename Real, int TILES>
 __global__ void __launch_bounds__(2 * ATTENTION_ROWS<Real>) attention_forward_kernel(Real *out, float *lse,
     const Real *qkv, const int *start, const int *pooled_row, int C, int NH, bool causal, bool pooled_only) {
@@ -335,7 +337,8 @@ template <typename Real, int TILES> struct BackwardShared {
     }
 };
 
-// Overwrites a row of scores by P (if the row is a key) and of dP by dS, in type Real, as scores_to_probabilities() does:
+// Overwrites a row of scores by P (if the row is a key) and of dP by dS, in type Real, as
+// scores_to_probabilities() does:
 //   P = e^(scale * score - lse),  dS = P ∘ (dP - delta) * scale
 // lse(c), delta(c): those of the query that meets in column c; visible(c): whether query and key do.
 template <typename Real, bool KEYS, typename Lse, typename Delta, typename Visible>
@@ -359,8 +362,8 @@ __device__ inline void scores_backward(
     }
 }
 
-// The gradient of ROWS keys and their values (KEYS), or of ROWS queries, from row m0 of the head on. `mine` are those
-// rows, `other` the rows they meet:
+// The gradient of ROWS keys and their values (KEYS), or of ROWS queries, from row m0 of the head on. `mine`
+// are those rows, `other` the rows they meet:
 //   mine: k and v, or q and dO;  other: q and dO, or k and v
 //   scores = mine_0 · other_0ᵀ,  dP = mine_1 · other_1ᵀ
 //   dK or dQ = dS · other_0,  dV = P · other_1,  with keys as rows of P and dS, or with queries
@@ -431,8 +434,8 @@ __device__ void attention_backward_rows(
     write_tiles(dq, C3, grad_0, scores, SLD, h.queries - first, h.HS);
 }
 
-// Even blocks take keys, odd ones queries of sequences that are longer than ROWS; as neighbours, they find the head in the
-// L2 cache.
+// Even blocks take keys, odd ones queries of sequences that are longer than ROWS; as neighbours, they find
+// the head in the L2 cache.
 template <typename Real, int TILES>
 __global__ void __launch_bounds__(2 * ATTENTION_ROWS<Real>) attention_backward_kernel(Real *dqkv,
     const Real *dout, const Real *qkv, const float *lse, const float *delta, const int *start,

@@ -1,5 +1,5 @@
-// The contrastive loss of clipc/math/loss.h on a GPU: the same passes over tiles of logits, in fp32. The order of every sum is
-// fixed, whichever thread is first.
+// The contrastive loss of clipc/math/loss.h on a GPU: the same passes over tiles of logits, in fp32. The
+// order of every sum is fixed, whichever thread is first.
 #ifndef CLIPC_GPU_LOSS_H
 #define CLIPC_GPU_LOSS_H
 
@@ -21,7 +21,8 @@ typedef struct {
     uint64_t *keys;        // (pairs)
 } LossScratch;
 
-// Row i0 + blockIdx.x of the logits: masks pairs that are left out, takes the log-sum-exp and the mean over its positives.
+// Row i0 + blockIdx.x of the logits: masks pairs that are left out, takes the log-sum-exp and the mean over
+// its positives.
 __global__ void loss_rows_kernel(float *row_lse, double *positive_mean, float *target, float *logits,
     const uint64_t *keys, Positives positives, int i0, int n) {
     SHARED_ARRAY(double, sums); // (32)
@@ -56,7 +57,8 @@ __global__ void loss_rows_kernel(float *row_lse, double *positive_mean, float *t
     positive_mean[i] = positive_sum / count;
 }
 
-// Continues the running maximum and sum of e^(x - maximum) of each column by the m rows of a tile; `first`: begins them.
+// Continues the running maximum and sum of e^(x - maximum) of each column by the m rows of a tile; `first`:
+// begins them.
 __global__ void loss_columns_kernel(
     float *column_max, double *column_sum, const float *logits, int m, int n, bool first) {
     SHARED_ARRAY(float, shared); // (2,8,32)
@@ -82,8 +84,8 @@ __global__ void loss_columns_kernel(
     column_sum[j] = total;
 }
 
-// column_lse from running maximum and sum, and what each pair adds to the loss. The matrix of targets is symmetric, so a
-// pair's row and column have the same mean over positives.
+// column_lse from running maximum and sum, and what each pair adds to the loss. The matrix of targets is
+// symmetric, so a pair's row and column have the same mean over positives.
 __global__ void loss_pairs_kernel(double *row_loss, float *column_lse, const double *column_sum,
     const float *row_lse, const double *positive_mean, int n) {
     const int j = blockIdx.x * blockDim.x + threadIdx.x;

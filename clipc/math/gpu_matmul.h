@@ -1,14 +1,16 @@
-// Matrix products on a GPU by cuBLASLt, for row-major matrices: one function. The descriptors and the algorithm of a
-// shape are looked up once and kept.
+// Matrix products on a GPU by cuBLASLt, for row-major matrices: one function. The descriptors and the
+// algorithm of a shape are looked up once and kept.
 //
-// cuBLASLt expects column-major matrices: a row-major (M,N) is its column-major (N,M), so C = A · B is computed as
-// Cᵀ = Bᵀ · Aᵀ, operands exchanged. With CLIPC_EMULATE, the same interface over a plain product on the CPU.
+// cuBLASLt expects column-major matrices: a row-major (M,N) is its column-major (N,M), so C = A · B is
+// computed as Cᵀ = Bᵀ · Aᵀ, operands exchanged. With CLIPC_EMULATE, the same interface over a plain product
+// on the CPU.
 #ifndef CLIPC_GPU_MATMUL_H
 #define CLIPC_GPU_MATMUL_H
 
 #include "clipc/math/gpu.h" // Gpu, cudaStream_t, bf16, cublasLt
 
-// An operand of (rows, columns): stored so, with rows ld numbers apart; or stored transposed, as (columns, rows).
+// An operand of (rows, columns): stored so, with rows ld numbers apart; or stored transposed, as (columns,
+// rows).
 template <typename T> struct GpuMatrix {
     const T *p;
     int ld;
@@ -23,7 +25,8 @@ template <typename Out> struct MatmulEpilogue {
     const Out *residual; // (M,N), rows as far apart as those of the output; the output itself: to accumulate
 };
 
-// How fp32 operands are multiplied: with 10 bits of mantissa where --precision tf32 asks for it, or always as they are.
+// How fp32 operands are multiplied: with 10 bits of mantissa where --precision tf32 asks for it, or always as
+// they are.
 typedef enum { MATMUL_TF32_ALLOWED, MATMUL_EXACT } MatmulPrecision;
 
 // What callers must keep to: of this cuBLASLt checks a part, the emulation nothing.
@@ -91,7 +94,8 @@ typedef struct {
     cublasLtMatmulAlgo_t algorithm;
 } MatmulPlan;
 
-// Captions bring a new number of rows with each step. Of the shapes that hash to one entry, the latest keeps its plan.
+// Captions bring a new number of rows with each step. Of the shapes that hash to one entry, the latest keeps
+// its plan.
 enum { MATMUL_PLANS = 1024 };
 static const size_t MATMUL_WORKSPACE = 32 << 20; // bytes, as NVIDIA advises for Hopper
 
@@ -205,7 +209,8 @@ static inline const MatmulPlan *matmul_plan(const Matmul *mm, const MatmulShape 
     return p;
 }
 
-// out (M,N), rows ldo apart, = alpha * a (M,K) · b (K,N), plus the epilogue. bf16 operands are summed in fp32.
+// out (M,N), rows ldo apart, = alpha * a (M,K) · b (K,N), plus the epilogue. bf16 operands are summed in
+// fp32.
 template <typename Out, typename In>
 static void matmul(const Gpu *gpu, Out *out, int ldo, GpuMatrix<In> a, GpuMatrix<In> b, int M, int N, int K,
     MatmulEpilogue<Out> epilogue = {NULL, NULL}, float alpha = 1,

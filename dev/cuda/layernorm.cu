@@ -1,18 +1,18 @@
 // LayerNorm forward and backward over rows of C channels of the residual stream x, which is fp32; the rest is
-// bf16. Limit: bytes. Forward reads x and writes out, 6 bytes a number; backward reads dout, x and the skip
-// connection's gradient and writes dx, 10 bytes a number.
+// bf16. Limit: bytes. Forward reads x and writes out, 6 bytes a number; backward reads dout, x and the
+// gradient of the residual stream and writes dx, 10 bytes a number.
 //
-// Forward   1  a thread a row: neighbours in a warp read C numbers apart, every load is a cache line of its
-// own
-//           2  a block a row: coalesced, but two block-wide sums with their barriers for a few numbers a
-//               thread
-//           3  a warp a row, 16 bytes a load, sums by shuffles: no barrier at all; the second and third pass
-//               over the row hit the L1 cache
-// Backward  1  dx with a warp a row, then dgain and dbias with a thread a column: x and dout are read twice,
-// few threads run down the columns
-//           2  a block walks down a chunk of rows with a column a thread: one pass for all three; the chunks'
-//               sums are added in order, so
-//              that the bits do not depend on who was first
+// Forward
+//   1  a thread a row: neighbours in a warp read C numbers apart, so every load touches a cache line of its
+//       own
+//   2  a block a row: coalesced, but two block-wide sums with their barriers for a few numbers a thread
+//   3  a warp a row, 16 bytes a load, sums by shuffles: no barrier at all; the second and third pass over the
+//      row hit the L1 cache
+// Backward
+//   1  dx with a warp a row, then dgain and dbias with a thread a column: x and dout are read twice, and few
+//      threads run down the columns
+//   2  a block walks down a chunk of rows with a column a thread: one pass for all three; the sums of the
+//      chunks are added in order, so that the bits do not depend on which block is first
 #include "dev/cuda/bench.h"
 
 __global__ void layernorm_forward_1(
@@ -83,13 +83,16 @@ static void lab_layernorm(Lab *lab, int N, int C) {
     Array<float> gain = array_random<float>(4, (size_t)C, 1), bias = array_random<float>(5, (size_t)C, 1),
                  mean = array_create<float>((size_t)N), rstd = array_create<float>((size_t)N);
     Array<float> dgain = array_create<float>((size_t)C), dbias = array_create<float>((size_t)C);
-    double *want = doubles(n);
-    double *want_dx = doubles(n);
-    double *want_dgain = doubles((size_t)C);
-    double *want_dbias = doubles((size_t)C);
-    if (!lab->timed)
-        reference_layernorm(
-            want, want_dx, want_dgain, want_dbias, skip.host, dout.host, x.host, gain.host, bias.host, N, C);
+    float *want = floats(n), *want_dx = floats(n), *want_dgain = floats((size_t)C),
+          *want_dbias = floats((size_t)C);
+    float *want_mean = floats((size_t)N), *want_rstd = floats((size_t)N);
+    const LayerNorm w = {gain.gpu, bias.gpu, dgain.gpu, dbias.gpu, C, eps, &lab->gpu};
+    const RowStats stats = {mean.gpu, rstd.gpu};
+    if (!lab->timed) {
+        layernorm_forward_plain(want, want_mean, want_rstd, x.host, gain.host, bias.host, N, C, eps);
+        layernorm_backward_plain(want_dx, want_dgain, want_dbias, skip.host, dout.host, x.host, gain.host,
+            want_mean, want_rstd, N, C, false);
+    }
     const auto forward = [&](int version, const char *idea, auto run) {
         lab_version(lab, "LayerNorm forward", version, idea, 6.0 * (double)n, 0, run,
             [&](int v) { lab_compare("LayerNorm forward", v, &out, want, 4e-3); });
@@ -109,22 +112,15 @@ static void lab_layernorm(Lab *lab, int N, int C) {
         LAUNCH(layernorm_forward_2, N, 256, 32 * sizeof(float), lab->gpu.stream, out.gpu, x.gpu, gain.gpu,
             bias.gpu, C, eps);
     });
-    forward(3, "a warp a row", [&] {
-        layernorm_forward(&lab->gpu, out.gpu, mean.gpu, rstd.gpu, x.gpu, gain.gpu, bias.gpu, N, C, eps);
-    });
+    forward(3, "a warp a row", [&] { layernorm_forward(out.gpu, stats, x.gpu, &w, N); });
     backward(1, "rows, then columns", [&] {
         LAUNCH(layernorm_dx_1, blocks_for(N, ROW_WARPS), 32 * ROW_WARPS, 0, lab->gpu.stream, dx.gpu, skip.gpu,
             dout.gpu, x.gpu, gain.gpu, mean.gpu, rstd.gpu, N, C);
         LAUNCH(layernorm_parameters_1, blocks_for(C, 32), 32, 0, lab->gpu.stream, dgain.gpu, dbias.gpu,
             dout.gpu, x.gpu, mean.gpu, rstd.gpu, N, C);
     });
-    backward(2, "chunks of rows", [&] {
-        layernorm_backward(&lab->gpu, dx.gpu, dgain.gpu, dbias.gpu, skip.gpu, dout.gpu, x.gpu, gain.gpu,
-            mean.gpu, rstd.gpu, N, C, false);
-    });
-    free(want);
-    free(want_dx);
-    free(want_dgain);
-    free(want_dbias);
+    backward(2, "chunks of rows",
+        [&] { layernorm_backward(dx.gpu, skip.gpu, dout.gpu, x.gpu, stats, &w, N, false); });
+    for (float *p : {want, want_dx, want_dgain, want_dbias, want_mean, want_rstd}) free(p);
     arrays_free(&x, &out, &dout, &skip, &dx, &gain, &bias, &mean, &rstd, &dgain, &dbias);
 }

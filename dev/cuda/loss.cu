@@ -2,14 +2,14 @@
 // product and read three times: for the log-sum-exps of rows and of columns, and to be replaced by its
 // gradient.
 //
-//           1  the whole (n,n) matrix; a block a row, then a thread a column, each with one pass for the
-//               maximum and one for the sum
-//           2  tiles of rows: log-sum-exps online, in one pass over a tile for the rows and one for the
-//               columns, logits computed again for the
-//              gradient where the matrix does not fit into one tile: 4 GB less at 32,768 pairs
+//   1  the whole (n,n) matrix; a block a row, then a block a column, each with one pass for the maximum and
+//       one for the sum
+//   2  tiles of rows: log-sum-exps online, in one pass over a tile for the rows and one for the columns;
+//      logits are computed again for the gradient where the matrix does not fit into one tile: 4 GB less at
+//      32,768 pairs
 #include "dev/cuda/bench.h"
 
-// lse (n) of rows of x (n,n), or of columns: `step` apart, a line every `line`
+// lse (n) of the rows of x (n,n), or of its columns: entries are `step` apart, rows or columns `line`
 __global__ void loss_lse_1(float *lse, const float *x, int n, size_t line, size_t step) {
     SHARED_ARRAY(float, sums); // (32)
     const float *at = x + blockIdx.x * line;
@@ -35,21 +35,13 @@ static void lab_loss(Lab *lab, int n, int E, int tile) {
                  dimage = array_create<float>(size), dtext = array_create<float>(size);
     Array<float> logits = array_create<float>((size_t)n * n), row_lse = array_create<float>((size_t)n),
                  column_lse = array_create<float>((size_t)n), target = array_create<float>((size_t)n);
-    double *sums[5], *want_dimage = doubles(size), *want_dtext = doubles(size), dscale;
+    double *sums[5], dscale;
+    float *want_dimage = floats(size), *want_dtext = floats(size);
     for (auto &p : sums) CUDA_CHECK(cudaMalloc(&p, (size_t)n * sizeof(double) + 16));
-    LossScratch t = {};
-    t.tile = tile;
-    t.logits = logits.gpu;
-    t.row_lse = row_lse.gpu;
-    t.column_lse = column_lse.gpu;
-    t.target = target.gpu;
-    t.column_sum = sums[0];
-    t.positive_mean = sums[1];
-    t.row_loss = sums[2];
-    t.row_dot = sums[3];
-    t.totals = sums[4];
+    const LossScratch t = {tile, logits.gpu, row_lse.gpu, column_lse.gpu, sums[0], target.gpu, sums[1],
+        sums[2], sums[3], sums[4], NULL};
     if (!lab->timed)
-        reference_loss(
+        contrastive_loss_plain(
             want_dimage, want_dtext, &dscale, image.host, text.host, NULL, POSITIVES_DIAGONAL, n, E, scale);
     const auto version = [&](int number, const char *idea, auto run) {
         lab_version(
