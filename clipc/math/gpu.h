@@ -1,14 +1,15 @@
-// What every GPU kernel stands on: the CUDA names, number types, loads and stores of several numbers at once,
+// The ground of all GPU code: the CUDA names, number types, loads and stores of several numbers at once,
 // sums over warps and blocks, memory, and the upload of a batch.
 //
 // Three macros let the same .cu be compiled by nvcc and, with CLIPC_EMULATE, as C++ for a CPU
 // (dev/cuda/emulate.h), where every kernel is checked without a GPU:
 //
-//     LAUNCH(kernel, grid, block, shared_bytes, stream, arguments…);   (kernel<1, 2>) in parentheses where it
-//         has commas
-//     SHARED_ARRAY(float, sums);                                       in a kernel: its dynamic shared
-//         memory, 128-byte aligned
-//     CUDA_CHECK(cudaMalloc(&p, bytes));                               around every call of the CUDA runtime
+//     LAUNCH(kernel, grid, block, shared_bytes, stream, arguments…);
+//         (kernel<1, 2>) in parentheses where it has commas
+//     SHARED_ARRAY(float, sums);
+//         in a kernel: its dynamic shared memory, 128-byte aligned
+//     CUDA_CHECK(cudaMalloc(&p, bytes));
+//         around every call of the CUDA runtime
 //
 // The emulation asks more of a kernel than CUDA does: every thread of the block reaches every
 // __syncthreads(), every lane named in a mask reaches its warp function, and block sizes are multiples of 32

@@ -1,4 +1,4 @@
-// Attention kernels over packed sequences, forward and backward; the equations stand with attention_forward()
+// Attention kernels over packed sequences, forward and backward; the equations are with attention_forward()
 // and attention_backward() in train_clip.cu.
 //
 // A block of threads takes ROWS queries of one head (in the backward pass: ROWS queries, or ROWS keys), a
@@ -150,10 +150,10 @@ template <typename Real, int TILES> struct AttentionLayout {
 
 // ---------------------------------------------------------------- heads
 
-// One head of one sequence. With pooled_only, only the query of the sequence's pooled row is computed.
+// One head of one sequence. pooled: only the query of the sequence's pooled row is computed.
 struct Head {
     int T;           // tokens of the sequence
-    int queries;     // T, or 1 with pooled_only
+    int queries;     // T; pooled: 1
     int first_query; // its position in the sequence: 0, or the pooled row's
     size_t row;      // first row of the sequence among the rows of qkv
     size_t out_row;  // of its first query among the rows of out, dout, lse and delta
@@ -163,15 +163,14 @@ struct Head {
 };
 
 // The head of this block; start (B+1): first row of each sequence, pooled_row (B): the row that is pooled.
-__device__ inline Head attention_head(
-    const int *start, const int *pooled_row, int C, int NH, bool pooled_only) {
+__device__ inline Head attention_head(const int *start, const int *pooled_row, int C, int NH, bool pooled) {
     const int b = blockIdx.x / NH, HS = C / NH;
     Head h;
     h.T = start[b + 1] - start[b];
-    h.queries = pooled_only ? 1 : h.T;
-    h.first_query = pooled_only ? pooled_row[b] - start[b] : 0;
+    h.queries = pooled ? 1 : h.T;
+    h.first_query = pooled ? pooled_row[b] - start[b] : 0;
     h.row = (size_t)start[b];
-    h.out_row = (size_t)(pooled_only ? b : start[b]);
+    h.out_row = (size_t)(pooled ? b : start[b]);
     h.HS = HS;
     h.index = (int)(blockIdx.x % NH);
     h.channel = h.index * HS;
@@ -223,12 +222,12 @@ __device__ inline void scores_to_probabilities(
 // there.
 template <typename Real, int TILES>
 __global__ void __launch_bounds__(2 * ATTENTION_ROWS<Real>) attention_forward_kernel(Real *out, float *lse,
-    const Real *qkv, const int *start, const int *pooled_row, int C, int NH, bool causal, bool pooled_only) {
+    const Real *qkv, const int *start, const int *pooled_row, int C, int NH, bool causal, bool pooled) {
     typedef AttentionLayout<Real, TILES> Layout;
     constexpr int ROWS = Layout::ROWS, LD = Layout::LD, SLD = Layout::SCORES_LD;
     SHARED_ARRAY(float, all_scores); // (ROWS,SLD), then q, k and v (ROWS,LD)
     Real *q = (Real *)(all_scores + ROWS * SLD), *k = q + ROWS * LD, *v = k + ROWS * LD;
-    const Head h = attention_head(start, pooled_row, C, NH, pooled_only);
+    const Head h = attention_head(start, pooled_row, C, NH, pooled);
     const int q0 = blockIdx.y * ROWS, n_q = min(ROWS, h.queries - q0), depth = (h.HS + 15) / 16;
     if (q0 >= h.queries) return;
     const int first = threadIdx.x / 32 * 16; // of the warp's 16 queries
@@ -439,9 +438,9 @@ __device__ void attention_backward_rows(
 template <typename Real, int TILES>
 __global__ void __launch_bounds__(2 * ATTENTION_ROWS<Real>) attention_backward_kernel(Real *dqkv,
     const Real *dout, const Real *qkv, const float *lse, const float *delta, const int *start,
-    const int *pooled_row, int C, int NH, bool causal, bool pooled_only) {
+    const int *pooled_row, int C, int NH, bool causal, bool pooled) {
     SHARED_ARRAY(float, shared);
-    const Head h = attention_head(start, pooled_row, C, NH, pooled_only);
+    const Head h = attention_head(start, pooled_row, C, NH, pooled);
     const HeadInputs<Real> x = head_inputs(h, dout, qkv, lse, delta, C, NH);
     const int m0 = blockIdx.y / 2 * ATTENTION_ROWS<Real>;
     if (blockIdx.y % 2 == 0 && m0 < h.T)
