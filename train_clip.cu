@@ -1,53 +1,306 @@
 // clip.c: CLIP (Radford et al. 2021) fine-tuned on a GPU, in CUDA: train_clip.c with the same layers under
 // the same names, in the same order. In this file: every layer forward and backward, the two towers, AdamW,
-// and the program.
+// and the training recipe.
 //
-//     ./train_clipcu --pretrained W.bin --train-data pictures.csv        fine-tunes
+//     ./train_clipcu --pretrained W.bin --train-data images.csv        fine-tunes
 //     ./train_clipcu --help
 //
-// Real is the type of activations and of the operands of matrix products: float, or bf16 (amp_bf16). Weights,
-// their gradients, m and v, statistics of LayerNorm and softmax, features and the loss are fp32 in both; of
-// the weights AdamW writes a copy in bf16 as well.
+// Real is the type of activations and of the operands of matrix products: float, or bf16 with --precision
+// amp_bf16. Weights, their gradients, m and v, the statistics of LayerNorm and softmax, features and the loss
+// are fp32 in both; for products in bf16, AdamW writes a copy of the weights.
 //
-// Captions and images are packed as on a CPU: a batch is R rows of C channels, the tokens of one sequence
-// behind those of the next; the last block computes only the row that is read in the end. No sum depends on
-// the order in which threads run: the same seed gives the same bits.
+// Sequences are packed as on a CPU: a batch is R rows of C channels, the tokens of one sequence after those
+// of the other; the last block computes the pooled row of each sequence only. No sum depends on the order in
+// which threads run: the same seed gives the same bits.
 //
 // B batch, T tokens, R rows (all tokens of a batch), C channels, NH heads, HS head size, F hidden width of
 // the MLP, L layers, V vocabulary, E embedding, P patch size, S image size. Outputs first, gradients begin
-// with d, sizes last.
+// with d, sizes last. clipc/math/plain.h has every layer as a plain loop.
 
-#include "clipc/base/utils.h"        // die, malloc_check
-#include "clipc/model/clip.h"        // Clip, ClipBatch, AdamW, the functions implemented here
-#include "clipc/model/activations.h" // Sequences, TowerShape, tensors_init
-#include "clipc/math/gpu_adamw.h"    // Piece, adamw_kernel
-#include "clipc/math/gpu_feed.h"     // Arena, Feed, RowGroups
-#include "clipc/math/gpu_kernel.h"   // Gpu, LAUNCH, load, store, warp_sum
-#include "clipc/math/gpu_loss.h"     // contrastive_loss
-#include "clipc/math/gpu_matmul.h"   // matmul, bf16
+#include "clipc/base/utils.h"         // die, malloc_check
+#include "clipc/math/gpu.h"           // Gpu, Feed, LAUNCH, load, store, warp_sum
+#include "clipc/math/gpu_attention.h" // attention_forward_kernel, attention_backward_kernel
+#include "clipc/math/gpu_kernels.h"   // layernorm_forward_kernel and so on
+#include "clipc/math/gpu_loss.h"      // contrastive_loss
+#include "clipc/math/gpu_matmul.h"    // matmul, bf16
+#include "clipc/model/activations.h"  // Sequences, TowerShape, TowerActivations, SavePolicy, tensors_init
+#include "clipc/model/clip.h"         // Clip, ClipBatch, AdamW, the functions implemented here
 
-#include <type_traits> // std::conditional
-
-// ---------------------------------------------------------------- rows
-
-// Row to[i] of out = row from[i] of x, or is increased by it; NULL stands for i. Rows are ld apart.
-template <typename Real, int V>
-__global__ void copy_rows_kernel(Real *out, size_t out_ld, const int *to, const Real *x, size_t x_ld,
-    const int *from, int n, int C, bool add) {
-    const size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
-    const size_t packs = (size_t)C / V;
-    const size_t row = i / packs;
-    const size_t c = i % packs * V;
-    if (row >= (size_t)n) return;
-    Real *target = out + (to ? to[row] : row) * out_ld + c;
-    float value[V], old[V];
-    load(value, x + (from ? from[row] : row) * x_ld + c);
-    if (add) {
-        load(old, target);
-        for (int j = 0; j < V; j++) value[j] += old[j];
-    }
-    store(target, value);
+// An array that is fp32 or bf16, by precision, as what it is.
+template <typename Real> static inline Real *as(Operand x) {
+    assert((!x.p || x.bf16 == (sizeof(Real) == 2)) && "an array of the other type");
+    return (Real *)x.p;
 }
+
+// ---------------------------------------------------------------- linear layer
+
+// out = x weightᵀ + bias. Bound once to its places in the arenas, see towers_bind().
+typedef struct {
+    const float *weight, *bias; // (O,C), (O) or NULL
+    float *dweight, *dbias;     // gradients; NULL when frozen
+    int C, O;
+    int ld; // numbers from one row of the output to the next: O, or more where it is a part of wider rows
+    const Gpu *gpu;
+} Linear;
+
+// Outputs first … first+count-1 of a layer as a layer of their own, whose output has rows `ld` apart.
+static Linear linear_part(const Linear *w, int first, int count, int ld) {
+    Linear part = *w;
+    const size_t at = (size_t)first;
+    part.weight = w->weight + at * w->C;
+    part.bias = w->bias ? w->bias + at : NULL;
+    part.dweight = w->dweight ? w->dweight + at * w->C : NULL;
+    part.dbias = w->dbias ? w->dbias + at : NULL;
+    part.O = count;
+    part.ld = ld;
+    return part;
+}
+
+// A weight or bias in the type of a product of type Real.
+template <typename Real> static const Real *weight_as(const Gpu *k, const float *weight);
+template <> const float *weight_as<float>(const Gpu *, const float *weight) { return weight; }
+template <> const bf16 *weight_as<bf16>(const Gpu *k, const float *weight) {
+    return weight ? k->params_bf16 + (weight - k->params) : NULL;
+}
+
+// linear_forward_plain: out (N,O) = x (N,C) weightᵀ + bias [+ residual (N,O)]
+template <typename Out, typename Real>
+static void linear_forward(Out *out, const Real *x, const Linear *w, int N, const Out *residual = NULL) {
+    const Gpu *k = w->gpu;
+    const MatmulEpilogue<Out> epilogue = {weight_as<Out>(k, w->bias), residual};
+    matmul(k, out, w->ld, row_major(x, w->C), transposed(weight_as<Real>(k, w->weight), w->C), N, w->O, w->C,
+        epilogue);
+}
+
+// out (N,O) = x (N,C) weightᵀ + bias + residual (N,O)
+template <typename Real>
+static void linear_residual_forward(
+    float *out, const Real *x, const Linear *w, const float *residual, int N) {
+    linear_forward(out, x, w, N, residual);
+}
+
+// linear_backward_input_plain: dx (N,C) = dout (N,O) weight
+template <typename Real>
+static void linear_backward_input(Real *dx, const Real *dout, const Linear *w, int N) {
+    matmul(w->gpu, dx, w->C, row_major(dout, w->ld), row_major(weight_as<Real>(w->gpu, w->weight), w->C), N,
+        w->C, w->O);
+}
+
+static void add_partials(
+    const Gpu *k, float *out, const float *partials, int chunks, size_t ld, int n, bool accumulate) {
+    LAUNCH(add_partials_kernel, blocks_for(n, 32), dim3(32, 16), 16 * 32 * sizeof(float), k->stream, out,
+        partials, chunks, ld, n, accumulate);
+}
+
+// dbias (O) (+)= the column sums of dout (N,O; ld)
+template <typename Real>
+static void bias_backward(
+    const Gpu *k, float *dbias, const Real *dout, size_t ld, int N, int O, bool accumulate) {
+    const auto grid = [&](int V) { return dim3(blocks_for(O, 32 * V), column_chunks(N)); };
+    LAUNCH_PACKED(column_sums_kernel, Real, O | (int)ld, grid, dim3(32, 8), COLUMN_SHARED, k->stream,
+        k->partials, dout, ld, N, O);
+    add_partials(k, dbias, k->partials, column_chunks(N), O, O, accumulate);
+}
+
+// linear_backward_weight_plain: dweight (O,C) (+)= dout (N,O)ᵀ x (N,C);  dbias (O) (+)= the column sums of
+// dout
+template <typename Real>
+static void linear_backward_weight(const Linear *w, const Real *dout, const Real *x, int N, bool accumulate) {
+    const MatmulEpilogue<float> epilogue = {NULL, accumulate ? w->dweight : NULL};
+    if (w->dweight)
+        matmul(
+            w->gpu, w->dweight, w->C, transposed(dout, w->ld), row_major(x, w->C), w->O, w->C, N, epilogue);
+    if (w->dbias) bias_backward(w->gpu, w->dbias, dout, w->ld, N, w->O, accumulate);
+}
+
+// ---------------------------------------------------------------- LayerNorm
+
+typedef struct {
+    const float *gain, *bias; // (C)
+    float *dgain, *dbias;     // (C) gradients; NULL when frozen
+    int C;
+    float eps;
+    const Gpu *gpu;
+} LayerNorm;
+
+// layernorm_forward_plain (Ba et al. 2016, eq. 4): out (N,C) = (x - mean) rstd gain + bias; mean and rstd (N)
+// are saved
+template <typename Real>
+static void layernorm_forward(Real *out, RowStats stats, const float *x, const LayerNorm *w, int N) {
+    const auto grid = [&](int) { return blocks_for(N, ROW_WARPS); };
+    LAUNCH_PACKED(layernorm_forward_kernel, Real, w->C, grid, 32 * ROW_WARPS, 0, w->gpu->stream, out,
+        stats.mean, stats.rstd, x, w->gain, w->bias, N, w->C, w->eps);
+}
+
+// layernorm_backward_plain: dx (N,C) = skip + what comes through the LayerNorm from dout (N,C); dgain, dbias
+// (+)=. skip (N,C) is the gradient of the residual stream: NULL, or dx itself.
+template <typename Real, typename DOut>
+static void layernorm_backward(Real *dx, const Real *skip, const DOut *dout, const float *x, RowStats stats,
+    const LayerNorm *w, int N, bool accumulate) {
+    const Gpu *k = w->gpu;
+    const int C = w->C, chunks = min_int(N, MAX_PARTIALS);
+    const size_t shared = 2 * 4 * 32 * sizeof(float);
+    if (C % 4 == 0)
+        LAUNCH((layernorm_backward_kernel<4, Real, DOut>), chunks, 32 * blocks_for(C, 4 * 32), shared,
+            k->stream, dx, k->partials, skip, dout, x, w->gain, stats.mean, stats.rstd, N, C);
+    else
+        LAUNCH((layernorm_backward_kernel<1, Real, DOut>), chunks, 32 * blocks_for(C, 32), shared, k->stream,
+            dx, k->partials, skip, dout, x, w->gain, stats.mean, stats.rstd, N, C);
+    if (w->dgain) add_partials(k, w->dgain, k->partials, chunks, (size_t)2 * C, C, accumulate);
+    if (w->dbias) add_partials(k, w->dbias, k->partials + C, chunks, (size_t)2 * C, C, accumulate);
+}
+
+// ---------------------------------------------------------------- activation
+
+// activation_forward_plain: out (n) = activation(x)
+template <typename Real>
+static void activation_forward(const Gpu *k, Real *out, const Real *x, size_t n, Activation activation) {
+    const auto grid = [&](int V) { return blocks_for(n, 256 * V); };
+    LAUNCH_PACKED(activation_forward_kernel, Real, n, grid, 256, 0, k->stream, out, x, n, activation);
+}
+
+// activation_backward_plain: dx (N,F) = dout activation'(x), dx may be dout; dbias (F) (+)= the column sums
+// of dx, which are the gradient of the bias before the activation; NULL when frozen
+template <typename Real>
+static void activation_backward(const Gpu *k, Real *dx, float *dbias, const Real *dout, const Real *x, int N,
+    int F, Activation activation, bool accumulate) {
+    const auto grid = [&](int V) { return dim3(blocks_for(F, 32 * V), column_chunks(N)); };
+    LAUNCH_PACKED(activation_backward_kernel, Real, F, grid, dim3(32, 8), COLUMN_SHARED, k->stream, dx,
+        k->partials, x, dout, N, F, activation);
+    if (dbias) add_partials(k, dbias, k->partials, column_chunks(N), F, F, accumulate);
+}
+
+// ---------------------------------------------------------------- attention
+
+typedef struct {
+    int C, NH;
+    bool causal; // a query sees the keys up to itself
+    const Gpu *gpu;
+} Attention;
+
+static void attention_check(const Sequences *s, const Attention *w) {
+    assert(w->C % w->NH == 0 && "heads of unequal size");
+    assert(w->C / w->NH <= LARGEST_HEAD && "heads larger than the kernels are made for");
+    assert(s->B > 0 && s->R > 0 && s->longest > 0 && s->longest <= s->R && "sequences without tokens");
+    (void)s, (void)w; // without asserts
+}
+
+// attention_forward_plain (Vaswani et al. 2017, eq. 1): O = softmax(Q Kᵀ / sqrt(HS)) V, heads side by side in
+// the channels.
+//   out (R,C), pooled: (B,C) of the pooled rows alone
+//   lse (R,NH), pooled: (B,NH): log-sum-exp of each query's scores, saved for the backward pass
+//   qkv (R,3C): queries, keys, values of all heads;  s: on the GPU
+template <typename Real>
+static void attention_forward(
+    Real *out, float *lse, const Real *qkv, const Sequences *s, const Attention *w, bool pooled) {
+    attention_check(s, w);
+    const dim3 grid(s->B * w->NH, pooled ? 1 : blocks_for(s->longest, ATTENTION_ROWS<Real>));
+    LAUNCH_ATTENTION(attention_forward_kernel, Real, w->C / w->NH, FORWARD_BYTES, grid, w->gpu->stream, out,
+        lse, qkv, s->start, s->pooled_row, w->C, w->NH, w->causal, pooled);
+}
+
+// attention_backward_plain: dqkv (R,3C) from dout (R,C). With P the probabilities, which are computed again
+// rather than saved:
+//   dV = Pᵀ dO,  dP = dO Vᵀ,  dS = P ∘ (dP - rowsum(P ∘ dP)) / sqrt(HS),  dQ = dS K,  dK = dSᵀ Q
+// pooled: dout, out (B,C) and lse (B,NH); the query part of the other rows is not written. delta (R,NH) is
+// scratch.
+template <typename Real>
+static void attention_backward(Real *dqkv, float *delta, const Real *dout, const Real *out, const float *lse,
+    const Real *qkv, const Sequences *s, const Attention *w, bool pooled) {
+    attention_check(s, w);
+    const int Q = pooled ? s->B : s->R;
+    const unsigned blocks = blocks_for(s->longest, ATTENTION_ROWS<Real>);
+    const dim3 grid(s->B * w->NH, blocks == 1 ? 1 : 2 * blocks);
+    LAUNCH((attention_delta_kernel<Real>), blocks_for((size_t)Q * w->NH, ROW_WARPS), 32 * ROW_WARPS, 0,
+        w->gpu->stream, delta, dout, out, Q, w->C, w->NH);
+    LAUNCH_ATTENTION(attention_backward_kernel, Real, w->C / w->NH, BACKWARD_BYTES, grid, w->gpu->stream,
+        dqkv, dout, qkv, lse, delta, s->start, s->pooled_row, w->C, w->NH, w->causal, pooled);
+}
+
+// ---------------------------------------------------------------- one residual block
+
+// The residual stream is fp32: rounding it would double the error of the gradients. Its gradient is Real,
+// which adds nothing to that error.
+typedef struct {
+    LayerNorm ln_1;
+    Linear in_proj;
+    Attention attention;
+    Linear out_proj;
+    LayerNorm ln_2;
+    Linear c_fc, c_proj;
+    Activation activation;
+} Block;
+
+// out (N,C) = resid1 + mlp(ln_2(resid1)); out NULL: only what the backward pass needs of it
+template <typename Real>
+static void mlp_forward(float *out, BlockActivations *a, const Block *w, Scratch *t, int N) {
+    Real *ln = as<Real>(t->ln), *activated = as<Real>(t->wide), *hidden = as<Real>(a->mlp_hidden);
+    layernorm_forward(ln, a->ln_2, a->resid1, &w->ln_2, N);
+    linear_forward(hidden, ln, &w->c_fc, N);
+    if (!out) return;
+    activation_forward(w->c_fc.gpu, activated, hidden, (size_t)N * w->c_fc.O, w->activation);
+    linear_residual_forward(out, activated, &w->c_proj, a->resid1, N);
+}
+
+// x + attention(ln_1(x)), then + mlp(ln_2(·)): a pre-LN transformer block (Radford et al. 2019). out (R,C);
+// NULL: only what the backward pass needs (gradient checkpointing)
+template <typename Real>
+static void block_forward(float *out, BlockActivations *a, const Block *w, const Sequences *s, Scratch *t) {
+    Real *ln = as<Real>(t->ln), *qkv = as<Real>(a->qkv), *attention = as<Real>(a->attention);
+    layernorm_forward(ln, a->ln_1, a->x, &w->ln_1, s->R);
+    linear_forward(qkv, ln, &w->in_proj, s->R);
+    attention_forward(attention, a->lse, qkv, s, &w->attention, false);
+    linear_residual_forward(a->resid1, attention, &w->out_proj, a->x, s->R);
+    mlp_forward<Real>(out, a, w, t, s->R);
+}
+
+// t->dx: in, the gradient of the MLP's output (N,C); out, that of resid1 (N,C). LayerNorm and activation are
+// computed again rather than saved. t->wide is first the activation's output, then its gradient, then that of
+// mlp_hidden.
+template <typename Real>
+static void mlp_backward(const BlockActivations *a, const Block *w, Scratch *t, int N, bool accumulate) {
+    Real *ln = as<Real>(t->ln), *wide = as<Real>(t->wide), *hidden = as<Real>(a->mlp_hidden);
+    Real *dx = (Real *)t->dx, *dy = (Real *)t->dy;
+    const Gpu *k = w->c_fc.gpu;
+    Linear c_fc = w->c_fc;
+    c_fc.dbias = NULL; // activation_backward() sums it
+    activation_forward(k, wide, hidden, (size_t)N * c_fc.O, w->activation);
+    linear_backward_weight(&w->c_proj, dx, wide, N, accumulate);
+    linear_backward_input(wide, dx, &w->c_proj, N);
+    activation_backward(k, wide, w->c_fc.dbias, wide, hidden, N, c_fc.O, w->activation, accumulate);
+    layernorm_forward(ln, a->ln_2, a->resid1, &w->ln_2, N);
+    linear_backward_weight(&c_fc, wide, ln, N, accumulate);
+    linear_backward_input(dy, wide, &c_fc, N);
+    layernorm_backward(dx, dx, dy, a->resid1, a->ln_2, &w->ln_2, N, accumulate);
+}
+
+// The key bias has no gradient: softmax ignores a constant added to every score. What was summed is rounding,
+// which Adam would amplify.
+static void clear_key_bias_gradient(const Block *w) {
+    const size_t C = (size_t)w->ln_1.C;
+    if (w->in_proj.dbias)
+        CUDA_CHECK(cudaMemsetAsync(w->in_proj.dbias + C, 0, C * sizeof(float), w->in_proj.gpu->stream));
+}
+
+// t->dx: in, the gradient of the block's output (R,C); out, that of its input (R,C). t->dy is first the
+// gradient of attention's output, t->wide becomes that of qkv.
+template <typename Real>
+static void block_backward(
+    const BlockActivations *a, const Block *w, const Sequences *s, Scratch *t, bool accumulate) {
+    Real *ln = as<Real>(t->ln), *dqkv = as<Real>(t->wide), *dx = (Real *)t->dx, *dy = (Real *)t->dy;
+    Real *attention = as<Real>(a->attention);
+    mlp_backward<Real>(a, w, t, s->R, accumulate);
+    linear_backward_weight(&w->out_proj, dx, attention, s->R, accumulate);
+    linear_backward_input(dy, dx, &w->out_proj, s->R);
+    attention_backward(dqkv, t->delta, dy, attention, a->lse, as<Real>(a->qkv), s, &w->attention, false);
+    layernorm_forward(ln, a->ln_1, a->x, &w->ln_1, s->R);
+    linear_backward_weight(&w->in_proj, dqkv, ln, s->R, accumulate);
+    linear_backward_input(dy, dqkv, &w->in_proj, s->R);
+    clear_key_bias_gradient(w);
+    layernorm_backward(dx, dx, dy, a->x, a->ln_1, &w->ln_1, s->R, accumulate);
+}
+
+// ---------------------------------------------------------------- the last block: pooled rows alone
 
 template <typename Real>
 static void copy_rows(const Gpu *k, Real *out, size_t out_ld, const int *to, const Real *x, size_t x_ld,
@@ -57,830 +310,94 @@ static void copy_rows(const Gpu *k, Real *out, size_t out_ld, const int *to, con
         copy_rows_kernel, Real, C, grid, 256, 0, k->stream, out, out_ld, to, x, x_ld, from, n, C, add);
 }
 
-// out (B,C) = the rows of x (R,C) that are read
+// out (B,C) = the pooled rows of x (R,C; ld)
 template <typename Real>
-static void gather_rows(const Gpu *k, Real *out, const Real *x, const Sequences *s, int C) {
-    copy_rows(k, out, C, NULL, x, C, s->read, s->B, C, false);
+static void gather_rows(const Gpu *k, Real *out, const Real *x, size_t ld, const Sequences *s, int C) {
+    copy_rows(k, out, (size_t)C, (int *)NULL, x, ld, s->pooled_row, s->B, C, false);
 }
 
-enum { PARTS = 1024 }; // at most so many chunks of rows are summed, and their sums added in order
-
-// Column sums by blocks of (32,8) threads: a thread has V columns of its own and every eighth row of the
-// block's chunk. Writes what the eight have summed into parts (chunks,O); `sums`: room for (8,32*V).
-enum { COLUMN_CHUNKS = 128, COLUMN_SHARED = 8 * 32 * 8 * sizeof(float) };
-static inline int column_chunks(int N) { return N < 8 * COLUMN_CHUNKS ? (N + 7) / 8 : COLUMN_CHUNKS; }
-
-template <int V>
-__device__ inline void write_column_sums(float *parts, float *sums, const float (&sum)[V], int O) {
-    for (int j = 0; j < V; j++) sums[(threadIdx.y * 32 + threadIdx.x) * V + j] = sum[j];
-    __syncthreads();
-    for (int i = threadIdx.y * 32 + threadIdx.x; i < 32 * V && (int)blockIdx.x * 32 * V + i < O; i += 256) {
-        float total = 0;
-        for (int y = 0; y < 8; y++) total += sums[y * 32 * V + i];
-        parts[(size_t)blockIdx.y * O + blockIdx.x * 32 * V + i] = total;
-    }
-}
-
-// parts (chunks,O) = the column sums of each chunk of rows of x (N,O)
-template <typename Real, int V>
-__global__ void column_sums_kernel(float *parts, const Real *x, size_t ld, int N, int O) {
-    SHARED_ARRAY(float, sums); // (8,32*V)
-    const int c = (blockIdx.x * 32 + threadIdx.x) * V;
-    const int last = (int)((int64_t)N * (blockIdx.y + 1) / gridDim.y);
-    float sum[V] = {0}, row[V];
-    for (int r = (int)((int64_t)N * blockIdx.y / gridDim.y) + threadIdx.y; c < O && r < last; r += 8) {
-        load(row, x + (size_t)r * ld + c);
-        for (int j = 0; j < V; j++) sum[j] += row[j];
-    }
-    write_column_sums(parts, sums, sum, O);
-}
-
-// out (n) (+)= the sum of parts (chunks,n), rows ld apart
-__global__ void add_parts_kernel(
-    float *out, const float *parts, int chunks, size_t ld, int n, bool accumulate) {
-    SHARED_ARRAY(float, sums); // (16,32)
-    const int i = blockIdx.x * 32 + threadIdx.x;
-    float sum = 0;
-    for (int chunk = threadIdx.y; i < n && chunk < chunks; chunk += 16) sum += parts[chunk * ld + i];
-    sums[threadIdx.y * 32 + threadIdx.x] = sum;
-    __syncthreads();
-    if (threadIdx.y || i >= n) return;
-    for (int y = 1; y < 16; y++) sum += sums[y * 32 + threadIdx.x];
-    out[i] = sum + (accumulate ? out[i] : 0);
-}
-
-static void add_parts(
-    const Gpu *k, float *out, const float *parts, int chunks, size_t ld, int n, bool accumulate) {
-    LAUNCH(add_parts_kernel, blocks_for(n, 32), dim3(32, 16), 16 * 32 * sizeof(float), k->stream, out, parts,
-        chunks, ld, n, accumulate);
-}
-
-// ---------------------------------------------------------------- layers
-
-// Of a weight or bias: what a matrix product of type Real takes.
-template <typename Real> static const Real *operand(const Gpu *k, const float *weight);
-template <> const float *operand<float>(const Gpu *, const float *weight) { return weight; }
-template <> const bf16 *operand<bf16>(const Gpu *k, const float *weight) {
-    return weight ? k->halves + (weight - k->params) : NULL;
-}
-
-// out (N,O) = inp (N,C) · weight (O,C)ᵀ + bias (O) [+ residual (N,O)]; bias and residual may be NULL
-template <typename Out, typename Real>
-static void linear_forward(const Gpu *k, Out *out, const Real *inp, const float *weight, const float *bias,
-    const Out *residual, int N, int C, int O) {
-    const MatmulEnd<Out> end = {operand<Out>(k, bias), residual};
-    matmul(&k->matmul, k->stream, out, O, plain(inp, C), transposed(operand<Real>(k, weight), C), N, O, C, 1,
-        end);
-}
-
-// dbias (O) (+)= the column sums of dout (N,O), rows ld apart
+// The other way round: x (B,C) to the pooled rows of out (R,C; ld)
 template <typename Real>
-static void bias_backward(
-    const Gpu *k, float *dbias, const Real *dout, size_t ld, int N, int O, bool accumulate) {
-    const auto grid = [&](int V) { return dim3(blocks_for(O, 32 * V), column_chunks(N)); };
-    LAUNCH_PACKED(column_sums_kernel, Real, O | (int)ld, grid, dim3(32, 8), COLUMN_SHARED, k->stream,
-        k->parts, dout, ld, N, O);
-    add_parts(k, dbias, k->parts, column_chunks(N), O, O, accumulate);
+static void scatter_rows(const Gpu *k, Real *out, size_t ld, const Real *x, const Sequences *s, int C) {
+    copy_rows(k, out, ld, s->pooled_row, x, (size_t)C, (int *)NULL, s->B, C, false);
 }
 
-// dinp (N,C) = dout · weight;  dweight (O,C) (+)= doutᵀ · inp;  dbias (O) (+)= column sums of dout. Any
-// output may be NULL. dout (N,O) has its rows ld apart (ld > O: a part of the columns of a wider matrix).
+// The pooled rows of dy (R,C) += dz (B,C)
 template <typename Real>
-static void linear_backward(const Gpu *k, Real *dinp, float *dweight, float *dbias, const Real *dout,
-    size_t ld, const Real *inp, const float *weight, int N, int C, int O, bool accumulate) {
-    const MatmulEnd<Real> set = {NULL, NULL};
-    const MatmulEnd<float> add = {NULL, accumulate ? dweight : NULL};
-    if (dinp)
-        matmul(&k->matmul, k->stream, dinp, C, plain(dout, (int)ld), plain(operand<Real>(k, weight), C), N, C,
-            O, 1, set);
-    if (dweight)
-        matmul(&k->matmul, k->stream, dweight, C, transposed(dout, (int)ld), plain(inp, C), O, C, N, 1, add);
-    if (dbias) bias_backward(k, dbias, dout, ld, N, O, accumulate);
+static void add_to_pooled_rows(const Gpu *k, Real *dy, const Real *dz, const Sequences *s, int C) {
+    copy_rows(k, dy, (size_t)C, s->pooled_row, dz, (size_t)C, (int *)NULL, s->B, C, true);
 }
 
-// One row by one warp. The second and third pass find the row in the L1 cache.
-template <int V, typename Out>
-__device__ void layernorm_row(Out *out, float *mean, float *rstd, const float *x, const float *gain,
-    const float *bias, int C, float eps) {
-    const int first = threadIdx.x % 32 * V;
-    float v[V], g[V], b[V], sum = 0, squares = 0;
-    for (int c = first; c < C; c += 32 * V) {
-        load(v, x + c);
-        for (int j = 0; j < V; j++) sum += v[j];
-    }
-    const float m = warp_sum(sum) / (float)C;
-    for (int c = first; c < C; c += 32 * V) {
-        load(v, x + c);
-        for (int j = 0; j < V; j++) squares += (v[j] - m) * (v[j] - m);
-    }
-    const float r = 1.0f / sqrtf(warp_sum(squares) / (float)C + eps);
-    for (int c = first; c < C; c += 32 * V) {
-        load(v, x + c);
-        load(g, gain + c);
-        load(b, bias + c);
-        for (int j = 0; j < V; j++) v[j] = (v[j] - m) * r * g[j] + b[j];
-        store(out + c, v);
-    }
-    if (threadIdx.x % 32 == 0) {
-        *mean = m;
-        *rstd = r;
-    }
-}
-
-enum { ROW_WARPS = 8 }; // rows that a block takes where one warp does a row
-
-template <typename Real, int V>
-__global__ void layernorm_forward_kernel(Real *out, float *mean, float *rstd, const float *x,
-    const float *gain, const float *bias, int N, int C, float eps) {
-    const size_t i = (size_t)blockIdx.x * ROW_WARPS + threadIdx.x / 32;
-    if (i < (size_t)N) layernorm_row<V>(out + i * C, mean + i, rstd + i, x + i * C, gain, bias, C, eps);
-}
-
-// LayerNorm (Ba et al. 2016, eq. 4) over the last axis, biased variance.
-//   out  (N,C)  = gain * (x - mean) * rstd + bias
-//   mean (N), rstd (N): kept for the backward pass
+// From dx (B,C) of the pooled rows to dx (R,C): those of the other rows are zero. scratch (B,C)
 template <typename Real>
-static void layernorm_forward(const Gpu *k, Real *out, float *mean, float *rstd, const float *x,
-    const float *gain, const float *bias, int N, int C, float eps) {
-    const auto grid = [&](int) { return blocks_for(N, ROW_WARPS); };
-    LAUNCH_PACKED(layernorm_forward_kernel, Real, C, grid, 32 * ROW_WARPS, 0, k->stream, out, mean, rstd, x,
-        gain, bias, N, C, eps);
+static void spread_pooled_gradient(const Gpu *k, Real *dx, Real *scratch, const Sequences *s, int C) {
+    copy_rows(k, scratch, (size_t)C, (int *)NULL, dx, (size_t)C, (int *)NULL, s->B, C, false);
+    CUDA_CHECK(cudaMemsetAsync(dx, 0, (size_t)s->R * C * sizeof(Real), k->stream));
+    scatter_rows(k, dx, (size_t)C, scratch, s, C);
 }
 
-// A block walks down a chunk of rows, two at a time, a thread owns V columns: dx of every row, and the
-// chunk's sums of dgain and dbias, parts (chunks,2C).  dx = skip + rstd * (g - mean(g) - n * mean(g * n)),  g
-// = dout * gain,  n = (x - mean) * rstd
-template <int V, typename Real, typename DOut>
-__global__ void layernorm_backward_kernel(Real *dx, float *parts, const Real *skip, const DOut *dout,
-    const float *x, const float *gain, const float *mean, const float *rstd, int N, int C) {
-    SHARED_ARRAY(float, sums); // (2,4,32): in turn, so that one barrier a pair of rows will do
-    const int c = threadIdx.x * V;
-    const int warps = blockDim.x / 32;
-    const int last = (int)((int64_t)N * (blockIdx.x + 1) / gridDim.x);
-    const bool mine = c < C;
-    float g[V] = {0}, d[2][V], n[2][V], past[2][V], dgain[V] = {0}, dbias[V] = {0};
-    if (mine) load(g, gain + c);
-    for (int i = (int)((int64_t)N * blockIdx.x / gridDim.x), turn = 0; i < last; i += 2, turn ^= 1) {
-        float m[2] = {0};
-        float r[2] = {0};
-        float sum[4] = {0};
-        float *s = sums + turn * 128; // sums of g and of g * n, of both rows
-        UNROLLED
-        for (int k = 0; k < 2; k++) {
-            const size_t row = (size_t)(i + k) * C + c;
-            for (int j = 0; j < V; j++) d[k][j] = n[k][j] = past[k][j] = 0;
-            if (!mine || i + k >= last) continue;
-            m[k] = mean[i + k];
-            r[k] = rstd[i + k];
-            load(d[k], dout + row);
-            load(n[k], x + row);
-            if (skip) load(past[k], skip + row);
-        }
-        UNROLLED
-        for (int k = 0; k < 2; k++)
-            for (int j = 0; j < V; j++) {
-                n[k][j] = (n[k][j] - m[k]) * r[k];
-                dgain[j] += d[k][j] * n[k][j];
-                dbias[j] += d[k][j];
-                sum[2 * k] += d[k][j] * g[j];
-                sum[2 * k + 1] += d[k][j] * g[j] * n[k][j];
-            }
-        UNROLLED
-        for (int q = 0; q < 4; q++) {
-            sum[q] = warp_sum(sum[q]);
-            if (threadIdx.x % 32 == 0) s[32 * q + threadIdx.x / 32] = sum[q];
-        }
-        __syncthreads();
-        UNROLLED
-        for (int q = 0; q < 4; q++) {
-            sum[q] = 0;
-            for (int w = 0; w < warps; w++) sum[q] += s[32 * q + w];
-        }
-        UNROLLED
-        for (int k = 0; k < 2; k++) {
-            if (!mine || i + k >= last) continue;
-            for (int j = 0; j < V; j++)
-                past[k][j] +=
-                    r[k] * (d[k][j] * g[j] - sum[2 * k] / (float)C - n[k][j] * (sum[2 * k + 1] / (float)C));
-            store(dx + (size_t)(i + k) * C + c, past[k]);
-        }
-    }
-    if (!mine) return;
-    store(parts + (size_t)blockIdx.x * 2 * C + c, dgain);
-    store(parts + (size_t)blockIdx.x * 2 * C + C + c, dbias);
+// in_proj in two parts: queries, of which those of the pooled rows are needed, and keys and values of all
+// rows.
+static Linear query_part(const Block *w) { return linear_part(&w->in_proj, 0, w->ln_1.C, w->ln_1.C); }
+static Linear key_value_part(const Block *w) {
+    return linear_part(&w->in_proj, w->ln_1.C, 2 * w->ln_1.C, 3 * w->ln_1.C);
 }
 
-// dx (N,C) = skip (N,C; NULL, or dx itself) + what comes through the LayerNorm; dgain, dbias (C) (+)=, NULL
-// when frozen. dout stays.
-template <typename Real, typename DOut>
-static void layernorm_backward(const Gpu *k, Real *dx, float *dgain, float *dbias, const Real *skip,
-    const DOut *dout, const float *x, const float *gain, const float *mean, const float *rstd, int N, int C,
-    bool accumulate) {
-    const int chunks = N < PARTS ? N : PARTS;
-    const size_t shared = 2 * 4 * 32 * sizeof(float);
-    if (C % 4 == 0)
-        LAUNCH((layernorm_backward_kernel<4, Real, DOut>), chunks, 32 * blocks_for(C, 4 * 32), shared,
-            k->stream, dx, k->parts, skip, dout, x, gain, mean, rstd, N, C);
-    else
-        LAUNCH((layernorm_backward_kernel<1, Real, DOut>), chunks, 32 * blocks_for(C, 32), shared, k->stream,
-            dx, k->parts, skip, dout, x, gain, mean, rstd, N, C);
-    if (dgain) add_parts(k, dgain, k->parts, chunks, (size_t)2 * C, C, accumulate);
-    if (dbias) add_parts(k, dbias, k->parts + C, chunks, (size_t)2 * C, C, accumulate);
-}
-
-// The cumulative normal distribution, absolute error below 1e-7: the form of clipc/math/kernels.h, see there.
-// *density = e^(-x^2/2).
-template <typename Real> __device__ inline float normal_cdf(float x, float *density) {
-    const float t = reciprocal<Real>(0.282842712f * fabsf(x) + 1.0f);
-    float p = 0.0754980984f;
-    p = fmaf(p, t, -0.398413772f);
-    p = fmaf(p, t, 0.687805392f);
-    p = fmaf(p, t, -0.372271734f);
-    p = fmaf(p, t, 0.403725177f);
-    p = fmaf(p, t, 0.143248878f);
-    p = fmaf(p, t, 0.235330311f);
-    p = fmaf(p, t, 0.225077641f);
-    *density = exponential<Real>(-0.5f * x * x);
-    const float tail = *density * t * p * 0.5f;
-    return x > 0 ? 1.0f - tail : tail;
-}
-
-// GELU (Hendrycks and Gimpel 2016) with erf: x * cdf(x); QuickGELU, as OpenAI trained: x * sigmoid(1.702 x)
-template <typename Real, int V>
-__global__ void gelu_forward_kernel(Real *out, const Real *x, size_t n, bool quick) {
-    const size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * V;
-    if (i >= n) return;
-    float v[V], density;
-    load(v, x + i);
-    for (int j = 0; j < V; j++)
-        v[j] *= quick ? reciprocal<Real>(1.0f + exponential<Real>(-1.702f * v[j]))
-                      : normal_cdf<Real>(v[j], &density);
-    store(out + i, v);
-}
-
-// out (n) = GELU or QuickGELU
+// block_forward() of which only the pooled rows are computed from attention on: out (B,C)
 template <typename Real>
-static void gelu_forward(const Gpu *k, Real *out, const Real *x, size_t n, bool quick) {
-    const auto grid = [&](int V) { return blocks_for(n, 256 * V); };
-    LAUNCH_PACKED(gelu_forward_kernel, Real, n, grid, 256, 0, k->stream, out, x, n, quick);
+static void block_forward_pooled(
+    float *out, BlockActivations *a, const Block *w, const Sequences *s, Scratch *t) {
+    const int C = w->ln_1.C;
+    const Gpu *k = w->ln_1.gpu;
+    const Linear query = query_part(w), key_value = key_value_part(w);
+    Real *ln = as<Real>(t->ln), *qkv = as<Real>(a->qkv), *attention = as<Real>(a->attention);
+    Real *pooled_ln = as<Real>(t->pooled_a), *pooled_query = as<Real>(t->pooled_b);
+    layernorm_forward(ln, a->ln_1, a->x, &w->ln_1, s->R);
+    linear_forward(qkv + C, ln, &key_value, s->R);
+    gather_rows(k, pooled_ln, ln, (size_t)C, s, C);
+    linear_forward(pooled_query, pooled_ln, &query, s->B);
+    scatter_rows(k, qkv, 3 * (size_t)C, pooled_query, s, C);
+    attention_forward(attention, a->lse, qkv, s, &w->attention, true);
+    gather_rows(k, t->pooled_x, a->x, (size_t)C, s, C);
+    linear_residual_forward(a->resid1, attention, &w->out_proj, t->pooled_x, s->B);
+    mlp_forward<Real>(out, a, w, t, s->B);
 }
 
-// dx = dout * activation'(x): cdf + x * pdf, or s + 1.702 x s (1 - s) with s = 1 / (1 + e), where e s is 1 -
-// s without cancellation
-template <typename Real> __device__ inline float gelu_slope(float x, bool quick) {
-    float density;
-    const float e = quick ? exponential<Real>(fminf(-1.702f * x, 85.0f)) : 0;
-    const float s = reciprocal<Real>(1.0f + e); // e must not overflow
-    if (quick) return s + 1.702f * x * s * (e * s);
-    const float cdf = normal_cdf<Real>(x, &density);
-    return cdf + x * 0.398942280f * density;
-}
-
-// In one pass the column sums, which are the gradient of the bias before the activation; see
-// column_sums_kernel().
-template <typename Real, int V>
-__global__ void gelu_backward_kernel(
-    Real *dx, float *parts, const Real *x, const Real *dout, int N, int F, bool quick) {
-    SHARED_ARRAY(float, sums); // (8,32*V)
-    const int c = (blockIdx.x * 32 + threadIdx.x) * V;
-    const int last = (int)((int64_t)N * (blockIdx.y + 1) / gridDim.y);
-    float sum[V] = {0}, v[V], d[V];
-    for (int r = (int)((int64_t)N * blockIdx.y / gridDim.y) + threadIdx.y; c < F && r < last; r += 8) {
-        load(v, x + (size_t)r * F + c);
-        load(d, dout + (size_t)r * F + c);
-        for (int j = 0; j < V; j++) sum[j] += d[j] *= gelu_slope<Real>(v[j], quick);
-        store(dx + (size_t)r * F + c, d);
-    }
-    write_column_sums(parts, sums, sum, F);
-}
-
-// dx (N,F) = dout * activation'(x), in place of dout too; dbias (F) (+)= its column sums, NULL when frozen
+// block_backward() after block_forward_pooled(). t->dx: in (B,C), out (R,C)
 template <typename Real>
-static void gelu_backward(const Gpu *k, Real *dx, float *dbias, const Real *x, const Real *dout, int N, int F,
-    bool quick, bool accumulate) {
-    const auto grid = [&](int V) { return dim3(blocks_for(F, 32 * V), column_chunks(N)); };
-    LAUNCH_PACKED(gelu_backward_kernel, Real, F, grid, dim3(32, 8), COLUMN_SHARED, k->stream, dx, k->parts, x,
-        dout, N, F, quick);
-    if (dbias) add_parts(k, dbias, k->parts, column_chunks(N), F, F, accumulate);
-}
-
-// ---------------------------------------------------------------- attention
-//
-// A block takes ROWS queries of one head (in the backward pass: ROWS queries, or ROWS keys), a warp 16 of
-// them, and walks over the rest of the sequence in tiles of ROWS, which lie in shared memory. Scores never
-// leave it: 16 rows of them a warp, in fp32, overwritten by probabilities.
-
-template <typename Real> constexpr int ATTENTION_ROWS = sizeof(Real) == 2 ? 64 : 32;
-
-// 16 x 16 sums in fp32, held by a warp.
-template <typename Real> struct Tile;
-
-// bf16: by tensor cores. Which lane holds which element is not said, so that tiles are only added to and
-// stored.
-template <> struct Tile<bf16> {
-    nvcuda::wmma::fragment<nvcuda::wmma::accumulator, 16, 16, 16, float> sum;
-    __device__ void clear() { nvcuda::wmma::fill_fragment(sum, 0.0f); }
-    __device__ void store(float *to, int ld) const {
-        nvcuda::wmma::store_matrix_sync(to, sum, ld, nvcuda::wmma::mem_row_major);
-    }
-
-    // out (16, n tiles) += a (16, 16 * depth) · b, all in shared memory, where a and b may lie transposed
-    template <bool A_TRANSPOSED, bool B_TRANSPOSED, int N>
-    static __device__ void multiply(
-        Tile (&out)[N], int n, const bf16 *a, int lda, int depth, const bf16 *b, int ldb) {
-        using namespace nvcuda::wmma;
-        for (int d = 0; d < depth; d++) {
-            fragment<matrix_a, 16, 16, 16, bf16,
-                typename std::conditional<A_TRANSPOSED, col_major, row_major>::type>
-                x;
-            load_matrix_sync(x, A_TRANSPOSED ? a + 16 * d * lda : a + 16 * d, lda);
-            UNROLLED
-            for (int j = 0; j < N; j++) {
-                if (j >= n) continue;
-                fragment<matrix_b, 16, 16, 16, bf16,
-                    typename std::conditional<B_TRANSPOSED, col_major, row_major>::type>
-                    y;
-                load_matrix_sync(
-                    y, B_TRANSPOSED ? b + 16 * j * ldb + 16 * d : b + 16 * d * ldb + 16 * j, ldb);
-                mma_sync(out[j].sum, x, y, out[j].sum);
-            }
-        }
-    }
-};
-
-// fp32: a lane holds 8 neighbours of row lane / 2.
-template <> struct Tile<float> {
-    float sum[8];
-    __device__ void clear() {
-        for (int i = 0; i < 8; i++) sum[i] = 0;
-    }
-    __device__ void store(float *to, int ld) const {
-        for (int i = 0; i < 8; i++) to[threadIdx.x % 32 / 2 * ld + threadIdx.x % 2 * 8 + i] = sum[i];
-    }
-
-    template <bool A_TRANSPOSED, bool B_TRANSPOSED, int N>
-    static __device__ void multiply(
-        Tile (&out)[N], int n, const float *a, int lda, int depth, const float *b, int ldb) {
-        const int row = threadIdx.x % 32 / 2, column = threadIdx.x % 2 * 8;
-        for (int d = 0; d < 16 * depth; d++) {
-            const float x = A_TRANSPOSED ? a[d * lda + row] : a[row * lda + d];
-            UNROLLED
-            for (int j = 0; j < N; j++) {
-                if (j >= n) continue;
-                UNROLLED
-                for (int i = 0; i < 8; i++)
-                    out[j].sum[i] = fmaf(x,
-                        B_TRANSPOSED ? b[(16 * j + column + i) * ldb + d] : b[d * ldb + 16 * j + column + i],
-                        out[j].sum[i]);
-            }
-        }
-    }
-};
-
-// One head of one sequence; queries: T, or 1 where only the row that is read matters.
-struct Head {
-    int T, queries, first; // position of the first query in the sequence
-    size_t row, out;       // first row of the sequence, of the head's output
-    int HS, at;            // head size; its first channel
-};
-
-__device__ inline Head attention_head(const int *start, const int *read, int C, int NH, bool only_read) {
-    const int b = blockIdx.x / NH, HS = C / NH;
-    return {start[b + 1] - start[b], only_read ? 1 : start[b + 1] - start[b],
-        only_read ? read[b] - start[b] : 0, (size_t)start[b], (size_t)(only_read ? b : start[b]), HS,
-        (int)(blockIdx.x % NH) * HS};
-}
-
-// tile (n, HS) = rows of `from`, with zeros up to full 16 x 16 tiles
-template <typename Real, int V>
-__device__ void load_tile_by(Real *tile, int ld, const Real *from, size_t stride, int n, int HS) {
-    const int packs = (HS + 15) / 16 * 16 / V, rows = (n + 15) / 16 * 16;
-    for (int i = threadIdx.x; i < rows * packs; i += blockDim.x) {
-        const int r = i / packs, c = i % packs * V;
-        Pack<Real, V> pack;
-        if (r < n && c < HS) pack = *reinterpret_cast<const Pack<Real, V> *>(from + r * stride + c);
-        else
-            for (int j = 0; j < V; j++) pack.x[j] = rounded<Real>(0);
-        *reinterpret_cast<Pack<Real, V> *>(tile + r * ld + c) = pack;
-    }
-}
-
-template <typename Real>
-__device__ void load_tile(Real *tile, int ld, const Real *from, size_t stride, int n, int HS) {
-    if (HS % PACK<Real> == 0) load_tile_by<Real, PACK<Real>>(tile, ld, from, stride, n, HS);
-    else load_tile_by<Real, 1>(tile, ld, from, stride, n, HS);
-}
-
-// Rows 0 … n-1 of a warp's 16, HS columns, by way of its scratch (16, ROWS) in shared memory.
-template <typename Real, int TILES>
-__device__ void write_tiles(
-    Real *to, size_t stride, const Tile<Real> (&tiles)[TILES], float *scratch, int ld, int n, int HS) {
-    constexpr int ROWS = ATTENTION_ROWS<Real>, GROUP = ROWS / 16;
-    UNROLLED
-    for (int j0 = 0; j0 < TILES; j0 += GROUP) {
-        __syncwarp();
-        UNROLLED
-        for (int j = j0; j < j0 + GROUP; j++)
-            if (16 * j < HS) tiles[j].store(scratch + 16 * (j - j0), ld);
-        __syncwarp();
-        for (int i = threadIdx.x % 32; i < 16 * ROWS; i += 32) {
-            const int r = i / ROWS, c = i % ROWS;
-            if (r < n && 16 * j0 + c < HS) to[r * stride + 16 * j0 + c] = rounded<Real>(scratch[r * ld + c]);
-        }
-    }
-}
-
-// a (16, 16 * depth) · bᵀ into a warp's scratch: the scores of 16 rows against n tiles of others
-template <typename Real>
-__device__ void score_tiles(float *scores, int ld, const Real *a, const Real *b, int ldb, int depth, int n) {
-    Tile<Real> tiles[ATTENTION_ROWS<Real> / 16];
-    UNROLLED
-    for (int j = 0; j < ATTENTION_ROWS<Real> / 16; j++) tiles[j].clear();
-    Tile<Real>::template multiply<false, true>(tiles, n, a, ldb, depth, b, ldb);
-    UNROLLED
-    for (int j = 0; j < ATTENTION_ROWS<Real> / 16; j++)
-        if (j < n) tiles[j].store(scores + 16 * j, ld);
-    __syncwarp();
-}
-
-// The layout of shared memory: rows of scores, rows of tiles; padded against bank conflicts, 32-byte aligned
-// as tensor cores ask for.
-template <typename Real, int TILES> struct AttentionLayout {
-    enum {
-        ROWS = ATTENTION_ROWS<Real>,
-        LD = 16 * TILES + PACK<Real>,
-        SCORES_LD = ROWS + 4,
-        REAL_LD = SCORES_LD * 4 / (int)sizeof(Real)
-    };
-    static constexpr size_t TILE_BYTES = ROWS * LD * sizeof(Real),
-                            SCORES_BYTES = ROWS * SCORES_LD * sizeof(float);
-    static constexpr size_t FORWARD_BYTES = SCORES_BYTES + 3 * TILE_BYTES,
-                            BACKWARD_BYTES = 2 * SCORES_BYTES + 4 * TILE_BYTES + 2 * ROWS * sizeof(float);
-};
-
-// Two passes over the keys: one for the log-sum-exp of each query's scores, one for the probabilities and
-// their products with the values. The scores of a sequence that fits into one tile are still there in the
-// second.
-template <typename Real, int TILES>
-__global__ void __launch_bounds__(2 * ATTENTION_ROWS<Real>) attention_forward_kernel(Real *out, float *lse,
-    const Real *qkv, const int *start, const int *read, int C, int NH, bool causal, bool only_read) {
-    typedef AttentionLayout<Real, TILES> Layout;
-    constexpr int ROWS = Layout::ROWS, LD = Layout::LD, SLD = Layout::SCORES_LD;
-    SHARED_ARRAY(float, all_scores);
-    Real *q = (Real *)(all_scores + ROWS * SLD), *k = q + ROWS * LD, *v = k + ROWS * LD;
-    const Head h = attention_head(start, read, C, NH, only_read);
-    const int q0 = blockIdx.y * ROWS, n_q = min(ROWS, h.queries - q0), depth = (h.HS + 15) / 16;
-    if (q0 >= h.queries) return;
-    const int first = threadIdx.x / 32 * 16;
-    const int row = threadIdx.x / 2;
-    const int half = threadIdx.x % 2;
-    const int position = h.first + q0 + row; // two lanes a query
-    const int keys = causal ? min(h.T, h.first + q0 + n_q) : h.T;
-    const float scale = 1.0f / sqrtf((float)h.HS);
-    const Real *rows = qkv + h.row * 3 * C + h.at;
-    float *scores = all_scores + first * SLD;
-    float *mine = all_scores + row * SLD;
-    float max = -INFINITY;
-    float sum = 0;
-    float l = 0;
-    Real *probabilities = (Real *)mine;
-    Tile<Real> o[TILES];
-    UNROLLED
-    for (int j = 0; j < TILES; j++) o[j].clear();
-    load_tile(q, LD, rows + (size_t)(h.first + q0) * 3 * C, (size_t)3 * C, n_q, h.HS);
-    for (int pass = 0; pass < 2; pass++) {
-        for (int k0 = 0; k0 < keys; k0 += ROWS) {
-            const int n = min(ROWS, keys - k0);
-            const int tiles = (n + 15) / 16;
-            const int visible = causal ? min(n, position - k0 + 1) : n;
-            const bool there = pass == 1 && keys <= ROWS;
-            if (!there) {
-                __syncthreads();
-                load_tile(k, LD, rows + C + (size_t)k0 * 3 * C, (size_t)3 * C, n, h.HS);
-                if (pass == 1 || keys <= ROWS)
-                    load_tile(v, LD, rows + 2 * C + (size_t)k0 * 3 * C, (size_t)3 * C, n, h.HS);
-                __syncthreads();
-            }
-            if (first >= n_q) continue;
-            if (!there) score_tiles(scores, SLD, q + first * LD, k, LD, depth, tiles);
-            if (pass == 0) {
-                float most = max;
-                for (int c = half; c < visible; c += 2) most = fmaxf(most, mine[c] * scale);
-                if (half < visible) sum *= exponential<Real>(max - most);
-                for (int c = half; c < visible; c += 2) sum += exponential<Real>(mine[c] * scale - most);
-                max = most;
-                continue;
-            }
-            for (int c0 = half; c0 < 16 * tiles;
-                 c0 += 16) { // narrower numbers written over what was read before
-                float p[8];
-                UNROLLED
-                for (int j = 0; j < 8; j++)
-                    p[j] = c0 + 2 * j < visible ? exponential<Real>(mine[c0 + 2 * j] * scale - l) : 0;
-                __syncwarp();
-                UNROLLED
-                for (int j = 0; j < 8; j++) probabilities[c0 + 2 * j] = rounded<Real>(p[j]);
-            }
-            __syncwarp();
-            Tile<Real>::template multiply<false, false>(
-                o, depth, (Real *)scores, Layout::REAL_LD, tiles, v, LD);
-        }
-        if (pass == 1 || first >= n_q) continue;
-        const float most = fmaxf(max, __shfl_xor_sync(0xffffffff, max, 1));
-        sum *= exponential<Real>(max - most);
-        sum += __shfl_xor_sync(0xffffffff, sum, 1);
-        l = most + logf(sum);
-        __syncwarp();
-    }
-    if (first >= n_q) return;
-    if (half == 0 && row < n_q) lse[(h.out + q0 + row) * NH + blockIdx.x % NH] = l;
-    write_tiles(out + (h.out + q0 + first) * C + h.at, C, o, scores, SLD, n_q - first, h.HS);
-}
-
-// LAUNCH of kernel<Real, TILES> for heads of HS channels
-#define LAUNCH_ATTENTION(kernel, Real, HS, bytes, grid, ...)                                              \
-    do {                                                                                                  \
-        if ((HS) <= 64) {                                                                                 \
-            CUDA_CHECK(cudaFuncSetAttribute(kernel<Real, 4>, cudaFuncAttributeMaxDynamicSharedMemorySize, \
-                (int)AttentionLayout<Real, 4>::bytes));                                                   \
-            LAUNCH((kernel<Real, 4>), grid, 2 * ATTENTION_ROWS<Real>, (AttentionLayout<Real, 4>::bytes),  \
-                __VA_ARGS__);                                                                             \
-        } else {                                                                                          \
-            CUDA_CHECK(cudaFuncSetAttribute(kernel<Real, 8>, cudaFuncAttributeMaxDynamicSharedMemorySize, \
-                (int)AttentionLayout<Real, 8>::bytes));                                                   \
-            LAUNCH((kernel<Real, 8>), grid, 2 * ATTENTION_ROWS<Real>, (AttentionLayout<Real, 8>::bytes),  \
-                __VA_ARGS__);                                                                             \
-        }                                                                                                 \
-    } while (0)
-enum { LARGEST_HEAD = 128 };
-
-// Scaled dot-product attention (Vaswani et al. 2017, eq. 1), heads side by side in the channels.
-//   out (R,C), or (B,C) with only_read: then only the queries of the rows that are read are computed
-//   lse (R,NH), or (B,NH): the logarithm of each softmax's denominator, kept for the backward pass
-//   qkv (R,3C): queries, keys, values of all heads
-template <typename Real>
-static void attention_forward(const Gpu *k, Real *out, float *lse, const Real *qkv, const Sequences *s, int C,
-    int NH, bool causal, bool only_read) {
-    const dim3 grid(s->B * NH, only_read ? 1 : blocks_for(s->longest, ATTENTION_ROWS<Real>));
-    LAUNCH_ATTENTION(attention_forward_kernel, Real, C / NH, FORWARD_BYTES, grid, k->stream, out, lse, qkv,
-        s->start, s->read, C, NH, causal, only_read);
-}
-
-// delta (Q,NH) = the sum over each head of dout * out, which is that of P ∘ dP over the keys
-template <typename Real>
-__global__ void attention_delta_kernel(
-    float *delta, const Real *dout, const Real *out, int Q, int C, int NH) {
-    const size_t i = (size_t)blockIdx.x * ROW_WARPS + threadIdx.x / 32;
-    const int HS = C / NH;
-    if (i >= (size_t)Q * NH) return;
-    float sum = 0;
-    for (int c = threadIdx.x % 32; c < HS; c += 32)
-        sum += widened(dout[i * HS + c]) * widened(out[i * HS + c]);
-    sum = warp_sum(sum);
-    if (threadIdx.x % 32 == 0) delta[i] = sum;
-}
-
-// The gradient of ROWS keys and their values (KEYS), or of ROWS queries. `mine` are those rows, `other` what
-// they meet:
-//   mine:  k and v, or q and dO;  other: q and dO, or k and v;  scores = mine_0 · other_0ᵀ, dP = mine_1 ·
-//       other_1ᵀ
-//   dK or dQ = dS · other_0,  dV = P · other_1  (P and dS with keys as rows, or with queries)
-// The block that takes all keys of a sequence also has the whole dS of its queries, and does them, too.
-template <typename Real, int TILES, bool KEYS>
-__device__ void attention_backward_rows(float *shared, Real *dqkv, const Real *dout, const Real *qkv,
-    const float *lse, const float *delta, const Head &h, int C, int NH, bool causal, int m0) {
-    typedef AttentionLayout<Real, TILES> Layout;
-    constexpr int ROWS = Layout::ROWS;
-    constexpr int LD = Layout::LD;
-    constexpr int SLD = Layout::SCORES_LD;
-    constexpr int RLD = Layout::REAL_LD;
-    const int count = KEYS ? h.T : h.queries;
-    const int others = KEYS ? h.queries : h.T;
-    const int n_m = min(ROWS, count - m0);
-    const int depth = (h.HS + 15) / 16;
-    const int first = threadIdx.x / 32 * 16, row = threadIdx.x / 2, half = threadIdx.x % 2; // two lanes a row
-    float *scores = shared + first * SLD;
-    float *dscores = scores + ROWS * SLD;
-    float *s = shared + row * SLD;
-    float *d = s + ROWS * SLD;
-    float *other_lse = shared + 2 * ROWS * SLD, *other_delta = other_lse + ROWS;
-    Real *mine_0 = (Real *)(other_delta + ROWS);
-    Real *mine_1 = mine_0 + ROWS * LD;
-    Real *other_0 = mine_1 + ROWS * LD;
-    Real *other_1 = other_0 + ROWS * LD;
-    const size_t C3 = (size_t)3 * C;
-    const Real *q = qkv + (h.row + h.first) * C3 + h.at;
-    const Real *k = qkv + h.row * C3 + C + h.at;
-    const Real *v = k + C;
-    const Real *dO = dout + h.out * C + h.at;
-    const float scale = 1.0f / sqrtf((float)h.HS);
-    const float *head_lse = lse + h.out * NH + blockIdx.x % NH;
-    const float *head_delta = delta + h.out * NH + blockIdx.x % NH;
-    const bool reads = !KEYS && row < n_m;
-    const float my_lse = reads ? head_lse[(size_t)(m0 + row) * NH] : 0;
-    const float my_delta = reads ? head_delta[(size_t)(m0 + row) * NH] : 0;
-    // causal: the queries from the first key on; the keys up to the last query
-    const int from = KEYS && causal ? max(0, m0 - h.first) / ROWS * ROWS : 0;
-    const int to = !KEYS && causal ? min(h.T, h.first + m0 + n_m) : others;
-    Tile<Real> grad_0[TILES], grad_1[KEYS ? TILES : 1];
-    UNROLLED
-    for (int j = 0; j < TILES; j++) grad_0[j].clear();
-    UNROLLED
-    for (int j = 0; j < (KEYS ? TILES : 1); j++) grad_1[j].clear();
-    load_tile(mine_0, LD, (KEYS ? k : q) + m0 * C3, C3, n_m, h.HS);
-    load_tile(mine_1, LD, KEYS ? v + m0 * C3 : dO + (size_t)m0 * C, KEYS ? C3 : (size_t)C, n_m, h.HS);
-    for (int o0 = from; o0 < to; o0 += ROWS) {
-        const int n = min(ROWS, to - o0), tiles = (n + 15) / 16;
-        __syncthreads();
-        load_tile(other_0, LD, (KEYS ? q : k) + o0 * C3, C3, n, h.HS);
-        load_tile(other_1, LD, KEYS ? dO + (size_t)o0 * C : v + o0 * C3, KEYS ? (size_t)C : C3, n, h.HS);
-        if (KEYS && (int)threadIdx.x < n) {
-            other_lse[threadIdx.x] = head_lse[(size_t)(o0 + threadIdx.x) * NH];
-            other_delta[threadIdx.x] = head_delta[(size_t)(o0 + threadIdx.x) * NH];
-        }
-        __syncthreads();
-        if (first >= n_m) continue;
-        score_tiles(scores, SLD, mine_0 + first * LD, other_0, LD, depth, tiles);
-        score_tiles(dscores, SLD, mine_1 + first * LD, other_1, LD, depth, tiles);
-        for (int c0 = half; c0 < 16 * tiles; c0 += 16) { // narrower numbers written over what was read before
-            float p[8], ds[8];
-            UNROLLED
-            for (int j = 0; j < 8; j++) {
-                const int c = c0 + 2 * j;
-                const int key = KEYS ? m0 + row : o0 + c;
-                const int query = KEYS ? o0 + c : m0 + row;
-                const bool visible = c < n && row < n_m && (!causal || key <= h.first + query);
-                p[j] = visible ? exponential<Real>(s[c] * scale - (KEYS ? other_lse[c] : my_lse)) : 0;
-                ds[j] = visible ? p[j] * (d[c] - (KEYS ? other_delta[c] : my_delta)) * scale : 0;
-            }
-            __syncwarp();
-            UNROLLED
-            for (int j = 0; j < 8; j++) {
-                ((Real *)d)[c0 + 2 * j] = rounded<Real>(ds[j]);
-                if (KEYS) ((Real *)s)[c0 + 2 * j] = rounded<Real>(p[j]);
-            }
-        }
-        __syncwarp();
-        Tile<Real>::template multiply<false, false>(grad_0, depth, (Real *)dscores, RLD, tiles, other_0, LD);
-        if (KEYS)
-            Tile<Real>::template multiply<false, false>(
-                grad_1, depth, (Real *)scores, RLD, tiles, other_1, LD);
-    }
-    Real *grad = dqkv + (h.row + first) * C3 + h.at, *dq = grad + h.first * C3;
-    if (first < n_m)
-        write_tiles(KEYS ? grad + m0 * C3 + C : dq + m0 * C3, C3, grad_0, scores, SLD, n_m - first, h.HS);
-    if (KEYS && first < n_m) write_tiles(grad + m0 * C3 + 2 * C, C3, grad_1, scores, SLD, n_m - first, h.HS);
-    if (!KEYS || h.T > ROWS) return;
-    __syncthreads();
-    if (first >= h.queries) return;
-    UNROLLED
-    for (int j = 0; j < TILES; j++) grad_0[j].clear();
-    Tile<Real>::template multiply<true, false>(
-        grad_0, depth, (Real *)(shared + ROWS * SLD) + first, RLD, (h.T + 15) / 16, mine_0, LD);
-    write_tiles(dq, C3, grad_0, scores, SLD, h.queries - first, h.HS);
-}
-
-// Even blocks take keys, odd ones queries of sequences that are longer than ROWS: neighbours, so that they
-// find the head in the L2 cache.
-template <typename Real, int TILES>
-__global__ void __launch_bounds__(2 * ATTENTION_ROWS<Real>)
-    attention_backward_kernel(Real *dqkv, const Real *dout, const Real *qkv, const float *lse,
-        const float *delta, const int *start, const int *read, int C, int NH, bool causal, bool only_read) {
-    SHARED_ARRAY(float, shared);
-    const Head h = attention_head(start, read, C, NH, only_read);
-    const int m0 = blockIdx.y / 2 * ATTENTION_ROWS<Real>;
-    if (blockIdx.y % 2 == 0 && m0 < h.T)
-        attention_backward_rows<Real, TILES, true>(shared, dqkv, dout, qkv, lse, delta, h, C, NH, causal, m0);
-    if (blockIdx.y % 2 == 1 && m0 < h.queries && h.T > ATTENTION_ROWS<Real>)
-        attention_backward_rows<Real, TILES, false>(
-            shared, dqkv, dout, qkv, lse, delta, h, C, NH, causal, m0);
-}
-
-// dqkv (R,3C) = the gradient by queries, keys and values; with only_read the query part of the other rows is
-// not written. Probabilities are computed again rather than kept; delta (R,NH) is scratch. With P the
-// probabilities and dO = dout:
-//   dV = Pᵀ dO,  dP = dO Vᵀ,  dS = P ∘ (dP - rowsum(P ∘ dP)) / sqrt(HS),  dQ = dS K,  dK = dSᵀ Q
-template <typename Real>
-static void attention_backward(const Gpu *k, Real *dqkv, float *delta, const Real *dout, const Real *out,
-    const float *lse, const Real *qkv, const Sequences *s, int C, int NH, bool causal, bool only_read) {
-    const int Q = only_read ? s->B : s->R;
-    const unsigned blocks = blocks_for(s->longest, ATTENTION_ROWS<Real>);
-    const dim3 grid(s->B * NH, blocks == 1 ? 1 : 2 * blocks);
-    LAUNCH((attention_delta_kernel<Real>), blocks_for((size_t)Q * NH, ROW_WARPS), 32 * ROW_WARPS, 0,
-        k->stream, delta, dout, out, Q, C, NH);
-    LAUNCH_ATTENTION(attention_backward_kernel, Real, C / NH, BACKWARD_BYTES, grid, k->stream, dqkv, dout,
-        qkv, lse, delta, s->start, s->read, C, NH, causal, only_read);
-}
-
-// ---------------------------------------------------------------- one residual block
-
-// What is kept of a block for its backward pass. Q = R rows, in the last block B: only those that are read.
-// The residual stream is fp32: its rounding would double the error of the gradients. Its gradient is Real,
-// which adds nothing to it.
-template <typename Real> struct BlockActivations {
-    float *x;                     // (R,C) input, the residual stream
-    float *ln_1_mean, *ln_1_rstd; // (R)
-    Real *qkv;                    // (R,3C)
-    Real *attention;              // (Q,C) heads side by side
-    float *lse;                   // (Q,NH) of the scores
-    float *resid1;                // (Q,C) residual stream after attention
-    float *ln_2_mean, *ln_2_rstd; // (Q)
-    Real *mlp_hidden;             // (Q,F) before the activation
-};
-
-// Room that all blocks share.
-template <typename Real> struct Scratch {
-    Real *ln;              // (R,C) output of a LayerNorm
-    Real *wide;            // (R,max(3C,F)) output of the activation; gradient of it; gradient of qkv
-    Real *read_a, *read_b; // (B,C) rows that are read
-    float *read_x;         // (B,C) those of the residual stream
-    Real *dx, *dy, *dz;    // (R,C), (R,C), (B,C) gradients
-    float *delta;          // (R,NH)
-};
-
-// out (Q,C) = x + attention(ln_1(x)), + mlp(ln_2(·)) (pre-LN transformer, Radford et al. 2019); NULL: only
-// what the backward pass needs
-template <typename Real>
-static void block_forward(const Gpu *k, float *out, BlockActivations<Real> *a, const BlockPointers *w,
-    const Sequences *s, Scratch<Real> *t, TowerShape d, bool last) {
-    const int C = d.C, Q = last ? s->B : s->R;
-    Real *const no_residual = NULL;
-    layernorm_forward(
-        k, t->ln, a->ln_1_mean, a->ln_1_rstd, a->x, w->ln_1_weight, w->ln_1_bias, s->R, C, d.eps);
-    if (!last) {
-        linear_forward(k, a->qkv, t->ln, w->in_proj_weight, w->in_proj_bias, no_residual, s->R, C, 3 * C);
-    } else { // keys and values of all rows, queries only of those that are read
-        const MatmulEnd<Real> end = {operand<Real>(k, w->in_proj_bias + C), NULL};
-        matmul(&k->matmul, k->stream, a->qkv + C, 3 * C, plain(t->ln, C),
-            transposed(operand<Real>(k, w->in_proj_weight + (size_t)C * C), C), s->R, 2 * C, C, 1, end);
-        gather_rows(k, t->read_a, t->ln, s, C);
-        linear_forward(k, t->read_b, t->read_a, w->in_proj_weight, w->in_proj_bias, no_residual, s->B, C, C);
-        copy_rows(k, a->qkv, (size_t)3 * C, s->read, t->read_b, (size_t)C, (int *)NULL, s->B, C, false);
-        gather_rows(k, t->read_x, a->x, s, C);
-    }
-    attention_forward(k, a->attention, a->lse, a->qkv, s, C, d.NH, d.causal, last);
-    linear_forward(
-        k, a->resid1, a->attention, w->out_proj_weight, w->out_proj_bias, last ? t->read_x : a->x, Q, C, C);
-    layernorm_forward(
-        k, t->ln, a->ln_2_mean, a->ln_2_rstd, a->resid1, w->ln_2_weight, w->ln_2_bias, Q, C, d.eps);
-    linear_forward(k, a->mlp_hidden, t->ln, w->c_fc_weight, w->c_fc_bias, no_residual, Q, C, d.F);
-    if (!out) return;
-    gelu_forward(k, t->wide, a->mlp_hidden, (size_t)Q * d.F, d.quick_gelu);
-    linear_forward(k, out, t->wide, w->c_proj_weight, w->c_proj_bias, a->resid1, Q, d.F, C);
-}
-
-// t->dx: in, the gradient of the block's output (Q,C); out, that of its input (R,C). Gradients of frozen
-// tensors are NULL in g.
-template <typename Real>
-static void block_backward(const Gpu *k, const BlockPointers *g, const BlockActivations<Real> *a,
-    const BlockPointers *w, const Sequences *s, Scratch<Real> *t, TowerShape d, bool last, bool accumulate) {
-    const int C = d.C, F = d.F, Q = last ? s->B : s->R;
-    const size_t C1 = (size_t)C, C3 = 3 * C1;
-    Real *const none = NULL;
-    // MLP: t->wide is first the activation's output, then its gradient. Both it and the LayerNorms are
-    // computed again rather than kept.
-    gelu_forward(k, t->wide, a->mlp_hidden, (size_t)Q * F, d.quick_gelu);
-    linear_backward(k, none, g->c_proj_weight, g->c_proj_bias, t->dx, C1, t->wide, NULL, Q, F, C, accumulate);
-    linear_backward(k, t->wide, NULL, NULL, t->dx, C1, none, w->c_proj_weight, Q, F, C, false);
-    gelu_backward(k, t->wide, g->c_fc_bias, a->mlp_hidden, t->wide, Q, F, d.quick_gelu, accumulate);
-    layernorm_forward(
-        k, t->ln, a->ln_2_mean, a->ln_2_rstd, a->resid1, w->ln_2_weight, w->ln_2_bias, Q, C, d.eps);
-    linear_backward(
-        k, t->dy, g->c_fc_weight, NULL, t->wide, (size_t)F, t->ln, w->c_fc_weight, Q, C, F, accumulate);
-    layernorm_backward(k, t->dx, g->ln_2_weight, g->ln_2_bias, t->dx, t->dy, a->resid1, w->ln_2_weight,
-        a->ln_2_mean, a->ln_2_rstd, Q, C, accumulate);
-
-    // attention: t->dx is now the gradient of resid1, t->wide becomes that of qkv
-    linear_backward(k, t->dy, g->out_proj_weight, g->out_proj_bias, t->dx, C1, a->attention,
-        w->out_proj_weight, Q, C, C, accumulate);
-    attention_backward(k, t->wide, t->delta, t->dy, a->attention, a->lse, a->qkv, s, C, d.NH, d.causal, last);
-    layernorm_forward(
-        k, t->ln, a->ln_1_mean, a->ln_1_rstd, a->x, w->ln_1_weight, w->ln_1_bias, s->R, C, d.eps);
-    if (!last) {
-        linear_backward(k, t->dy, g->in_proj_weight, g->in_proj_bias, t->wide, C3, t->ln, w->in_proj_weight,
-            s->R, C, 3 * C, accumulate);
-    } else { // keys and values, then the few queries; the residual stream and the queries' gradient reach only the rows that are read
-        float *dkv_weight = g->in_proj_weight ? g->in_proj_weight + C1 * C1 : NULL;
-        float *dkv_bias = g->in_proj_bias ? g->in_proj_bias + C : NULL;
-        linear_backward(k, t->dy, dkv_weight, dkv_bias, t->wide + C, C3, t->ln, w->in_proj_weight + C1 * C1,
-            s->R, C, 2 * C, accumulate);
-        copy_rows(k, t->read_b, C1, (int *)NULL, t->wide, C3, s->read, s->B, C, false);
-        gather_rows(k, t->read_a, t->ln, s, C);
-        linear_backward(k, t->dz, g->in_proj_weight, g->in_proj_bias, t->read_b, C1, t->read_a,
-            w->in_proj_weight, s->B, C, C, accumulate);
-        copy_rows(k, t->dy, C1, s->read, t->dz, C1, (int *)NULL, s->B, C, true);
-        copy_rows(k, t->read_a, C1, (int *)NULL, t->dx, C1, (int *)NULL, s->B, C, false);
-        CUDA_CHECK(cudaMemsetAsync(t->dx, 0, (size_t)s->R * C1 * sizeof(Real), k->stream));
-        copy_rows(k, t->dx, C1, s->read, t->read_a, C1, (int *)NULL, s->B, C, false);
-    }
-    // the key bias has no gradient: softmax ignores a constant added to every score. What was summed is
-    // rounding, which Adam would amplify.
-    if (g->in_proj_bias) CUDA_CHECK(cudaMemsetAsync(g->in_proj_bias + C, 0, C1 * sizeof(float), k->stream));
-    layernorm_backward(k, t->dx, g->ln_1_weight, g->ln_1_bias, t->dx, t->dy, a->x, w->ln_1_weight,
-        a->ln_1_mean, a->ln_1_rstd, s->R, C, accumulate);
+static void block_backward_pooled(
+    const BlockActivations *a, const Block *w, const Sequences *s, Scratch *t, bool accumulate) {
+    const int C = w->ln_1.C;
+    const Gpu *k = w->ln_1.gpu;
+    const Linear query = query_part(w), key_value = key_value_part(w);
+    Real *ln = as<Real>(t->ln), *dqkv = as<Real>(t->wide), *attention = as<Real>(a->attention);
+    Real *dx = (Real *)t->dx, *dy = (Real *)t->dy, *dz = (Real *)t->dz;
+    Real *pooled_ln = as<Real>(t->pooled_a), *dquery = as<Real>(t->pooled_b);
+    mlp_backward<Real>(a, w, t, s->B, accumulate);
+    linear_backward_weight(&w->out_proj, dx, attention, s->B, accumulate);
+    linear_backward_input(dy, dx, &w->out_proj, s->B);
+    attention_backward(dqkv, t->delta, dy, attention, a->lse, as<Real>(a->qkv), s, &w->attention, true);
+    layernorm_forward(ln, a->ln_1, a->x, &w->ln_1, s->R);
+    linear_backward_weight(&key_value, dqkv + C, ln, s->R, accumulate);
+    linear_backward_input(dy, dqkv + C, &key_value, s->R);
+    gather_rows(k, dquery, dqkv, 3 * (size_t)C, s, C);
+    gather_rows(k, pooled_ln, ln, (size_t)C, s, C);
+    linear_backward_weight(&query, dquery, pooled_ln, s->B, accumulate);
+    linear_backward_input(dz, dquery, &query, s->B);
+    add_to_pooled_rows(k, dy, dz, s, C);
+    spread_pooled_gradient(k, dx, pooled_ln, s, C);
+    clear_key_bias_gradient(w);
+    layernorm_backward(dx, dx, dy, a->x, a->ln_1, &w->ln_1, s->R, accumulate);
 }
 
 // ---------------------------------------------------------------- embeddings
+
+typedef struct {
+    Linear conv1;                                            // image tower: patches (N,3*P*P) to (N,C)
+    const float *class_embedding, *token_embedding;          // (C) image tower; (V,C) text tower
+    const float *positions;                                  // (T,C)
+    float *dclass_embedding, *dtoken_embedding, *dpositions; // gradients; NULL when frozen
+} Embedding;
 
 // A tower's batch on the GPU.
 typedef struct {
@@ -892,27 +409,6 @@ typedef struct {
     const int *patch_rows; // (R-B) rows of the patches
     RowGroups by_position, by_token;
 } Inputs;
-
-// patches (N, 3*P*P): the pixels under each patch in the order of conv1's weights; a convolution whose stride
-// is its size is a matrix product over them. Bytes are normalised as torchvision does: (x / 255 - mean) / std
-// in fp32.
-template <typename Real, int V, typename Pixel>
-__global__ void patches_kernel(Real *patches, const Pixel *pixels, const int *patch_rows, const int *position,
-    int patches_an_image, int S, int P, float3 mean, float3 std) {
-    const int i = blockIdx.x;
-    const int patch = position[patch_rows[i]] - 1;
-    const int G = S / P;
-    const int b = i / patches_an_image;
-    for (int j = threadIdx.x * V; j < 3 * P * P; j += blockDim.x * V) {
-        const int channel = j / (P * P), y = j / P % P, x = j % P;
-        const float m = channel == 0 ? mean.x : channel == 1 ? mean.y : mean.z;
-        const float s = channel == 0 ? std.x : channel == 1 ? std.y : std.z;
-        float value[V];
-        load(value, pixels + (((size_t)b * 3 + channel) * S + patch / G * P + y) * S + patch % G * P + x);
-        for (int k = 0; k < V && sizeof(Pixel) == 1; k++) value[k] = (value[k] / 255.0f - m) / s;
-        store(patches + (size_t)i * 3 * P * P + j, value);
-    }
-}
 
 template <typename Real, typename Pixel>
 static void patches_cut(const Gpu *k, Real *patches, const Pixel *pixels, const Inputs *in,
@@ -937,74 +433,31 @@ static void patches_from_images(
     else patches_cut(k, patches, in->pixels, in, s, c);
 }
 
-// embedding (R,C) = a row of `rows`, or (below 0, or no rows) of `table`, + position; with a gain also x
-// (R,C), its LayerNorm
-template <typename Real, int V>
-__global__ void embedding_kernel(float *x, float *embedding, float *mean, float *rstd, const Real *rows,
-    const float *table, const float *positions, const int *source, const int *position, const float *gain,
-    const float *bias, int R, int C, float eps) {
-    const size_t i = (size_t)blockIdx.x * ROW_WARPS + threadIdx.x / 32;
-    if (i >= (size_t)R) return;
-    const int from = source[i];
-    float *row = embedding + i * C;
-    for (int c = threadIdx.x % 32 * V; c < C; c += 32 * V) {
-        float value[V], at[V];
-        if (rows && from >= 0) load(value, rows + (size_t)from * C + c);
-        else load(value, table + (size_t)(from < 0 ? 0 : from) * C + c);
-        load(at, positions + (size_t)position[i] * C + c);
-        for (int j = 0; j < V; j++) value[j] += at[j];
-        store(row + c, value);
-    }
-    if (gain) layernorm_row<V>(x + i * C, mean + i, rstd + i, row, gain, bias, C, eps);
-}
-
-// x (R,C): class token, then the patches, all with their position added; through ln_pre where there is one.
-// embedded (R-B,C): conv1's output
+// image_embedding_forward_plain: x (R,C) is the class token, then the patches, all with their position added,
+// through ln_pre where there is one (gain NULL: none). embedding (R,C): x before ln_pre; embedded (R-B,C):
+// conv1's output
 template <typename Real>
-static void image_embedding_forward(const Gpu *k, float *x, float *embedding, float *mean, float *rstd,
-    Real *embedded, Real *patches, const Inputs *in, const Sequences *s, const TowerPointers *w,
-    const ClipConfig *c) {
+static void image_embedding_forward(float *x, float *embedding, RowStats stats, Real *embedded, Real *patches,
+    const Inputs *in, const Sequences *s, const Embedding *w, const LayerNorm *ln_pre, const ClipConfig *c) {
+    const Gpu *k = w->conv1.gpu;
     const int C = c->image_width;
     const auto grid = [&](int) { return blocks_for(s->R, ROW_WARPS); };
     patches_from_images(k, patches, in, s, c);
-    linear_forward(k, embedded, patches, w->conv1_weight, w->conv1_bias, (Real *)NULL, s->R - s->B,
-        3 * c->patch_size * c->patch_size, C);
+    linear_forward(embedded, patches, &w->conv1, s->R - s->B);
     LAUNCH_PACKED(embedding_kernel, Real, C, grid, 32 * ROW_WARPS, 0, k->stream, x,
-        w->ln_pre_weight ? embedding : x, mean, rstd, embedded, w->class_embedding, w->positional_embedding,
-        in->source, in->position, w->ln_pre_weight, w->ln_pre_bias, s->R, C, c->image_ln_eps);
+        ln_pre->gain ? embedding : x, stats.mean, stats.rstd, embedded, w->class_embedding, w->positions,
+        in->source, in->position, ln_pre->gain, ln_pre->bias, s->R, C, c->image_ln_eps);
 }
 
-// x (R,C) = token embedding + position
+// text_embedding_forward_plain: x (R,C) = token embedding + position
 template <typename Real>
-static void text_embedding_forward(const Gpu *k, float *x, const Inputs *in, const Sequences *s,
-    const TowerPointers *w, const ClipConfig *c) {
+static void text_embedding_forward(
+    float *x, const Inputs *in, const Sequences *s, const Embedding *w, const ClipConfig *c) {
     const int C = c->text_width;
     const auto grid = [&](int) { return blocks_for(s->R, ROW_WARPS); };
-    LAUNCH_PACKED(embedding_kernel, Real, C, grid, 32 * ROW_WARPS, 0, k->stream, (float *)NULL, x,
-        (float *)NULL, (float *)NULL, (const Real *)NULL, w->token_embedding, w->positional_embedding,
-        in->source, in->position, (const float *)NULL, (const float *)NULL, s->R, C, 0.0f);
-}
-
-enum { TABLE_LANES = 16 }; // rows of threads that share the rows of a key
-
-template <typename Real, int V>
-__global__ void table_backward_kernel(
-    float *dtable, const Real *dx, const int *key, const int *start, const int *row, int C, bool accumulate) {
-    SHARED_ARRAY(float, sums); // (TABLE_LANES,32*V)
-    const int at = threadIdx.x * V, c = blockIdx.y * 32 * V + at, last = start[blockIdx.x + 1];
-    float sum[V] = {0}, value[V];
-    for (int i = start[blockIdx.x] + threadIdx.y; c < C && i < last; i += TABLE_LANES) {
-        load(value, dx + (size_t)row[i] * C + c);
-        for (int j = 0; j < V; j++) sum[j] += value[j];
-    }
-    for (int j = 0; j < V; j++) sums[threadIdx.y * 32 * V + at + j] = sum[j];
-    __syncthreads();
-    for (int i = threadIdx.y * 32 + threadIdx.x; i < 32 * V && (int)blockIdx.y * 32 * V + i < C;
-         i += 32 * TABLE_LANES) {
-        float total = 0, *to = dtable + (size_t)key[blockIdx.x] * C + blockIdx.y * 32 * V + i;
-        for (int y = 0; y < TABLE_LANES; y++) total += sums[y * 32 * V + i];
-        *to = total + (accumulate ? *to : 0);
-    }
+    LAUNCH_PACKED(embedding_kernel, Real, C, grid, 32 * ROW_WARPS, 0, w->conv1.gpu->stream, (float *)NULL, x,
+        (float *)NULL, (float *)NULL, (const Real *)NULL, w->token_embedding, w->positions, in->source,
+        in->position, (const float *)NULL, (const float *)NULL, s->R, C, 0.0f);
 }
 
 // dtable (rows,C) (+)= for every key the sum of its rows of dx; one block owns a key
@@ -1017,55 +470,38 @@ static void table_backward(
         TABLE_LANES * 32 * 8 * sizeof(float), k->stream, dtable, dx, g.key, g.start, g.row, C, true);
 }
 
-// From dx (R,C); patches as the forward pass left them.
+// image_embedding_backward_plain, from dx (R,C); patches (R-B,3*P*P) as the forward pass left them, dembedded
+// is scratch
 template <typename Real>
-static void image_embedding_backward(const Gpu *k, const TowerPointers *g, const Real *dx, Real *dembedded,
-    const Real *patches, const Inputs *in, const Sequences *s, const ClipConfig *c, bool accumulate) {
+static void image_embedding_backward(const Embedding *w, const Real *dx, Real *dembedded, const Real *patches,
+    const Inputs *in, const Sequences *s, const ClipConfig *c, bool accumulate) {
+    const Gpu *k = w->conv1.gpu;
     const int C = c->image_width, N = s->R - s->B;
-    table_backward(k, g->positional_embedding, dx, in->by_position, config_image_tokens(c), C, accumulate);
-    bias_backward(k, g->class_embedding, dx, (size_t)s->R / s->B * C, s->B, C,
-        accumulate); // the first row of each image
+    const size_t image_ld = (size_t)s->R / s->B * C; // from the class token of an image to the next
+    table_backward(k, w->dpositions, dx, in->by_position, config_image_tokens(c), C, accumulate);
+    bias_backward(k, w->dclass_embedding, dx, image_ld, s->B, C, accumulate);
     copy_rows(k, dembedded, (size_t)C, (int *)NULL, dx, (size_t)C, in->patch_rows, N, C, false);
-    linear_backward(k, (Real *)NULL, g->conv1_weight, g->conv1_bias, dembedded, (size_t)C, patches, NULL, N,
-        3 * c->patch_size * c->patch_size, C, accumulate);
+    linear_backward_weight(&w->conv1, dembedded, patches, N, accumulate);
 }
 
+// text_embedding_backward_plain, from dx (R,C)
 template <typename Real>
-static void text_embedding_backward(const Gpu *k, const TowerPointers *g, const Real *dx, const Inputs *in,
-    const ClipConfig *c, bool accumulate) {
-    table_backward(k, g->token_embedding, dx, in->by_token, c->vocab_size, c->text_width, accumulate);
-    table_backward(
-        k, g->positional_embedding, dx, in->by_position, c->context_length, c->text_width, accumulate);
+static void text_embedding_backward(
+    const Embedding *w, const Real *dx, const Inputs *in, const ClipConfig *c, bool accumulate) {
+    const Gpu *k = w->conv1.gpu;
+    table_backward(k, w->dtoken_embedding, dx, in->by_token, c->vocab_size, c->text_width, accumulate);
+    table_backward(k, w->dpositions, dx, in->by_position, c->context_length, c->text_width, accumulate);
 }
 
-// out (B,E) = x / |x|; norm (B) is kept. One warp a row.
-__global__ void normalize_forward_kernel(float *out, float *norm, const float *x, int B, int E) {
-    const int b = blockIdx.x * ROW_WARPS + threadIdx.x / 32, lane = threadIdx.x % 32;
-    if (b >= B) return;
-    double sum = 0;
-    for (int i = lane; i < E; i += 32) sum += (double)x[(size_t)b * E + i] * x[(size_t)b * E + i];
-    const float length = (float)fmax(sqrt(warp_sum(sum)), 1e-12); // torch.nn.functional.normalize's eps
-    for (int i = lane; i < E; i += 32) out[(size_t)b * E + i] = x[(size_t)b * E + i] / length;
-    if (lane == 0) norm[b] = length;
-}
+// ---------------------------------------------------------------- L2 normalisation
 
+// normalize_forward_plain: out (B,E) = x / |x|; norm (B) is saved
 static void normalize_forward(const Gpu *k, float *out, float *norm, const float *x, int B, int E) {
     LAUNCH(
         normalize_forward_kernel, blocks_for(B, ROW_WARPS), 32 * ROW_WARPS, 0, k->stream, out, norm, x, B, E);
 }
 
-// dx = (dout - out (out · dout)) / |x|
-__global__ void normalize_backward_kernel(
-    float *dx, const float *dout, const float *out, const float *norm, int B, int E) {
-    const int b = blockIdx.x * ROW_WARPS + threadIdx.x / 32, lane = threadIdx.x % 32;
-    if (b >= B) return;
-    const size_t row = (size_t)b * E;
-    double dot = 0;
-    for (int i = lane; i < E; i += 32) dot += (double)out[row + i] * dout[row + i];
-    const float d = (float)warp_sum(dot);
-    for (int i = lane; i < E; i += 32) dx[row + i] = (dout[row + i] - out[row + i] * d) / norm[b];
-}
-
+// normalize_backward_plain: dx = (dout - out (out · dout)) / |x|
 static void normalize_backward(
     const Gpu *k, float *dx, const float *dout, const float *out, const float *norm, int B, int E) {
     LAUNCH(normalize_backward_kernel, blocks_for(B, ROW_WARPS), 32 * ROW_WARPS, 0, k->stream, dx, dout, out,
@@ -1074,25 +510,31 @@ static void normalize_backward(
 
 // ---------------------------------------------------------------- a tower
 
-template <typename Real> struct Tower {
-    Sequences seq, on_gpu; // the same twice: on the host; start and read on the GPU
+typedef struct {
+    Embedding embedding;
+    LayerNorm ln_pre;   // gain NULL: there is none (text tower)
+    Block *blocks;      // (L)
+    LayerNorm ln_final; // ln_post of the image tower
+    const float *proj;  // (C,E)
+    float *dproj;       // NULL when frozen
+} TowerWeights;
+
+typedef struct {
+    TowerActivations a;
+    Sequences on_gpu; // a.seq with its arrays on the GPU
     Inputs in;
-    BlockActivations<Real> *blocks;       // (L)
-    float *embedding;                     // (R,C) before ln_pre
-    float *ln_pre_mean, *ln_pre_rstd;     // (R)
-    float *last;                          // (B,C) output of the last block
-    float *ln_final_mean, *ln_final_rstd; // (B)
-    float *pooled,
-        // (B,C) after the final LayerNorm: from here on all is fp32, since contrasts are small beside what
-        // features share
-        *dpooled;
-    float *projected;         // (B,E) before L2 normalisation; its gradient
-    float *norm, *features;   // (B), (B,E) of clip_encode_…
-    Real *patches, *embedded; // image tower: (B*G*G,3*P*P), (B*G*G,C)
-    Scratch<Real> scratch;
-    char *arena; // all of the above
-    size_t capacity;
-};
+    Feed feed[2]; // batches take turns
+    int turn;
+} Tower;
+
+// A chunk of one tensor, which one block of threads updates.
+typedef struct {
+    size_t offset;      // in the arena of weights
+    size_t grad_offset; // in those of gradients, m, v and the moving average
+    int count;          // floats, up to UPDATE_CHUNK
+    int tensor;
+} UpdateChunk;
+enum { UPDATE_CHUNK = 8192 };
 
 struct Backend {
     Gpu gpu;
@@ -1101,239 +543,281 @@ struct Backend {
     float *grads, *m, *v; // arenas as gpu.params, laid out by clip->tensors
     float *ema;           // moving average of the trainable tensors, laid out as the gradients; or NULL
     TensorPointers w, g;
-    Tower<float> tower[2]; // one of the two kinds is in use
-    Tower<bf16> tower_bf16[2];
-    Feed feed[2][2]; // tower, turn
-    int turn[2];
+    TowerWeights weights[2]; // where each layer finds all of these
+    Tower tower[2];
     int pairs;           // rows of features
     float *features[2];  // (pairs,E), L2-normalised
     float *dfeatures[2]; // (pairs,E)
-    char *step_arena;    // features, their gradients, the loss
     LossScratch loss;
-    Piece *pieces; // of the trainable tensors, then of all others
-    int trainable_pieces, piece_count;
-    AdamWTerms *terms, *terms_pinned; // a tensor, on the GPU and on the host
-    double *squares;                  // (1 + piece_count) sums of squared gradients: in all, of each piece
+    char *step_arena;    // features, their gradients, scratch of the loss
+    UpdateChunk *chunks; // (chunk_count) on the GPU, trainable tensors first
+    int trainable_chunks, chunk_count;
+    AdamWTerms *terms, *terms_pinned; // of each tensor, on the GPU and on the host
+    double *squares;                  // (1 + chunk_count) sums of squared gradients: in all, of each chunk
     bool grad_checkpointing;
-    bool accumulate;   // gradients hold a part of the step already
-    bool halves_stale; // weights were written since
-    float logit_scale; // its exponential on the host; 0: to be read anew
+    bool accumulate;        // gradients hold a part of the step already
+    bool params_bf16_stale; // weights were written since their copy in bf16 was made
+    float logit_scale;      // exp(logit_scale) on the host; 0: has to be read again
 };
 
-template <typename Real> static Tower<Real> *tower_of(Backend *b, int tower);
-template <> Tower<float> *tower_of<float>(Backend *b, int tower) { return &b->tower[tower]; }
-template <> Tower<bf16> *tower_of<bf16>(Backend *b, int tower) { return &b->tower_bf16[tower]; }
-
-template <typename Real>
-static void block_layout(Arena *a, BlockActivations<Real> *k, size_t R, size_t Q, const TowerShape *d) {
-    arena_take(a, &k->ln_1_mean, R);
-    arena_take(a, &k->ln_1_rstd, R);
-    arena_take(a, &k->qkv, R * 3 * d->C);
-    arena_take(a, &k->attention, Q * d->C);
-    arena_take(a, &k->lse, Q * d->NH);
-    arena_take(a, &k->resid1, Q * d->C);
-    arena_take(a, &k->ln_2_mean, Q);
-    arena_take(a, &k->ln_2_rstd, Q);
-    arena_take(a, &k->mlp_hidden, Q * d->F);
+static Linear linear_bind(
+    const Gpu *k, const float *weight, const float *bias, float *dweight, float *dbias, int C, int O) {
+    const Linear w = {weight, bias, dweight, dbias, C, O, O, k};
+    return w;
 }
 
-// Lays out a tower's activations for B sequences of R rows. Blocks that are not kept share one set, but for
-// their inputs, of which there are two in turn. Returns the bytes needed; base NULL: only counts.
-template <typename Real>
-static size_t tower_layout(
-    Tower<Real> *t, char *base, size_t B, size_t R, const ClipConfig *c, int tower, Keep keep) {
-    Arena a = {base, 0};
-    const TowerShape d = tower_shape(c, tower);
-    const size_t C = (size_t)d.C, E = (size_t)d.E, wide = (size_t)(d.F > 3 * d.C ? d.F : 3 * d.C);
-    BlockActivations<Real> shared;
-    float *input[2] = {NULL, NULL};
-    Scratch<Real> *s = &t->scratch;
-    memset(&shared, 0, sizeof shared);
-    if (tower == IMAGE_TOWER && c->ln_pre) {
-        arena_take(&a, &t->embedding, R * C);
-        arena_take(&a, &t->ln_pre_mean, R);
-        arena_take(&a, &t->ln_pre_rstd, R);
-    }
-    if (keep.first > 0 || keep.inputs_only) block_layout(&a, &shared, R, R, &d);
-    if (keep.first > 0) {
-        arena_take(&a, &input[0], R * C);
-        arena_take(&a, &input[1], R * C);
-    }
-    for (int l = 0; l < d.L; l++) {
-        BlockActivations<Real> *block = &t->blocks[l];
-        *block = shared;
-        if (l >= keep.first && !keep.inputs_only) block_layout(&a, block, R, l == d.L - 1 ? B : R, &d);
-        block->x = input[l % 2];
-        if (l >= keep.first) arena_take(&a, &block->x, R * C);
-    }
-    arena_take(&a, &t->last, B * C);
-    arena_take(&a, &t->ln_final_mean, B);
-    arena_take(&a, &t->ln_final_rstd, B);
-    arena_take(&a, &t->pooled, B * C);
-    arena_take(&a, &t->dpooled, B * C);
-    arena_take(&a, &t->projected, B * E);
-    arena_take(&a, &t->norm, B);
-    arena_take(&a, &t->features, B * E);
-    if (tower == IMAGE_TOWER && R > B) {
-        arena_take(&a, &t->patches, (R - B) * 3 * c->patch_size * c->patch_size);
-        arena_take(&a, &t->embedded, (R - B) * C);
-    }
-    arena_take(&a, &s->ln, R * C);
-    arena_take(&a, &s->wide, R * wide);
-    arena_take(&a, &s->read_x, B * C);
-    arena_take(&a, &s->read_a, B * C);
-    arena_take(&a, &s->read_b, B * C);
-    if (keep.backward) {
-        arena_take(&a, &s->dx, R * C);
-        arena_take(&a, &s->dy, R * C);
-        arena_take(&a, &s->dz, B * C);
-        arena_take(&a, &s->delta, R * d.NH);
-    }
-    return a.used;
+static LayerNorm layernorm_bind(
+    const Gpu *k, const float *gain, const float *bias, float *dgain, float *dbias, TowerShape d) {
+    const LayerNorm w = {gain, bias, dgain, dbias, d.C, d.eps, k};
+    return w;
 }
 
-// Bytes of a tower's activations for B sequences of R rows, trained on or not.
-template <typename Real>
-static size_t tower_bytes(
-    const Clip *clip, int tower, size_t B, size_t R, bool training, bool checkpointing) {
-    Tower<Real> counted;
-    memset(&counted, 0, sizeof counted);
-    counted.blocks = (BlockActivations<Real> *)calloc_check(
-        clip_tower_layers(&clip->config, tower), sizeof *counted.blocks);
-    size_t bytes = tower_layout(
-        &counted, NULL, B, R, &clip->config, tower, tower_keep(clip, tower, false, checkpointing));
-    if (training)
-        bytes = max_i64(bytes, tower_layout(&counted, NULL, B, R, &clip->config, tower,
-                                   tower_keep(clip, tower, true, checkpointing)));
-    free(counted.blocks);
+#define BIND_LINEAR(name, C, O) \
+    linear_bind(k, w->name##_weight, w->name##_bias, g->name##_weight, g->name##_bias, C, O)
+#define BIND_LAYERNORM(name) \
+    layernorm_bind(k, w->name##_weight, w->name##_bias, g->name##_weight, g->name##_bias, d)
+
+static Block block_bind(const Gpu *k, const BlockPointers *w, const BlockPointers *g, TowerShape d) {
+    Block block;
+    block.ln_1 = BIND_LAYERNORM(ln_1);
+    block.in_proj = BIND_LINEAR(in_proj, d.C, 3 * d.C);
+    block.attention = {d.C, d.NH, d.causal, k};
+    block.out_proj = BIND_LINEAR(out_proj, d.C, d.C);
+    block.ln_2 = BIND_LAYERNORM(ln_2);
+    block.c_fc = BIND_LINEAR(c_fc, d.C, d.F);
+    block.c_proj = BIND_LINEAR(c_proj, d.F, d.C);
+    block.activation = d.activation;
+    return block;
+}
+
+// Binds the layers of both towers to weights and gradients, wherever those are now.
+static void towers_bind(Clip *clip) {
+    static const BlockPointers none = {};
+    const ClipConfig *c = &clip->config;
+    Backend *b = clip->back;
+    const Gpu *k = &b->gpu;
+    for (int tower = 0; tower < 2; tower++) {
+        const TowerShape d = tower_shape(c, tower);
+        const TowerPointers *w = &b->w.tower[tower], *g = &b->g.tower[tower];
+        TowerWeights *t = &b->weights[tower];
+        t->embedding.conv1 = BIND_LINEAR(conv1, 3 * c->patch_size * c->patch_size, d.C);
+        t->embedding.class_embedding = w->class_embedding;
+        t->embedding.dclass_embedding = g->class_embedding;
+        t->embedding.token_embedding = w->token_embedding;
+        t->embedding.dtoken_embedding = g->token_embedding;
+        t->embedding.positions = w->positional_embedding;
+        t->embedding.dpositions = g->positional_embedding;
+        t->ln_pre = BIND_LAYERNORM(ln_pre);
+        t->ln_final = BIND_LAYERNORM(ln_final);
+        t->proj = w->proj;
+        t->dproj = g->proj;
+        for (int l = 0; l < d.L; l++)
+            t->blocks[l] = block_bind(k, &w->blocks[l], g->blocks ? &g->blocks[l] : &none, d);
+    }
+}
+
+static LayoutSizes layout_sizes(const Clip *clip, size_t B, size_t R) {
+    const LayoutSizes n = {B, R, clip->back->precision == PRECISION_AMP_BF16, true};
+    return n;
+}
+
+// Bytes of a tower's activations for B sequences of R rows: to encode, and if `training`, to train.
+static size_t tower_memory(
+    const Clip *clip, int tower, size_t B, size_t R, bool training, bool grad_checkpointing) {
+    const LayoutSizes n = layout_sizes(clip, B, R);
+    size_t bytes = 0;
+    for (int backward = 0; backward <= (training ? 1 : 0); backward++) {
+        const SavePolicy save = tower_save_policy(clip, tower, backward != 0, grad_checkpointing);
+        bytes = max_i64(bytes, tower_bytes(&clip->config, tower, save, n));
+    }
     return bytes;
 }
 
-// Takes memory for batches of this size, captions filling the context, so that no later batch asks for more.
-template <typename Real> static void tower_reserve(Clip *clip, int tower, const ClipBatch *batch) {
+// Takes memory for batches of this size whose captions fill the context, so that no later batch asks for
+// more.
+static void tower_reserve(Clip *clip, int tower, const ClipBatch *batch) {
     Backend *b = clip->back;
-    Tower<Real> *t = tower_of<Real>(b, tower);
-    const size_t B = t->seq.B;
-    const size_t R =
-        batch->pooled[tower] || tower == IMAGE_TOWER ? (size_t)t->seq.R : B * clip->config.context_length;
-    const size_t need = tower_bytes<Real>(clip, tower, B, R, b->grads != NULL, b->grad_checkpointing);
-    if (need <= t->capacity) return;
+    TowerActivations *a = &b->tower[tower].a;
+    const bool training = b->grads != NULL, captions = tower == TEXT_TOWER && !batch->pooled[tower];
+    const size_t B = a->seq.B, R = captions ? B * clip->config.context_length : (size_t)a->seq.R;
+    const size_t need = tower_memory(clip, tower, B, R, training, b->grad_checkpointing);
+    if (need <= a->capacity) return;
     char what[256];
     snprintf(what, sizeof what,
         "activations of the %s tower for %zu pairs (%.2f GB for half of them, %.2f GB with "
         "--grad-checkpointing)",
         tower == IMAGE_TOWER ? "image" : "text", B,
-        (double)tower_bytes<Real>(clip, tower, B / 2, R / 2, b->grads != NULL, b->grad_checkpointing) / 1e9,
-        (double)tower_bytes<Real>(clip, tower, B, R, b->grads != NULL, true) / 1e9);
+        (double)tower_memory(clip, tower, B / 2, R / 2, training, b->grad_checkpointing) / 1e9,
+        (double)tower_memory(clip, tower, B, R, training, true) / 1e9);
     CUDA_CHECK(cudaStreamSynchronize(b->gpu.stream));
-    CUDA_CHECK(cudaFree(t->arena));
-    t->arena = (char *)gpu_malloc(need, what);
-    t->capacity = need;
+    CUDA_CHECK(cudaFree(a->arena));
+    a->arena = (char *)gpu_malloc(need, what);
+    a->capacity = need;
 }
 
-// Brings a tower's part of the batch to the GPU.
-template <typename Real>
-static void tower_feed(Clip *clip, int tower, const ClipBatch *batch, bool backward) {
-    Backend *back = clip->back;
-    const ClipConfig *c = &clip->config;
-    const Gpu *k = &back->gpu;
-    Tower<Real> *t = tower_of<Real>(back, tower);
-    Feed *f = &back->feed[tower][back->turn[tower] ^= 1];
-    const size_t B = t->seq.B, R = t->seq.R, pixels = B * 3 * c->image_size * c->image_size;
-    const size_t bytes = tower == TEXT_TOWER ? 0 : pixels * (batch->images ? sizeof(float) : 1);
-    Inputs *in = &t->in;
-    memset(in, 0, sizeof *in);
-    t->on_gpu = t->seq;
-    if (batch->pooled[tower]) {
-        feed_begin(k, f, B * tower_shape(c, tower).C * sizeof(float));
-        in->pooled = feed_add(k, f, batch->pooled[tower], B * tower_shape(c, tower).C);
-        return feed_end(k, f);
-    }
-    feed_begin(k, f,
-        bytes + (tower == TEXT_TOWER ? B * c->context_length : R) * 9 * sizeof(int) + B * 2 * sizeof(int) +
-            16 * 256);
-    memcpy(feed_room(f, B + 1, (const int **)&t->on_gpu.start), t->seq.start, (B + 1) * sizeof(int));
-    memcpy(feed_room(f, B, (const int **)&t->on_gpu.read), t->seq.read, B * sizeof(int));
-    int *position = feed_room(f, R, &in->position);
-    int *source = feed_room(f, R, &in->source);
-    int *patch_rows = feed_room(f, R, &in->patch_rows);
+// Fills Inputs' position, source and patch_rows (R each) from a batch.
+static void inputs_of_rows(int *position, int *source, int *patch_rows, const Sequences *s,
+    const ClipBatch *batch, int tower, const ClipConfig *c) {
     int patches = 0;
-    for (size_t b = 0; b < B; b++)
-        for (int row = t->seq.start[b], i = 0; row < t->seq.start[b + 1]; row++, i++) {
+    for (int b = 0; b < s->B; b++)
+        for (int row = s->start[b], t = 0; row < s->start[b + 1]; row++, t++) {
             if (tower == TEXT_TOWER) {
-                position[row] = i;
-                source[row] = batch->tokens[b * c->context_length + i];
-            } else if (i == 0) {
+                position[row] = t;
+                source[row] = batch->tokens[(size_t)b * c->context_length + t];
+                assert(0 <= source[row] && source[row] < c->vocab_size && "a token outside the vocabulary");
+            } else if (t == 0) {
                 position[row] = 0;
                 source[row] = -1;
             } else {
-                position[row] = 1 + batch_patch(batch, (int)b, i - 1);
+                position[row] = 1 + batch_patch(batch, b, t - 1);
                 source[row] = patches;
                 patch_rows[patches++] = row;
             }
         }
-    if (backward)
-        in->by_position = feed_groups(
-            f, position, (int)R, tower == IMAGE_TOWER ? config_image_tokens(c) : c->context_length);
+}
+
+// Starts to copy a tower's part of the batch to the GPU.
+static void tower_feed(Clip *clip, int tower, const ClipBatch *batch, bool backward) {
+    const ClipConfig *c = &clip->config;
+    const Gpu *k = &clip->back->gpu;
+    Tower *t = &clip->back->tower[tower];
+    Inputs *in = &t->in;
+    const Sequences *s = &t->a.seq;
+    const size_t B = s->B, R = s->R, pixels = B * 3 * c->image_size * c->image_size;
+    t->turn ^= 1;
+    Feed *f = &t->feed[t->turn];
+    memset(in, 0, sizeof *in);
+    t->on_gpu = *s;
+    if (batch->pooled[tower]) {
+        const size_t numbers = B * tower_shape(c, tower).C;
+        feed_begin(k, f, round_up(numbers * sizeof(float), 256));
+        in->pooled = feed_add(k, f, batch->pooled[tower], numbers);
+        feed_end(k, f);
+        return;
+    }
+    // pixels; two arrays of sequences, up to nine of rows; padding
+    const size_t rows = tower == TEXT_TOWER ? B * c->context_length : R;
+    const size_t pixel_bytes = tower == TEXT_TOWER ? 0 : pixels * (batch->images ? sizeof(float) : 1);
+    feed_begin(k, f, pixel_bytes + (2 * B + 9 * rows) * sizeof(int) + 16 * 256);
+    memcpy(feed_reserve(f, B + 1, (const int **)&t->on_gpu.start), s->start, (B + 1) * sizeof(int));
+    memcpy(feed_reserve(f, B, (const int **)&t->on_gpu.pooled_row), s->pooled_row, B * sizeof(int));
+    int *position = feed_reserve(f, R, &in->position);
+    int *source = feed_reserve(f, R, &in->source);
+    int *patch_rows = feed_reserve(f, R, &in->patch_rows);
+    inputs_of_rows(position, source, patch_rows, s, batch, tower, c);
+    const int positions = tower == IMAGE_TOWER ? config_image_tokens(c) : c->context_length;
+    if (backward) in->by_position = feed_groups(f, position, (int)R, positions);
     if (backward && tower == TEXT_TOWER) in->by_token = feed_groups(f, source, (int)R, c->vocab_size);
     if (tower == IMAGE_TOWER && batch->images) in->images = feed_add(k, f, batch->images, pixels);
     else if (tower == IMAGE_TOWER) in->pixels = feed_add(k, f, batch->pixels, pixels);
     feed_end(k, f);
 }
 
-// Sets the batch's sequences and makes room for their activations; `backward`: also for a backward pass.
-template <typename Real>
+// Finds the batch's sequences and a place for their activations. backward: a backward pass follows.
 static void tower_prepare(Clip *clip, int tower, const ClipBatch *batch, bool backward) {
-    Tower<Real> *t = tower_of<Real>(clip->back, tower);
-    sequences_of_batch(&t->seq, batch, tower, &clip->config);
-    tower_reserve<Real>(clip, tower, batch);
-    guard_lift((float *)t->arena, t->capacity / sizeof(float));
-#ifdef CLIPC_EMULATE
-    CUDA_CHECK(cudaMemsetAsync(t->arena, 0xff, t->capacity,
-        clip->back->gpu.stream)); // NaN: what is read unwritten spoils the result
-#endif
-    tower_layout(t, t->arena, t->seq.B, t->seq.R, &clip->config, tower,
-        tower_keep(clip, tower, backward, clip->back->grad_checkpointing));
-    tower_feed<Real>(clip, tower, batch, backward);
-}
-
-// Everything before the projection: t->pooled (B,C).
-template <typename Real> static void tower_pool(Clip *clip, int tower) {
-    const Gpu *k = &clip->back->gpu;
     const ClipConfig *c = &clip->config;
-    const TowerPointers *w = &clip->back->w.tower[tower];
-    const TowerShape d = tower_shape(c, tower);
-    Tower<Real> *t = tower_of<Real>(clip->back, tower);
-    const Sequences *s = &t->on_gpu;
-    float *x = t->blocks[0].x;
-    if (tower == IMAGE_TOWER)
-        image_embedding_forward(
-            k, x, t->embedding, t->ln_pre_mean, t->ln_pre_rstd, t->embedded, t->patches, &t->in, s, w, c);
-    else text_embedding_forward<Real>(k, x, &t->in, s, w, c);
-    for (int l = 0; l < d.L; l++)
-        block_forward(k, l + 1 < d.L ? t->blocks[l + 1].x : t->last, &t->blocks[l], &w->blocks[l], s,
-            &t->scratch, d, l == d.L - 1);
-    layernorm_forward(k, t->pooled, t->ln_final_mean, t->ln_final_rstd, t->last, w->ln_final_weight,
-        w->ln_final_bias, s->B, d.C, d.eps);
+    const Backend *b = clip->back;
+    TowerActivations *a = &clip->back->tower[tower].a;
+    const SavePolicy save = tower_save_policy(clip, tower, backward, b->grad_checkpointing);
+    assert(batch->size > 0 && "an empty batch");
+    assert((batch->pooled[tower] || tower == TEXT_TOWER || !batch->pixels != !batch->images) &&
+           "either pixels or images");
+    assert((batch->pooled[tower] || tower == IMAGE_TOWER || batch->tokens) && "no tokens");
+    sequences_of_batch(&a->seq, batch, tower, c);
+    tower_reserve(clip, tower, batch);
+    guard_lift((float *)a->arena, a->capacity / sizeof(float));
+#ifdef CLIPC_EMULATE // NaN: what is read unwritten spoils the result
+    CUDA_CHECK(cudaMemsetAsync(a->arena, 0xff, a->capacity, b->gpu.stream));
+#endif
+    tower_layout(a, a->arena, c, tower, save, layout_sizes(clip, a->seq.B, a->seq.R));
+    tower_feed(clip, tower, batch, backward);
 }
 
-// Encodes the batch into rows of `out` (B,E) on the GPU, L2-normalised; NULL: into t->features.
+// The input of the first block, x (R,C)
+template <typename Real> static void tower_embedding_forward(Clip *clip, int tower, float *x) {
+    const ClipConfig *c = &clip->config;
+    const Tower *t = &clip->back->tower[tower];
+    const TowerActivations *a = &t->a;
+    const TowerWeights *w = &clip->back->weights[tower];
+    if (tower == IMAGE_TOWER)
+        image_embedding_forward(x, a->embedding, a->ln_pre, (Real *)a->embedded, as<Real>(a->patches), &t->in,
+            &t->on_gpu, &w->embedding, &w->ln_pre, c);
+    else text_embedding_forward<Real>(x, &t->in, &t->on_gpu, &w->embedding, c);
+}
+
+// Everything before the projection: a.pooled (B,C).
+template <typename Real> static void tower_pool(Clip *clip, int tower) {
+    Tower *t = &clip->back->tower[tower];
+    TowerActivations *a = &t->a;
+    const TowerWeights *w = &clip->back->weights[tower];
+    const int last = clip_tower_layers(&clip->config, tower) - 1;
+    tower_embedding_forward<Real>(clip, tower, a->blocks[0].x);
+    for (int l = 0; l < last; l++)
+        block_forward<Real>(a->blocks[l + 1].x, &a->blocks[l], &w->blocks[l], &t->on_gpu, &a->scratch);
+    block_forward_pooled<Real>(a->last, &a->blocks[last], &w->blocks[last], &t->on_gpu, &a->scratch);
+    layernorm_forward(a->pooled, a->ln_final, a->last, &w->ln_final, a->seq.B);
+}
+
+// Encodes the batch into rows of `out` (B,E) on the GPU, L2-normalised; NULL: into a.features. keep: with
+// activations for tower_backward()
 template <typename Real>
 static void tower_forward(Clip *clip, int tower, float *out, const ClipBatch *batch, bool keep) {
-    Backend *b = clip->back;
-    const Gpu *k = &b->gpu;
     const TowerShape d = tower_shape(&clip->config, tower);
-    tower_prepare<Real>(clip, tower, batch, keep);
-    Tower<Real> *t = tower_of<Real>(b, tower);
+    const Gpu *k = &clip->back->gpu;
+    const float *proj = clip->back->weights[tower].proj;
+    tower_prepare(clip, tower, batch, keep);
+    Tower *t = &clip->back->tower[tower];
+    TowerActivations *a = &t->a;
+    const int B = a->seq.B;
     if (t->in.pooled)
-        copy_rows(k, t->pooled, (size_t)d.C, (int *)NULL, t->in.pooled, (size_t)d.C, (int *)NULL, t->seq.B,
-            d.C, false);
+        CUDA_CHECK(cudaMemcpyAsync(
+            a->pooled, t->in.pooled, (size_t)B * d.C * sizeof(float), cudaMemcpyDeviceToDevice, k->stream));
     else tower_pool<Real>(clip, tower);
-    const MatmulEnd<float> set = {NULL, NULL};
-    matmul(&k->matmul, k->stream, t->projected, d.E, plain(t->pooled, d.C),
-        plain((const float *)b->w.tower[tower].proj, d.E), t->seq.B, d.E, d.C, 1, set);
-    normalize_forward(k, out ? out : t->features, t->norm, t->projected, t->seq.B, d.E);
-    CUDA_CHECK(cudaEventRecord(b->feed[tower][b->turn[tower]].read, k->stream));
+    matmul(k, a->projected, d.E, row_major(a->pooled, d.C), row_major(proj, d.E), B, d.E, d.C);
+    normalize_forward(k, out ? out : a->features, a->norm, a->projected, B, d.E);
+    feed_release(k, &t->feed[t->turn]);
+}
+
+// dproj (C,E) (+)= pooledᵀ dprojected;  dpooled (B,C) = dprojected projᵀ, NULL: not needed
+static void projection_backward(const Gpu *k, float *dpooled, float *dproj, const float *dprojected,
+    const float *pooled, const float *proj, int B, TowerShape d, bool accumulate) {
+    const MatmulEpilogue<float> epilogue = {NULL, accumulate ? dproj : NULL};
+    matmul(k, dproj, d.E, transposed(pooled, d.C), row_major(dprojected, d.E), d.C, d.E, B, epilogue);
+    if (dpooled) matmul(k, dpooled, d.C, row_major(dprojected, d.E), transposed(proj, d.E), B, d.C, d.E);
+}
+
+// Block l of the backward pass; with gradient checkpointing its activations are computed again first.
+template <typename Real> static void tower_block_backward(Clip *clip, int tower, int l) {
+    Backend *b = clip->back;
+    const Block *w = &b->weights[tower].blocks[l];
+    const Sequences *s = &b->tower[tower].on_gpu;
+    BlockActivations *a = &b->tower[tower].a.blocks[l];
+    Scratch *t = &b->tower[tower].a.scratch;
+    if (l == clip_tower_layers(&clip->config, tower) - 1) {
+        if (b->grad_checkpointing) block_forward_pooled<Real>(NULL, a, w, s, t);
+        block_backward_pooled<Real>(a, w, s, t, b->accumulate);
+    } else {
+        if (b->grad_checkpointing) block_forward<Real>(NULL, a, w, s, t);
+        block_backward<Real>(a, w, s, t, b->accumulate);
+    }
+}
+
+// Embeddings and ln_pre, from the gradient of the first block's input in scratch.dx.
+template <typename Real> static void tower_embedding_backward(Clip *clip, int tower) {
+    const Backend *b = clip->back;
+    const ClipConfig *c = &clip->config;
+    const TowerWeights *w = &b->weights[tower];
+    const Tower *t = &b->tower[tower];
+    const TowerActivations *a = &t->a;
+    Real *dx = (Real *)a->scratch.dx, *dy = (Real *)a->scratch.dy;
+    const Real *dembedding = w->ln_pre.gain ? dy : dx;
+    if (w->ln_pre.gain)
+        layernorm_backward(
+            dy, (Real *)NULL, dx, a->embedding, a->ln_pre, &w->ln_pre, a->seq.R, b->accumulate);
+    if (tower == IMAGE_TOWER)
+        image_embedding_backward(&w->embedding, dembedding, (Real *)a->embedded, as<Real>(a->patches), &t->in,
+            &t->on_gpu, c, b->accumulate);
+    else text_embedding_backward(&w->embedding, dembedding, &t->in, c, b->accumulate);
 }
 
 // From the gradient of the normalised features (B,E) down to the lowest trainable group.
@@ -1341,83 +825,128 @@ template <typename Real>
 static void tower_backward(Clip *clip, int tower, const float *dfeatures, const float *features) {
     const int first = first_trainable_group(clip, tower), L = clip_tower_layers(&clip->config, tower);
     if (first > L + 1) return;
-    Backend *b = clip->back;
+    const Backend *b = clip->back;
     const Gpu *k = &b->gpu;
-    const ClipConfig *c = &clip->config;
-    const TowerPointers *w = &b->w.tower[tower], *g = &b->g.tower[tower];
-    const TowerShape d = tower_shape(c, tower);
-    Tower<Real> *t = tower_of<Real>(b, tower);
-    Scratch<Real> *s = &t->scratch;
-    const Sequences *seq = &t->on_gpu;
-    const MatmulEnd<float> set = {NULL, NULL}, add = {NULL, b->accumulate ? g->proj : NULL};
-    float *dprojected = t->projected; // its place is free now
-    normalize_backward(k, dprojected, dfeatures, features, t->norm, seq->B, d.E);
-    matmul(&k->matmul, k->stream, g->proj, d.E, transposed(t->pooled, d.C), plain(dprojected, d.E), d.C, d.E,
-        seq->B, 1, add);
+    const TowerWeights *w = &b->weights[tower];
+    const TowerShape d = tower_shape(&clip->config, tower);
+    Tower *t = &clip->back->tower[tower];
+    TowerActivations *a = &t->a;
+    const int B = a->seq.B;
+    float *dprojected = a->projected; // which is not needed any more
+    normalize_backward(k, dprojected, dfeatures, features, a->norm, B, d.E);
+    projection_backward(
+        k, first > L ? NULL : a->dpooled, w->dproj, dprojected, a->pooled, w->proj, B, d, b->accumulate);
     if (first > L) return;
-    matmul(&k->matmul, k->stream, t->dpooled, d.C, plain(dprojected, d.E), transposed(w->proj, d.E), seq->B,
-        d.C, d.E, 1, set);
-    layernorm_backward(k, s->dx, g->ln_final_weight, g->ln_final_bias, (Real *)NULL, t->dpooled, t->last,
-        w->ln_final_weight, t->ln_final_mean, t->ln_final_rstd, seq->B, d.C, b->accumulate);
-    for (int l = L - 1; l >= 0 && l + 1 >= first; l--) {
-        if (b->grad_checkpointing)
-            block_forward(k, (float *)NULL, &t->blocks[l], &w->blocks[l], seq, s, d, l == L - 1);
-        block_backward(k, &g->blocks[l], &t->blocks[l], &w->blocks[l], seq, s, d, l == L - 1, b->accumulate);
-    }
-    if (first > 0) return;
-    const Real *dembedding = s->dx;
-    if (w->ln_pre_weight) {
-        layernorm_backward(k, s->dy, g->ln_pre_weight, g->ln_pre_bias, (Real *)NULL, s->dx, t->embedding,
-            w->ln_pre_weight, t->ln_pre_mean, t->ln_pre_rstd, seq->R, d.C, b->accumulate);
-        dembedding = s->dy;
-    }
-    if (tower == IMAGE_TOWER)
-        image_embedding_backward(k, g, dembedding, t->embedded, t->patches, &t->in, seq, c, b->accumulate);
-    else text_embedding_backward(k, g, dembedding, &t->in, c, b->accumulate);
-    CUDA_CHECK(cudaEventRecord(b->feed[tower][b->turn[tower]].read, k->stream));
+    layernorm_backward((Real *)a->scratch.dx, (Real *)NULL, a->dpooled, a->last, a->ln_final, &w->ln_final, B,
+        b->accumulate);
+    for (int l = L - 1; l >= 0 && l + 1 >= first; l--) tower_block_backward<Real>(clip, tower, l);
+    if (first == 0) tower_embedding_backward<Real>(clip, tower);
+    feed_release(k, &t->feed[t->turn]);
 }
 
 // ---------------------------------------------------------------- optimizer
 
-// Lists the pieces of all tensors, the trainable ones first.
-static void pieces_create(Clip *clip) {
+// sums (chunks) = the sum of squares of each chunk of the gradients
+__global__ void sum_squares_kernel(double *sums, const float *grads, const UpdateChunk *chunks) {
+    SHARED_ARRAY(double, shared); // (32)
+    const UpdateChunk chunk = chunks[blockIdx.x];
+    float sum = 0, g[4];
+    for (int i = threadIdx.x * 4; i < chunk.count; i += blockDim.x * 4) {
+        load_some(g, grads + chunk.grad_offset + i, min(4, chunk.count - i));
+        sum += g[0] * g[0] + g[1] * g[1] + g[2] * g[2] + g[3] * g[3];
+    }
+    const double total = block_sum((double)sum, shared);
+    if (threadIdx.x == 0) sums[blockIdx.x] = total;
+}
+
+// AdamW (Loshchilov and Hutter 2019, algorithm 2), a chunk a block; see AdamWTerms. Gradients are scaled by
+// min(1, clip_norm / norm) if clip_norm > 0, squares (1) being the square of their norm.
+//   params_bf16: the weights in bf16, or NULL;  ema: their moving average, or NULL
+__global__ void adamw_kernel(float *params, bf16 *params_bf16, const float *grads, float *m, float *v,
+    float *ema, const UpdateChunk *chunks, const AdamWTerms *terms, const double *squares, double clip_norm,
+    float ema_decay, int logit_scale) {
+    const UpdateChunk chunk = chunks[blockIdx.x];
+    const AdamWTerms t = terms[chunk.tensor];
+    const float scale = clip_norm > 0 ? (float)fmin(1.0, clip_norm / (sqrt(*squares) + 1e-6)) : 1;
+    for (int i = threadIdx.x * 4; i < chunk.count; i += blockDim.x * 4) {
+        const int n = min(4, chunk.count - i);
+        const size_t at = chunk.offset + i, grad_at = chunk.grad_offset + i;
+        float p[4], g[4], m1[4], v1[4], average[4];
+        load_some(p, params + at, n);
+        load_some(g, grads + grad_at, n);
+        load_some(m1, m + grad_at, n);
+        load_some(v1, v + grad_at, n);
+        if (ema) load_some(average, ema + grad_at, n);
+        for (int j = 0; j < 4; j++) {
+            const float x = g[j] * scale;
+            m1[j] = fmaf(m1[j], t.beta1, x * t.one_minus_beta1);
+            v1[j] = fmaf(v1[j], t.beta2, x * x * t.one_minus_beta2);
+            p[j] = p[j] * t.decay_factor - m1[j] * t.rate / (sqrtf(v1[j] * t.bias_correction2) + t.eps);
+            if (chunk.tensor == logit_scale) p[j] = fminf(fmaxf(p[j], 0), (float)LOGIT_SCALE_MAX);
+            if (ema) average[j] = fmaf(average[j] - p[j], ema_decay, p[j]);
+        }
+        store_some(params + at, p, n);
+        store_some(m + grad_at, m1, n);
+        store_some(v + grad_at, v1, n);
+        if (ema) store_some(ema + grad_at, average, n);
+        if (params_bf16) store_some(params_bf16 + at, p, n);
+    }
+}
+
+// Exchanges the weights with `ema` (or NULL), and writes them in bf16 (or NULL).
+__global__ void exchange_kernel(float *params, bf16 *params_bf16, float *ema, const UpdateChunk *chunks) {
+    const UpdateChunk chunk = chunks[blockIdx.x];
+    for (int i = threadIdx.x; i < chunk.count; i += blockDim.x) {
+        const size_t at = chunk.offset + i, grad_at = chunk.grad_offset + i;
+        const float old = params[at], now = ema ? ema[grad_at] : old;
+        if (ema) {
+            params[at] = now;
+            ema[grad_at] = old;
+        }
+        if (params_bf16) params_bf16[at] = from_float<bf16>(now);
+    }
+}
+
+// Lists the chunks of all tensors, the trainable ones first.
+static void chunks_create(Clip *clip) {
     Backend *b = clip->back;
     const TensorTable *t = &clip->tensors;
     size_t most = 0;
-    for (int i = 0; i < t->count; i++) most += (t->list[i].count + PIECE_NUMBERS - 1) / PIECE_NUMBERS;
-    Piece *list = (Piece *)malloc_check(most * sizeof *list);
-    b->piece_count = 0;
+    for (int i = 0; i < t->count; i++) most += (t->list[i].count + UPDATE_CHUNK - 1) / UPDATE_CHUNK;
+    UpdateChunk *list = (UpdateChunk *)malloc_check(most * sizeof *list);
+    b->chunk_count = 0;
     for (int frozen = 0; frozen < 2; frozen++) {
         for (int i = 0; i < t->count; i++) {
             const Tensor *x = &t->list[i];
-            for (size_t at = 0; x->trainable == !frozen && at < x->count; at += PIECE_NUMBERS)
-                list[b->piece_count++] = {
-                    x->offset + at, x->slot + at, (int)min_i64(PIECE_NUMBERS, x->count - at), i};
+            if (x->trainable == (frozen != 0)) continue;
+            for (size_t at = 0; at < x->count; at += UPDATE_CHUNK)
+                list[b->chunk_count++] = {
+                    x->offset + at, x->slot + at, (int)min_i64(UPDATE_CHUNK, x->count - at), i};
         }
-        if (!frozen) b->trainable_pieces = b->piece_count;
+        if (!frozen) b->trainable_chunks = b->chunk_count;
     }
-    if (!b->pieces) {
-        b->pieces = (Piece *)gpu_malloc(most * sizeof *list, "tables");
+    if (!b->chunks) {
+        b->chunks = (UpdateChunk *)gpu_malloc(most * sizeof *list, "tables");
         b->squares = (double *)gpu_malloc((1 + most) * sizeof(double), "tables");
     }
-    CUDA_CHECK(cudaMemcpy(b->pieces, list, most * sizeof *list, cudaMemcpyHostToDevice));
+    CUDA_CHECK(cudaMemcpy(b->chunks, list, most * sizeof *list, cudaMemcpyHostToDevice));
     free(list);
 }
 
 double clip_update(Clip *clip, const AdamW *a) {
     Backend *b = clip->back;
     const Gpu *k = &b->gpu;
+    const TensorTable *t = &clip->tensors;
+    const size_t shared = 32 * sizeof(double);
     double squares = 0;
-    LAUNCH(sum_squares_kernel, b->trainable_pieces, 256, 32 * sizeof(double), k->stream, b->squares + 1,
-        b->grads, b->pieces);
-    LAUNCH(total_kernel, 1, 1024, 32 * sizeof(double), k->stream, b->squares, b->squares + 1,
-        (size_t)b->trainable_pieces);
-    for (int i = 0; i < clip->tensors.count; i++) b->terms_pinned[i] = adamw_terms(a, &clip->tensors.list[i], 1);
-    CUDA_CHECK(cudaMemcpyAsync(b->terms, b->terms_pinned, clip->tensors.count * sizeof *b->terms,
-        cudaMemcpyHostToDevice, k->stream));
-    LAUNCH(adamw_kernel, b->trainable_pieces, 256, 0, k->stream, k->params, k->halves, b->grads, b->m, b->v,
-        b->ema, b->pieces, b->terms, b->squares, a->grad_clip_norm, (float)a->ema_decay,
-        clip->tensors.count - 1);
+    LAUNCH(
+        sum_squares_kernel, b->trainable_chunks, 256, shared, k->stream, b->squares + 1, b->grads, b->chunks);
+    LAUNCH(total_kernel, 1, 1024, shared, k->stream, b->squares, b->squares + 1, (size_t)b->trainable_chunks);
+    for (int i = 0; i < t->count; i++) b->terms_pinned[i] = adamw_terms(a, &t->list[i], 1);
+    CUDA_CHECK(cudaMemcpyAsync(
+        b->terms, b->terms_pinned, t->count * sizeof *b->terms, cudaMemcpyHostToDevice, k->stream));
+    LAUNCH(adamw_kernel, b->trainable_chunks, 256, 0, k->stream, k->params, k->params_bf16, b->grads, b->m,
+        b->v, b->ema, b->chunks, b->terms, b->squares, a->grad_clip_norm, (float)a->ema_decay, t->count - 1);
     CUDA_CHECK(cudaMemcpyAsync(&squares, b->squares, sizeof squares, cudaMemcpyDeviceToHost, k->stream));
     CUDA_CHECK(cudaStreamSynchronize(k->stream));
     b->accumulate = false;
@@ -1430,15 +959,15 @@ bool clip_has_ema(const Clip *clip) { return clip->back->ema != NULL; }
 void clip_swap_ema(Clip *clip) {
     Backend *b = clip->back;
     if (b->ema)
-        LAUNCH(exchange_kernel, b->trainable_pieces, 256, 0, b->gpu.stream, b->gpu.params, b->gpu.halves,
-            b->ema, b->pieces);
+        LAUNCH(exchange_kernel, b->trainable_chunks, 256, 0, b->gpu.stream, b->gpu.params, b->gpu.params_bf16,
+            b->ema, b->chunks);
     b->logit_scale = 0;
 }
 
-// ---------------------------------------------------------------- the model (the functions of clipc/model/clip.h)
+// ---------------------------------------------------------------- the functions of clipc/model/clip.h
 
 // An arena for parameters, or (slots) for gradients, m or v; zero, with guards between the tensors.
-static float *tensors_create(const TensorTable *t, bool slots, const char *what) {
+static float *arena_create(const TensorTable *t, bool slots, const char *what) {
     const size_t floats = slots ? t->slots : t->floats;
     float *arena = (float *)gpu_malloc(floats * sizeof(float), what);
     CUDA_CHECK(cudaMemset(arena, 0, floats * sizeof(float)));
@@ -1453,8 +982,9 @@ static void gpu_create(Gpu *k, char kernels[16]) {
     int count = 0;
     cudaDeviceProp device;
     if (cudaGetDeviceCount(&count) != cudaSuccess || !count)
-        die(EXIT_RUNTIME, "no GPU is found here; nvidia-smi tells whether its driver runs. ./train_clip "
-                          "computes on the CPU");
+        die(EXIT_RUNTIME, "no GPU found; run nvidia-smi to see whether its driver works, or ./train_clip, "
+                          "which computes on "
+                          "the CPU");
     CUDA_CHECK(cudaGetDeviceProperties(&device, 0));
     if (device.major < 8)
         die(EXIT_RUNTIME, "%s has compute capability %d.%d, 8.0 is needed; ./train_clip computes on the CPU",
@@ -1464,10 +994,27 @@ static void gpu_create(Gpu *k, char kernels[16]) {
 #else
     snprintf(kernels, 16, "sm_%d%d", device.major, device.minor);
 #endif
-    CUDA_CHECK(cudaStreamCreate(
-        &k->stream)); // both keep the order with what is done without a stream, as cudaMemcpy()
+    // both wait for work that is started without a stream, as cudaMemcpy() is, and it waits for them
+    CUDA_CHECK(cudaStreamCreate(&k->stream));
     CUDA_CHECK(cudaStreamCreate(&k->copies));
-    matmul_create(&k->matmul);
+    k->matmul = matmul_create();
+}
+
+static void gpu_free(Gpu *k) {
+    CUDA_CHECK(cudaFree(k->params));
+    CUDA_CHECK(cudaFree(k->params_bf16));
+    CUDA_CHECK(cudaFree(k->partials));
+    matmul_free(k->matmul);
+    CUDA_CHECK(cudaStreamDestroy(k->stream));
+    CUDA_CHECK(cudaStreamDestroy(k->copies));
+}
+
+// Ends the program if the kernels are not made for a tower of this shape.
+static void tower_shape_check(TowerShape d) {
+    if (d.C / d.NH > LARGEST_HEAD)
+        die(EXIT_USAGE, "heads of %d channels; up to %d run on a GPU", d.C / d.NH, LARGEST_HEAD);
+    if (d.C > (d.C % 4 ? 1024 : 4096))
+        die(EXIT_USAGE, "a width of %d; multiples of 4 up to 4096 run on a GPU", d.C);
 }
 
 Clip *clip_create_empty(const ClipConfig *config, const char *merges, size_t merges_bytes) {
@@ -1481,28 +1028,23 @@ Clip *clip_create_empty(const ClipConfig *config, const char *merges, size_t mer
     clip->config = *config;
     clip->tensors = tensor_table_create(config);
     gpu_create(&b->gpu, b->kernels);
-    b->gpu.params = tensors_create(&clip->tensors, false, "weights");
+    b->gpu.params = arena_create(&clip->tensors, false, "weights");
     tensor_pointers_bind(&b->w, &clip->tensors, config, b->gpu.params, false);
-    size_t widest = (size_t)config->embed_dim;
+    size_t widest = (size_t)config->embed_dim; // of the vectors whose partial sums are taken
     for (int tower = 0; tower < 2; tower++) {
         const TowerShape d = tower_shape(config, tower);
-        if (d.C / d.NH > LARGEST_HEAD)
-            die(EXIT_USAGE, "heads of %d channels; up to %d run on a GPU", d.C / d.NH, LARGEST_HEAD);
-        if (d.C > (d.C % 4 ? 1024 : 4096))
-            die(EXIT_USAGE, "a width of %d; multiples of 4 up to 4096 run on a GPU", d.C);
-        b->tower[tower].blocks = (BlockActivations<float> *)calloc_check(d.L, sizeof *b->tower[tower].blocks);
-        b->tower_bf16[tower].blocks =
-            (BlockActivations<bf16> *)calloc_check(d.L, sizeof *b->tower_bf16[tower].blocks);
-        widest = max_i64(widest, max_i64(2 * d.C, max_i64(3 * d.C, d.F) / 8));
-        for (int turn = 0; turn < 2; turn++) {
-            CUDA_CHECK(cudaEventCreateWithFlags(&b->feed[tower][turn].copied, cudaEventDisableTiming));
-            CUDA_CHECK(cudaEventCreateWithFlags(&b->feed[tower][turn].read, cudaEventDisableTiming));
-        }
+        tower_shape_check(d);
+        b->tower[tower].a.blocks = (BlockActivations *)calloc_check(d.L, sizeof(BlockActivations));
+        b->weights[tower].blocks = (Block *)calloc_check(d.L, sizeof(Block));
+        // layernorm_backward() has up to MAX_PARTIALS chunks, column sums an eighth of that
+        widest = max_i64(widest, max_i64(2 * d.C, max_i64(3 * d.C, d.F) * COLUMN_CHUNKS / MAX_PARTIALS));
+        for (int turn = 0; turn < 2; turn++) feed_create(&b->tower[tower].feed[turn]);
     }
-    b->gpu.parts = (float *)gpu_malloc(PARTS * widest * sizeof(float), "partial sums");
+    b->gpu.partials = (float *)gpu_malloc(MAX_PARTIALS * widest * sizeof(float), "partial sums");
     b->terms = (AdamWTerms *)gpu_malloc(clip->tensors.count * sizeof *b->terms, "tables");
     CUDA_CHECK(cudaMallocHost(&b->terms_pinned, clip->tensors.count * sizeof *b->terms_pinned));
-    pieces_create(clip);
+    chunks_create(clip);
+    towers_bind(clip);
     return clip;
 }
 
@@ -1543,33 +1085,21 @@ uint64_t clip_save(Clip *clip, SafeFile *out) {
     return hash;
 }
 
-template <typename Real> static void tower_free(Tower<Real> *t) {
-    sequences_free(&t->seq);
-    free(t->blocks);
-    CUDA_CHECK(cudaFree(t->arena));
-}
-
 void clip_free(Clip *clip) {
     Backend *b = clip->back;
     CUDA_CHECK(cudaDeviceSynchronize());
     for (int tower = 0; tower < 2; tower++) {
-        tower_free(&b->tower[tower]);
-        tower_free(&b->tower_bf16[tower]);
-        for (int turn = 0; turn < 2; turn++) {
-            Feed *f = &b->feed[tower][turn];
-            CUDA_CHECK(cudaFreeHost(f->pinned));
-            CUDA_CHECK(cudaFree(f->device));
-            CUDA_CHECK(cudaEventDestroy(f->copied));
-            CUDA_CHECK(cudaEventDestroy(f->read));
-        }
+        Tower *t = &b->tower[tower];
+        free(b->weights[tower].blocks);
+        sequences_free(&t->a.seq);
+        free(t->a.blocks);
+        CUDA_CHECK(cudaFree(t->a.arena));
+        for (int turn = 0; turn < 2; turn++) feed_free(&t->feed[turn]);
     }
-    void *arenas[] = {b->gpu.params, b->gpu.halves, b->gpu.parts, b->grads, b->m, b->v, b->ema, b->step_arena,
-        b->pieces, b->squares, b->terms};
-    for (void *arena : arenas) CUDA_CHECK(cudaFree(arena));
+    void *on_gpu[] = {b->grads, b->m, b->v, b->ema, b->step_arena, b->chunks, b->squares, b->terms};
+    for (void *p : on_gpu) CUDA_CHECK(cudaFree(p));
     CUDA_CHECK(cudaFreeHost(b->terms_pinned));
-    matmul_free(&b->gpu.matmul);
-    CUDA_CHECK(cudaStreamDestroy(b->gpu.stream));
-    CUDA_CHECK(cudaStreamDestroy(b->gpu.copies));
+    gpu_free(&b->gpu);
     tensor_pointers_free(&b->w);
     tensor_pointers_free(&b->g);
     tensor_table_free(&clip->tensors);
@@ -1580,51 +1110,52 @@ void clip_free(Clip *clip) {
 
 PrecisionSupport clip_precision_support(Precision precision) {
 #ifdef CLIPC_EMULATE
-    return precision == PRECISION_FP32       ? SUPPORT_NATIVE
-           : precision == PRECISION_AMP_BF16 ? SUPPORT_SLOW
-                                             : SUPPORT_NONE;
+    if (precision == PRECISION_TF32) return SUPPORT_NONE;
+    return precision == PRECISION_FP32 ? SUPPORT_NATIVE : SUPPORT_SLOW;
 #else
-    return (void)precision, SUPPORT_NATIVE; // any GPU since compute capability 8.0, which is asked for
+    (void)precision; // any GPU from compute capability 8.0 on has all of them, and gpu_create() asks for that
+    return SUPPORT_NATIVE;
 #endif
 }
 
 void clip_set_precision(Clip *clip, Precision precision) {
     Backend *b = clip->back;
     b->precision = precision;
-    b->gpu.matmul.tf32 = precision == PRECISION_TF32;
-    if (precision != PRECISION_AMP_BF16 || b->gpu.halves) return;
-    b->gpu.halves = (bf16 *)gpu_malloc(clip->tensors.floats * sizeof(bf16), "weights in bf16");
-    b->halves_stale = true;
+    b->gpu.matmul->tf32 = precision == PRECISION_TF32;
+    if (precision != PRECISION_AMP_BF16 || b->gpu.params_bf16) return;
+    b->gpu.params_bf16 = (bf16 *)gpu_malloc(clip->tensors.floats * sizeof(bf16), "weights in bf16");
+    b->params_bf16_stale = true;
 }
 
-// Weights that were written from outside have no copy in bf16 yet.
+// Copies the weights to bf16 again; needed after they were written by anything but clip_update().
 static void weights_refresh(Backend *b) {
-    if (b->gpu.halves && b->halves_stale)
-        LAUNCH(exchange_kernel, b->piece_count, 256, 0, b->gpu.stream, b->gpu.params, b->gpu.halves,
-            (float *)NULL, b->pieces);
-    b->halves_stale = false;
+    if (b->gpu.params_bf16 && b->params_bf16_stale)
+        LAUNCH(exchange_kernel, b->chunk_count, 256, 0, b->gpu.stream, b->gpu.params, b->gpu.params_bf16,
+            (float *)NULL, b->chunks);
+    b->params_bf16_stale = false;
 }
 
-// Features of a step, their gradients, and what the loss needs; returns the bytes, base NULL: only counts.
+// Lays out features of a step (n,E), their gradients, and what the loss needs. Returns the bytes; base NULL:
+// only counts.
 static size_t step_layout(Backend *b, char *base, size_t n, size_t E) {
-    enum { LOGITS = 1 << 25 }; // numbers held at a time
-    Arena a = {base, 0};
+    enum { LOGITS = 1 << 25 }; // held at a time
+    Arena a = {base, 0, 256};
     LossScratch *t = &b->loss;
     t->tile = (int)max_i64(1, min_i64(n, LOGITS / n));
     for (int tower = 0; tower < 2; tower++) {
-        arena_take(&a, &b->features[tower], n * E);
-        arena_take(&a, &b->dfeatures[tower], n * E);
+        b->features[tower] = arena_floats(&a, n * E);
+        b->dfeatures[tower] = arena_floats(&a, n * E);
     }
-    arena_take(&a, &t->logits, t->tile * n);
-    arena_take(&a, &t->row_lse, n);
-    arena_take(&a, &t->column_lse, n);
-    arena_take(&a, &t->share, n);
-    arena_take(&a, &t->column_sum, n);
-    arena_take(&a, &t->right, n);
-    arena_take(&a, &t->row_loss, n);
-    arena_take(&a, &t->row_dot, n);
-    arena_take(&a, &t->totals, 2);
-    arena_take(&a, &t->keys, n);
+    t->logits = arena_floats(&a, t->tile * n);
+    t->row_lse = arena_floats(&a, n);
+    t->column_lse = arena_floats(&a, n);
+    t->target = arena_floats(&a, n);
+    t->column_sum = (double *)arena_take(&a, n * sizeof(double));
+    t->positive_mean = (double *)arena_take(&a, n * sizeof(double));
+    t->row_loss = (double *)arena_take(&a, n * sizeof(double));
+    t->row_dot = (double *)arena_take(&a, n * sizeof(double));
+    t->totals = (double *)arena_take(&a, 2 * sizeof(double));
+    t->keys = (uint64_t *)arena_take(&a, n * sizeof(uint64_t));
     return a.used;
 }
 
@@ -1634,7 +1165,7 @@ void clip_start_training(Clip *clip, const ClipTraining *how) {
     float **arenas[] = {&b->grads, &b->m, &b->v, &b->ema};
     for (int i = 0; i < 4; i++) {
         CUDA_CHECK(cudaFree(*arenas[i]));
-        *arenas[i] = i < 3 || how->ema ? tensors_create(t, true, "gradients and optimizer state") : NULL;
+        *arenas[i] = i < 3 || how->ema ? arena_create(t, true, "gradients and optimizer state") : NULL;
     }
     for (int i = 0; how->ema && i < t->count; i++) {
         const Tensor *x = &t->list[i];
@@ -1643,14 +1174,15 @@ void clip_start_training(Clip *clip, const ClipTraining *how) {
                 cudaMemcpyDeviceToDevice));
     }
     tensor_pointers_bind(&b->g, t, &clip->config, b->grads, true);
-    pieces_create(clip);
+    towers_bind(clip);
+    chunks_create(clip);
     b->pairs = how->pairs;
     b->grad_checkpointing = how->grad_checkpointing;
     b->accumulate = false;
     CUDA_CHECK(cudaFree(b->step_arena));
     const size_t bytes = step_layout(b, NULL, how->pairs, clip->config.embed_dim);
-    step_layout(b, b->step_arena = (char *)gpu_malloc(bytes, "features and logits of a step"), how->pairs,
-        clip->config.embed_dim);
+    b->step_arena = (char *)gpu_malloc(bytes, "features and logits of a step");
+    step_layout(b, b->step_arena, how->pairs, clip->config.embed_dim);
 }
 
 void clip_memory(
@@ -1658,60 +1190,57 @@ void clip_memory(
     const ClipConfig *c = &clip->config;
     const Backend *b = clip->back;
     Backend counted = *b;
-    *parameters = clip->tensors.floats * (sizeof(float) + (b->gpu.halves ? sizeof(bf16) : 0));
+    *parameters = clip->tensors.floats * (sizeof(float) + (b->gpu.params_bf16 ? sizeof(bf16) : 0));
     *training = (b->ema ? 4 : 3) * clip->tensors.slots * sizeof(float);
     *activations = step_layout(&counted, NULL, max_i64(1, b->pairs), c->embed_dim) +
                    2 * (size_t)batch_size * 3 * c->image_size * c->image_size; // pixels
     for (int tower = 0; tower < 2; tower++) {
         const size_t R =
             (size_t)batch_size * (tower == IMAGE_TOWER ? config_image_tokens(c) : c->context_length);
-        *activations += b->precision == PRECISION_AMP_BF16
-                            ? tower_bytes<bf16>(clip, tower, batch_size, R, true, b->grad_checkpointing)
-                            : tower_bytes<float>(clip, tower, batch_size, R, true, b->grad_checkpointing);
+        *activations += tower_memory(clip, tower, batch_size, R, true, b->grad_checkpointing);
     }
 }
 
-// One of two instances of a function by the precision at hand
-#define BY_PRECISION(clip, function) \
-    ((clip)->back->precision == PRECISION_AMP_BF16 ? function<bf16> : function<float>)
+// Calls one of the two instances of a function, by precision.
+#define CALL_BY_PRECISION(clip, function, ...)                                   \
+    ((clip)->back->precision == PRECISION_AMP_BF16 ? function<bf16>(__VA_ARGS__) \
+                                                   : function<float>(__VA_ARGS__))
 
-template <typename Real> static void encode(Clip *clip, int tower, const ClipBatch *batch, float *features) {
-    weights_refresh(clip->back);
-    tower_forward<Real>(clip, tower, NULL, batch, false);
-    CUDA_CHECK(cudaMemcpyAsync(features, tower_of<Real>(clip->back, tower)->features,
-        (size_t)batch->size * clip->config.embed_dim * sizeof(float), cudaMemcpyDeviceToHost,
-        clip->back->gpu.stream));
-    CUDA_CHECK(cudaStreamSynchronize(clip->back->gpu.stream));
-}
-
-void clip_encode_image(Clip *clip, const ClipBatch *batch, float *features) {
-    BY_PRECISION(clip, encode)(clip, IMAGE_TOWER, batch, features);
-}
-void clip_encode_text(Clip *clip, const ClipBatch *batch, float *features) {
-    BY_PRECISION(clip, encode)(clip, TEXT_TOWER, batch, features);
-}
-
-template <typename Real> static void pool(Clip *clip, int tower, const ClipBatch *batch, float *pooled) {
-    const Gpu *k = &clip->back->gpu;
-    const size_t n = (size_t)batch->size * tower_shape(&clip->config, tower).C;
-    weights_refresh(clip->back);
-    tower_prepare<Real>(clip, tower, batch, false);
-    tower_pool<Real>(clip, tower);
-    CUDA_CHECK(cudaMemcpyAsync(pooled, tower_of<Real>(clip->back, tower)->pooled, n * sizeof(float),
-        cudaMemcpyDeviceToHost, k->stream));
+// Copies n floats from the GPU when the kernels launched so far are done.
+static void download(const Gpu *k, float *to, const float *from, size_t n) {
+    CUDA_CHECK(cudaMemcpyAsync(to, from, n * sizeof(float), cudaMemcpyDeviceToHost, k->stream));
     CUDA_CHECK(cudaStreamSynchronize(k->stream));
 }
 
+static void encode(Clip *clip, int tower, const ClipBatch *batch, float *features) {
+    Backend *b = clip->back;
+    weights_refresh(b);
+    CALL_BY_PRECISION(clip, tower_forward, clip, tower, NULL, batch, false);
+    download(&b->gpu, features, b->tower[tower].a.features, (size_t)batch->size * clip->config.embed_dim);
+}
+
+void clip_encode_image(Clip *clip, const ClipBatch *batch, float *features) {
+    encode(clip, IMAGE_TOWER, batch, features);
+}
+void clip_encode_text(Clip *clip, const ClipBatch *batch, float *features) {
+    encode(clip, TEXT_TOWER, batch, features);
+}
+
 void clip_pool(Clip *clip, int tower, const ClipBatch *batch, float *pooled) {
-    BY_PRECISION(clip, pool)(clip, tower, batch, pooled);
+    Backend *b = clip->back;
+    const size_t n = (size_t)batch->size * tower_shape(&clip->config, tower).C;
+    weights_refresh(b);
+    tower_prepare(clip, tower, batch, false);
+    CALL_BY_PRECISION(clip, tower_pool, clip, tower);
+    download(&b->gpu, pooled, b->tower[tower].a.pooled, n);
 }
 
 void clip_forward(Clip *clip, const ClipBatch *batch, int first_row, bool keep) {
+    const size_t offset = (size_t)first_row * clip->config.embed_dim;
     weights_refresh(clip->back);
-    for (int tower = TEXT_TOWER; tower >= IMAGE_TOWER;
-         tower--) // text first: while it is computed, pixels are copied
-        BY_PRECISION(clip, tower_forward)
-    (clip, tower, clip->back->features[tower] + (size_t)first_row * clip->config.embed_dim, batch, keep);
+    for (int tower = TEXT_TOWER; tower >= IMAGE_TOWER; tower--) // text first: meanwhile pixels are copied
+        CALL_BY_PRECISION(
+            clip, tower_forward, clip, tower, clip->back->features[tower] + offset, batch, keep);
 }
 
 double clip_loss(Clip *clip, int pairs, const uint64_t *keys, Positives positives, bool gradient) {
@@ -1735,7 +1264,8 @@ void clip_backward(Clip *clip, const ClipBatch *batch, int first_row) {
     const size_t row = (size_t)first_row * clip->config.embed_dim;
     (void)batch; // it is still on the GPU
     for (int tower = 0; tower < 2; tower++)
-        BY_PRECISION(clip, tower_backward)(clip, tower, b->dfeatures[tower] + row, b->features[tower] + row);
+        CALL_BY_PRECISION(
+            clip, tower_backward, clip, tower, b->dfeatures[tower] + row, b->features[tower] + row);
     b->accumulate = true;
 }
 
@@ -1765,7 +1295,7 @@ void clip_write(Clip *clip, ClipArena arena, const Tensor *x, const float *value
     CUDA_CHECK(
         cudaMemcpy(tensor_place(clip, arena, x), values, x->count * sizeof(float), cudaMemcpyHostToDevice));
     if (arena == ARENA_PARAMETERS) {
-        clip->back->halves_stale = true;
+        clip->back->params_bf16_stale = true;
         clip->back->logit_scale = 0;
     }
 }

@@ -1,5 +1,5 @@
-// Arrays that lie on the GPU and on the host at once, for the tests and the laboratory. Included behind
-// train_clip.cu or clipc/math/gpu.h.
+// Arrays that are on the GPU and on the host at once, and what they are compared with, for the tests and the
+// laboratory. Included after train_clip.cu or clipc/math/gpu.h.
 #ifndef CLIPC_ARRAYS_H
 #define CLIPC_ARRAYS_H
 
@@ -8,7 +8,7 @@
 
 #include <math.h>
 
-// n numbers on the GPU; `host` holds the same widened to float.
+// n numbers on the GPU; `host` holds the same as float.
 template <typename Real> struct Array {
     size_t n;
     Real *gpu;
@@ -23,21 +23,21 @@ template <typename Real> static inline Array<Real> array_create(size_t n) {
 }
 
 template <typename Real> static inline void upload(Array<Real> *a) {
-    Real *narrow = (Real *)malloc_check(a->n * sizeof(Real));
+    Real *values = (Real *)malloc_check(a->n * sizeof(Real));
     for (size_t i = 0; i < a->n; i++) {
-        narrow[i] = (Real)a->host[i];
-        a->host[i] = (float)narrow[i];
+        values[i] = (Real)a->host[i];
+        a->host[i] = (float)values[i];
     }
-    CUDA_CHECK(cudaMemcpy(a->gpu, narrow, a->n * sizeof(Real), cudaMemcpyHostToDevice));
-    free(narrow);
+    CUDA_CHECK(cudaMemcpy(a->gpu, values, a->n * sizeof(Real), cudaMemcpyHostToDevice));
+    free(values);
 }
 
 template <typename Real> static inline const float *download(Array<Real> *a) {
-    Real *narrow = (Real *)malloc_check(a->n * sizeof(Real));
+    Real *values = (Real *)malloc_check(a->n * sizeof(Real));
     CUDA_CHECK(cudaDeviceSynchronize());
-    CUDA_CHECK(cudaMemcpy(narrow, a->gpu, a->n * sizeof(Real), cudaMemcpyDeviceToHost));
-    for (size_t i = 0; i < a->n; i++) a->host[i] = (float)narrow[i];
-    free(narrow);
+    CUDA_CHECK(cudaMemcpy(values, a->gpu, a->n * sizeof(Real), cudaMemcpyDeviceToHost));
+    for (size_t i = 0; i < a->n; i++) a->host[i] = (float)values[i];
+    free(values);
     return a->host;
 }
 
@@ -65,17 +65,38 @@ static inline int *ints_upload(const int *x, size_t n) {
     return p;
 }
 
+static inline float *floats(size_t n) { return (float *)calloc_check(n, sizeof(float)); }
 static inline double *doubles(size_t n) { return (double *)calloc_check(n, sizeof(double)); }
 
 // Largest error against `want`, relative to its largest entry; infinite where a number is not finite.
-static inline double error_of(const float *got, const double *want, size_t n) {
-    double worst = 0, most = 1e-30;
-    for (size_t i = 0; i < n; i++) most = fmax(most, fabs(want[i]));
+template <typename Want> static inline double error_of(const float *got, const Want *want, size_t n) {
+    double worst = 0, largest = 1e-30;
+    for (size_t i = 0; i < n; i++) largest = fmax(largest, fabs((double)want[i]));
     for (size_t i = 0; i < n; i++) {
         if (!isfinite(got[i])) return INFINITY;
-        worst = fmax(worst, fabs(got[i] - want[i]) / most);
+        worst = fmax(worst, fabs(got[i] - (double)want[i]) / largest);
     }
     return worst;
+}
+
+// lse (R,NH), or with pooled_row (B,NH): log-sum-exp of each query's scores, which attention_forward_plain()
+// does not return.
+static inline void attention_lse(float *lse, const float *qkv, const int *start, const int *pooled_row, int B,
+    int C, int NH, bool causal) {
+    const int HS = C / NH;
+    for (int b = 0; b < B; b++)
+        for (int row = start[b]; row < start[b + 1]; row++)
+            for (int head = 0; head < NH && (!pooled_row || row == pooled_row[b]); head++) {
+                const float *q = qkv + (size_t)row * 3 * C + head * HS;
+                double sum = 0;
+                for (int j = start[b]; j < (causal ? row + 1 : start[b + 1]); j++) {
+                    const float *k = qkv + (size_t)j * 3 * C + C + head * HS;
+                    double score = 0;
+                    for (int c = 0; c < HS; c++) score += (double)q[c] * k[c];
+                    sum += exp(score / sqrt(HS));
+                }
+                lse[(size_t)(pooled_row ? b : row) * NH + head] = (float)log(sum);
+            }
 }
 
 #endif

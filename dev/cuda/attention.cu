@@ -1,23 +1,23 @@
 // Attention forward and backward over packed sequences, bf16. Limit: FLOPs; 4 T² HS a head forward, 10 T² HS
-// backward, half of that under the causal mask. At 50 tokens a head's queries, keys and values are 19 KB: it
-// is as much a matter of moving them once.
+// backward, half of that under the causal mask. At 50 tokens a head's queries, keys and values are 19 KB:
+// moving them once matters as much.
 //
-// Forward   1  a thread a query, keys and values from global memory, softmax online: no tensor cores, every
-// key read T times through the caches
-//           2  a block takes 64 queries of a head and walks over the keys in tiles in shared memory; 16
-//               queries a warp by tensor cores. Two passes
-//              over the keys, one for the log-sum-exp, one for the probabilities: nothing is rescaled, and a
-//                  sequence of one tile keeps its scores
-// Backward  1  a thread a query for dq, a thread a key for dk and dv
-//           2  blocks of 64 queries and blocks of 64 keys, tiles as above: probabilities again from the
-//               log-sum-exp; every gradient has one
-//              owner, so that nothing is added by two
+// Forward
+//   1  a thread a query, keys and values from global memory, softmax online: no tensor cores, every key read
+//      T times through the caches
+//   2  a block takes 64 queries of a head and walks over the keys in tiles in shared memory; 16 queries a
+//      warp by tensor cores. Two passes over the keys, one for the log-sum-exp, one for the probabilities:
+//      nothing is rescaled, and a sequence of one tile keeps its scores
+// Backward
+//   1  a thread a query for dq, a thread a key for dk and dv
+//   2  blocks of 64 queries and blocks of 64 keys, tiles as above: probabilities again from the log-sum-exp;
+//      every gradient has one owner, so that no two blocks add to it
 #include "dev/cuda/bench.h"
 
-// p . k over the head's channels
+// p · k over the head's channels
 __device__ inline float head_dot(const bf16 *a, const bf16 *b, int HS) {
     float sum = 0;
-    for (int c = 0; c < HS; c++) sum += widened(a[c]) * widened(b[c]);
+    for (int c = 0; c < HS; c++) sum += to_float(a[c]) * to_float(b[c]);
     return sum;
 }
 
@@ -41,9 +41,9 @@ __global__ void attention_forward_1(
             const float p = expf(score - most);
             sum = sum * shrink + p;
             max = most;
-            for (int c = 0; c < HS; c++) o[c] = o[c] * shrink + p * widened(value[c]);
+            for (int c = 0; c < HS; c++) o[c] = o[c] * shrink + p * to_float(value[c]);
         }
-        for (int c = 0; c < HS; c++) out[(size_t)(first + i) * C + h + c] = rounded<bf16>(o[c] / sum);
+        for (int c = 0; c < HS; c++) out[(size_t)(first + i) * C + h + c] = from_float<bf16>(o[c] / sum);
         lse[(size_t)(first + i) * NH + blockIdx.y] = max + logf(sum);
     }
 }
@@ -72,15 +72,17 @@ __global__ void attention_backward_1(bf16 *dqkv, const bf16 *dout, const bf16 *o
                     p * (head_dot(dout + o, qkv + k + C, HS) - head_dot(dout + o, out + o, HS)) * scale;
                 for (int c = 0; c < HS; c++) {
                     if (way) {
-                        dk[c] += ds * widened(qkv[q + c]);
-                        dv[c] += p * widened(dout[o + c]);
-                    } else dq[c] += ds * widened(qkv[k + c]);
+                        dk[c] += ds * to_float(qkv[q + c]);
+                        dv[c] += p * to_float(dout[o + c]);
+                    } else dq[c] += ds * to_float(qkv[k + c]);
                 }
             }
         }
-        for (int c = 0; c < HS; c++)
-            dqkv[row + c] = rounded<bf16>(dq[c]), dqkv[row + C + c] = rounded<bf16>(dk[c]),
-                       dqkv[row + 2 * C + c] = rounded<bf16>(dv[c]);
+        for (int c = 0; c < HS; c++) {
+            dqkv[row + c] = from_float<bf16>(dq[c]);
+            dqkv[row + C + c] = from_float<bf16>(dk[c]);
+            dqkv[row + 2 * C + c] = from_float<bf16>(dv[c]);
+        }
     }
 }
 
@@ -99,12 +101,15 @@ static void lab_attention(
     Array<bf16> qkv = array_random<bf16>(1, 3 * n, 1), out = array_create<bf16>(n),
                 dout = array_random<bf16>(2, n, 1), dqkv = array_create<bf16>(3 * n);
     Array<float> lse = array_create<float>((size_t)s.R * NH), delta = array_create<float>((size_t)s.R * NH);
-    double *want = doubles(n), *want_lse = doubles(lse.n), *want_dqkv = doubles(3 * n);
-    if (!lab->timed)
-        reference_attention(
-            want, want_lse, want_dqkv, qkv.host, dout.host, s.start, s.read, B, C, NH, causal, false);
-    int *start = ints_upload(s.start, (size_t)B + 1), *read = ints_upload(s.read, (size_t)B);
-    Sequences on_gpu = {B, s.R, s.longest, start, read};
+    float *want = floats(n), *want_lse = floats(lse.n), *want_dqkv = floats(3 * n);
+    if (!lab->timed) {
+        attention_forward_plain(want, qkv.host, s.start, NULL, B, C, NH, causal);
+        attention_lse(want_lse, qkv.host, s.start, NULL, B, C, NH, causal);
+        attention_backward_plain(want_dqkv, dout.host, qkv.host, s.start, NULL, B, C, NH, causal);
+    }
+    int *start = ints_upload(s.start, (size_t)B + 1), *pooled_row = ints_upload(s.pooled_row, (size_t)B);
+    const Sequences on_gpu = {B, s.R, s.longest, start, pooled_row};
+    const Attention w = {C, NH, causal, &lab->gpu};
     char names[2][128];
     snprintf(names[0], sizeof names[0], "attention forward, %s", name);
     snprintf(names[1], sizeof names[1], "attention backward, %s", name);
@@ -122,22 +127,21 @@ static void lab_attention(
         LAUNCH(attention_forward_1, dim3(B, NH), 64, 0, lab->gpu.stream, out.gpu, lse.gpu, qkv.gpu, start, C,
             NH, causal);
     });
-    forward(2, "tiles, tensor cores",
-        [&] { attention_forward(&lab->gpu, out.gpu, lse.gpu, qkv.gpu, &on_gpu, C, NH, causal, false); });
-    attention_forward(&lab->gpu, out.gpu, lse.gpu, qkv.gpu, &on_gpu, C, NH, causal, false);
+    forward(
+        2, "tiles, tensor cores", [&] { attention_forward(out.gpu, lse.gpu, qkv.gpu, &on_gpu, &w, false); });
+    attention_forward(out.gpu, lse.gpu, qkv.gpu, &on_gpu, &w, false);
     backward(1, "a thread a query and key", [&] {
         LAUNCH(attention_backward_1, dim3(B, NH), 64, 0, lab->gpu.stream, dqkv.gpu, dout.gpu, out.gpu,
             lse.gpu, qkv.gpu, start, C, NH, causal);
     });
     backward(2, "tiles, tensor cores", [&] {
-        attention_backward(&lab->gpu, dqkv.gpu, delta.gpu, dout.gpu, out.gpu, lse.gpu, qkv.gpu, &on_gpu, C,
-            NH, causal, false);
+        attention_backward(dqkv.gpu, delta.gpu, dout.gpu, out.gpu, lse.gpu, qkv.gpu, &on_gpu, &w, false);
     });
     free(want);
     free(want_lse);
     free(want_dqkv);
     CUDA_CHECK(cudaFree(start));
-    CUDA_CHECK(cudaFree(read));
+    CUDA_CHECK(cudaFree(pooled_row));
     sequences_free(&s);
     arrays_free(&qkv, &out, &dout, &dqkv, &lse, &delta);
 }

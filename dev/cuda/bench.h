@@ -1,11 +1,12 @@
-// What the operations of the kernel laboratory share: each version is checked at odd sizes and, on a GPU,
-// timed against a limit of the card that is measured first: its copy bandwidth, or the speed of a large
-// matrix product. Included behind train_clip.cu.
+// Shared by the operations of the kernel laboratory: each version is checked at odd sizes and, on a GPU,
+// timed against a limit of the card that is measured first, its copy bandwidth or the speed of a large matrix
+// product. Included after train_clip.cu.
 #ifndef CLIPC_BENCH_H
 #define CLIPC_BENCH_H
 
-#include "dev/cuda/reference.h" // Array, references in double
-#include "dev/test/test.h"      // EXPECT
+#include "clipc/math/plain.h" // the plain loops that versions are compared with
+#include "dev/cuda/arrays.h"  // Array, error_of
+#include "dev/test/test.h"    // EXPECT
 
 #include <algorithm>
 
@@ -39,8 +40,8 @@ template <typename Run> static double lab_seconds(const Lab *lab, Run run) {
     return ms[RUNS / 2] * 1e-3;
 }
 
-// One version of an operation: `moved` bytes or `flops` (the other 0) are what it cannot do without. Checked
-// by check(), or timed.
+// One version of an operation, which has to move `moved` bytes or to compute `flops` (the other is 0).
+// Checked by check(), or timed.
 template <typename Run, typename Check>
 static void lab_version(const Lab *lab, const char *operation, int version, const char *idea, double moved,
     double flops, Run run, Check check) {
@@ -58,14 +59,14 @@ static void lab_version(const Lab *lab, const char *operation, int version, cons
     fflush(stdout);
 }
 
-// Nothing of what an earlier version wrote is left.
+// Removes what an earlier version wrote.
 template <typename Real> static void lab_clear(const Array<Real> *a) {
     CUDA_CHECK(cudaMemset(a->gpu, 0xff, a->n * sizeof(Real)));
 }
 
 template <typename Real>
 static void lab_compare(
-    const char *operation, int version, Array<Real> *out, const double *want, double tolerance) {
+    const char *operation, int version, Array<Real> *out, const float *want, double tolerance) {
     const double error = error_of(download(out), want, out->n);
     EXPECT(
         error <= tolerance, "%s, version %d: error %g, tolerance %g", operation, version, error, tolerance);
@@ -76,8 +77,8 @@ static void lab_open(Lab *lab, bool timed, int widest) {
     memset(lab, 0, sizeof *lab);
     lab->timed = timed;
     CUDA_CHECK(cudaStreamCreate(&lab->gpu.stream));
-    matmul_create(&lab->gpu.matmul);
-    CUDA_CHECK(cudaMalloc(&lab->gpu.parts, (size_t)PARTS * widest * sizeof(float)));
+    lab->gpu.matmul = matmul_create();
+    CUDA_CHECK(cudaMalloc(&lab->gpu.partials, (size_t)MAX_PARTIALS * widest * sizeof(float)));
     if (!timed) return;
     enum { N = 8192 };
     const size_t bytes = (size_t)1 << 30;
@@ -94,10 +95,9 @@ static void lab_open(Lab *lab, bool timed, int widest) {
     CUDA_CHECK(cudaFree(to));
     CUDA_CHECK(cudaMalloc(&x, 3 * (size_t)N * N * sizeof(bf16)));
     CUDA_CHECK(cudaMemset(x, 0x3c, 3 * (size_t)N * N * sizeof(bf16))); // 0.0115
-    const MatmulEnd<bf16> set = {NULL, NULL};
     const double seconds = lab_seconds(lab, [&] {
-        matmul(&lab->gpu.matmul, lab->gpu.stream, x, N, plain(x + (size_t)N * N, N),
-            transposed(x + 2 * (size_t)N * N, N), N, N, N, 1, set);
+        matmul(
+            &lab->gpu, x, N, row_major(x + (size_t)N * N, N), transposed(x + 2 * (size_t)N * N, N), N, N, N);
     });
     lab->product = 2.0 * N * N * N / seconds;
     CUDA_CHECK(cudaFree(x));
@@ -109,9 +109,9 @@ static void lab_open(Lab *lab, bool timed, int widest) {
 }
 
 static void lab_close(Lab *lab) {
-    CUDA_CHECK(cudaFree(lab->gpu.parts));
+    CUDA_CHECK(cudaFree(lab->gpu.partials));
     CUDA_CHECK(cudaFree(lab->flush));
-    matmul_free(&lab->gpu.matmul);
+    matmul_free(lab->gpu.matmul);
     CUDA_CHECK(cudaStreamDestroy(lab->gpu.stream));
 }
 

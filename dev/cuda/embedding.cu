@@ -1,19 +1,19 @@
-// The gradient of the token embedding: to each row of the table the sum of those rows of dx whose token it
+// The gradient of the token embedding: each row of the table gets the sum of those rows of dx whose token it
 // is. Limit: bytes; dx is read, the rows of the batch's tokens are written. Captions share tokens (begin and
-// end of text are in every one), so rows meet; atomic additions would make the sum depend on who comes first.
+// end of text are in every one), so rows meet; atomic additions would make the sum depend on which comes
+// first.
 //
-//           1  a block a row of the table, which looks through all tokens: the reads of tokens grow with
-//               vocabulary times batch
-//           2  the host sorts rows by token (a counting sort while the GPU is busy), one block owns a token
-//               that occurs; 16 groups of threads
-//              share its rows, which matters for the two that are in every caption
+//   1  a block a row of the table, which looks through all tokens: its reads grow with vocabulary times batch
+//   2  the host sorts rows by token (a counting sort while the GPU is busy), one block owns a token that
+//      occurs; 16 groups of threads share its rows, which matters for the two tokens that are in every
+//      caption
 #include "dev/cuda/bench.h"
 
 __global__ void table_backward_1(float *dtable, const bf16 *dx, const int *token, int R, int C) {
     for (int c = threadIdx.x; c < C; c += blockDim.x) {
         float sum = 0;
         for (int i = 0; i < R; i++)
-            if (token[i] == (int)blockIdx.x) sum += widened(dx[(size_t)i * C + c]);
+            if (token[i] == (int)blockIdx.x) sum += to_float(dx[(size_t)i * C + c]);
         dtable[(size_t)blockIdx.x * C + c] = sum;
     }
 }
@@ -49,7 +49,7 @@ static void lab_embedding(Lab *lab, int B, int T, int V, int C) {
     int *gpu_key = ints_upload(key, (size_t)keys);
     int *gpu_start = ints_upload(start, (size_t)keys + 1);
     int *gpu_row = ints_upload(row, (size_t)R);
-    double *want = doubles(dtable.n);
+    float *want = floats(dtable.n);
     for (int i = 0; i < R && !lab->timed; i++)
         for (int c = 0; c < C; c++) want[(size_t)token[i] * C + c] += dx.host[(size_t)i * C + c];
     const auto version = [&](int number, const char *idea, auto run) {

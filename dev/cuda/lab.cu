@@ -1,8 +1,7 @@
-// The kernel laboratory: one file an operation, versions 1 … N of it, of which the last is what train_clip.cu
-// holds.
+// The kernel laboratory: one file for each operation, with versions 1 … N of it; the last is the one in
+// train_clip.cu.
 //
-//     build/lab              checks every version against plain double arithmetic at odd sizes (emulated:
-//         make test)
+//     build/lab              checks every version against plain loops at odd sizes (emulated: make test)
 //     build/labcu --time     the same on a GPU, and times them at the sizes of ViT-B/32 with 1,024 pairs
 //         (make bench-gpu)
 #define CLIP_WITHOUT_MAIN
@@ -19,8 +18,8 @@ static void check_all(Lab *lab) {
     const int sizes[] = {1, 39, 10007, 512, 77};
     lab_layernorm(lab, 37, 39);
     lab_layernorm(lab, 19, 104);
-    lab_activation(lab, 37, 21, true);
-    lab_activation(lab, 125, 8, false);
+    lab_activation(lab, 37, 21, ACTIVATION_QUICK_GELU);
+    lab_activation(lab, 125, 8, ACTIVATION_GELU);
     lab_attention(lab, "captions", 5, 19, 2, 3, 13, true);
     lab_attention(lab, "images", 2, 50, 50, 2, 24, false);
     lab_adamw(lab, sizes, 5);
@@ -41,8 +40,8 @@ static void time_all(Lab *lab) {
             for (int i = 0; i < A_BLOCK; i++) sizes[n++] = block[i];
         }
     lab_layernorm(lab, B * PATCHES, CI);
-    lab_activation(lab, B * PATCHES, 4 * CI, true);
-    lab_activation(lab, B * PATCHES, 4 * CI, false);
+    lab_activation(lab, B * PATCHES, 4 * CI, ACTIVATION_QUICK_GELU);
+    lab_activation(lab, B * PATCHES, 4 * CI, ACTIVATION_GELU);
     lab_attention(lab, "images of 50 tokens", B, PATCHES, PATCHES, CI / 64, 64, false);
     lab_attention(lab, "images of 257 tokens", B / 8, 257, 257, 16, 64, false);
     lab_attention(lab, "captions of 8 to 24 tokens", B, 24, 8, CT / 64, 64, true);
@@ -53,7 +52,7 @@ static void time_all(Lab *lab) {
 
 int main(int argc, char **argv) {
     const bool time = argc == 2 && strcmp(argv[1], "--time") == 0;
-    if (argc > 1 && !time) die(EXIT_USAGE, "%s: no such option; --time or nothing", argv[1]);
+    if (argc > 1 && !time) die(EXIT_USAGE, "unknown option %s; the only one is --time", argv[1]);
     Lab lab;
     lab_open(&lab, false, 4096);
     check_all(&lab);

@@ -2,14 +2,14 @@
 // product and read three times: for the log-sum-exps of rows and of columns, and to be replaced by its
 // gradient.
 //
-//           1  the whole (n,n) matrix; a block a row, then a thread a column, each with one pass for the
-//               maximum and one for the sum
-//           2  tiles of rows: log-sum-exps online, in one pass over a tile for the rows and one for the
-//               columns, logits computed again for the
-//              gradient where the matrix does not fit into one tile: 4 GB less at 32,768 pairs
+//   1  the whole (n,n) matrix; a block a row, then a block a column, each with one pass for the maximum and
+//       one for the sum
+//   2  tiles of rows: log-sum-exps online, in one pass over a tile for the rows and one for the columns;
+//      logits are computed again for the gradient where the matrix does not fit into one tile: 4 GB less at
+//      32,768 pairs
 #include "dev/cuda/bench.h"
 
-// lse (n) of rows of x (n,n), or of columns: `step` apart, a line every `line`
+// lse (n) of the rows of x (n,n), or of its columns: entries are `step` apart, rows or columns `line`
 __global__ void loss_lse_1(float *lse, const float *x, int n, size_t line, size_t step) {
     SHARED_ARRAY(float, sums); // (32)
     const float *at = x + blockIdx.x * line;
@@ -31,26 +31,17 @@ __global__ void loss_gradient_1(float *x, const float *row_lse, const float *col
 static void lab_loss(Lab *lab, int n, int E, int tile) {
     const size_t size = (size_t)n * E;
     const float scale = 2.5f;
-    const MatmulEnd<float> set = {NULL, NULL};
     Array<float> image = array_random<float>(1, size, 0.2), text = array_random<float>(2, size, 0.2),
                  dimage = array_create<float>(size), dtext = array_create<float>(size);
     Array<float> logits = array_create<float>((size_t)n * n), row_lse = array_create<float>((size_t)n),
-                 column_lse = array_create<float>((size_t)n), share = array_create<float>((size_t)n);
-    double *sums[5], *want_dimage = doubles(size), *want_dtext = doubles(size), dscale;
+                 column_lse = array_create<float>((size_t)n), target = array_create<float>((size_t)n);
+    double *sums[5], dscale;
+    float *want_dimage = floats(size), *want_dtext = floats(size);
     for (auto &p : sums) CUDA_CHECK(cudaMalloc(&p, (size_t)n * sizeof(double) + 16));
-    LossScratch t = {};
-    t.tile = tile;
-    t.logits = logits.gpu;
-    t.row_lse = row_lse.gpu;
-    t.column_lse = column_lse.gpu;
-    t.share = share.gpu;
-    t.column_sum = sums[0];
-    t.right = sums[1];
-    t.row_loss = sums[2];
-    t.row_dot = sums[3];
-    t.totals = sums[4];
+    const LossScratch t = {tile, logits.gpu, row_lse.gpu, column_lse.gpu, sums[0], target.gpu, sums[1],
+        sums[2], sums[3], sums[4], NULL};
     if (!lab->timed)
-        reference_loss(
+        contrastive_loss_plain(
             want_dimage, want_dtext, &dscale, image.host, text.host, NULL, POSITIVES_DIAGONAL, n, E, scale);
     const auto version = [&](int number, const char *idea, auto run) {
         lab_version(
@@ -61,17 +52,17 @@ static void lab_loss(Lab *lab, int n, int E, int tile) {
     };
     const Gpu *k = &lab->gpu;
     version(1, "the whole matrix, two passes each", [&] {
-        matmul(&k->matmul, k->stream, logits.gpu, n, plain(image.gpu, E), transposed(text.gpu, E), n, n, E,
-            scale, set, true);
+        loss_product(
+            k, logits.gpu, n, row_major(image.gpu, E), transposed(text.gpu, E), n, n, E, scale, false);
         LAUNCH(loss_lse_1, n, 256, 32 * sizeof(float), k->stream, row_lse.gpu, logits.gpu, n, (size_t)n,
             (size_t)1);
         LAUNCH(loss_lse_1, n, 256, 32 * sizeof(float), k->stream, column_lse.gpu, logits.gpu, n, (size_t)1,
             (size_t)n);
         LAUNCH(loss_gradient_1, n, 256, 0, k->stream, logits.gpu, row_lse.gpu, column_lse.gpu, n);
-        matmul(&k->matmul, k->stream, dimage.gpu, E, plain(logits.gpu, n), plain(text.gpu, E), n, E, n, scale,
-            set, true);
-        matmul(&k->matmul, k->stream, dtext.gpu, E, transposed(logits.gpu, n), plain(image.gpu, E), n, E, n,
-            scale, set, true);
+        loss_product(
+            k, dimage.gpu, E, row_major(logits.gpu, n), row_major(text.gpu, E), n, E, n, scale, false);
+        loss_product(
+            k, dtext.gpu, E, transposed(logits.gpu, n), row_major(image.gpu, E), n, E, n, scale, false);
     });
     version(2, "tiles, online", [&] {
         contrastive_loss(k, dimage.gpu, dtext.gpu, &dscale, &t, image.gpu, text.gpu, NULL, POSITIVES_DIAGONAL,
@@ -80,5 +71,5 @@ static void lab_loss(Lab *lab, int n, int E, int tile) {
     for (auto p : sums) CUDA_CHECK(cudaFree(p));
     free(want_dimage);
     free(want_dtext);
-    arrays_free(&image, &text, &dimage, &dtext, &logits, &row_lse, &column_lse, &share);
+    arrays_free(&image, &text, &dimage, &dtext, &logits, &row_lse, &column_lse, &target);
 }
