@@ -327,7 +327,7 @@ static void test_loader_asserts_its_configuration(void) {
     good.config.vocab_size = 100;
     EXPECT(run_child(assert_case, &good) == 0, "%s", child_output);
     const char *const conditions[] = {"batch_size >= 1", "image.size >= 1", "max_pixels >= 1", "context >= 2",
-        "vocab_size >= 3", "distinct_step % c->batch_size", "data->keys", "position >= 0"};
+        "vocab_size >= 3", "distinct_step % config->batch_size", "data->keys", "position >= 0"};
     for (size_t i = 0; i < sizeof conditions / sizeof *conditions; i++) {
         AssertCase c = good;
         if (i == 0) c.config.batch_size = 0;
