@@ -103,7 +103,7 @@ static inline StringList parts_split(const char *spec) {
         const char *end = strstr(part, "::");
         char name[PATH_SIZE];
         path_format(name, "%.*s", end ? (int)(end - part) : (int)strnlen(part, PATH_SIZE), part);
-        if (!name[0]) die(EXIT_USAGE, "%s: nothing beside ::; give something on both sides", spec);
+        if (!name[0]) die(EXIT_USAGE, "%s: nothing on one side of ::; give a source on each side", spec);
         string_list_add(&out, name);
         if (!end) return out;
         part = end + 2;

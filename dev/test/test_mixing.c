@@ -208,7 +208,7 @@ static void test_wrong_sources_end_in_one_line(void) {
     c = open_of(join(spec, at("f"), at("gone-{0..1}.tar")));
     EXPECT_DEATH(open_case, &c, "no such shard");
     c = open_of(join(spec, at("f"), ""));
-    EXPECT_DEATH(open_case, &c, "nothing beside ::");
+    EXPECT_DEATH(open_case, &c, "nothing on one side of ::");
     c = open_of(join(spec, at("f"), at("m.tar")));
     c.config.type = DATASET_WEBDATASET;
     EXPECT(run_child(open_case, &c) == 0 && strstr(child_output, "it is not a file"), "%s",
