@@ -199,7 +199,7 @@ static inline int train_end_interrupted(Training *t, bool saved) {
     if (!saved) train_save(t, "step", t->state.step);
     train_draw(t);
     logger_print(&t->log, "interrupted after step %lld; go on with: %s --resume %s.bin",
-        (long long)t->state.step, program_invocation_name, t->last_saved);
+        (long long)t->state.step, program_path(), t->last_saved);
     return EXIT_INTERRUPTED;
 }
 
