@@ -41,18 +41,8 @@ static void make_loader_data(void) {
 
 static LoaderConfig loader_config(int workers) {
     static AugmentConfig augment;
-    char error[256];
-    augment_parse(&augment, "scale=0.5,1.0 color_jitter=0.4,0.4,0.4,0.1", error);
-    LoaderConfig c;
-    memset(&c, 0, sizeof c);
-    c.batch_size = 8;
-    c.workers = workers;
-    c.image.size = SIZE;
-    c.augment = &augment;
-    c.image.max_pixels = 10000;
-    c.seed = 3;
-    c.shuffle = true;
-    return c;
+    augment = augment_of("scale=0.5,1.0 color_jitter=0.4,0.4,0.4,0.1");
+    return small_batches(workers, SIZE, &augment);
 }
 
 // Runs an epoch from `position` for `batches`; a hash of all that the batches hold, each sample's index in

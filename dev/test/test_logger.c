@@ -206,7 +206,7 @@ static void test_resuming_cuts_later_records(void) {
     free(metrics);
 }
 
-// A file size limit stands for the full disk: writes beyond it fail with EFBIG, at first in the middle of a
+// A file size limit simulates the full disk: writes beyond it fail with EFBIG, at first in the middle of a
 // line.
 static void work_full_disk(const char *path) {
     struct rlimit limit;

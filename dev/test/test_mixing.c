@@ -60,24 +60,15 @@ static void make_sources(void) {
 
 static LoaderConfig loader_config(int workers) {
     static AugmentConfig augment;
-    char error[256];
-    augment_parse(&augment, "scale=0.4,1.0", error);
-    LoaderConfig c;
-    memset(&c, 0, sizeof c);
-    c.batch_size = 8;
-    c.workers = workers;
-    c.image.size = SIZE;
-    c.augment = &augment;
-    c.image.max_pixels = 10000;
-    c.seed = 3;
-    c.shuffle = true;
+    augment = augment_of("scale=0.4,1.0");
+    LoaderConfig c = small_batches(workers, SIZE, &augment);
     c.tokenizer = tokenizer;
     c.context = CONTEXT;
     return c;
 }
 
 typedef struct {
-    int64_t indices[512], positions[64]; // of the samples; behind each batch
+    int64_t indices[512], positions[64]; // of the samples; after each batch
     uint64_t keys[512], hashes[64];      // of the samples; of each batch
     int tokens[512 * CONTEXT];
     uint64_t pixels[512]; // their hashes
@@ -124,7 +115,7 @@ static int same_pixels(const Seen *seen, int *repeated) {
     return equal;
 }
 
-// The same for any number of workers, and from behind any `step` batches on.
+// The same for any number of workers, and when resumed after any `step` batches.
 static void expect_reproducible(const Dataset *d, LoaderConfig c, int64_t epoch, int batches, int step) {
     static Seen whole, again;
     c.workers = 1;
@@ -375,7 +366,7 @@ static void test_shard_of_a_command_is_read(void) {
     EXPECT_CAPTION(&d, 7, &b, "of row 7");
     dataset_free(&d);
     snprintf(spec, sizeof spec, "pipe:cat %.*s{m,m}.tar; head -c 300000 /dev/zero", (int)(strlen(path) - 5),
-        path); // braces; data behind the archive
+        path); // braces; data after the archive
     d = dataset_open(spec, &c, 2);
     EXPECT(d.count == 2 * TAR && d.file_count == 2);
     EXPECT_CAPTION(&d, 2 * TAR - 1, &b, "of row 19");
@@ -431,7 +422,7 @@ static void test_keys_are_equal_for_false_negatives(void) {
             for (int i = 0; i < 7; i++) wanted += of[i] * (of[i] - 1) / 2;
             EXPECT(same_key(&d, 0, 7) && same_key(&d, 3, CSV + 3) && pairs == wanted, "%d of %d", (int)pairs,
                 (int)wanted);
-        } else { // 24 rows with a text: 8 none, 16 some; all else stands alone
+        } else { // 24 rows with a text: 8 none, 16 some; the others have unique keys
             EXPECT(pairs == 8 * 7 / 2 + 16 * 15 / 2 && same_key(&d, 0, 3) && !same_key(&d, 4, 9), "%d",
                 (int)pairs);
         }
@@ -466,7 +457,7 @@ static void test_false_negatives_are_counted(void) {
     b[1].count = 3;
     EXPECT(batch_false_negatives(b, 1) == 2 && batch_false_negatives(b + 1, 1) == 0);
     EXPECT(batch_false_negatives(b, 2) == 3 * 2 + 2, "%d",
-        (int)batch_false_negatives(b, 2)); // 2 stands three times, 3 twice
+        (int)batch_false_negatives(b, 2)); // 2 occurs three times, 3 twice
     b[0].count = b[1].count = 0;
     EXPECT(batch_false_negatives(b, 2) == 0);
 }
@@ -577,7 +568,7 @@ static void test_distinct_batches_survive_broken_samples(void) {
     Loader *l = loader_create(&d, &c);
     Batch b = batch_create(&c);
     run_epoch(&seen, &d, &c, 4, 0, 1);
-    loader_start_epoch(l, 3, 0); // an epoch given up in the middle of a step leaves no keys behind
+    loader_start_epoch(l, 3, 0); // an epoch given up in the middle of a step leaves no keys
     loader_next(l, &b);
     loader_start_epoch(l, 4, 0);
     EXPECT(loader_next(l, &b) == 6 && !memcmp(b.indices, seen.indices, 6 * sizeof *b.indices));

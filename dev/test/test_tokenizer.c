@@ -1,4 +1,4 @@
-// Tests of clipc/data/tokenizer.h and what it stands on.
+// Tests of clipc/data/tokenizer.h, text_clean.h and unicode.h.
 //   dev/test/test_tokenizer [GOLDEN_DIR]
 // GOLDEN_DIR holds tokens.jsonl, unicode_classes.tsv and unicode_lower.tsv; every record in them is checked,
 // no caption is excused.
@@ -35,7 +35,7 @@ static void expect_ids(const Tokenizer *t, const char *caption, int context, con
     int ids[CONTEXT], used = tokenizer_encode(t, caption, strlen(caption), ids, context);
     EXPECT(used == count && memcmp(ids, expected, (size_t)count * sizeof *ids) == 0,
         "'%s': %d ids, %d expected", caption, used, count);
-    for (int i = used; i < context; i++) EXPECT(ids[i] == 0, "'%s': id %d behind the end", caption, ids[i]);
+    for (int i = used; i < context; i++) EXPECT(ids[i] == 0, "'%s': id %d after the end", caption, ids[i]);
 }
 #define EXPECT_IDS(caption, context, ...)                                                     \
     do {                                                                                      \
@@ -92,7 +92,7 @@ static void test_words_are_cut_as_by_the_pattern(void) {
     }
 }
 
-// The pair of the lowest rank goes first, wherever it stands, and all its occurrences from the left.
+// The pair of the lowest rank is merged first, wherever it occurs, and all its occurrences from the left.
 static void test_pairs_are_merged_by_rank(void) {
     char error[256] = "";
     const char *merges = "b c\na a\na b\nab c</w>\na bc\nabc c</w>";
@@ -285,7 +285,7 @@ static void test_classes_of_code_points_are_pythons(void) {
             unicode_class(cases[i].c) == cases[i].kind, "U+%04X: %c", cases[i].c, unicode_class(cases[i].c));
 }
 
-// Plain ASCII takes a short way: the long one, forced by a letter behind, says the same.
+// Plain ASCII has a fast path; the general one, forced by a letter at the end, gives the same.
 static void test_plain_ascii_is_cleaned_the_same_way(const Tokenizer *t) {
     Rand rng = rand_for(1, 0, 0);
     for (int k = 0; k < 2000; k++) {
