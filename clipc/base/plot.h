@@ -74,7 +74,7 @@ static inline void plot_mark(PlotPanel *p, double x, const char *label) {
     m->label = label;
 }
 
-// A label beside a point.
+// A label next to a point.
 static inline void plot_note(PlotPanel *p, double x, double y, const char *label) {
     plot_mark(p, x, label);
     p->marks[p->mark_count - 1].y = y;

@@ -42,13 +42,19 @@
 
 // ---------------------------------------------------------------- messages
 
-// argv[0] without its folder
-static inline const char *program_name(void) {
+// argv[0] as the user typed it; macOS and BSD keep only the name.
+static inline const char *program_path(void) {
 #ifdef __linux__
-    return program_invocation_short_name;
+    return program_invocation_name;
 #else
-    return getprogname(); // macOS, BSD
+    return getprogname();
 #endif
+}
+
+// The name with which messages begin.
+static inline const char *program_name(void) {
+    const char *path = program_path(), *slash = strrchr(path, '/');
+    return slash ? slash + 1 : path;
 }
 
 static inline void message_v(const char *format, va_list args) {

@@ -246,22 +246,17 @@ static inline void loader_check_captions(const Dataset *data, const LoaderConfig
             data->files[0].path, config->vocab_size);
 }
 
-// The ranges of LoaderConfig.
-static inline void loader_assert_config(const Dataset *data, const LoaderConfig *c) {
-    assert(c->batch_size >= 1 && c->image.size >= 1 && c->image.max_pixels >= 1);
-    assert(c->context == 0 || c->context >= 2);
-    assert(c->context == 0 || c->tokenizer || c->vocab_size >= 3);
-    assert(!c->templates == !c->classnames);
-    assert(c->distinct_step >= 0 && c->distinct_step % c->batch_size == 0);
-    assert(!c->distinct_step || data->keys);
-    assert(!c->cache || c->cache->count == data->count);
-}
-
 // Starts the workers; they are idle until loader_start_epoch(). `data` and what `config` points to must
 // outlive the loader.
 static inline Loader *loader_create(const Dataset *data, const LoaderConfig *config) {
     loader_check_captions(data, config);
-    loader_assert_config(data, config);
+    assert(config->batch_size >= 1 && config->image.size >= 1 && config->image.max_pixels >= 1);
+    assert(config->context == 0 || config->context >= 2);
+    assert(config->context == 0 || config->tokenizer || config->vocab_size >= 3);
+    assert(!config->templates == !config->classnames);
+    assert(config->distinct_step >= 0 && config->distinct_step % config->batch_size == 0);
+    assert(!config->distinct_step || data->keys);
+    assert(!config->cache || config->cache->count == data->count);
     Loader *l = (Loader *)calloc_check(1, sizeof *l);
     l->data = data;
     l->config = *config;

@@ -170,7 +170,7 @@ static inline SampleStatus sample_tar_caption(const Dataset *d, const DataSample
 // ---------------------------------------------------------------- CSV, folder
 
 // The image's path from the CSV's folder; false where it is absolute, or the CSV is in the working directory.
-static inline bool csv_image_beside(const DataFile *f, const DataSample *s, char out[2 * PATH_SIZE]) {
+static inline bool csv_image_path(const DataFile *f, const DataSample *s, char out[2 * PATH_SIZE]) {
     const char *path = f->text + s->image, *slash = strrchr(f->path, '/');
     if (path[0] == '/' || !slash) return false;
     snprintf(out, 2 * PATH_SIZE, "%.*s/%s", (int)(slash - f->path), f->path, path);
@@ -179,9 +179,9 @@ static inline bool csv_image_beside(const DataFile *f, const DataSample *s, char
 
 // The image's path: absolute, else from the CSV's folder, else from the working directory.
 static inline SampleStatus sample_csv_image(const DataFile *f, const DataSample *s, ByteBuffer *out) {
-    char beside[2 * PATH_SIZE];
+    char path[2 * PATH_SIZE];
     SampleStatus status =
-        csv_image_beside(f, s, beside) ? sample_read_file(out, beside, IMAGE_MOST_BYTES) : SAMPLE_MISSING;
+        csv_image_path(f, s, path) ? sample_read_file(out, path, IMAGE_MOST_BYTES) : SAMPLE_MISSING;
     return status == SAMPLE_MISSING ? sample_read_file(out, f->text + s->image, IMAGE_MOST_BYTES) : status;
 }
 
@@ -338,7 +338,7 @@ static inline uint64_t key_of_caption(const char *text, size_t length) {
 }
 
 // Samples with the same key are false negatives of each other when they meet in a step (--positives-key). By
-// default these are those with the same caption; where labels stand for captions, those of the same class.
+// default these are those with the same caption; where labels replace captions, those of the same class.
 // `caption` is what dataset_read gave.
 //   caption  the text
 //   image    the path of the file: several captions of one image
@@ -356,7 +356,7 @@ static inline uint64_t sample_key(
     if (kind == KEY_CAPTION && caption_bytes) return key_of_caption(caption, caption_bytes);
     if (kind == KEY_IMAGE) {
         if (sample_type(d, s) != DATASET_CSV) dataset_origin(d, index, path, sizeof path);
-        else if (s->image_bytes >= 0 && !csv_image_beside(f, s, path))
+        else if (s->image_bytes >= 0 && !csv_image_path(f, s, path))
             snprintf(path, sizeof path, "%s", f->text + s->image);
         if (s->image_bytes >= 0) return key_of_text(path, strlen(path));
     }

@@ -103,7 +103,8 @@ static inline void weighted_sum_plain(
     enum { BLOCK = 256 }; // the sums stay in the L1 cache
     int32_t sum[BLOCK];
     for (size_t start = 0; start < n; start += BLOCK) {
-        size_t m = n - start < BLOCK ? n - start : BLOCK;
+        size_t m = n - start;
+        if (m > BLOCK) m = BLOCK;
         for (size_t i = 0; i < m; i++) sum[i] = 1 << (RESAMPLE_BITS - 1);
         for (int k = 0; k < taps; k++) {
             const uint8_t *line = in + (size_t)k * stride + start;

@@ -11,7 +11,6 @@
 #include <archive_entry.h>
 #include <ctype.h>
 #include <fcntl.h>
-#include <sys/wait.h>
 
 // ---------------------------------------------------------------- lists of shards
 
@@ -104,7 +103,7 @@ static inline StringList parts_split(const char *spec) {
         const char *end = strstr(part, "::");
         char name[PATH_SIZE];
         path_format(name, "%.*s", end ? (int)(end - part) : (int)strnlen(part, PATH_SIZE), part);
-        if (!name[0]) die(EXIT_USAGE, "%s: nothing beside ::; give something on both sides", spec);
+        if (!name[0]) die(EXIT_USAGE, "%s: nothing on one side of ::; give a source on each side", spec);
         string_list_add(&out, name);
         if (!end) return out;
         part = end + 2;
@@ -160,7 +159,7 @@ static inline int member_kind(const char *kind, const char *list) {
 typedef struct {
     struct archive *archive;
     const char *path;
-    FILE *command; // its output is the shard; or NULL
+    Process command; // its output is the shard; pid 0: the shard is a file
     int fd;
     int64_t file_bytes;
     char error[256]; // why reading ended early, or ""
@@ -178,9 +177,10 @@ static inline bool tar_open_fd(TarReader *t) {
     struct stat st;
     const char *command = shard_command(t->path);
     if (command) {
-        t->command = popen(command, "r"); // by /bin/sh -c, as WebDataset does
-        if (!t->command) die(EXIT_RUNTIME, "%s: cannot start the command (%s)", t->path, strerror(errno));
-        t->fd = fileno(t->command);
+        const char *const shell[] = {"/bin/sh", "-c", command, NULL}; // as WebDataset does
+        const int error = process_start(&t->command, shell, STDOUT_FILENO, false);
+        if (error) die(EXIT_RUNTIME, "%s: cannot start the command (%s)", t->path, strerror(error));
+        t->fd = t->command.pipe;
         return true;
     }
     t->fd = open(t->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); // a pipe would block
@@ -215,15 +215,16 @@ static inline bool tar_open(TarReader *t, const char *path) {
 // perhaps a different part in the next run.
 static inline void tar_close(TarReader *t) {
     char rest[4096];
+    int status;
     archive_read_free(t->archive);
-    if (!t->command) {
+    if (!t->command.pid) {
         if (t->fd >= 0) close(t->fd);
         return;
     }
     // reads what follows the end of the archive, or the command would fail with a broken pipe
     while (read(t->fd, rest, sizeof rest) > 0) {}
-    int status = pclose(t->command);
-    if (status < 0) die(EXIT_RUNTIME, "%s: the command has no exit status (%s)", t->path, strerror(errno));
+    process_wait(&t->command, true, &status);
+    if (status == -1) die(EXIT_RUNTIME, "%s: the command has no exit status", t->path);
     if (WIFSIGNALED(status))
         die(EXIT_RUNTIME, "%s: the command was ended by signal %d (%s)", t->path, WTERMSIG(status),
             strsignal(WTERMSIG(status)));
@@ -249,7 +250,7 @@ static inline bool tar_next(TarReader *t, TarMember *out) {
         if (!out->name) out->name = archive_entry_pathname_utf8(entry);
         if (!out->name) continue;
         out->bytes = archive_entry_size(entry);
-        bool stored = !t->command && archive_filter_count(t->archive) == 1 &&
+        bool stored = !t->command.pid && archive_filter_count(t->archive) == 1 &&
                       archive_entry_sparse_count(entry) == 0; // the one filter: none
         out->offset = stored ? archive_filter_bytes(t->archive, 0) : -1;
         if (!stored || (out->bytes >= 0 && out->offset >= 0 && out->offset <= t->file_bytes &&

@@ -94,7 +94,8 @@ static inline void grid_read(
         const int own = classes ? bytes.label : grid_caption(g, bytes.caption, bytes.caption_bytes);
         uint8_t *square = pixels + (size_t)g->count * size;
         int orientation;
-        if (!shown || sample_eval_pixels(square, &orientation, &bytes.image, &c->image) != SAMPLE_OK) continue;
+        if (!shown || sample_eval_pixels(square, &orientation, &bytes.image, &c->image) != SAMPLE_OK)
+            continue;
         ReportImage *p = &g->list[g->count];
         p->own = own;
         p->png = png_of_planes(square, c->image.size, &p->png_bytes);

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Draws a small captioned picture set: coloured shapes of several sizes, places, textures and backgrounds (numpy only).
+"""Draws a small set of captioned images: coloured shapes of several sizes, places, textures and backgrounds (numpy only).
 
   dev/data/make_shapes.py --out DIR [--count 4000] [--seed 0] [--domain plain|shifted] [--size 32]
 
 plain:   filled shapes on light paper; "a photo of a small red circle on white paper"
 shifted: the same shapes as outlines on brown, grainy cardboard, colours paler; "a crayon drawing of a small red circle"
 
-DIR/images/NNNNNN.png, DIR/train.csv and DIR/val.csv (filepath, title, label; every eighth picture is for validation),
+DIR/images/NNNNNN.png, DIR/train.csv and DIR/val.csv (filepath, title, label; every eighth image is for validation),
 DIR/classnames.txt (line i is class i: colour and shape), DIR/templates.txt (prompts; {} stands for the class name).
 """
 import argparse
@@ -24,7 +24,7 @@ SHAPES = ["circle", "square", "triangle", "diamond", "cross", "star", "ring", "m
 CLASSES = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
 PAPERS = {"white": (245, 245, 245), "cream": (250, 235, 200), "gray": (190, 190, 190), "sky blue": (190, 220, 245)}
 TEXTURES = ["plain", "striped", "dotted"]
-SIZES = {"small": 0.34, "medium": 0.46, "large": 0.58}  # radius in half pictures
+SIZES = {"small": 0.34, "medium": 0.46, "large": 0.58}  # radius; half an image is 1
 PLACES = {"on the left": (-0.35, 0), "on the right": (0.35, 0), "at the top": (0, -0.35), "at the bottom": (0, 0.35), "in the middle": (0, 0)}
 
 PLAIN_OPENINGS = ["a photo of {}", "a picture of {}", "{}", "there is {}", "{} to look at"]
@@ -55,7 +55,7 @@ def distance_to_edge(shape, x, y):
 
 
 def draw(rng, size, domain, shape, colour, paper, texture, radius, place):
-    """One picture (size,size,3) uint8, drawn at twice the size and averaged."""
+    """One image (size,size,3) uint8, drawn at twice the size and averaged."""
     n = 2 * size
     axis = (np.arange(n) + 0.5) / size - 1
     x, y = axis[None, :], axis[:, None]
@@ -76,9 +76,9 @@ def draw(rng, size, domain, shape, colour, paper, texture, radius, place):
         cover = np.clip(0.5 + (0.08 - np.abs(edge)) * n / 3, 0, 1) * (0.9 + 0.1 * rng.random((n, n)))
         cover = np.maximum(cover, 0.25 * (edge < 0)) if texture != "plain" else cover # rubbed with the flat of the crayon
         ink, ground, grain = 25 + 0.85 * ink, np.array((205, 175, 135)) + (ground - 220) * 0.2, 14
-    picture = ground + (ink - ground) * cover[..., None]
-    picture = picture.reshape(size, 2, size, 2, 3).mean(axis=(1, 3)) + rng.normal(0, grain, (size, size, 3))
-    return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
+    image = ground + (ink - ground) * cover[..., None]
+    image = image.reshape(size, 2, size, 2, 3).mean(axis=(1, 3)) + rng.normal(0, grain, (size, size, 3))
+    return np.clip(np.rint(image), 0, 255).astype(np.uint8)
 
 
 def with_article(words):
@@ -101,11 +101,11 @@ def caption(rng, domain, colour, shape, paper, texture, size, place):
     return openings[rng.integers(len(openings))].format(words)
 
 
-def write_png(path, picture):
-    """8-bit RGB, each row behind filter byte 0 (PNG specification, 2nd edition, sections 7 and 11)."""
-    height, width, _ = picture.shape
+def write_png(path, image):
+    """8-bit RGB, each row after filter byte 0 (PNG specification, 2nd edition, sections 7 and 11)."""
+    height, width, _ = image.shape
     rows = np.zeros((height, 1 + 3 * width), np.uint8)
-    rows[:, 1:] = picture.reshape(height, 3 * width)
+    rows[:, 1:] = image.reshape(height, 3 * width)
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -128,9 +128,9 @@ def make(out, count, seed, domain, size):
         label = int(rng.integers(len(CLASSES)))
         colour, shape = CLASSES[label].split()
         paper, texture, big, place = pick(rng, PAPERS), pick(rng, TEXTURES), pick(rng, SIZES), pick(rng, PLACES)
-        picture = draw(rng, size, domain, shape, COLOURS[colour], PAPERS[paper], texture, SIZES[big], PLACES[place])
+        image = draw(rng, size, domain, shape, COLOURS[colour], PAPERS[paper], texture, SIZES[big], PLACES[place])
         path = f"images/{i:06d}.png"
-        write_png(os.path.join(out, path), picture)
+        write_png(os.path.join(out, path), image)
         rows["val" if i % 8 == 7 else "train"].append((path, caption(rng, domain, colour, shape, paper, texture, big, place), CLASSES[label]))
     for split, list_ in rows.items():
         with open(os.path.join(out, split + ".csv"), "w", newline="") as f:
@@ -143,9 +143,9 @@ def make(out, count, seed, domain, size):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Draws a small captioned picture set.")
+    parser = argparse.ArgumentParser(description="Draws a small set of captioned images.")
     parser.add_argument("--out", required=True, help="folder to make")
-    parser.add_argument("--count", type=int, default=4000, help="pictures (4000)")
+    parser.add_argument("--count", type=int, default=4000, help="images (4000)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--domain", choices=("plain", "shifted"), default="plain")
     parser.add_argument("--size", type=int, default=32, help="pixels (32)")
@@ -153,7 +153,7 @@ def main():
     if o.count < 16 or not 16 <= o.size <= 512:
         sys.exit("make_shapes.py: --count has to be 16 or more, --size 16 to 512")
     make(o.out, o.count, o.seed, o.domain, o.size)
-    print(f"{o.out}: {o.count} pictures of {len(CLASSES)} classes, domain {o.domain}")
+    print(f"{o.out}: {o.count} images of {len(CLASSES)} classes, domain {o.domain}")
 
 
 if __name__ == "__main__":

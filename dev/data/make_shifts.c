@@ -1,11 +1,11 @@
-// Copies of a labelled picture set in other styles, as a tar of .png, .txt and .cls: what forgetting and
-// robustness are measured on.
+// Copies of a labelled image set in other styles, as a tar of .png, .txt and .cls, to measure forgetting and
+// robustness.
 //
 //     make_shifts SHARDS CLASSNAMES OUT.tar FIRST COUNT PICK STYLE...
 //
-// Pictures FIRST … FIRST+COUNT-1 of the WebDataset SHARDS. PICK 0: each in every style. PICK n: each in n
-// styles drawn at random, mirrored half of the time. The class is that of .cls, else the class name that
-// stands in the caption. Styles, with a number behind the colon: clean, gray, blur:SIGMA, contrast:FACTOR,
+// Images FIRST … FIRST+COUNT-1 of the WebDataset SHARDS. PICK 0: each in every style. PICK n: each in n
+// styles drawn at random, mirrored half of the time. The class is that of .cls, else the class name in the
+// caption. Styles, with a number after the colon: clean, gray, blur:SIGMA, contrast:FACTOR,
 // noise:SIGMA, dark:FACTOR, bright:PLUS, warm:FACTOR, invert.
 #include "clipc/base/utils.h"
 #include "clipc/base/rand.h"
@@ -15,10 +15,7 @@
 
 typedef struct {
     const char *name; // as on the command line
-    char
-        // its first letters tell styles apart: c clean, g gray, b blur, k contrast, n noise, x factor, p
-        // plus, w warm, i invert
-        kind;
+    char kind;        // c clean, g gray, b blur, k contrast, n noise, x factor, p plus, w warm, i invert
     double amount;
     const char *caption;
 } Style;
@@ -118,7 +115,7 @@ static void tar_add(FILE *f, const char *path, const char *name, const void *dat
     fwrite_check(zeros, round_up(bytes, 512) - bytes, f, path);
 }
 
-static void add_picture(FILE *f, const char *path, const char *key, const uint8_t *rgb, int W, int H,
+static void add_image(FILE *f, const char *path, const char *key, const uint8_t *rgb, int W, int H,
     const char *caption, int label) {
     char name[64], text[32];
     png_image png;
@@ -144,11 +141,10 @@ static void add_picture(FILE *f, const char *path, const char *key, const uint8_
     tar_add(f, path, name, text, strlen(text));
 }
 
-static int find_label(const SampleBuffers *bytes, const StringList *names) {
+static int find_label(const SampleBuffers *b, const StringList *names) {
     char caption[256];
-    if (bytes->label >= 0) return bytes->label;
-    snprintf(
-        caption, sizeof caption, "%.*s", (int)min_i64((int64_t)bytes->caption_bytes, 255), bytes->caption);
+    if (b->label >= 0) return b->label;
+    snprintf(caption, sizeof caption, "%.*s", (int)min_i64((int64_t)b->caption_bytes, 255), b->caption);
     for (size_t i = 0; i < names->count; i++)
         if (strstr(caption, names->list[i])) return (int)i;
     return -1;
@@ -192,7 +188,7 @@ int main(int argc, char **argv) {
             if (pick && rand_below(&r, 2)) mirror(rgb, W, H);
             template_fill(&caption, &capacity, s->caption, names.list[label]);
             snprintf(key, sizeof key, "%06lld_%d", (long long)i, k);
-            add_picture(out.f, out.part, key, rgb, W, H, caption, label);
+            add_image(out.f, out.part, key, rgb, W, H, caption, label);
         }
         free(rgb);
         image_free(&image);

@@ -1,4 +1,4 @@
-// For tests of data: a temporary folder, image files and tar shards in it, children whose end is looked at.
+// For tests of data: a temporary folder, image files and tar shards in it, child processes whose exit is checked.
 #ifndef CLIPC_TEST_DATA_FILES_H
 #define CLIPC_TEST_DATA_FILES_H
 
@@ -27,7 +27,7 @@ static inline void write_file(const char *path, const void *data, size_t bytes) 
 
 static inline void write_text(const char *path, const char *text) { write_file(path, text, strlen(text)); }
 
-// A PNG of width × height whose pixels tell its number; returns its bytes.
+// A PNG of width × height whose pixels depend on its number; returns its bytes.
 static inline size_t make_png(uint8_t *out, size_t capacity, int number, int width, int height) {
     uint8_t *rgb = (uint8_t *)malloc_check((size_t)(3 * width * height));
     for (int i = 0; i < width * height; i++) {
@@ -185,6 +185,27 @@ static inline SampleStatus read_sample(
         SampleStatus status = dataset_read(d, i, b);                                       \
         EXPECT(status == (wanted), "sample %d: %s", (int)(i), sample_status_name(status)); \
     } while (0)
+
+// A loader of shuffled batches of 8 with random crops.
+static inline LoaderConfig small_batches(int workers, int image_size, const AugmentConfig *augment) {
+    LoaderConfig c;
+    memset(&c, 0, sizeof c);
+    c.batch_size = 8;
+    c.workers = workers;
+    c.image.size = image_size;
+    c.image.max_pixels = 10000;
+    c.augment = augment;
+    c.seed = 3;
+    c.shuffle = true;
+    return c;
+}
+
+static inline AugmentConfig augment_of(const char *text) {
+    AugmentConfig augment;
+    char error[256];
+    if (!augment_parse(&augment, text, error)) die(EXIT_USAGE, "--aug-cfg %s: %s", text, error);
+    return augment;
+}
 
 // ---------------------------------------------------------------- the folder
 

@@ -103,7 +103,11 @@ golden_parts() { # DIR [KIND…]
         known=1
         case $kind in
         model) golden_model "$dir/model" ;;
-        tokenizer | image) part "$kind" golden_test "$kind" "$dir/$kind" ;;
+        tokenizer) part tokenizer golden_test tokenizer "$dir/tokenizer" ;;
+        image)
+            part "image, decoded and resized" golden_test transform "$dir/image"
+            part "image, augmented" golden_test augment "$dir/image"
+            ;;
         train) golden_train "$dir/train" "$dir/../data/cifar10" ;;
         esac
     done

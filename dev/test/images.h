@@ -42,7 +42,7 @@ static inline json_t *json_read(const char *folder, const char *name) {
     return json;
 }
 
-// NULL where there is no such text.
+// NULL if there is no such string.
 static inline const char *json_text(const json_t *object, const char *key) {
     return json_string_value(json_object_get(object, key));
 }

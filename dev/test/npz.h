@@ -24,7 +24,7 @@ typedef struct {
     size_t count, capacity;
 } Npz;
 
-// What stands behind 'key': in the header, a Python dictionary: {'descr': '<f4', 'fortran_order': False,
+// What follows 'key': in the header, a Python dictionary: {'descr': '<f4', 'fortran_order': False,
 // 'shape': (3, 4), }
 static inline const char *npy_field(const char *header, const char *key, const char *path) {
     const char *p = strstr(header, key);
@@ -47,7 +47,7 @@ static inline void npy_parse(
     NpzArray *a, const char *name, const unsigned char *bytes, size_t length, const char *path) {
     char header[4096];
     if (length < 12 || memcmp(bytes, "\x93NUMPY", 6) != 0)
-        die(EXIT_USAGE, "%s: %s is no .npy array", path, name);
+        die(EXIT_USAGE, "%s: %s is not an .npy array", path, name);
     size_t prefix = bytes[6] == 1 ? 10 : 12,
            n = bytes[8] | (size_t)bytes[9] << 8; // version 2 has a length of 4 bytes
     if (prefix == 12) n |= (size_t)bytes[10] << 16 | (size_t)bytes[11] << 24;
@@ -94,7 +94,7 @@ static inline Npz npz_read(const char *path) {
     while ((status = archive_read_next_header(zip, &entry)) == ARCHIVE_OK) {
         const char *name = archive_entry_pathname_utf8(entry);
         size_t n = 0;
-        for (la_ssize_t got = 1; got > 0; n += (size_t)got) { // the header need not tell the size
+        for (la_ssize_t got = 1; got > 0; n += (size_t)got) { // the header need not have the size
             list_grow((void **)&bytes, &capacity, n + 65536, 1);
             got = archive_read_data(zip, bytes + n, capacity - n);
             if (got < 0) die(EXIT_USAGE, "%s: %s: %s", path, name, archive_error_string(zip));
@@ -108,7 +108,7 @@ static inline Npz npz_read(const char *path) {
     return npz;
 }
 
-// NULL when there is no such array
+// NULL if there is no such array
 static inline const NpzArray *npz_find(const Npz *npz, const char *name) {
     for (size_t i = 0; i < npz->count; i++)
         if (strcmp(npz->arrays[i].name, name) == 0) return &npz->arrays[i];

@@ -99,6 +99,12 @@ short_training() {
     end_checks
 }
 
+# The loader's threads under ThreadSanitizer; without OpenMP, whose threads it does not understand.
+thread_test() ( # TEST
+    export BUILD=build/thread OPENMP= CFLAGS="-O1 -g -Wall -Wextra -Wno-unknown-pragmas -fsanitize=thread"
+    build "$BUILD/$1" && limited "$BUILD/$1"
+)
+
 c_parts() {
     local test name
     reference_parts
@@ -147,6 +153,7 @@ case ${1:-} in
     build_part
     c_parts
     part "short training" short_training
+    for test in test_dataloader test_image_cache; do part "$test, threads" thread_test $test; done
     # shellcheck disable=SC2046 # names without spaces
     script_parts $(runs_programs dev/test/test_*.py | grep -v test_gpu_run) # the emulated kernels have tests of their own above
     if [ -d "$GOLDEN" ]; then golden_parts "$GOLDEN" model tokenizer image; fi

@@ -41,18 +41,8 @@ static void make_loader_data(void) {
 
 static LoaderConfig loader_config(int workers) {
     static AugmentConfig augment;
-    char error[256];
-    augment_parse(&augment, "scale=0.5,1.0 color_jitter=0.4,0.4,0.4,0.1", error);
-    LoaderConfig c;
-    memset(&c, 0, sizeof c);
-    c.batch_size = 8;
-    c.workers = workers;
-    c.image.size = SIZE;
-    c.augment = &augment;
-    c.image.max_pixels = 10000;
-    c.seed = 3;
-    c.shuffle = true;
-    return c;
+    augment = augment_of("scale=0.5,1.0 color_jitter=0.4,0.4,0.4,0.1");
+    return small_batches(workers, SIZE, &augment);
 }
 
 // Runs an epoch from `position` for `batches`; a hash of all that the batches hold, each sample's index in
@@ -304,6 +294,47 @@ static void test_synthetic_samples_need_no_tokenizer(void) {
     EXPECT_DEATH(text_without_tokenizer, at("set/t.tsv"), "has no tokenizer");
 }
 
+#ifndef NDEBUG
+typedef struct {
+    const Dataset *data;
+    LoaderConfig config;
+    int64_t position;
+} AssertCase;
+
+static void assert_case(const void *argument) {
+    const AssertCase *c = (const AssertCase *)argument;
+    Loader *l = loader_create(c->data, &c->config);
+    Batch b = batch_create(&c->config);
+    loader_start_epoch(l, 0, c->position);
+    loader_next(l, &b);
+}
+
+static void test_loader_asserts_its_configuration(void) {
+    DatasetConfig dc = dataset_config_default();
+    Dataset d = dataset_open("synthetic", &dc, 2);
+    AssertCase good = {&d, loader_config(1), 0};
+    good.config.context = CONTEXT;
+    good.config.vocab_size = 100;
+    EXPECT(run_child(assert_case, &good) == 0, "%s", child_output);
+    const char *const conditions[] = {"batch_size >= 1", "image.size >= 1", "max_pixels >= 1", "context >= 2",
+        "vocab_size >= 3", "distinct_step % config->batch_size", "data->keys", "position >= 0"};
+    for (size_t i = 0; i < sizeof conditions / sizeof *conditions; i++) {
+        AssertCase c = good;
+        if (i == 0) c.config.batch_size = 0;
+        if (i == 1) c.config.image.size = 0;
+        if (i == 2) c.config.image.max_pixels = 0;
+        if (i == 3) c.config.context = 1;
+        if (i == 4) c.config.vocab_size = 2;
+        if (i == 5) c.config.distinct_step = 9;
+        if (i == 6) c.config.distinct_step = 8;
+        if (i == 7) c.position = -1;
+        EXPECT(run_child(assert_case, &c) == -1 && strstr(child_output, conditions[i]), "%s: %s",
+            conditions[i], child_output);
+    }
+    dataset_free(&d);
+}
+#endif
+
 // ---------------------------------------------------------------- real data
 
 static void test_cifar10_is_read_as_listed(const char *data) {
@@ -390,6 +421,9 @@ int main(int argc, char **argv) {
     RUN(test_data_without_usable_samples_ends_in_one_line);
     RUN(test_loader_stops_at_any_moment);
     RUN(test_synthetic_samples_need_no_tokenizer);
+#ifndef NDEBUG
+    RUN(test_loader_asserts_its_configuration);
+#endif
     char part[PATH_SIZE];
     if (data[0]) {
         path_format(part, "%.4000s/cifar10", data);

@@ -262,7 +262,7 @@ static void test_tar_of_every_format_is_read(void) {
     test_tar_format("ustar.tar.xz", archive_write_set_format_ustar, archive_write_add_filter_xz, 250);
     test_tar_format("ustar.tar.zst", archive_write_set_format_ustar, archive_write_add_filter_zstd, 250);
     test_tar_format("compressed.tar", archive_write_set_format_ustar, archive_write_add_filter_bzip2,
-        250); // told by content
+        250); // recognised by content
 }
 
 static void test_tar_members_become_samples(void) {
@@ -334,7 +334,7 @@ static void test_tar_members_become_samples(void) {
     sample_buffers_free(&b);
 }
 
-// A member with a hole is stored without it, beside one that lies in the shard as it is.
+// A member with a hole is stored without it, next to one that is stored as it is.
 static void test_tar_member_with_a_hole_is_unpacked(void) {
     static char data[40960];
     struct archive *a =

@@ -281,7 +281,7 @@ static void expect_status(
     if (status == IMAGE_OK) image_free(&image);
 }
 
-static void test_files_that_are_no_good_are_refused(void) {
+static void test_bad_files_are_refused(void) {
     enum { W = 40, H = 30 };
     static uint8_t rgb[W * H * 3];
     smooth_image(rgb, W, H, 3);
@@ -403,7 +403,7 @@ static void test_exif_orientation_is_found_in_every_format(void) {
         write_be(chunk + 8 + n, crc_of(chunk + 4, n + 4), 4);
         expect_orientation(insert_bytes(png, 33, chunk, n + 12), expected, "PNG");
         expect_orientation(
-            insert_bytes(png, png.length - 12, chunk, n + 12), expected, "PNG, behind the pixels");
+            insert_bytes(png, png.length - 12, chunk, n + 12), expected, "PNG, after the pixels");
 
         memcpy(chunk, "EXIF\x26\0\0\0", 8);
         File with = insert_bytes(webp, webp.length, chunk, n + 8);
@@ -416,7 +416,8 @@ static void test_exif_orientation_is_found_in_every_format(void) {
     }
     uint8_t exif[64];
     size_t n = make_exif(exif, 6, true);
-    for (size_t k = 0; k < n; k++) { // cut anywhere, in a block of its own so that a read behind it is seen
+    for (size_t k = 0; k < n;
+         k++) { // cut anywhere, in its own block so that a sanitizer sees a read beyond it
         uint8_t *cut = (uint8_t *)memcpy(malloc_check(k), exif, k);
         EXPECT(exif_orientation(cut, k) == (k >= 34 ? 6 : 1), "EXIF cut at %zu", k);
         free(cut);
@@ -454,7 +455,7 @@ static void test_orientation_turns_the_image_upright(void) {
 
 static void decode_copy(const uint8_t *bytes, size_t length, bool must_fail) {
     uint8_t *copy = (uint8_t *)memcpy(
-        malloc_check(length), bytes, length); // a block of its own: a read behind it is seen
+        malloc_check(length), bytes, length); // its own block: a sanitizer sees a read beyond it
     Image image;
     uint8_t out[3 * 8 * 8];
     ImageStatus status = image_decode(&image, copy, length, 100000);
@@ -490,10 +491,9 @@ static void test_damaged_files_are_survived(void) {
     for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
         const File *f = &files[i];
         bool png = f->bytes[0] == 0x89;
-        size_t spare = png ? 20
-                       : f->bytes[0] == 0xff
-                           ? 1
-                           : 0; // bytes behind the last pixel, which a decoder need not miss
+        size_t spare = png                   ? 20
+                       : f->bytes[0] == 0xff ? 1
+                                             : 0; // bytes after the last pixel, which a decoder need not miss
         for (size_t n = 0; n < f->length; n++) decode_copy(f->bytes, n, n + spare < f->length);
         uint8_t *altered = (uint8_t *)malloc_check(f->length);
         for (int k = 0; k < FLIPS; k++) {
@@ -519,7 +519,7 @@ int main(void) {
     RUN(test_jpeg_of_every_layout_decodes);
     RUN(test_png_of_every_type_decodes_as_in_pillow);
     RUN(test_webp_decodes_and_drops_alpha);
-    RUN(test_files_that_are_no_good_are_refused);
+    RUN(test_bad_files_are_refused);
     RUN(test_jpeg_with_too_many_scans_is_refused);
     RUN(test_exif_orientation_is_found_in_every_format);
     RUN(test_orientation_turns_the_image_upright);

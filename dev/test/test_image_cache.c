@@ -8,7 +8,7 @@
 
 enum { SAMPLES = 41, SIZE = 24, BATCH = 7, BATCHES = 13 };
 
-// 41 rows of a table, in each of two shards as many samples: pictures of all sizes, some of them broken,
+// 41 rows of a table, in each of two shards as many samples: images of all sizes, some of them broken,
 // missing, too large, turned or shared.
 static void make_data(void) {
     static uint8_t png[1 << 16];
@@ -75,7 +75,8 @@ static uint64_t run(const Dataset *d, const LoaderConfig *c) {
     return hash;
 }
 
-static void test_same_bits(const char *spec, const AugmentConfig *augment, bool exif_rotate) {
+static void test_cached_images_give_the_same_batches(
+    const char *spec, const AugmentConfig *augment, bool exif_rotate) {
     DatasetConfig dc = dataset_config_default();
     Dataset d = dataset_open(spec, &dc, 2);
     LoaderConfig c = loading(augment, exif_rotate);
@@ -98,14 +99,14 @@ static void test_same_bits(const char *spec, const AugmentConfig *augment, bool 
     }
     const bool table = ends_with(spec, ".csv");
     EXPECT(good == SAMPLES - (table ? 3 : 2) && own == good - (table ? 4 : 0), "%d good, %d of their own",
-        good, own); // 9, 19, 29 and 39 show picture 2
+        good, own); // 9, 19, 29 and 39 show image 2
     image_cache_close(&cache);
     unlink(path);
     dataset_free(&d);
 }
 
-// Where the file is there, no picture is read.
-static void test_no_reading(void) {
+// Where the file is there, no image is read.
+static void test_cached_images_are_not_read_again(void) {
     DatasetConfig dc = dataset_config_default();
     Dataset d = dataset_open(at("set/t.csv"), &dc, 2);
     LoaderConfig c = loading(NULL, false);
@@ -165,7 +166,7 @@ static void overwrite(size_t offset, const void *bytes, size_t n) {
 
 // The file is made by children: what they inherit of OpenMP's threads does not run, so this comes before
 // anything else has started them.
-static void test_refusals(void) {
+static void test_wrong_or_damaged_files_are_refused(void) {
     DatasetConfig dc = dataset_config_default();
     Dataset d = dataset_open(at("set/t.csv"), &dc, 2), other = dataset_open(at("set/s0.tar"), &dc, 2);
     LoaderConfig c = loading(NULL, false);
@@ -184,8 +185,7 @@ static void test_refusals(void) {
         if (i == 4) o.k.exif_rotate = true;
         if (i == 5) o.k.max_pixels = 30000;
         if (i == 6) o.d = &other;
-        EXPECT_DEATH(
-            open_file, &o, "holds the images of other data, or for other image settings; remove it");
+        EXPECT_DEATH(open_file, &o, "holds the images of other data, or for other image settings; remove it");
     }
     const int64_t first = d.samples[0].image; // the same samples in another order
     d.samples[0].image = d.samples[1].image;
@@ -221,7 +221,7 @@ static void test_refusals(void) {
     dataset_free(&other);
 }
 
-static void test_interrupted(void) {
+static void test_interrupted_cache_leaves_no_file(void) {
     DatasetConfig dc = dataset_config_default();
     Dataset d = dataset_open(at("set/t.csv"), &dc, 2);
     LoaderConfig c = loading(NULL, false);
@@ -238,11 +238,12 @@ int main(void) {
     augment_parse(&crops, "scale=0.5,1.0 color_jitter=0.4,0.4,0.4,0.1", error);
     make_test_folder("test_image_cache");
     make_data();
-    RUN(test_refusals);
-    RUN(test_interrupted);
+    RUN(test_wrong_or_damaged_files_are_refused);
+    RUN(test_interrupted_cache_leaves_no_file);
     for (int i = 0; i < 8; i++)
-        RUN(test_same_bits, i & 1 ? at("set/t.csv") : at("set/s0.tar"), i & 2 ? &crops : NULL, i & 4);
-    RUN(test_no_reading);
+        RUN(test_cached_images_give_the_same_batches, i & 1 ? at("set/t.csv") : at("set/s0.tar"),
+            i & 2 ? &crops : NULL, i & 4);
+    RUN(test_cached_images_are_not_read_again);
     remove_test_folder();
     return test_report();
 }

@@ -66,7 +66,7 @@ static int count_of(const char *text, const char *part) {
 
 // ---------------------------------------------------------------- logger
 
-static void test_numbers(void) {
+static void test_numbers_read_back_as_they_were(void) {
     const struct {
         double x;
         const char *text;
@@ -92,7 +92,7 @@ static void test_numbers(void) {
     }
 }
 
-static void test_record(void) {
+static void test_record_is_valid_json(void) {
     const char *key = "zeroshot_top1/a \"b\"\\\n\x01/größe";
     Record r = record_new(12345678901LL);
     record_number(&r, key, 0.5f);
@@ -127,7 +127,7 @@ static void work_run(const char *path) {
     logger_close(&l);
 }
 
-static void test_run(void) {
+static void test_run_writes_whole_lines(void) {
     const char *path = in_folder("logs/run");
     EXPECT(in_child(work_run, path, false) == 0, "%s", printed);
     char *out = file_read_all(in_folder("logs/run/out.log"), NULL);
@@ -157,7 +157,7 @@ static void test_run(void) {
         "%s", printed);
 }
 
-static void test_terminal(void) {
+static void test_terminal_shows_a_bar(void) {
     const int ended = in_child(work_run, in_folder("logs/bar"), true);
     if (ended == -2) { // a bare chroot has no /dev/pts
         printf("no pseudo-terminal here: the progress bar is not tested\n");
@@ -181,7 +181,7 @@ static void work_resume(const char *path) {
     logger_close(&l);
 }
 
-static void test_resume(void) {
+static void test_resuming_cuts_later_records(void) {
     const char *path = in_folder("logs/torn");
     make_directories(path);
     write_file(in_folder("logs/torn/out.log"), "first\nhal");
@@ -206,7 +206,7 @@ static void test_resume(void) {
     free(metrics);
 }
 
-// A file size limit stands for the full disk: writes beyond it fail with EFBIG, at first in the middle of a
+// A file size limit simulates the full disk: writes beyond it fail with EFBIG, at first in the middle of a
 // line.
 static void work_full_disk(const char *path) {
     struct rlimit limit;
@@ -223,7 +223,7 @@ static void work_full_disk(const char *path) {
     logger_close(&l);
 }
 
-static void test_full_disk(void) {
+static void test_full_disk_is_reported_once(void) {
     EXPECT(in_child(work_full_disk, in_folder("logs/full"), false) == 0, "%s", printed);
     EXPECT(count_of(printed, "cannot write") == 1 &&
                count_of(printed, "\nstep ") + (strncmp(printed, "step ", 5) == 0) >= 5,
@@ -242,7 +242,7 @@ static void test_full_disk(void) {
     fclose(f);
 }
 
-static void test_durations(void) {
+static void test_durations_are_readable(void) {
     const struct {
         double seconds;
         const char *text;
@@ -257,7 +257,7 @@ static void test_durations(void) {
 
 // ---------------------------------------------------------------- charts
 
-static void test_ticks(void) {
+static void test_ticks_are_round_numbers(void) {
     const struct {
         double low, high;
         bool log, percent;
@@ -292,7 +292,7 @@ static void test_ticks(void) {
     }
 }
 
-static void test_axis(void) {
+static void test_axis_maps_values_to_pixels(void) {
     PlotAxis log_axis = {1e-4, 1, 10, 50, true, false, false};
     PlotAxis line = {-1, 3, 0, 8, false, false, false};
     EXPECT_CLOSE(axis_pixel(&log_axis, 1e-2), 30, 1e-9);
@@ -306,7 +306,7 @@ static void test_axis(void) {
 }
 
 // Well-formed: every tag closed in order, no bare & or <, no nan or inf among the numbers; every coordinate
-// inside the picture.
+// inside the image.
 static void expect_svg(const char *svg, const char *what) {
     char open[16][32];
     int depth = 0;
@@ -346,7 +346,7 @@ static void expect_svg(const char *svg, const char *what) {
     EXPECT(strstr(svg, "prefers-color-scheme:dark"), "%s: no dark colours", what);
 }
 
-// Draws one line and returns the picture.
+// Draws one line and returns the image.
 static char *draw(const double *x, const double *y, size_t n, int flags, const char *what) {
     PlotPanel p = plot_panel("y <&>", "x", flags);
     plot_line(&p, "name", x, y, n, 1, 0);
@@ -357,7 +357,7 @@ static char *draw(const double *x, const double *y, size_t n, int flags, const c
     return svg;
 }
 
-static void test_plot_shapes(void) {
+static void test_plot_is_valid_whatever_the_data(void) {
     enum { N = 100000 };
     double x[] = {1, 2, 3, 4, 5, 6, 7};
     double gaps[] = {1, NAN, 2, 3, INFINITY, NAN, 2};
@@ -427,7 +427,7 @@ static void test_plot_shapes(void) {
     free(svg);
 }
 
-static void test_smoothing(void) {
+static void test_smoothing_is_a_moving_average(void) {
     double x[300], y[300];
     for (int i = 0; i < 300; i++) {
         x[i] = i;
@@ -452,7 +452,7 @@ static void test_smoothing(void) {
 static void work_no_metrics(const char *path) { exit(plot_curves(path, in_folder("none.svg"))); }
 static void work_no_place(const char *path) { exit(plot_curves(in_folder("curves.jsonl"), path)); }
 
-static void test_curves(void) {
+static void test_curves_are_drawn_from_metrics(void) {
     FILE *f = fopen_check(in_folder("curves.jsonl"), "wb");
     fputs("{\"step\": 0, \"zeroshot_top1\": 0.1, \"zeroshot_top5\": 0.5, \"zeroshot_top1/a<b\": 0.2}\nhalf a "
           "line\n{\"loss\": 3}\n",
@@ -491,7 +491,7 @@ static void test_curves(void) {
     }
     EXPECT(in_child(work_no_metrics, in_folder("missing.jsonl"), false) == 0 && count_of(printed, "\n") == 1,
         "%s", printed);
-    EXPECT(!file_exists(in_folder("none.svg")), "a picture of nothing");
+    EXPECT(!file_exists(in_folder("none.svg")), "a image of nothing");
     const char *odd[] = {"{\"step\": 0, \"zeroshot_top1\": 1}\n", "{\"step\": 3, \"loss\": null}\n",
         "{\"step\": 5, \"loss\": 1e300, \"lr\": 0}\n{\"step\": 6, \"loss\": -1e300}\n",
         "{\"step\": 1, \"loss\": 2, \"lr\": 1e-5}\n"};
@@ -508,18 +508,18 @@ int main(void) {
     const char *base = getenv("TMPDIR");
     path_format(folder, "%s/test_logger.XXXXXX", base ? base : "/tmp");
     if (!mkdtemp(folder)) die(EXIT_RUNTIME, "%s: cannot make the folder (%s)", folder, strerror(errno));
-    RUN(test_numbers);
-    RUN(test_record);
-    RUN(test_run);
-    RUN(test_terminal);
-    RUN(test_resume);
-    RUN(test_full_disk);
-    RUN(test_durations);
-    RUN(test_ticks);
-    RUN(test_axis);
-    RUN(test_plot_shapes);
-    RUN(test_smoothing);
-    RUN(test_curves);
+    RUN(test_numbers_read_back_as_they_were);
+    RUN(test_record_is_valid_json);
+    RUN(test_run_writes_whole_lines);
+    RUN(test_terminal_shows_a_bar);
+    RUN(test_resuming_cuts_later_records);
+    RUN(test_full_disk_is_reported_once);
+    RUN(test_durations_are_readable);
+    RUN(test_ticks_are_round_numbers);
+    RUN(test_axis_maps_values_to_pixels);
+    RUN(test_plot_is_valid_whatever_the_data);
+    RUN(test_smoothing_is_a_moving_average);
+    RUN(test_curves_are_drawn_from_metrics);
     char command[PATH_SIZE + 16];
     snprintf(command, sizeof command, "rm -rf '%s'", folder);
     EXPECT(system(command) == 0, "%s", command);

@@ -13,7 +13,7 @@ static char *join(char *out, const char *a, const char *b) {
     return out;
 }
 
-// 30 rows in 3 groups of 10 and with 15 captions, 20 samples in a shard with 4 classes, 10 pictures in a
+// 30 rows in 3 groups of 10 and with 15 captions, 20 samples in a shard with 4 classes, 10 images in a
 // folder.
 static void make_sources(void) {
     static uint8_t png[1 << 14];
@@ -60,24 +60,15 @@ static void make_sources(void) {
 
 static LoaderConfig loader_config(int workers) {
     static AugmentConfig augment;
-    char error[256];
-    augment_parse(&augment, "scale=0.4,1.0", error);
-    LoaderConfig c;
-    memset(&c, 0, sizeof c);
-    c.batch_size = 8;
-    c.workers = workers;
-    c.image.size = SIZE;
-    c.augment = &augment;
-    c.image.max_pixels = 10000;
-    c.seed = 3;
-    c.shuffle = true;
+    augment = augment_of("scale=0.4,1.0");
+    LoaderConfig c = small_batches(workers, SIZE, &augment);
     c.tokenizer = tokenizer;
     c.context = CONTEXT;
     return c;
 }
 
 typedef struct {
-    int64_t indices[512], positions[64]; // of the samples; behind each batch
+    int64_t indices[512], positions[64]; // of the samples; after each batch
     uint64_t keys[512], hashes[64];      // of the samples; of each batch
     int tokens[512 * CONTEXT];
     uint64_t pixels[512]; // their hashes
@@ -124,7 +115,7 @@ static int same_pixels(const Seen *seen, int *repeated) {
     return equal;
 }
 
-// The same for any number of workers, and from behind any `step` batches on.
+// The same for any number of workers, and when resumed after any `step` batches.
 static void expect_reproducible(const Dataset *d, LoaderConfig c, int64_t epoch, int batches, int step) {
     static Seen whole, again;
     c.workers = 1;
@@ -145,7 +136,7 @@ static void expect_reproducible(const Dataset *d, LoaderConfig c, int64_t epoch,
 
 // ---------------------------------------------------------------- sources
 
-static void test_mixed_kinds(void) {
+static void test_sources_of_all_kinds_are_mixed(void) {
     DatasetConfig c = dataset_config_default();
     Dataset d = dataset_open(mixed, &c, 2);
     SampleBuffers b;
@@ -201,14 +192,14 @@ static void test_mixed_kinds(void) {
     dataset_free(&d);
 }
 
-static void test_source_errors(void) {
+static void test_wrong_sources_end_in_one_line(void) {
     char spec[2 * PATH_SIZE];
     OpenCase c = open_of(join(spec, at("m/m.csv"), at("gone.csv")));
     EXPECT_DEATH(open_case, &c, "gone.csv: no such file");
     c = open_of(join(spec, at("f"), at("gone-{0..1}.tar")));
     EXPECT_DEATH(open_case, &c, "no such shard");
     c = open_of(join(spec, at("f"), ""));
-    EXPECT_DEATH(open_case, &c, "nothing beside ::");
+    EXPECT_DEATH(open_case, &c, "nothing on one side of ::");
     c = open_of(join(spec, at("f"), at("m.tar")));
     c.config.type = DATASET_WEBDATASET;
     EXPECT(run_child(open_case, &c) == 0 && strstr(child_output, "it is not a file"), "%s",
@@ -246,7 +237,8 @@ static void skip_case(const void *spec) {
     dataset_free(&d);
 }
 
-static void test_skips_by_source(void) { // also of samples that an epoch holds three times
+static void test_skipped_samples_are_counted_by_source(
+    void) { // also of samples that an epoch holds three times
     char spec[2 * PATH_SIZE], text[256];
     snprintf(text, sizeof text, "filepath,title\nm/1.png,a\nm/2.png,b\ngone.png,c\nm.tar,d\nm/3.png,\n");
     write_text(at("bad.csv"), text);
@@ -267,7 +259,7 @@ static void test_skips_by_source(void) { // also of samples that an epoch holds 
 
 // ---------------------------------------------------------------- factors, replacement
 
-static void test_factors(void) {
+static void test_factors_repeat_samples_in_turn(void) {
     DatasetConfig c = dataset_config_default();
     c.upsampling_factors = "1::2.5::0.3";
     Dataset d = dataset_open(mixed, &c, 2);
@@ -304,7 +296,7 @@ static void test_factors(void) {
             "%d: %d", i, (int)total[i]); // they take turns
     expect_reproducible(&d, loader_config(1), 2, 20, 3);
 
-    static Seen seen; // the same picture again in an epoch is another crop of it
+    static Seen seen; // the same image again in an epoch is another crop of it
     LoaderConfig lc = loader_config(2);
     run_epoch(&seen, &d, &lc, 0, 0, 10);
     int repeated, equal = same_pixels(&seen, &repeated);
@@ -312,7 +304,7 @@ static void test_factors(void) {
     dataset_free(&d);
 }
 
-static void test_resampled(void) {
+static void test_resampling_draws_by_factor(void) {
     DatasetConfig c = dataset_config_default();
     c.upsampling_factors = "0::1::3";
     c.resampled = true;
@@ -349,7 +341,7 @@ static void test_resampled(void) {
 
 // ---------------------------------------------------------------- commands
 
-static void test_pipe(void) {
+static void test_shard_of_a_command_is_read(void) {
     char spec[3 * PATH_SIZE], path[PATH_SIZE];
     DatasetConfig c = dataset_config_default();
     snprintf(spec, sizeof spec, "pipe:cat %s::%s", at("m.tar"), at("m/m.csv"));
@@ -374,7 +366,7 @@ static void test_pipe(void) {
     EXPECT_CAPTION(&d, 7, &b, "of row 7");
     dataset_free(&d);
     snprintf(spec, sizeof spec, "pipe:cat %.*s{m,m}.tar; head -c 300000 /dev/zero", (int)(strlen(path) - 5),
-        path); // braces; data behind the archive
+        path); // braces; data after the archive
     d = dataset_open(spec, &c, 2);
     EXPECT(d.count == 2 * TAR && d.file_count == 2);
     EXPECT_CAPTION(&d, 2 * TAR - 1, &b, "of row 19");
@@ -403,7 +395,7 @@ static void test_pipe(void) {
 // Are the keys of samples i and k equal?
 static bool same_key(const Dataset *d, int64_t i, int64_t k) { return d->keys[i] == d->keys[k]; }
 
-static void test_keys(void) {
+static void test_keys_are_equal_for_false_negatives(void) {
     DatasetConfig c = dataset_config_default();
     const char *const kinds[] = {NULL, "image", "cls", "group"};
     static Seen seen;
@@ -430,7 +422,7 @@ static void test_keys(void) {
             for (int i = 0; i < 7; i++) wanted += of[i] * (of[i] - 1) / 2;
             EXPECT(same_key(&d, 0, 7) && same_key(&d, 3, CSV + 3) && pairs == wanted, "%d of %d", (int)pairs,
                 (int)wanted);
-        } else { // 24 rows with a text: 8 none, 16 some; all else stands alone
+        } else { // 24 rows with a text: 8 none, 16 some; the others have unique keys
             EXPECT(pairs == 8 * 7 / 2 + 16 * 15 / 2 && same_key(&d, 0, 3) && !same_key(&d, 4, 9), "%d",
                 (int)pairs);
         }
@@ -438,7 +430,7 @@ static void test_keys(void) {
         dataset_free(&lazy);
     }
     write_text(at("twice.csv"),
-        // one picture with two captions
+        // one image with two captions
         "filepath,title,label\nm/1.png,a,dog\nm/1.png,b,cat\nm/2.png,A,dog\n");
     c.positives_key = "image";
     Dataset d = dataset_open(at("twice.csv"), &c, 2);
@@ -455,7 +447,7 @@ static void test_keys(void) {
     EXPECT(key_of_caption("a", 1) != key_of_caption("b", 1));
 }
 
-static void test_false_negatives(void) {
+static void test_false_negatives_are_counted(void) {
     uint64_t keys[2][4] = {{1, 2, 3, 2}, {2, 9, 3, 0}};
     Batch b[2];
     memset(b, 0, sizeof b);
@@ -465,7 +457,7 @@ static void test_false_negatives(void) {
     b[1].count = 3;
     EXPECT(batch_false_negatives(b, 1) == 2 && batch_false_negatives(b + 1, 1) == 0);
     EXPECT(batch_false_negatives(b, 2) == 3 * 2 + 2, "%d",
-        (int)batch_false_negatives(b, 2)); // 2 stands three times, 3 twice
+        (int)batch_false_negatives(b, 2)); // 2 occurs three times, 3 twice
     b[0].count = b[1].count = 0;
     EXPECT(batch_false_negatives(b, 2) == 0);
 }
@@ -480,7 +472,7 @@ static bool all_differ(const uint64_t *keys, int64_t n) {
 }
 
 // Random keys: the most steps that there can be, each with different keys, and nothing lost.
-static void test_distinct_order(void) {
+static void test_distinct_order_has_no_key_twice_in_a_step(void) {
     enum { MOST = 200 };
     DatasetConfig c = dataset_config_default();
     for (int round = 0; round < 300; round++) {
@@ -552,7 +544,7 @@ static void no_step_case(const void *argument) {
 
 // Through the loader, with two batches a step and broken samples between: their places go to the next, but
 // never to one of the same key.
-static void test_distinct_batches(void) {
+static void test_distinct_batches_survive_broken_samples(void) {
     FILE *f = fopen_check(at("m/d.csv"), "w");
     fprintf(f, "filepath,title\n");
     for (int i = 0; i < 120; i++)
@@ -576,7 +568,7 @@ static void test_distinct_batches(void) {
     Loader *l = loader_create(&d, &c);
     Batch b = batch_create(&c);
     run_epoch(&seen, &d, &c, 4, 0, 1);
-    loader_start_epoch(l, 3, 0); // an epoch given up in the middle of a step leaves no keys behind
+    loader_start_epoch(l, 3, 0); // an epoch given up in the middle of a step leaves no keys
     loader_next(l, &b);
     loader_start_epoch(l, 4, 0);
     EXPECT(loader_next(l, &b) == 6 && !memcmp(b.indices, seen.indices, 6 * sizeof *b.indices));
@@ -630,9 +622,12 @@ static DatasetConfig prompt_config(const StringList *classnames) {
     return c;
 }
 
-static void test_prompts(void) {
+static const char *const prompt_classes[] = {"big dog", "cat", "emu"};
+
+// Two class folders and templates; *names of the classes.
+static StringList make_prompts(StringList *names) {
     static uint8_t png[1 << 14];
-    char name[64], spec[2 * PATH_SIZE];
+    char name[64];
     const char *const folders[] = {"c1/big_dog", "c1/cat", "c2/cat", "c2/emu"};
     for (int i = 0; i < 4; i++) {
         make_directories(at(folders[i]));
@@ -642,11 +637,15 @@ static void test_prompts(void) {
         }
     }
     write_text(at("templates"), "a photo of a {}.\na drawing of a {c}\n{} {}\n");
-    StringList templates = templates_read(at("templates")), names = {NULL, 0, 0};
-    const char *const classes[] = {"big dog", "cat", "emu"};
-    for (int i = 0; i < 3; i++) string_list_add(&names, classes[i]);
+    memset(names, 0, sizeof *names);
+    for (int i = 0; i < 3; i++) string_list_add(names, prompt_classes[i]);
+    return templates_read(at("templates"));
+}
 
-    DatasetConfig c = prompt_config(NULL); // classes called as their folders, the same in both roots
+static void test_labels_of_class_folders_become_prompts(void) {
+    char spec[2 * PATH_SIZE];
+    StringList names, templates = make_prompts(&names);
+    DatasetConfig c = prompt_config(NULL); // classes are named like their folders, the same in both roots
     Dataset d = dataset_open(join(spec, at("c1"), at("c2")), &c, 2);
     EXPECT(
         d.count == 24 && d.class_folders.count == 3 && d.samples[12].label == 1 && d.samples[23].label == 2);
@@ -660,11 +659,11 @@ static void test_prompts(void) {
     int drawn[3] = {0}, changed = 0;
     for (int i = 0; i < 48; i++) {
         const int label = d.samples[seen.indices[i]].label;
-        const int which = prompt_of(seen.tokens + i * CONTEXT, &templates, classes[label]);
+        const int which = prompt_of(seen.tokens + i * CONTEXT, &templates, prompt_classes[label]);
         EXPECT(which >= 0, "sample %d", i);
         if (which >= 0) drawn[which]++;
-        for (int k = 0; k < 48;
-             k++) { // the key is the class: the prompts of one picture differ from epoch to epoch
+        // the key is the class; the prompts of one image differ from epoch to epoch
+        for (int k = 0; k < 48; k++) {
             EXPECT((seen.keys[i] == next.keys[k]) == (label == d.samples[next.indices[k]].label));
             changed += seen.indices[i] == next.indices[k] &&
                        memcmp(seen.tokens + i * CONTEXT, next.tokens + k * CONTEXT, CONTEXT * sizeof(int));
@@ -674,22 +673,31 @@ static void test_prompts(void) {
         drawn[2], changed);
     expect_reproducible(&d, lc, 0, 6, 1);
     dataset_free(&d);
+    string_list_free(&templates);
+    string_list_free(&names);
+}
 
-    c = prompt_config(
-        // a CSV with labels and no captions beside one with captions and no labels, and a shard whose class 3
-        // has no name
-        &names);
+// A CSV with labels and no captions beside one with captions and no labels, and a shard whose class 3 has no
+// name.
+static void test_labels_become_prompts_beside_captions(void) {
+    char spec[2 * PATH_SIZE];
+    static Seen seen;
+    StringList names, templates = make_prompts(&names);
+    LoaderConfig lc = loader_config(2);
+    lc.templates = &templates;
+    lc.classnames = &names;
+    DatasetConfig c = prompt_config(&names);
     write_text(at("labels.csv"), "filepath,label\nm/1.png,cat\nm/2.png,2\nm/3.png,cow\nm/4.png,0\n");
     write_text(at("captions.csv"), "filepath,title\nm/5.png,a cow\nm/6.png,a cow\n");
     char three[3 * PATH_SIZE];
     snprintf(three, sizeof three, "%s::%s", join(spec, at("labels.csv"), at("captions.csv")), at("m.tar"));
-    d = dataset_open(three, &c, 2);
+    Dataset d = dataset_open(three, &c, 2);
     SampleBuffers b;
     memset(&b, 0, sizeof b);
     EXPECT(d.samples[0].label == 1 && d.samples[1].label == 2 && d.samples[2].label == -1);
     EXPECT_STATUS(&d, 2, &b, SAMPLE_NO_CAPTION);
     EXPECT_CAPTION(&d, 4, &b, "a cow");
-    EXPECT_CAPTION(&d, 6 + 3, &b, "of row 3"); // what is no class of the list keeps its caption
+    EXPECT_CAPTION(&d, 6 + 3, &b, "of row 3"); // what is not a class of the list keeps its caption
     EXPECT_CAPTION(&d, 6 + 2, &b, "");
     sample_buffers_free(&b);
     run_epoch(&seen, &d, &lc, 0, 0, 6);
@@ -700,7 +708,7 @@ static void test_prompts(void) {
         const char *own = seen.indices[i] < 6 ? "a cow" : caption;
         StringList as_it_is = {(char **)&own, 1, 0};
         const int *tokens = seen.tokens + i * CONTEXT;
-        EXPECT(label >= 0 ? prompt_of(tokens, &templates, classes[label]) >= 0
+        EXPECT(label >= 0 ? prompt_of(tokens, &templates, prompt_classes[label]) >= 0
                           : prompt_of(tokens, &as_it_is, "") == 0,
             "sample %d", i);
     }
@@ -720,7 +728,7 @@ static void test_prompts(void) {
 }
 
 // The first of several keys of KEY.json that holds words.
-static void test_json_keys(void) {
+static void test_first_json_key_with_words_is_the_caption(void) {
     struct archive *a;
     tar_plain(at("j.tar"), &a);
     tar_add_text(a, "a.png", "x");
@@ -748,18 +756,19 @@ int main(void) {
     tokenizer = tokenizer_create(tokenizer_builtin_merges, tokenizer_builtin_merges_length, error);
     if (!tokenizer) die(EXIT_RUNTIME, "tokenizer: %s", error);
     make_sources();
-    RUN(test_mixed_kinds);
-    RUN(test_source_errors);
-    RUN(test_skips_by_source);
-    RUN(test_factors);
-    RUN(test_resampled);
-    RUN(test_pipe);
-    RUN(test_keys);
-    RUN(test_false_negatives);
-    RUN(test_distinct_order);
-    RUN(test_distinct_batches);
-    RUN(test_prompts);
-    RUN(test_json_keys);
+    RUN(test_sources_of_all_kinds_are_mixed);
+    RUN(test_wrong_sources_end_in_one_line);
+    RUN(test_skipped_samples_are_counted_by_source);
+    RUN(test_factors_repeat_samples_in_turn);
+    RUN(test_resampling_draws_by_factor);
+    RUN(test_shard_of_a_command_is_read);
+    RUN(test_keys_are_equal_for_false_negatives);
+    RUN(test_false_negatives_are_counted);
+    RUN(test_distinct_order_has_no_key_twice_in_a_step);
+    RUN(test_distinct_batches_survive_broken_samples);
+    RUN(test_labels_of_class_folders_become_prompts);
+    RUN(test_labels_become_prompts_beside_captions);
+    RUN(test_first_json_key_with_words_is_the_caption);
     tokenizer_free(tokenizer);
     remove_test_folder();
     return test_report();

@@ -1,4 +1,4 @@
-// Tests of clipc/data/tokenizer.h and what it stands on.
+// Tests of clipc/data/tokenizer.h, text_clean.h and unicode.h.
 //   dev/test/test_tokenizer [GOLDEN_DIR]
 // GOLDEN_DIR holds tokens.jsonl, unicode_classes.tsv and unicode_lower.tsv; every record in them is checked,
 // no caption is excused.
@@ -35,7 +35,7 @@ static void expect_ids(const Tokenizer *t, const char *caption, int context, con
     int ids[CONTEXT], used = tokenizer_encode(t, caption, strlen(caption), ids, context);
     EXPECT(used == count && memcmp(ids, expected, (size_t)count * sizeof *ids) == 0,
         "'%s': %d ids, %d expected", caption, used, count);
-    for (int i = used; i < context; i++) EXPECT(ids[i] == 0, "'%s': id %d behind the end", caption, ids[i]);
+    for (int i = used; i < context; i++) EXPECT(ids[i] == 0, "'%s': id %d after the end", caption, ids[i]);
 }
 #define EXPECT_IDS(caption, context, ...)                                                     \
     do {                                                                                      \
@@ -43,7 +43,7 @@ static void expect_ids(const Tokenizer *t, const char *caption, int context, con
         expect_ids(t, caption, context, expected, (int)(sizeof expected / sizeof *expected)); \
     } while (0)
 
-static void test_known_captions(const Tokenizer *t) {
+static void test_known_captions_get_known_ids(const Tokenizer *t) {
     EXPECT(
         t->vocabulary == 49408 && t->start_of_text == 49406 && t->end_of_text == 49407, "%d", t->vocabulary);
     EXPECT_IDS("", CONTEXT, 49406, 49407);
@@ -59,7 +59,7 @@ static void test_known_captions(const Tokenizer *t) {
     EXPECT_IDS("a dog\u0345 running", CONTEXT, 49406, 320, 1929, 2761, 49407); // the pattern loses the iota
 }
 
-static void test_pieces(void) {
+static void test_words_are_cut_as_by_the_pattern(void) {
     static const struct {
         const char *text;
         size_t length;
@@ -92,8 +92,8 @@ static void test_pieces(void) {
     }
 }
 
-// The pair of the lowest rank goes first, wherever it stands, and all its occurrences from the left.
-static void test_merge_order(void) {
+// The pair of the lowest rank is merged first, wherever it occurs, and all its occurrences from the left.
+static void test_pairs_are_merged_by_rank(void) {
     char error[256] = "";
     const char *merges = "b c\na a\na b\nab c</w>\na bc\nabc c</w>";
     Tokenizer *t = tokenizer_create(merges, strlen(merges), error);
@@ -109,7 +109,7 @@ static void test_merge_order(void) {
     tokenizer_free(t);
 }
 
-static void test_malformed_tables(void) {
+static void test_malformed_tables_are_refused(void) {
     static const struct {
         const char *merges, *error;
     } cases[] = {
@@ -152,7 +152,7 @@ static void test_malformed_tables(void) {
     tokenizer_free(t);
 }
 
-static void test_cleaning(const Tokenizer *t) {
+static void test_captions_are_cleaned_as_by_ftfy(const Tokenizer *t) {
     static const struct {
         const char *caption, *cleaned;
     } cases[] = {
@@ -223,7 +223,7 @@ static void test_cleaning(const Tokenizer *t) {
 }
 
 // One example of every sequence, which is suspect by its last character.
-static void test_mojibake_sequences(const Tokenizer *t) {
+static void test_every_mojibake_sequence_is_repaired(const Tokenizer *t) {
     static const char *const suspects[] = {
         "Ω\302\205",
         "\uf8ff◊",
@@ -271,7 +271,7 @@ static void test_mojibake_sequences(const Tokenizer *t) {
     }
 }
 
-static void test_classes(void) {
+static void test_classes_of_code_points_are_pythons(void) {
     static const struct {
         uint32_t c;
         char kind;
@@ -285,8 +285,8 @@ static void test_classes(void) {
             unicode_class(cases[i].c) == cases[i].kind, "U+%04X: %c", cases[i].c, unicode_class(cases[i].c));
 }
 
-// Plain ASCII takes a short way: the long one, forced by a letter behind, says the same.
-static void test_short_way(const Tokenizer *t) {
+// Plain ASCII has a fast path; the general one, forced by a letter at the end, gives the same.
+static void test_plain_ascii_is_cleaned_the_same_way(const Tokenizer *t) {
     Rand rng = rand_for(1, 0, 0);
     for (int k = 0; k < 2000; k++) {
         char caption[40];
@@ -304,7 +304,7 @@ static void test_short_way(const Tokenizer *t) {
 }
 
 // Any bytes, any length: a well-formed row of ids comes back.
-static void test_any_bytes(const Tokenizer *t) {
+static void test_any_bytes_are_encoded(const Tokenizer *t) {
     static const char *const spice[] = {
         "&",
         "&amp;",
@@ -344,7 +344,7 @@ static void test_any_bytes(const Tokenizer *t) {
 }
 
 // What would take quadratic time or worse stays quick: a word, a chain of entities, marks without end.
-static void test_long_captions(const Tokenizer *t) {
+static void test_long_captions_are_cut(const Tokenizer *t) {
     static const struct {
         const char *start, *part;
     } cases[] = {{"", "qx"}, {"&", "amp;"}, {"a", "\u0301\u0316"}, {"", "Ã©☃"}, {"", "\x1b["}, {"aΣ", "'"}};
@@ -396,7 +396,7 @@ static void golden_caption(const Tokenizer *t, json_t *record, Kind *kind, int l
     free(ids);
 }
 
-static void golden_captions(const Tokenizer *t, const char *directory) {
+static void test_stored_captions_get_the_same_ids(const Tokenizer *t, const char *directory) {
     char path[PATH_SIZE];
     path_format(path, "%s/tokens.jsonl", directory);
     size_t length, count = 0;
@@ -476,7 +476,7 @@ static bool is_younger(uint32_t c) {
     return false;
 }
 
-static void golden_unicode(const char *directory) {
+static void test_stored_classes_and_mappings_are_equal(const char *directory) {
     char *classes = (char *)malloc_check(0x110000);
     char **lower = (char **)calloc_check(0x110000, sizeof *lower);
     memset(classes, 'O', 0x110000);
@@ -509,19 +509,19 @@ static void golden_unicode(const char *directory) {
 
 int main(int argc, char **argv) {
     Tokenizer *t = builtin();
-    RUN(test_known_captions, t);
-    RUN(test_pieces);
-    RUN(test_merge_order);
-    RUN(test_malformed_tables);
-    RUN(test_classes);
-    RUN(test_cleaning, t);
-    RUN(test_mojibake_sequences, t);
-    RUN(test_short_way, t);
-    RUN(test_any_bytes, t);
-    RUN(test_long_captions, t);
+    RUN(test_known_captions_get_known_ids, t);
+    RUN(test_words_are_cut_as_by_the_pattern);
+    RUN(test_pairs_are_merged_by_rank);
+    RUN(test_malformed_tables_are_refused);
+    RUN(test_classes_of_code_points_are_pythons);
+    RUN(test_captions_are_cleaned_as_by_ftfy, t);
+    RUN(test_every_mojibake_sequence_is_repaired, t);
+    RUN(test_plain_ascii_is_cleaned_the_same_way, t);
+    RUN(test_any_bytes_are_encoded, t);
+    RUN(test_long_captions_are_cut, t);
     if (argc > 1) {
-        RUN(golden_captions, t, argv[1]);
-        RUN(golden_unicode, argv[1]);
+        RUN(test_stored_captions_get_the_same_ids, t, argv[1]);
+        RUN(test_stored_classes_and_mappings_are_equal, argv[1]);
     }
     tokenizer_free(t);
     return test_report();
