@@ -1,15 +1,16 @@
-// The stages of a step against the machine: matrix products beside the register peak and beside OpenBLAS, the
-// rest beside the bandwidth of a copy. Tables in Markdown, for doc/performance.md; `make bench` runs it
-// together with bench.sh's whole steps.
+// The stages of a step compared with the machine: matrix products with the register peak and with OpenBLAS,
+// the other stages with the bandwidth of a copy. Prints Markdown tables for doc/performance.md; `make bench`
+// runs it before bench.sh's whole steps.
 //
-//     build/bench_stages        under 2 minutes; OMP_NUM_THREADS= as ever, OpenBLAS by one thread beside ours
-//         by one
-//     build/bench_stages forward|input|weight RxCxO fp32|amp_bf16        one product, for peer.py: as
-//         bench_step, so often as each line of stdin says
+//     build/bench_stages
+//     build/bench_stages forward|input|weight RxCxO fp32|amp_bf16
 //
-// Times are those of the best of several runs: what else the machine does only makes them longer. One thread
-// alone is measured by the time it has run, which others hardly disturb: OMP_NUM_THREADS=1 gives figures on a
-// busy machine, too.
+// The first form takes under 2 minutes and uses OMP_NUM_THREADS threads; the comparison with OpenBLAS uses
+// one thread for both. The second form is for peer.py: one product, as many times as each line on stdin says.
+//
+// Times are the best of several runs, since other load can only make them longer. A single thread is measured
+// by its own CPU time, which other load hardly changes: OMP_NUM_THREADS=1 gives figures even on a busy
+// machine.
 #define CLIP_WITHOUT_MAIN // without the main() of
 #include "train_clip.c"
 
@@ -253,8 +254,8 @@ static void print_products(
     void (*const both[2])(const Product *, int) = {product_ours, product_blas};
     const int threads = threads_now();
     printf("\nMatrix products, GFLOP/s and share of the peak: forward, input gradient, weight gradient. The "
-           "last column: fp32 over OpenBLAS, one thread each.\n\n"
-           "| rows x in x out | fp32 | amp_bf16 | over OpenBLAS |\n|---|---|---|---|\n");
+           "last column is fp32\nrelative to OpenBLAS, with one thread each.\n\n"
+           "| rows x in x out | fp32 | amp_bf16 | relative to OpenBLAS |\n|---|---|---|---|\n");
     for (int i = 0; i < count; i++) {
         printf("| %s, %d x %d x %d ", shapes[i].name, shapes[i].R, shapes[i].C, shapes[i].O);
         double gflops[2];
@@ -342,15 +343,16 @@ static void print_rest(const Kernels *k) {
         void (*run)(const Scratchpad *);
         double bytes;
     } stages[] = {{"copy of 128 MB", copy, 8.0 * PARAMETERS},
-        {"AdamW, 28 bytes a parameter", adamw, 28.0 * PARAMETERS},
+        {"AdamW, 28 bytes per parameter", adamw, 28.0 * PARAMETERS},
         {"LayerNorm, 1600 x 768", layernorm, 2 * matrix_bytes},
         {"LayerNorm, gradient", layernorm_gradient, 3 * matrix_bytes},
         {"bias + GELU after a product, 1600 x 3072", gelu, 2 * hidden_bytes},
         {"bias, gradient, 1600 x 3072", bias_gradient, hidden_bytes},
         {"softmax, 19,200 rows of 50", softmax, 8.0 * 32 * HEADS * SEQUENCE * 64}};
     double first = 0;
-    printf("\nThe rest, in fp32, by what it has to read and write. Matrices of a batch fit into the last "
-           "cache.\n\n| stage | GB/s | of the copy |\n|---|---|---|\n");
+    printf(
+        "\nThe other stages, in fp32: bytes they have to read and write per second. The matrices of a batch "
+        "fit into the\nlast-level cache.\n\n| stage | GB/s | relative to the copy |\n|---|---|---|\n");
     for (size_t i = 0; i < sizeof stages / sizeof *stages; i++) {
         double best = INFINITY, total = 0;
         for (int run = 0; run < 5 || total < 0.2; run++) {

@@ -7,13 +7,15 @@ import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 LINK = re.compile(r"\]\(([^)\s#]+)[^)]*\)")
-QUOTED = re.compile(r"`((?:clipc|dev|doc|scripts|data)/[\w/.-]*)(?=[`\s])")
+QUOTED = re.compile(r"`([^`\n]+)`")
+SOURCE = re.compile(r"(?:clipc|dev|doc|scripts|data)/[\w/.-]*")
 
 
 def missing(page, text):
     """-> links (relative to the page) and quoted paths (relative to the root) without a file"""
     links = [os.path.join(os.path.dirname(page), link) for link in LINK.findall(text) if "://" not in link]
-    return [path for path in links + QUOTED.findall(text) if not os.path.exists(path)]
+    words = [word for quoted in QUOTED.findall(text) for word in quoted.split() if SOURCE.fullmatch(word)]
+    return [path for path in links + words if not os.path.exists(path)]
 
 
 os.chdir(ROOT)
@@ -23,7 +25,7 @@ for page in ["README.md", "MODEL.md", "HACKING.md", *sorted(glob.glob("doc/*.md"
     for path in broken:
         print(f"FAILED {page}: {path} does not exist")
     passed, failed = passed + (not broken), failed + len(broken)
-found = missing("doc/page.md", "[x](no_page.md) ![y](../README.md#z) [u](https://host/a) `dev/no_file.c` `doc/matmul.md`")
+found = missing("doc/page.md", "[x](no_page.md) ![y](../README.md#z) [u](https://host/a) `X=1 dev/no_file.c` `doc/matmul.md`")
 if found != ["doc/no_page.md", "dev/no_file.c"]:
     failed += 1
     print(f"FAILED: of two missing files and three good ones, this check reports {found}")
