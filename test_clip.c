@@ -14,7 +14,7 @@
 // Only what the program computes is compared: captions up to end of text, in the last block the pooled row.
 #define CLIP_WITHOUT_MAIN
 #include "clipc/train/metrics.h" // retrieval_metrics
-#include "dev/test/test.h"         // EXPECT, test_report
+#include "dev/test/test.h"       // EXPECT, test_report
 
 // ---------------------------------------------------------------- adapters
 // The layers in fp32 on arrays in the memory of the back end: backend_floats() allocates n numbers there,
@@ -107,7 +107,7 @@ static double layer_loss(Clip *clip, float *dimage, float *dtext, double *dlogit
 }
 #endif
 
-// ---------------------------------------------------------------- records of DEBUG.bin (format: dev/reference.py)
+// --------------------------------------------------------------- records of DEBUG.bin (see dev/reference.py)
 
 typedef struct {
     char name[160];

@@ -9,7 +9,7 @@
 cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit 1
 . dev/test/parts.sh
 
-# what a folder with a model's stored values has to hold
+# The files of a folder with the stored values of a model.
 MODEL_FILES="config.json weights.npz batch.npz activations.npz grads.npz adamw_batches.npz adamw_noclip.npz adamw_clip1.npz adamw_clamp.npz accum.npz
              val.npz weight_decay.json"
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The GPU program on a GPU (make test-gpu): every kernel and every version of it at odd sizes, references in fp32 by its own layers, runs beside
-# the CPU program with the same bits twice and after a resume, stored results (GOLDEN names their folder) in fp32 and bf16, and the tests
-# of the kernels under compute-sanitizer's four tools.
+# The GPU program on a GPU (make test-gpu): every kernel and every version of it at odd sizes; runs compared with those of the CPU program,
+# the same bits twice and after a resume; stored results (GOLDEN names their folder) in fp32 and bf16; and the tests of the kernels under
+# the four tools of compute-sanitizer.
 cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit 1
 . dev/test/golden.sh
 . dev/test/gpu_here.sh "make test-gpu" || exit 1

@@ -1,21 +1,21 @@
 #!/usr/bin/env bash
 # Comparison with the libraries themselves (make parity): installs open_clip, transformers, timm, torch, tensorboard and wandb into a virtual
-# environment in build/parity, lets them load what dev/convert.py writes and compares their results with ours. Optional: it needs the
-# network and some gigabytes of disk once; where it cannot have them, one line says so.
+# environment in build/parity, has them load what dev/convert.py writes, and compares their results with ours. Optional: the first time it
+# needs the network and some gigabytes of disk; without them it prints one line and ends.
 cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit 1
 . dev/test/parts.sh
 parity=$BUILD/parity
 
-give_up() { # REASON: nothing was compared, which is no failure
+give_up() { # REASON: nothing was compared, which is not a failure
     echo "make parity: $1; nothing was compared" >&2
     exit 0
 }
 
 if ! "$parity/bin/python" -c 'import open_clip, transformers, timm, torch, tensorboard, wandb' 2>/dev/null; then
-    "$PYTHON" -m venv "$parity" || give_up "no virtual environment can be made (Debian: apt-get install python3-venv)"
+    "$PYTHON" -m venv "$parity" || give_up "cannot make a virtual environment (Debian: apt-get install python3-venv)"
     echo "make parity: installing open_clip, transformers, timm, torch, tensorboard and wandb into $parity (some gigabytes)"
     "$parity/bin/pip" install -q --no-cache-dir open_clip_torch transformers torch timm tensorboard wandb > "$BUILD/log/parity-install.log" 2>&1 ||
-        give_up "the packages cannot be installed ($(tail -n 1 "$BUILD/log/parity-install.log" | cut -c 1-150))"
+        give_up "cannot install the packages ($(tail -n 1 "$BUILD/log/parity-install.log" | cut -c 1-150))"
 fi
 
 build train_clip || exit 1

@@ -68,7 +68,7 @@ def messages_round_trip(folder):
             event = Event.FromString(message)
             expect(Event.FromString(event.SerializeToString()) == event and event.ByteSize() >= length - 2, f"{path.name}: message at {at}")
             at += 16 + length
-        expect(at == len(data), f"{path.name}: bytes behind the last record")
+        expect(at == len(data), f"{path.name}: bytes after the last record")
 
 
 def main():

@@ -108,11 +108,11 @@ def check_reading(name, steps, batch, *options):
     for what, rate in suggestions(lr, loss, end, steps).items():
         line = re.search(rf"^{re.escape(what)} +(\S+)", out, re.M)
         check(line and math.isclose(float(line.group(1)), rate, rel_tol=5e-3), f"{name}: {what} is {line and line.group(1)}, numpy says {rate:.3g}")
-    check(os.path.getsize(f"{name}/lr_find.svg") > 2000, f"{name}: picture")
+    check(os.path.getsize(f"{name}/lr_find.svg") > 2000, f"{name}: the plot")
     return out, lr, loss, end
 
 
-def test_equal_to_numpy():
+def test_readings_equal_those_of_numpy():
     _, lr, _, _ = check_reading("plain", 100, 8)
     check(np.allclose(lr, 1e-7 * 1e8 ** (np.arange(len(lr)) / 99), rtol=1e-12), "rates grow by equal ratios")
     _, lr, _, _ = check_reading("linear", 61, 8, "--linear", "--max-lr", 0.01)
@@ -144,7 +144,7 @@ def test_auto_leaves_no_trace():
     if not rate:
         return
     check(re.search(rf"^lr +{re.escape(rate.group(1))}$", open("logs/auto/params.txt").read(), re.M), "params.txt holds the rate that was found")
-    check(os.path.getsize("logs/auto/lr_find.svg") > 2000, "the run folder holds the picture")
+    check(os.path.getsize("logs/auto/lr_find.svg") > 2000, "the run folder has no plot")
     code, out, err = run("train_clip", *common, "--lr", rate.group(1), "--name", "given")
     check(code == 0, f"the rate given: exit code {code}: {err}")
     files = [sorted(glob.glob(f"logs/{name}/checkpoints/*.bin")) for name in ("auto", "given")]
@@ -157,7 +157,7 @@ def test_auto_leaves_no_trace():
     check(code == 0 and "range test" not in out, f"resuming with --lr auto: exit code {code}: {err}")
 
 
-def test_says_what_to_run():
+def test_it_prints_the_commands_to_run():
     code, out, _ = run("lr_find", *DATA, "--batch-size", 8, "--name", "it's", "--group=image", "--lr", 5, "--warmup", 3, "--num-steps=50", "--output", "say")
     commands = [line for line in out.splitlines() if "train_clip" in line]
     check(code == 0 and len(commands) == 3, f"three commands: {out}")
@@ -166,16 +166,16 @@ def test_says_what_to_run():
         check("--lock-text" in command and "--num-steps" not in command and "--group" not in command and "--lr 5" not in command and "'it'\\''s'" in command, command)
         ran = subprocess.run(["sh", "-c", f"{command} --logs {schedule} --steps 4"], capture_output=True, text=True)
         check(ran.returncode == 0, f"{command}: {ran.stderr}")
-    check("--warmup 3" in commands[0] and "--warmup" not in commands[1] + commands[2], "the warmup stands with cosine alone")
+    check("--warmup 3" in commands[0] and "--warmup" not in commands[1] + commands[2], "the warmup belongs to cosine alone")
 
 
-def test_same_twice():
+def test_the_same_command_gives_the_same_curve():
     for name in ("one", "two"):
         run("lr_find", *DATA, "--batch-size", 8, "--num-steps", 40, "--output", name)
     check(open("one/lr_find.csv").read() == open("two/lr_find.csv").read(), "two runs differ")
 
 
-def test_refuses():
+def test_wrong_usage_is_refused():
     for options, words in ([("--min-lr", 1, "--max-lr", 0.1), "not above"], [("--smoothing", 1), "out of range"], [("--group", "both"), "choose one of"],
                            [("--resume", "latest"), "--resume"], [("--eval-only",), "--eval-only"], [("--lock-image", "--group", "image"), "is locked"],
                            [("--lr-image", 1e-4), "--group image"], [("--stop-factor", 1), "out of range"]):

@@ -71,7 +71,7 @@ def test_resuming_on_other_data_says_so():
     train = ["--model", "words.json", "--train-data", "shapes/changing.csv", "--batch-size", 8, "--epochs", 3, "--save-steps", 5]
     works(*train, "--name", "grows")
     shutil.copytree(folder("grows"), folder("shrinks"))
-    works("--resume", checkpoint("grows", "step_5.bin"))  # the same data: not a word
+    works("--resume", checkpoint("grows", "step_5.bin"))  # the same data: nothing is said
     for name, kept in (("grows", 41), ("shrinks", 20)):
         write("shapes/changing.csv", "\n".join(lines[:kept]) + "\n")
         works("--resume", checkpoint(name, "step_5.bin"), says=f"the run began with 30 samples, and there are {kept - 1} now")
@@ -106,7 +106,7 @@ def test_resuming_from_files_that_are_not_a_pair_is_refused():
             os.unlink(checkpoint("mixed", stem + ".state"))
             refused(stem + ".state: cannot be opened", "--resume", checkpoint("mixed", stem + ".bin"))
     os.unlink(checkpoint("mixed", "step_3.bin"))
-    refused("no whole checkpoint", "--resume", "latest", "--name", "mixed")
+    refused("no complete checkpoint", "--resume", "latest", "--name", "mixed")
     refused("which run? give its --name", "--resume", "latest")
     refused("is not a run folder", "--resume", "latest", "--name", "never")
     refused("give a .bin or .state file", "--resume", "logs/run/params.txt")
@@ -151,7 +151,7 @@ def test_resuming_with_other_kernels_says_so():
 
 
 def test_threads_and_workers_do_not_change_the_bits():
-    for base, options in (("synthetic", SYNTHETIC + ["--steps", 12]), ("pictures", IMAGES + ["--steps", 9, "--val-split", 0.2, "--accum-freq", 2])):
+    for base, options in (("synthetic", SYNTHETIC + ["--steps", 12]), ("images", IMAGES + ["--steps", 9, "--val-split", 0.2, "--accum-freq", 2])):
         runs = []
         for threads, workers in ((1, 1), (2, 3), (3, 1)):
             runs.append(f"{base}_{threads}_{workers}")

@@ -59,7 +59,7 @@ def run(*arguments, **how):
 
 
 def works(*arguments, **how):
-    """Ends with 0 and without a word on stderr (`says`: one line that holds it); -> stdout"""
+    """Ends with 0 and nothing on stderr, or with says=text one line that contains the text; -> stdout"""
     says = how.pop("says", None)
     code, out, err = run(*arguments, **how)
     lines = err.splitlines()
@@ -126,7 +126,7 @@ def records(name):
 
 
 def curve(name):
-    """What of the records is a function of the settings: all but times."""
+    """The records without their times: what the settings determine."""
     timed = ("samples_per_second", "data_time", "batch_time")
     return [{key: value for key, value in r.items() if key not in timed} for r in records(name)]
 
