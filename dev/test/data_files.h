@@ -1,4 +1,5 @@
-// For tests of data: a temporary folder, image files and tar shards in it, child processes whose exit is checked.
+// For tests of data: a temporary folder, image files and tar shards in it, child processes whose exit is
+// checked.
 #ifndef CLIPC_TEST_DATA_FILES_H
 #define CLIPC_TEST_DATA_FILES_H
 
