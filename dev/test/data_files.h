@@ -113,7 +113,7 @@ static inline void tar_plain(const char *path, struct archive **a) {
     *a = tar_create(path, archive_write_set_format_ustar, archive_write_add_filter_none);
 }
 
-// ---------------------------------------------------------------- what a child process prints and how it ends
+// ---------------------------------------------------------------- child processes
 
 static char child_output[65536];
 
