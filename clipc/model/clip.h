@@ -1,13 +1,13 @@
 // What a CLIP is, and the few functions that every back end offers: train_clip.c implements them for a CPU,
 // train_clip.cu for a GPU; training, evaluation and checkpoints are written once, above them.
 //
-// One training step (k = accumulation, B pairs a micro-batch; features and their gradients stay inside the
-// back end):
-//     for j in 0 … k-1: clip_forward(clip, &batch[j], j * B, keep = k == 1)      both towers, L2-normalised
-//         features
-//     loss = clip_loss(clip, k * B, keys, positives, true)                       over all pairs at once:
-//         exact for any k
-//     for j in 0 … k-1: if k > 1 clip_forward(…, keep = true); clip_backward(clip, &batch[j], j * B)
+// One training step over k micro-batches of B pairs; features and their gradients stay inside the back end:
+//     for j in 0 … k-1:
+//         clip_forward(clip, &batch[j], j * B, keep = k == 1)      features of both towers, L2-normalised
+//     loss = clip_loss(clip, k * B, keys, positives, true)         over all pairs at once: exact for any k
+//     for j in 0 … k-1:
+//         if k > 1: clip_forward(clip, &batch[j], j * B, keep = true)
+//         clip_backward(clip, &batch[j], j * B)
 //     norm = clip_update(clip, &adamw)
 #ifndef CLIPC_CLIP_H
 #define CLIPC_CLIP_H
@@ -28,20 +28,17 @@ typedef struct {
 } Clip;
 
 // Images and captions as the model takes them. Exactly one of pixels and images is given, or neither where
-// only text is asked for.
+// only text is encoded.
 typedef struct {
     int size;              // B
     const uint8_t *pixels; // (B,3,S,S), 0 … 255: normalised with the configuration's mean and std
     const float *images;   // (B,3,S,S), normalised already
-    const int *
-        tokens; // (B,T), T = context_length; only what stands before and at the first end of text is computed
-    const float *pooled
-        // (B,C) of the image and the text tower from clip_pool(): in place of pixels and tokens; else NULL
-        [2];
-    const int *
-        // (B,kept_count) patch dropout (Li et al. 2023): the patches of each image that are computed,
-        // ascending; NULL: all
-        kept;
+    const int *tokens;     // (B,T), T = context_length; computed up to the first end of text
+    // (B,C) of the image and of the text tower, from clip_pool(), in place of pixels and tokens; or NULL
+    const float *pooled[2];
+    // (B,kept_count) patch dropout (Li et al. 2023): the patches of each image that are computed, ascending;
+    // NULL: all
+    const int *kept;
     int kept_count;
 } ClipBatch;
 
@@ -61,15 +58,13 @@ typedef struct {
     Positives positives; // how the loss takes such pairs
 } StepBatch;
 
-// The optimizer's settings for one step (Loshchilov and Hutter 2019, as torch.optim.AdamW and open_clip use
-// it).
+// The optimizer's settings for one step (Loshchilov and Hutter 2019; as torch.optim.AdamW, which open_clip
+// uses).
 typedef struct {
     double lr, beta1, beta2, eps, weight_decay;
-    double ema_decay; // of the moving average of the weights, where clip_start_training() made room for one
-    double
-        // 0: off; else gradients are scaled by min(1, grad_clip_norm / (norm + 1e-6)), norm over all
-        // parameters
-        grad_clip_norm;
+    double ema_decay; // of the moving average of the weights, if clip_start_training() was asked for one
+    // 0: off; else gradients are scaled by min(1, grad_clip_norm / (norm + 1e-6)), norm over all parameters
+    double grad_clip_norm;
     int64_t step; // counted from 1: the exponent in the bias correction
 } AdamW;
 
@@ -90,7 +85,7 @@ static inline AdamWTerms adamw_terms(const AdamW *a, const Tensor *x, double gra
     return terms;
 }
 
-// What of a model can be copied out and in, tensor by tensor.
+// The arrays of a model that can be read and written, tensor by tensor.
 typedef enum { ARENA_PARAMETERS, ARENA_GRADIENTS, ARENA_M, ARENA_V, ARENA_EMA } ClipArena;
 
 // Logits are exp(logit_scale) times cosines; the parameter is kept in [0, ln 100] after every update (Radford
@@ -119,9 +114,7 @@ void clip_free(Clip *clip);
 typedef struct {
     int pairs; // a step, over all micro-batches
     bool ema;  // keep a moving average of the trainable tensors, beginning with their values now
-    bool
-        // keep only each block's input, and compute the rest again in the backward pass: the same bits
-        grad_checkpointing;
+    bool grad_checkpointing; // save each block's input alone, and compute the rest again: the same bits
 } ClipTraining;
 
 // What the operands of matrix products are rounded to. Weights, gradients, m and v, sums, softmax, LayerNorm
@@ -129,22 +122,21 @@ typedef struct {
 // alone).
 typedef enum { PRECISION_FP32, PRECISION_AMP_BF16, PRECISION_TF32, PRECISIONS } Precision;
 
-// Not there at all; right, but without instructions for it, so that nothing is gained; at the machine's full
-// rate.
+// NONE: unsupported. SLOW: emulated, correct but no faster. NATIVE: full hardware speed.
 typedef enum { SUPPORT_NONE, SUPPORT_SLOW, SUPPORT_NATIVE } PrecisionSupport;
 
 PrecisionSupport clip_precision_support(Precision precision);
 
-// A model computes in fp32 until this is called; call it after locking and before clip_start_training(). The
-// precision has to be supported.
+// A model computes in fp32 until this is called, after locking and before clip_start_training(). The
+// precision must be supported.
 void clip_set_precision(Clip *clip, Precision precision);
 
-// Takes memory for gradients and optimizer state of the trainable tensors (m = v = 0), and for the features
-// of a step. Locking comes before.
+// Allocates gradients and optimizer state of the trainable tensors (m = v = 0), and the features of a step.
+// Locking comes before.
 void clip_start_training(Clip *clip, const ClipTraining *how);
 
-// Bytes: of parameters; of gradients and optimizer state; of activations and scratch for training on
-// `batch_size` pairs, at most (captions that fill the context).
+// Bytes of parameters; of gradients and optimizer state; of activations and scratch for training on batches
+// of `batch_size` pairs whose captions fill the context, the most that a batch can need.
 void clip_memory(const Clip *clip, int batch_size, size_t *parameters, size_t *training, size_t *activations);
 
 // Features of images (B,E) or captions (B,E), L2-normalised; no activations are kept.
@@ -155,19 +147,19 @@ void clip_encode_text(Clip *clip, const ClipBatch *batch, float *features);
 // later epochs need.
 void clip_pool(Clip *clip, int tower, const ClipBatch *batch, float *pooled);
 
-// Encodes a micro-batch into rows first_row … first_row + size - 1 of the step's features; `keep`: with
+// Encodes a micro-batch into rows first_row … first_row + size - 1 of the step's features. keep: saves the
 // activations for clip_backward().
 void clip_forward(Clip *clip, const ClipBatch *batch, int first_row, bool keep);
 
-// CLIP's loss over the first `pairs` rows, see contrastive_loss() for `positives` and keys (pairs);
-// `gradient`: also by the features and by logit_scale.
+// The contrastive loss over the first `pairs` rows of features; for `positives` and keys (pairs) see
+// contrastive_loss(). gradient: computes the gradients by features and logit_scale, too.
 double clip_loss(Clip *clip, int pairs, const uint64_t *keys, Positives positives, bool gradient);
 
 // Adds to the gradients what the micro-batch of the last clip_forward(…, first_row, keep = true) contributes.
 void clip_backward(Clip *clip, const ClipBatch *batch, int first_row);
 
-// One AdamW step over all trainable tensors, gradients consumed. Returns the L2 norm of all gradients before
-// clipping.
+// One AdamW step over all trainable tensors; the next clip_backward() overwrites the gradients instead of
+// adding to them. Returns the L2 norm of all gradients before clipping.
 double clip_update(Clip *clip, const AdamW *hyper);
 
 // Is there a moving average of the weights?
@@ -237,9 +229,8 @@ static inline int clip_exclude_decay(Clip *clip, const char *pattern) {
     return matched;
 }
 
-// The number of tokens that count: up to and including the first end of text (the whole row when there is
-// none, as open_clip's argmax over ids then reads the largest id; such rows do not come out of the
-// tokenizer).
+// The number of tokens up to and including the first end of text; the whole row if there is none, where
+// open_clip's argmax over ids reads the largest id (the tokenizer makes no such rows).
 static inline int caption_length(const int *tokens, int context, int eot_id) {
     for (int t = 0; t < context; t++)
         if (tokens[t] == eot_id) return t + 1;

@@ -59,6 +59,20 @@ static const GemmCase epilogues[] = {{.kind = EPILOGUE_STORE}, {.kind = EPILOGUE
     {.kind = EPILOGUE_SLOPE, .activation = ACTIVATION_QUICK_GELU}};
 enum { EPILOGUES = sizeof epilogues / sizeof *epilogues };
 
+// The products of one head of attention are the same ones: gemm_serial() makes `serial` (size entries) what
+// gemm() made `out`.
+static void check_gemm_serial(const Kernels *k, Operand out, Operand serial, size_t size, size_t ldc,
+    Matrix A, Matrix B, int M, int N, int K, Epilogue e) {
+    float *scratch = aligned_malloc_check(gemm_serial_scratch(k, M, K) * sizeof(float));
+    products_begin(k, A.x.bf16);
+    gemm_serial(k, scratch, serial, ldc, A, B, M, N, K, e);
+    products_end(k, A.x.bf16);
+    EXPECT(memcmp(out.p, serial.p, size * operand_bytes(out.bf16)) == 0, "%s M=%d N=%d K=%d: serial differs",
+        k->name, M, N, K);
+    free(serial.p);
+    free(scratch);
+}
+
 // C (M,N) with gaps behind its rows, all kinds of operands and ends that are used
 static void check_gemm(const Kernels *k, int M, int N, int K, GemmCase c) {
     const size_t ldc = (size_t)N + 3;
@@ -129,17 +143,8 @@ static void check_gemm(const Kernels *k, int M, int N, int K, GemmCase c) {
         k->name, M, N, K, c.bf16, c.c_bf16, c.b_fp32, c.packed, c.a_transposed, c.b_transposed, c.kind, worst,
         worst_activated);
     EXPECT(untouched == 3 * M, "%s M=%d N=%d K=%d: wrote beside its columns", k->name, M, N, K);
-    if (c.kind <= EPILOGUE_ADD && !c.bias && K <= GEMM_K_MOST) { // one head's products are the same ones
-        const Operand serial = random_operand(3, room, c.c_bf16);
-        float *scratch = aligned_malloc_check(gemm_serial_scratch(k, M, K) * sizeof(float));
-        products_begin(k, c.bf16);
-        gemm_serial(k, scratch, serial, ldc, A, B, M, N, K, e);
-        products_end(k, c.bf16);
-        EXPECT(memcmp(out.p, serial.p, room * operand_bytes(c.c_bf16)) == 0,
-            "%s M=%d N=%d K=%d: serial differs", k->name, M, N, K);
-        free(serial.p);
-        free(scratch);
-    }
+    if (c.kind <= EPILOGUE_ADD && !c.bias && K <= GEMM_K_MOST)
+        check_gemm_serial(k, out, random_operand(3, room, c.c_bf16), room, ldc, A, B, M, N, K, e);
     free(a.p);
     free(b.p);
     free(out.p);
