@@ -1,6 +1,7 @@
 // clip.c: CLIP (Radford et al. 2021) fine-tuned on a CPU, in plain C. In this file: every layer forward and
 // backward, the two towers, AdamW, and the training recipe. MODEL.md has the equations, clipc/math/plain.h
-// every layer as a plain loop.
+// every layer as a plain loop; a comment that begins with such a name, as linear_forward_plain, says that the
+// function below computes what that loop computes.
 //
 //     ./train_clip --pretrained W.bin --train-data images.csv        fine-tunes
 //     ./train_clip --help
@@ -36,7 +37,7 @@
 
 // ---------------------------------------------------------------- linear layer
 
-// out = x weightᵀ + bias. Bound once to its places in the arenas, see blocks_bind().
+// out = x weightᵀ + bias. Bound once to its places in the arenas, see towers_bind().
 typedef struct {
     const float *weight, *bias; // (O,C), (O) or NULL
     float *dweight, *dbias;     // gradients; NULL when frozen
