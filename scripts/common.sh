@@ -1,4 +1,3 @@
-# What the recipes share; they read it with `.`, it is no program of its own.
 # What the recipes share. They read this file with `.`; it is not a program of its own.
 #
 # Without any settings a recipe is a trial on drawn images: a tiny CLIP that knows filled shapes on paper

@@ -53,7 +53,7 @@ static void loops_reordered(const Layer *l) { loops_reordered_text(l); }
 TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
 static void loops_reordered_avx512(const Layer *l) { loops_reordered_text(l); }
 
-// A tile of 12 x 32 sums in registers, B where it stands
+// A tile of 12 x 32 sums in registers, B not packed
 static void register_tile_avx512(const Layer *l) {
     for (int i = 0; i + 12 <= l->rows; i += 12)
         for (int j = 0; j < N; j += 32) {

@@ -145,7 +145,7 @@ typedef struct {
     Operand inp, out; // (R,C), (R,O)
     float *w, *dw;    // (O,C)
     Linear layer;
-    Sgemm sgemm; // NULL: there is no OpenBLAS
+    Sgemm sgemm; // NULL without OpenBLAS
 } Product;
 
 enum { FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT, PASSES };
