@@ -27,12 +27,11 @@
     X(PROGRAM, CHOICE, group, "group", "(both towers)", "image text",                                \
         "train this tower with the other frozen: for a rate per tower")                              \
     X(PROGRAM, TEXT, output, "output", ".", "DIR", "where lr_find.csv and lr_find.svg go")
-#define PROGRAM_USAGE                                                                                     \
-    "Finds a learning rate for fine-tuning a CLIP model: the range test. Takes the options that the run " \
-    "will have, "                                                                                         \
-    "as train_clip does.\n\n"                                                                             \
-    "  a rate          lr_find --pretrained ViT-B-32-openai.bin --train-data pairs.csv\n"                 \
-    "  with certainty  ... --repeats 3 --num-steps 200\n"                                                 \
+#define PROGRAM_USAGE                                                                                    \
+    "Finds a learning rate for fine-tuning a CLIP model, by a range test. Takes train_clip's options:\n" \
+    "give those of the planned run.\n\n"                                                                 \
+    "  a rate          lr_find --pretrained ViT-B-32-openai.bin --train-data pairs.csv\n"                \
+    "  with certainty  ... --repeats 3 --num-steps 200\n"                                                \
     "  per tower       ... --group image\n"
 #define CLIP_WITHOUT_MAIN
 #if defined(__CUDACC__) || defined(CLIPC_EMULATE)

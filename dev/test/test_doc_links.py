@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Every relative link in the pages, and every path in the source tree that they quote, exists."""
+"""Every relative link in the pages, and every path in the source tree that they quote, exists; so do the functions of HACKING.md's walk."""
 import glob
 import os
 import re
@@ -18,6 +18,14 @@ def missing(page, text):
     return [path for path in links + words if not os.path.exists(path)]
 
 
+def missing_functions(table):
+    """-> of each row `| n | `file` | `f()`, … |` the functions that the file does not have"""
+    for path, functions in re.findall(r"^\| \d+ \| `([^`]+)` \| ([^|]+)\|", table, re.M):
+        with open(path, encoding="utf-8") as f:
+            text = f.read()
+        yield from (f"{name}() in {path}" for name in re.findall(r"`(\w+)\(\)`", functions) if not re.search(rf"\b{name}\(", text))
+
+
 os.chdir(ROOT)
 passed, failed = 0, 0
 for page in ["README.md", "MODEL.md", "HACKING.md", *sorted(glob.glob("doc/*.md"))]:
@@ -25,6 +33,9 @@ for page in ["README.md", "MODEL.md", "HACKING.md", *sorted(glob.glob("doc/*.md"
     for path in broken:
         print(f"FAILED {page}: {path} does not exist")
     passed, failed = passed + (not broken), failed + len(broken)
+for function in missing_functions(open("HACKING.md", encoding="utf-8").read()):
+    failed += 1
+    print(f"FAILED HACKING.md: {function} does not exist")
 found = missing("doc/page.md", "[x](no_page.md) ![y](../README.md#z) [u](https://host/a) `X=1 dev/no_file.c` `doc/matmul.md`")
 if found != ["doc/no_page.md", "dev/no_file.c"]:
     failed += 1
