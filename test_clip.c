@@ -22,10 +22,7 @@
 #if defined(__CUDACC__) || defined(CLIPC_EMULATE)
 #include "train_clip.cu"
 
-typedef Tower<float> TestTower;
-typedef BlockActivations<float> TestBlock;
-#define FLOATS(x) (x)
-
+static const TowerActivations *test_tower(const Clip *clip, int tower) { return &clip->back->tower[tower].a; }
 static float *backend_floats(size_t n) { return (float *)gpu_malloc(n * sizeof(float), "a test"); }
 static void backend_free(float *x) { CUDA_CHECK(cudaFree(x)); }
 
@@ -36,18 +33,20 @@ static float *host_copy(const float *x, size_t n) {
     return copy;
 }
 
-static void layer_norm(const Clip *clip, float *out, float *mean, float *rstd, const float *x,
-    const float *gain, const float *bias, int N, int C, float eps) {
-    layernorm_forward(&clip->back->gpu, out, mean, rstd, x, gain, bias, N, C, eps);
+static void layer_norm(const Clip *clip, float *out, RowStats stats, const float *x, const float *gain,
+    const float *bias, int N, int C, float eps) {
+    const LayerNorm w = {gain, bias, NULL, NULL, C, eps, &clip->back->gpu};
+    layernorm_forward(out, stats, x, &w, N);
 }
 
 static void layer_linear(const Clip *clip, float *out, const float *inp, const float *weight,
     const float *bias, int N, int C, int O) {
-    linear_forward(&clip->back->gpu, out, inp, weight, bias, (float *)NULL, N, C, O);
+    const Linear w = linear_bind(&clip->back->gpu, weight, bias, NULL, NULL, C, O);
+    linear_forward(out, inp, &w, N);
 }
 
-static void layer_gelu(const Clip *clip, float *out, const float *x, size_t n, bool quick) {
-    gelu_forward(&clip->back->gpu, out, x, n, quick);
+static void layer_activation(const Clip *clip, float *out, const float *x, size_t n, Activation activation) {
+    activation_forward(&clip->back->gpu, out, x, n, activation);
 }
 
 // The loss of features on the host.
@@ -69,20 +68,16 @@ static double layer_loss(Clip *clip, float *dimage, float *dtext, double *dlogit
 #else
 #include "train_clip.c"
 
-typedef TowerActivations TestTower;
-typedef BlockActivations TestBlock;
-#define FLOATS(x) ((const float *)(x).p)
-
+static const TowerActivations *test_tower(const Clip *clip, int tower) { return &clip->back->tower[tower]; }
 static float *backend_floats(size_t n) { return (float *)malloc_check(n * sizeof(float)); }
 static void backend_free(float *x) { free(x); }
 static float *host_copy(const float *x, size_t n) {
     return (float *)memcpy(malloc_check(n * sizeof(float)), x, n * sizeof(float));
 }
 
-static void layer_norm(const Clip *clip, float *out, float *mean, float *rstd, const float *x,
-    const float *gain, const float *bias, int N, int C, float eps) {
+static void layer_norm(const Clip *clip, float *out, RowStats stats, const float *x, const float *gain,
+    const float *bias, int N, int C, float eps) {
     const LayerNorm w = {gain, bias, NULL, NULL, C, eps, clip->back->kernels};
-    const RowStats stats = {mean, rstd};
     layernorm_forward(fp32(out), stats, x, &w, N);
 }
 
@@ -92,7 +87,7 @@ static void layer_linear(const Clip *clip, float *out, const float *inp, const f
     linear_forward(fp32(out), fp32(inp), &w, N);
 }
 
-static void layer_gelu(const Clip *clip, float *out, const float *x, size_t n, Activation activation) {
+static void layer_activation(const Clip *clip, float *out, const float *x, size_t n, Activation activation) {
     const float one = 1; // a layer that multiplies by 1
     const Linear identity = linear_bind(clip->back, &one, NULL, NULL, NULL, NULL, NULL, 1, 1);
     float *product = backend_floats(n);
@@ -106,6 +101,9 @@ static double layer_loss(Clip *clip, float *dimage, float *dtext, double *dlogit
         clip->back->kernels, dimage, dtext, dlogit_scale, image, text, keys, positives, n, E, scale);
 }
 #endif
+
+// In fp32 an operand is an array of floats.
+static const float *floats_of(Operand x) { return (const float *)x.p; }
 
 // --------------------------------------------------------------- records of DEBUG.bin (see dev/reference.py)
 
@@ -377,43 +375,43 @@ static void compare_rows(const Records *r, const char *tower, const char *name, 
 
 // Block 0 in detail. Activations that are not saved are computed here from the saved ones by the same layers.
 static void check_block0(const Clip *clip, const Records *r, int tower, const char *name) {
-    const TestTower *t = &clip->back->tower[tower];
+    const TowerActivations *t = test_tower(clip, tower);
     const TowerShape d = tower_shape(&clip->config, tower);
-    const TestBlock *a = &t->blocks[0];
+    const BlockActivations *a = &t->blocks[0];
     const BlockPointers *w = &clip->back->w.tower[tower].blocks[0];
     const bool last = d.L == 1;
     const int C = d.C, Q = last ? t->seq.B : t->seq.R;
     const size_t R = (size_t)t->seq.R;
     float *ln = backend_floats(R * C);
     float *act = backend_floats(R * d.F);
-    float *mean = backend_floats(R);
-    float *rstd = backend_floats(R);
-    layer_norm(clip, ln, mean, rstd, a->x, w->ln_1_weight, w->ln_1_bias, t->seq.R, C, d.eps);
+    const RowStats stats = {backend_floats(R), backend_floats(R)};
+    layer_norm(clip, ln, stats, a->x, w->ln_1_weight, w->ln_1_bias, t->seq.R, C, d.eps);
     compare_rows(r, name, "block0.ln_1", ln, &t->seq, C, false);
-    compare_rows(r, name, "block0.attn_heads", FLOATS(a->attention), &t->seq, C, last);
-    layer_linear(clip, ln, FLOATS(a->attention), w->out_proj_weight, w->out_proj_bias, Q, C, C);
+    compare_rows(r, name, "block0.attn_heads", floats_of(a->attention), &t->seq, C, last);
+    layer_linear(clip, ln, floats_of(a->attention), w->out_proj_weight, w->out_proj_bias, Q, C, C);
     compare_rows(r, name, "block0.attn", ln, &t->seq, C, last);
     compare_rows(r, name, "block0.resid1", a->resid1, &t->seq, C, last);
-    layer_norm(clip, ln, mean, rstd, a->resid1, w->ln_2_weight, w->ln_2_bias, Q, C, d.eps);
+    layer_norm(clip, ln, stats, a->resid1, w->ln_2_weight, w->ln_2_bias, Q, C, d.eps);
     compare_rows(r, name, "block0.ln_2", ln, &t->seq, C, last);
-    compare_rows(r, name, "block0.mlp_hidden", FLOATS(a->mlp_hidden), &t->seq, d.F, last);
-    layer_gelu(clip, act, FLOATS(a->mlp_hidden), (size_t)Q * d.F, d.activation);
+    compare_rows(r, name, "block0.mlp_hidden", floats_of(a->mlp_hidden), &t->seq, d.F, last);
+    layer_activation(clip, act, floats_of(a->mlp_hidden), (size_t)Q * d.F, d.activation);
     compare_rows(r, name, "block0.mlp_act", act, &t->seq, d.F, last);
     layer_linear(clip, ln, act, w->c_proj_weight, w->c_proj_bias, Q, d.F, C);
     compare_rows(r, name, "block0.mlp", ln, &t->seq, C, last);
     backend_free(ln);
     backend_free(act);
-    backend_free(mean);
-    backend_free(rstd);
+    backend_free(stats.mean);
+    backend_free(stats.rstd);
 }
 
 static void check_tower(const Clip *clip, const Records *r, int tower, const char *name) {
-    const TestTower *t = &clip->back->tower[tower];
+    const TowerActivations *t = test_tower(clip, tower);
     const TowerShape d = tower_shape(&clip->config, tower);
     char block[32];
     if (tower == IMAGE_TOWER) {
         NEED(want, "activations/vision.patch_embed")
-        compare_backend(want, t->embedded, (size_t)(t->seq.R - t->seq.B) * d.C, ACTIVATION_TOLERANCE);
+        compare_backend(
+            want, (const float *)t->embedded, (size_t)(t->seq.R - t->seq.B) * d.C, ACTIVATION_TOLERANCE);
         compare_rows(
             r, name, "embed", clip->config.ln_pre ? t->embedding : t->blocks[0].x, &t->seq, d.C, false);
         if (clip->config.ln_pre) compare_rows(r, name, "ln_pre", t->blocks[0].x, &t->seq, d.C, false);

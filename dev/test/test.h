@@ -1,6 +1,5 @@
 // The smallest test harness that can fail: every EXPECT counts, NaN fails, and main() is a list of RUN()
-// that ends with `return test_report();`. TEST=text in the environment runs only tests whose name contains
-// it.
+// that ends with `return test_report();`. TEST=text in the environment runs only tests with such a name.
 #ifndef CLIPC_TEST_H
 #define CLIPC_TEST_H
 

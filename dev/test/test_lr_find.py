@@ -176,7 +176,7 @@ def test_the_same_command_gives_the_same_curve():
 
 
 def test_wrong_usage_is_refused():
-    for options, words in ([("--min-lr", 1, "--max-lr", 0.1), "not above"], [("--smoothing", 1), "out of range"], [("--group", "both"), "choose one of"],
+    for options, words in ([("--min-lr", 1, "--max-lr", 0.1), "not above"], [("--smoothing", 1), "out of range"], [("--group", "both"), "give one of"],
                            [("--resume", "latest"), "--resume"], [("--eval-only",), "--eval-only"], [("--lock-image", "--group", "image"), "is locked"],
                            [("--lr-image", 1e-4), "--group image"], [("--stop-factor", 1), "out of range"]):
         code, out, err = run("lr_find", *DATA, *options)
