@@ -423,7 +423,7 @@ static int line_main(WiseFt *w) {
     return EXIT_SUCCESS;
 }
 
-// ---------------------------------------------------------------- several models: soups, Model Stock, task arithmetic
+// ---------------------------------------------------------------- several models: soups, Model Stock, tasks
 
 static const char *file_label(const MergeFile *f) {
     const char *slash = strrchr(f->w.path, '/');

@@ -159,8 +159,8 @@ static inline void events_open(EventFile *e, const char *folder, int64_t step) {
     free(m.data);
 }
 
-// Writes all numbers of a record but the step as one Event at its step; null, which stands in JSON for a
-// number that is not finite, becomes NaN.
+// Writes all numbers of a record but the step as one Event at its step; null, JSON's form of a number that
+// is not finite, becomes NaN.
 static inline void events_record(EventFile *e, const Record *r, double wall_time) {
     char text[RECORD_SIZE + 4];
     snprintf(text, sizeof text, "{%.*s}", (int)r->length, r->text);

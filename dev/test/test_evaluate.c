@@ -130,8 +130,8 @@ static void test_ranks_match_the_definition_with_ties(const Kernels *kernels) {
     }
 }
 
-// Equal captions have equal features: their scores tie to the bit wherever they stand, so the chunk size
-// changes nothing.
+// Equal captions have equal features: their scores tie to the bit in whatever block they meet, so the
+// chunk size changes nothing.
 static void test_ranks_do_not_depend_on_the_chunk(const Kernels *kernels) {
     enum { M = 301, D = 37, KINDS = 20 };
     float *image = (float *)malloc_check(M * D * sizeof(float));
@@ -271,7 +271,7 @@ static void test_classnames_and_templates_are_read(const char *folder) {
         template_fill(&caption, &capacity, templates.list[i], "cat");
         EXPECT_STRING(caption, expected[i]);
     }
-    template_fill(&caption, &capacity, "{}{", "a {} in braces"); // a name is put in as it stands
+    template_fill(&caption, &capacity, "{}{", "a {} in braces"); // a name is put in as it is
     EXPECT_STRING(caption, "a {} in braces{");
     string_list_free(&templates);
     write_text(path, "a photo of a {}.\na photo of { }.\n");
@@ -682,7 +682,7 @@ static void test_ctrl_c_ends_an_evaluation(Evaluation e, const char *folder) {
     zeroshot_close(&set);
 }
 
-// ---------------------------------------------------------------- wrong sets, classes of images (in children)
+// ---------------------------------------------------------------- wrong sets, single images (in children)
 
 static const char *folder_of_child; // where the fixtures are
 

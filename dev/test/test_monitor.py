@@ -54,7 +54,7 @@ def checkpoint(name, stem):
 
 
 def test_best():
-    """best.bin is the model of the best evaluation; a resumed run goes on with what was the best."""
+    """best.bin is the model of the best evaluation; a resumed run keeps the best so far."""
     run(f"{SYNTHETIC} --name best --val-split 0.2 --epochs 6 --lr 3e-3")
     losses = [point for point in evaluations("best", "val_loss") if point[0] > 0]
     best = min(losses, key=lambda point: point[1])[0]
@@ -85,7 +85,7 @@ def test_early_stop():
     run("--name stop --resume latest")
     check(len(evaluations("stop", "val_loss")) == len(losses), "resumed, it is still at its end")
     run("--name stop --resume latest --early-stop 3")
-    check(len(evaluations("stop", "val_loss")) > len(losses), "with more patience it goes on")
+    check(len(evaluations("stop", "val_loss")) > len(losses), "with more patience it continues")
     run(f"{SYNTHETIC} --name steps --val-split 0.2 --epochs 60 --lr 3e-2 --lr-scheduler const --early-stop 2 --eval-steps 2")
     end = metrics("steps")[-1]["step"]
     check(glob.glob(checkpoint("steps", f"*_{end}.bin")) or end % 5 == 0, f"stopped within an epoch, at step {end}, it is saved")
