@@ -295,7 +295,7 @@ static inline void model_lock(Clip *clip, const Options *o) {
             die(EXIT_USAGE,
                 "--wd-exclude %s: matches no tensor; names are open_clip's, e.g. *.mlp.c_fc.weight",
                 o->wd_exclude.items[i]);
-    if (!clip->tensors.slots)
+    if (!clip->tensors.grad_floats)
         die(EXIT_USAGE, "--lock-image --lock-text --lock-logit-scale: nothing is left to train");
 }
 

@@ -223,20 +223,21 @@ static void test_table(void) {
         end = x->offset + x->count;
         parameters += x->count;
     }
-    EXPECT(t.floats >= end && t.parameters == parameters && t.slots >= parameters);
+    EXPECT(t.floats >= end && t.parameters == parameters && t.grad_floats >= parameters);
     EXPECT(!tensor_find(&t, "positional_embedding")->decay &&
            !tensor_find(&t, "visual.positional_embedding")->decay &&
            tensor_find(&t, "text_projection")->decay);
     EXPECT(tensor_find(&t, "visual.transformer.resblocks.1.mlp.c_fc.weight")->group == 2 &&
            !tensor_find(&t, "visual.transformer.resblocks.2.mlp.c_fc.weight"));
     // frozen tensors take no room among gradients
-    const size_t all = t.slots;
+    const size_t all = t.grad_floats;
     t.list[0].trainable = false;
     tensor_table_pack(&t);
-    EXPECT(t.slots == all - round_up(t.list[0].count, 16) - GUARD_FLOATS && t.list[1].slot == 0);
+    EXPECT(t.grad_floats == all - round_up(t.list[0].count, 16) - GUARD_FLOATS && t.list[1].grad_offset == 0);
     float *arena = random_arena(&t, 3);
-    EXPECT(!tensor_in(&t.list[0], arena, true) && tensor_in(&t.list[0], arena, false) == arena &&
-           !tensor_in(NULL, arena, false));
+    EXPECT(!tensor_ptr(&t.list[0], arena, GRADIENT_LAYOUT) &&
+           tensor_ptr(&t.list[0], arena, PARAMETER_LAYOUT) == arena &&
+           !tensor_ptr(NULL, arena, PARAMETER_LAYOUT));
     free(arena);
     tensor_table_free(&t);
     c.ln_pre = 0;
