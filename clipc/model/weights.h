@@ -15,7 +15,6 @@
 #include "clipc/base/utils.h" // die, SafeFile, malloc_check
 
 #include <assert.h>
-#include <math.h> // isfinite
 
 // ---------------------------------------------------------------- configuration
 
