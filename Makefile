@@ -158,6 +158,9 @@ experiments: setup $(PROGRAMS:%=$(BIN)%) $(BUILD)/bench_loss
 	@KILLS=200 TEST=kill_anywhere BIN='$(BIN)' '$(PYTHON)' dev/test/test_run_kill.py
 	@$(BUILD)/bench_loss
 
+schema: $(BIN)train_clip # write data/schema.json again, after a change to the tables of weights.h or architectures.h
+	@$(if $(BIN),,./)$(BIN)train_clip --schema > $(BUILD)/schema.json && mv $(BUILD)/schema.json data/schema.json
+
 flags: # for dev/setup.sh: the compiler with its flags, then the libraries
 	@echo '$(COMPILE)'
 	@echo '$(LINK_LIBS)'
@@ -181,11 +184,12 @@ help:
 	@echo 'make test-gpu     test their kernels, layers, runs and stored results on a GPU, also under compute-sanitizer'
 	@echo 'make bench-gpu    time kernels, training steps (and those of open_clip) and data loading on a GPU'
 	@echo 'make gpu-resources   print registers, spills and shared memory of each kernel (needs nvcc, no GPU)'
+	@echo 'make schema       write data/schema.json again, after a change to the tables of tensors, fields or models'
 	@echo 'make clean        remove what make built (not logs/ and weights/)'
 	@echo 'make CC=clang     build with another compiler; CFLAGS=… other flags; OPENMP= one thread; DEBUG=1 with asserts'
 	@echo 'dev/setup.sh      install the compiler, libraries and numpy where they are missing (make demo and make test do so first)'
 
 FORCE:
-.PHONY: all tests setup setup-test test golden sanitize test-arm test-gpu bench-gpu gpu-resources parity bench bench-peer demo experiments flags clean help FORCE
+.PHONY: all tests setup setup-test test golden sanitize test-arm test-gpu bench-gpu gpu-resources parity bench bench-peer demo experiments schema flags clean help FORCE
 
 -include $(wildcard $(BUILD)/*.d)

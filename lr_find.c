@@ -138,9 +138,9 @@ static void check_options(const Options *o) {
     if (o->resume)
         die(EXIT_USAGE, "--resume: the range test starts from weights alone; give --pretrained the .bin of "
                         "that checkpoint");
-    if (o->eval_only || o->classify.count || o->print_schedule)
-        die(EXIT_USAGE,
-            "--eval-only, --classify and --print-schedule are options of train_clip; leave them out");
+    if (o->eval_only || o->classify.count || o->print_schedule || o->schema)
+        die(EXIT_USAGE, "--eval-only, --classify, --print-schedule and --schema are options of train_clip; "
+                        "leave them out");
     if (o->group && (strcmp(o->group, "image") == 0 ? o->lock_image : o->lock_text))
         die(EXIT_USAGE, "--group %s: this tower is locked; leave out --lock-%s", o->group, o->group);
     if (options_was_set(o, lr_image) || options_was_set(o, lr_text))

@@ -1054,12 +1054,12 @@ static void tower_backward(
 
 // ---------------------------------------------------------------- the functions of clipc/model/clip.h
 
-// An arena for parameters, or (slots) for gradients, m or v; zero, with guards between the tensors.
-static float *arena_create(const TensorTable *t, bool slots) {
-    const size_t floats = slots ? t->slots : t->floats;
+// A zeroed arena of either layout, with guards between the tensors.
+static float *arena_create(const TensorTable *t, ArenaLayout layout) {
+    const size_t floats = layout == GRADIENT_LAYOUT ? t->grad_floats : t->floats;
     float *arena = aligned_calloc_check(floats * sizeof(float));
     for (int i = 0; i < t->count; i++) {
-        float *x = tensor_in(&t->list[i], arena, slots);
+        float *x = tensor_ptr(&t->list[i], arena, layout);
         if (x) guard_behind(x, t->list[i].count, x + round_up(t->list[i].count, 16) + GUARD_FLOATS);
     }
     return arena;
@@ -1076,8 +1076,8 @@ Clip *clip_create_empty(const ClipConfig *config, const char *merges, size_t mer
     clip->config = *config;
     clip->tensors = tensor_table_create(config);
     b->kernels = kernels_select();
-    b->params = arena_create(&clip->tensors, false);
-    tensor_pointers_bind(&b->w, &clip->tensors, config, b->params, false);
+    b->params = arena_create(&clip->tensors, PARAMETER_LAYOUT);
+    tensor_pointers_bind(&b->w, &clip->tensors, config, b->params, PARAMETER_LAYOUT);
     for (int tower = 0; tower < 2; tower++) {
         const size_t L = (size_t)clip_tower_layers(config, tower);
         b->tower[tower].blocks = calloc_check(L, sizeof(BlockActivations));
@@ -1166,15 +1166,15 @@ void clip_start_training(Clip *clip, const ClipTraining *how) {
     assert(how->pairs > 0);
     for (int i = 0; i < 4; i++) {
         free(*arenas[i]);
-        *arenas[i] = i < 3 || how->ema ? arena_create(&clip->tensors, true) : NULL;
+        *arenas[i] = i < 3 || how->ema ? arena_create(&clip->tensors, GRADIENT_LAYOUT) : NULL;
     }
     for (int i = 0; how->ema && i < clip->tensors.count; i++) {
         const Tensor *x = &clip->tensors.list[i];
-        if (x->trainable) memcpy(b->ema + x->slot, b->params + x->offset, x->count * sizeof(float));
+        if (x->trainable) memcpy(b->ema + x->grad_offset, b->params + x->offset, x->count * sizeof(float));
     }
     free(b->used_tokens);
     b->used_tokens = calloc_check((size_t)clip->config.vocab_size, sizeof(bool));
-    tensor_pointers_bind(&b->g, &clip->tensors, &clip->config, b->grads, true);
+    tensor_pointers_bind(&b->g, &clip->tensors, &clip->config, b->grads, GRADIENT_LAYOUT);
     if (b->forward.arena)
         panels_replace(clip, &b->backward, true, first_trainable_group(clip, IMAGE_TOWER),
             first_trainable_group(clip, TEXT_TOWER));
@@ -1195,9 +1195,10 @@ void clip_memory(
     const Clip *clip, int batch_size, size_t *parameters, size_t *training, size_t *activations) {
     const ClipConfig *c = &clip->config;
     const Backend *b = clip->back;
-    const size_t packed = b->forward.table.slots + b->backward.table.slots, B = (size_t)batch_size;
+    const size_t packed = b->forward.table.grad_floats + b->backward.table.grad_floats,
+                 B = (size_t)batch_size;
     *parameters = (clip->tensors.floats + packed) * sizeof(float);
-    *training = (b->ema ? 4 : 3) * clip->tensors.slots * sizeof(float);
+    *training = (b->ema ? 4 : 3) * clip->tensors.grad_floats * sizeof(float);
     *activations = 4 * (size_t)b->pairs * (size_t)c->embed_dim * sizeof(float); // features, their gradients
     for (int tower = 0; tower < 2; tower++) {
         const int T = tower == IMAGE_TOWER ? config_image_tokens(c) : c->context_length;
@@ -1271,7 +1272,7 @@ static double gradient_squares(const Clip *clip, int index) {
 #pragma omp parallel for schedule(static) if (chunks > 1)
     for (size_t c = 0; c < chunks; c++) {
         const size_t at = c * chunk, n = x->count - at < chunk ? x->count - at : chunk;
-        sums[c] = b->kernels->sum_squares(b->grads + x->slot + at, n);
+        sums[c] = b->kernels->sum_squares(b->grads + x->grad_offset + at, n);
     }
     for (size_t c = 0; c < chunks; c++) total += sums[c];
     free(sums);
@@ -1282,8 +1283,8 @@ static double gradient_squares(const Clip *clip, int index) {
 //   m = beta1 m + (1 - beta1) g,  v = beta2 v + (1 - beta2) g²,  g the gradient times `scale` (clipping)
 //   p = p - lr weight_decay p - lr (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps)
 static void adamw_update(Backend *b, const Tensor *x, size_t at, size_t n, const AdamW *a, double scale) {
-    float *p = b->params + x->offset + at, *g = b->grads + x->slot + at;
-    float *m = b->m + x->slot + at, *v = b->v + x->slot + at;
+    float *p = b->params + x->offset + at, *g = b->grads + x->grad_offset + at;
+    float *m = b->m + x->grad_offset + at, *v = b->v + x->grad_offset + at;
     if (b->kernels->plain)
         adamw_plain(p, g, m, v, n, scale, a->lr * x->lr_scale, a->beta1, a->beta2, a->eps,
             x->decay ? a->weight_decay : 0, a->step);
@@ -1303,9 +1304,10 @@ static double tensor_update(Clip *clip, int index, const AdamW *a, double scale)
 #pragma omp parallel for schedule(static) if (chunks > 1)
     for (size_t c = 0; c < chunks; c++) {
         const size_t at = c * chunk, n = x->count - at < chunk ? x->count - at : chunk;
-        sums[c] = b->kernels->sum_squares(b->grads + x->slot + at, n);
+        sums[c] = b->kernels->sum_squares(b->grads + x->grad_offset + at, n);
         adamw_update(b, x, at, n, a, scale);
-        if (b->ema) b->kernels->moving_average(b->ema + x->slot + at, w + at, (int)n, (float)a->ema_decay);
+        if (b->ema)
+            b->kernels->moving_average(b->ema + x->grad_offset + at, w + at, (int)n, (float)a->ema_decay);
         panels_pack_rows(&b->forward, x, index, w, (int)(at / C), (int)((at + n) / C));
         panels_pack_rows(&b->backward, x, index, w, (int)(at / C), (int)((at + n) / C));
     }
@@ -1335,7 +1337,7 @@ void clip_swap_ema(Clip *clip) {
     Backend *b = clip->back;
     for (int i = 0; b->ema && i < clip->tensors.count; i++) {
         const Tensor *x = &clip->tensors.list[i];
-        float *p = b->params + x->offset, *e = b->ema + x->slot;
+        float *p = b->params + x->offset, *e = b->ema + x->grad_offset;
         for (size_t j = 0; x->trainable && j < x->count; j++) {
             const float kept = p[j];
             p[j] = e[j];
@@ -1349,7 +1351,7 @@ float clip_logit_scale(const Clip *clip) { return expf(*clip->back->w.logit_scal
 
 static float *tensor_place(const Clip *clip, ClipArena arena, const Tensor *x) {
     float *bases[] = {clip->back->params, clip->back->grads, clip->back->m, clip->back->v, clip->back->ema};
-    return tensor_in(x, bases[arena], arena != ARENA_PARAMETERS);
+    return tensor_ptr(x, bases[arena], arena == ARENA_PARAMETERS ? PARAMETER_LAYOUT : GRADIENT_LAYOUT);
 }
 
 void clip_read(const Clip *clip, ClipArena arena, const Tensor *x, float *values) {
@@ -1427,7 +1429,8 @@ int main(int argc, char **argv) {
     int code;
     strategies_help(argc, argv);
     options_parse(&o, argc, argv);
-    if (o.print_schedule) code = print_schedule_main(&o);
+    if (o.schema) code = schema_print(stdout);
+    else if (o.print_schedule) code = print_schedule_main(&o);
     else if (o.classify.count) code = classify_main(&o);
     else if (o.eval_only) code = evaluate_main(&o);
     else code = train(&o);

@@ -921,7 +921,7 @@ static void chunks_create(Clip *clip) {
             if (x->trainable == (frozen != 0)) continue;
             for (size_t at = 0; at < x->count; at += UPDATE_CHUNK)
                 list[b->chunk_count++] = {
-                    x->offset + at, x->slot + at, (int)min_i64(UPDATE_CHUNK, x->count - at), i};
+                    x->offset + at, x->grad_offset + at, (int)min_i64(UPDATE_CHUNK, x->count - at), i};
         }
         if (!frozen) b->trainable_chunks = b->chunk_count;
     }
@@ -966,13 +966,13 @@ void clip_swap_ema(Clip *clip) {
 
 // ---------------------------------------------------------------- the functions of clipc/model/clip.h
 
-// An arena for parameters, or (slots) for gradients, m or v; zero, with guards between the tensors.
-static float *arena_create(const TensorTable *t, bool slots, const char *what) {
-    const size_t floats = slots ? t->slots : t->floats;
+// A zeroed arena of either layout, with guards between the tensors.
+static float *arena_create(const TensorTable *t, ArenaLayout layout, const char *what) {
+    const size_t floats = layout == GRADIENT_LAYOUT ? t->grad_floats : t->floats;
     float *arena = (float *)gpu_malloc(floats * sizeof(float), what);
     CUDA_CHECK(cudaMemset(arena, 0, floats * sizeof(float)));
     for (int i = 0; i < t->count; i++) {
-        float *x = tensor_in(&t->list[i], arena, slots);
+        float *x = tensor_ptr(&t->list[i], arena, layout);
         if (x) guard_behind(x, t->list[i].count, x + round_up(t->list[i].count, 16) + GUARD_FLOATS);
     }
     return arena;
@@ -1029,7 +1029,7 @@ Clip *clip_create_empty(const ClipConfig *config, const char *merges, size_t mer
     clip->tensors = tensor_table_create(config);
     gpu_create(&b->gpu, b->kernels);
     b->gpu.params = arena_create(&clip->tensors, false, "weights");
-    tensor_pointers_bind(&b->w, &clip->tensors, config, b->gpu.params, false);
+    tensor_pointers_bind(&b->w, &clip->tensors, config, b->gpu.params, PARAMETER_LAYOUT);
     size_t widest = (size_t)config->embed_dim; // of the vectors whose partial sums are taken
     for (int tower = 0; tower < 2; tower++) {
         const TowerShape d = tower_shape(config, tower);
@@ -1170,10 +1170,10 @@ void clip_start_training(Clip *clip, const ClipTraining *how) {
     for (int i = 0; how->ema && i < t->count; i++) {
         const Tensor *x = &t->list[i];
         if (x->trainable)
-            CUDA_CHECK(cudaMemcpy(b->ema + x->slot, b->gpu.params + x->offset, x->count * sizeof(float),
-                cudaMemcpyDeviceToDevice));
+            CUDA_CHECK(cudaMemcpy(b->ema + x->grad_offset, b->gpu.params + x->offset,
+                x->count * sizeof(float), cudaMemcpyDeviceToDevice));
     }
-    tensor_pointers_bind(&b->g, t, &clip->config, b->grads, true);
+    tensor_pointers_bind(&b->g, t, &clip->config, b->grads, GRADIENT_LAYOUT);
     towers_bind(clip);
     chunks_create(clip);
     b->pairs = how->pairs;
@@ -1191,7 +1191,7 @@ void clip_memory(
     const Backend *b = clip->back;
     Backend counted = *b;
     *parameters = clip->tensors.floats * (sizeof(float) + (b->gpu.params_bf16 ? sizeof(bf16) : 0));
-    *training = (b->ema ? 4 : 3) * clip->tensors.slots * sizeof(float);
+    *training = (b->ema ? 4 : 3) * clip->tensors.grad_floats * sizeof(float);
     *activations = step_layout(&counted, NULL, max_i64(1, b->pairs), c->embed_dim) +
                    2 * (size_t)batch_size * 3 * c->image_size * c->image_size; // pixels
     for (int tower = 0; tower < 2; tower++) {
@@ -1281,7 +1281,7 @@ float clip_logit_scale(const Clip *clip) {
 static float *tensor_place(const Clip *clip, ClipArena arena, const Tensor *x) {
     float *bases[] = {
         clip->back->gpu.params, clip->back->grads, clip->back->m, clip->back->v, clip->back->ema};
-    return tensor_in(x, bases[arena], arena != ARENA_PARAMETERS);
+    return tensor_ptr(x, bases[arena], arena == ARENA_PARAMETERS ? PARAMETER_LAYOUT : GRADIENT_LAYOUT);
 }
 
 void clip_read(const Clip *clip, ClipArena arena, const Tensor *x, float *values) {
@@ -1367,7 +1367,8 @@ int main(int argc, char **argv) {
     int code;
     strategies_help(argc, argv);
     options_parse(&o, argc, argv);
-    if (o.print_schedule) code = print_schedule_main(&o);
+    if (o.schema) code = schema_print(stdout);
+    else if (o.print_schedule) code = print_schedule_main(&o);
     else if (o.classify.count) code = classify_main(&o);
     else if (o.eval_only) code = evaluate_main(&o);
     else code = train(&o);

@@ -1,7 +1,10 @@
-"""Readers of checkpoints for dev/convert.py: torch.save files (zip and the older plain form), TorchScript archives, safetensors, npz.
+"""Readers of checkpoints for dev/convert.py: torch.save files (zip and the older plain form), TorchScript
+archives, safetensors, npz.
 
-Each gives a Checkpoint: entries by name, of which nothing is read but shapes, dtypes and places. Files are not trusted: no name of a
-pickle is imported, every length is checked against the file before it is used, and whatever is wrong raises Refused with one line.
+Each gives a Checkpoint: entries by name, of which only shapes, dtypes and places are read. Files are not
+trusted: no name in a pickle is imported, every length is checked against the file before it is used, and
+whatever is wrong raises Refused with one line.
+
 """
 import io
 import json
@@ -15,29 +18,32 @@ import numpy as np
 
 # dtype -> numpy's; bf16 as its bits, since numpy has no such type
 WEIGHT_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
-OTHER_DTYPES = {"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "?",
-                "F8_E4M3": "u1", "F8_E5M2": "u1", "F8_E8M0": "u1"}
+OTHER_DTYPES = {"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U64": "<u8", "U32": "<u4",
+                "U16": "<u2", "U8": "u1", "BOOL": "?", "F8_E4M3": "u1", "F8_E5M2": "u1", "F8_E8M0": "u1"}
 DTYPES = {**WEIGHT_DTYPES, **OTHER_DTYPES}
-TORCH_STORAGES = {"DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16", "LongStorage": "I64", "IntStorage": "I32",
-                  "ShortStorage": "I16", "CharStorage": "I8", "ByteStorage": "U8", "BoolStorage": "BOOL"}
+TORCH_STORAGES = {"DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16",
+                  "BFloat16Storage": "BF16", "LongStorage": "I64", "IntStorage": "I32", "ShortStorage": "I16",
+                  "CharStorage": "I8", "ByteStorage": "U8", "BoolStorage": "BOOL"}
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # torch.save before 1.6: first pickle of the file
-LARGEST_HEADER = 100_000_000           # bytes of a safetensors header or of a pickle; real ones are below 1 MB
+LARGEST_HEADER = 100_000_000  # bytes of a safetensors header or of a pickle; real ones are below 1 MB
 CHUNK = 1 << 24
 
 
 class Refused(Exception):
-    """Wrong input; the text is the one line that the user sees."""
+    """Wrong input; the text is the line that the user sees."""
 
 
 class Entry:
-    """A tensor of a file, not read yet. read() gives an array of WEIGHT_DTYPES[dtype] (or of OTHER_DTYPES)."""
+    """A tensor of a file, not read yet. read() gives an array of WEIGHT_DTYPES[dtype] (or of
+    OTHER_DTYPES)."""
 
     def __init__(self, dtype, shape, read):
         self.dtype, self.shape, self.read = dtype, tuple(shape), read
 
 
 class Checkpoint:
-    """entries: name -> Entry. kind: the form of the file, in words. module_types: the class names of a TorchScript archive, else None."""
+    """entries: name -> Entry. kind: the form of the file, in words. module_types: the class names in a
+    TorchScript archive, else None."""
 
     def __init__(self, path, kind, entries, module_types=None):
         self.path, self.kind, self.entries, self.module_types = path, kind, entries, module_types
@@ -68,18 +74,23 @@ def read_range(path, offset, dtype, count):
     return data
 
 
+def reader_of(path, offset, dtype, shape):
+    """The read() of a tensor whose numbers are at byte `offset` of a file."""
+    return lambda: read_range(path, offset, dtype, product(shape)).reshape(shape)
+
+
 # ---------------------------------------------------------------- safetensors
 
 def no_duplicates(pairs):
     seen = dict(pairs)
     if len(seen) != len(pairs):
         names = [k for k, _ in pairs]
-        raise Refused(f"{next(k for k in names if names.count(k) > 1)} is there twice")
+        raise Refused(f"{next(k for k in names if names.count(k) > 1)} appears twice")
     return seen
 
 
 def no_constant(word):
-    raise ValueError(f"{word} is no JSON")
+    raise ValueError(f"{word} is not allowed in JSON")
 
 
 def parse_json(data, path):
@@ -89,11 +100,11 @@ def parse_json(data, path):
     except Refused as e:
         raise Refused(f"{path}: {e}") from None
     except RecursionError:
-        raise Refused(f"{path}: its JSON is nested too deep") from None
+        raise Refused(f"{path}: its JSON is nested too deeply") from None
     except UnicodeDecodeError:
         raise Refused(f"{path}: its JSON is not UTF-8") from None
     except ValueError as e:
-        raise Refused(f"{path}: no valid JSON ({e})") from None
+        raise Refused(f"{path}: not valid JSON ({e})") from None
 
 
 def safetensors_range(path, name, entry, data_bytes):
@@ -104,14 +115,16 @@ def safetensors_range(path, name, entry, data_bytes):
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise Refused(f"{path}: {name}: unknown dtype {dtype!r}")
     if not isinstance(shape, list) or not all(map(is_count, shape)):
-        raise Refused(f"{path}: {name}: shape {str(shape)[:60]} is no list of sizes")
+        raise Refused(f"{path}: {name}: shape {str(shape)[:60]} is not a list of sizes")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(is_count, offsets)):
-        raise Refused(f"{path}: {name}: data_offsets {str(offsets)[:60]} are no two positions")
+        raise Refused(f"{path}: {name}: data_offsets {str(offsets)[:60]} are not two positions")
     begin, end = offsets
     if not begin <= end <= data_bytes:
-        raise Refused(f"{path}: {name}: data from {begin} to {end} lie outside the {data_bytes} bytes of the file; is it complete?")
+        raise Refused(f"{path}: {name}: bytes {begin} to {end} are outside the {data_bytes} bytes of data; "
+                      "is the file complete?")
     if product(shape) * itemsize(dtype) != end - begin:
-        raise Refused(f"{path}: {name}: shape {shape} of {dtype} needs {product(shape) * itemsize(dtype)} bytes, has {end - begin}")
+        raise Refused(f"{path}: {name}: shape {shape} of {dtype} needs {product(shape) * itemsize(dtype)} "
+                      f"bytes, has {end - begin}")
     return dtype, shape, begin, end
 
 
@@ -123,31 +136,34 @@ def open_safetensors(path):
             raise Refused(f"{path}: {size} bytes are too few for a safetensors file")
         length = struct.unpack("<Q", first)[0]
         if length > min(size - 8, LARGEST_HEADER):
-            raise Refused(f"{path}: announces a header of {length} bytes, the file has {size}; is it complete, and safetensors?")
+            raise Refused(f"{path}: announces a header of {length} bytes, the file has {size}; is it "
+                          "complete, and safetensors?")
         header = parse_json(f.read(length), path)
     if not isinstance(header, dict):
-        raise Refused(f"{path}: the header is no JSON object")
+        raise Refused(f"{path}: the header is not a JSON object")
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise Refused(f"{path}: __metadata__ must hold texts only")
+        raise Refused(f"{path}: __metadata__ must hold only strings")
     data = 8 + length
     ranges = {name: safetensors_range(path, name, entry, size - data) for name, entry in header.items()}
     entries, reached, before = {}, 0, ""
     for name, (dtype, shape, begin, end) in sorted(ranges.items(), key=lambda r: r[1][2:]):
         if begin != reached:
-            what = f"overlap those of {before}" if begin < reached else f"leave {begin - reached} bytes unused before them"
+            what = (f"overlap those of {before}" if begin < reached
+                    else f"leave {begin - reached} bytes unused before them")
             raise Refused(f"{path}: {name}: its data {what}")
         reached, before = end, name
-        entries[name] = Entry(dtype, shape, lambda d=dtype, s=shape, b=begin: read_range(path, data + b, d, product(s)).reshape(s))
+        entries[name] = Entry(dtype, shape, reader_of(path, data + begin, dtype, shape))
     if reached != size - data:
-        raise Refused(f"{path}: {size - data - reached} bytes behind the last tensor; is it one file?")
+        raise Refused(f"{path}: {size - data - reached} bytes after the last tensor; were files joined?")
     return Checkpoint(path, "safetensors", entries)
 
 
 # ---------------------------------------------------------------- zip archives
 
 def read_member(archive, path, name, offset, dtype, count):
-    """`count` numbers at byte `offset` of a member, stored or deflated; whole members have their checksum verified."""
+    """`count` numbers at byte `offset` of a member, stored or deflated. The checksum is verified when the
+    member is read to its end."""
     out = np.empty(count, DTYPES[dtype])
     left = memoryview(out.reshape(-1)).cast("B") if count else memoryview(b"")
     try:
@@ -159,10 +175,10 @@ def read_member(archive, path, name, offset, dtype, count):
                     raise Refused(f"{path}: {name} ends early")
                 left[:len(part)] = part
                 left = left[len(part):]
-            f.read(1)  # at the end of the member: now its checksum is compared
+            f.read(1)  # at the end of the member this compares its checksum
     except Refused:
         raise
-    except Exception as e:  # zlib.error, BadZipFile, RuntimeError (encrypted), NotImplementedError (method) …: all mean a damaged file
+    except Exception as e:  # zlib.error, BadZipFile, RuntimeError (encrypted), NotImplementedError (method) …
         raise Refused(f"{path}: {name} is damaged ({e})") from None
     return out
 
@@ -171,8 +187,8 @@ def open_zip(path):
     try:
         archive = zipfile.ZipFile(path)
         members = {i.filename: i for i in archive.infolist()}
-    except Exception as e:  # a directory that lies can raise nearly anything
-        raise Refused(f"{path}: not a whole zip archive ({e}); was it copied or downloaded completely?") from None
+    except Exception as e:  # a forged directory can raise nearly anything
+        raise Refused(f"{path}: not a whole zip archive ({e}); is it complete?") from None
     pickles = [n for n in members if n.split("/")[-1] == "data.pkl" and n.count("/") <= 1]
     if len(pickles) == 1:
         return open_torch_zip(path, archive, members, pickles[0][:-len("data.pkl")])
@@ -187,19 +203,24 @@ def open_npz(path, archive, members):
         try:
             with archive.open(name) as f:
                 version = np.lib.format.read_magic(f)
-                reader = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+                reader = {(1, 0): np.lib.format.read_array_header_1_0,
+                          (2, 0): np.lib.format.read_array_header_2_0}[version]
                 shape, fortran, kind = reader(f)
                 offset = f.tell()
         except Exception as e:
-            raise Refused(f"{path}: {name}: no readable numpy array ({e})") from None
+            raise Refused(f"{path}: {name}: not a readable numpy array ({e})") from None
         text = "<V2" if kind.str == "|V2" else kind.str  # numpy's name for the bf16 of other packages
-        dtype = "BF16" if text == "<V2" else next((d for d, s in DTYPES.items() if d != "BF16" and np.dtype(s) == kind and not kind.hasobject), None)
+        dtype = "BF16" if text == "<V2" else next((d for d, s in DTYPES.items() if d != "BF16"
+                                                   and np.dtype(s) == kind and not kind.hasobject), None)
         if dtype is None:
-            raise Refused(f"{path}: {name}: holds {kind}, not numbers of a known type")
+            raise Refused(f"{path}: {name}: holds {kind}, which is not a known type of numbers")
         if info.file_size - offset != product(shape) * itemsize(dtype):
-            raise Refused(f"{path}: {name}: {info.file_size - offset} bytes, its shape {shape} needs {product(shape) * itemsize(dtype)}")
-        entries[name[:-len(".npy")]] = Entry(dtype, shape, lambda n=name, o=offset, d=dtype, s=shape, order="F" if fortran else "C":
-                                             read_member(archive, path, n, o, d, product(s)).reshape(s, order=order))
+            raise Refused(f"{path}: {name}: {info.file_size - offset} bytes, its shape {shape} needs "
+                          f"{product(shape) * itemsize(dtype)}")
+        order = "F" if fortran else "C"
+        entries[name[:-len(".npy")]] = Entry(
+            dtype, shape, lambda n=name, o=offset, d=dtype, s=shape, order=order:
+            read_member(archive, path, n, o, d, product(s)).reshape(s, order=order))
     return Checkpoint(path, "numpy .npz", entries)
 
 
@@ -212,7 +233,7 @@ class Storage(typing.NamedTuple):  # immutable: a pickle cannot alter what was c
 
 
 class Tensor(typing.NamedTuple):
-    """What stands in the pickle for a tensor: which numbers of which storage."""
+    """A tensor as the pickle describes it: which numbers of which storage."""
     storage: Storage
     offset: int
     shape: tuple
@@ -220,7 +241,7 @@ class Tensor(typing.NamedTuple):
 
 
 class State(dict):
-    """Stands for dict subclasses; takes attributes (torch's _metadata) without keeping them."""
+    """In place of subclasses of dict; ignores attributes (torch's _metadata)."""
 
     def __setstate__(self, state):
         pass
@@ -235,7 +256,8 @@ class ScriptModule:
 
 
 def rebuild_tensor(storage, offset, shape, strides, *_):
-    if not isinstance(storage, Storage) or not is_count(offset) or not isinstance(shape, tuple) or not isinstance(strides, tuple) or len(shape) != len(strides):
+    if (not isinstance(storage, Storage) or not is_count(offset) or not isinstance(shape, tuple)
+        or not isinstance(strides, tuple) or len(shape) != len(strides)):
         raise pickle.UnpicklingError("a malformed tensor")
     if not all(map(is_count, shape + strides)) or len(shape) > 8:
         raise pickle.UnpicklingError("a tensor of impossible shape")
@@ -253,19 +275,23 @@ def nothing(*_):
     return None
 
 
-# The whole of what a checkpoint may name. Every right side is harmless with any arguments.
-ADMITTED = {
-    ("collections", "OrderedDict"): State, ("torch._utils", "_rebuild_tensor_v2"): rebuild_tensor, ("torch._utils", "_rebuild_tensor"): rebuild_tensor,
-    ("torch._utils", "_rebuild_parameter"): first_argument, ("torch._utils", "_rebuild_parameter_with_state"): first_argument,
-    ("torch.nn.parameter", "Parameter"): first_argument, ("torch", "Size"): first_argument, ("torch", "device"): nothing,
-    ("torch.jit._pickle", "restore_type_tag"): first_argument, ("torch.jit._pickle", "build_intlist"): first_argument,
-    ("torch.jit._pickle", "build_doublelist"): first_argument, ("torch.jit._pickle", "build_boollist"): first_argument,
-    ("torch.jit._pickle", "build_tensorlist"): first_argument,
-    **{("torch", name): None for name in ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")},
-}
+# All that a pickle may name. Every right side is harmless with any arguments.
+ADMITTED = {("collections", "OrderedDict"): State, ("torch._utils", "_rebuild_tensor_v2"): rebuild_tensor,
+            ("torch._utils", "_rebuild_tensor"): rebuild_tensor,
+            ("torch._utils", "_rebuild_parameter"): first_argument,
+            ("torch._utils", "_rebuild_parameter_with_state"): first_argument,
+            ("torch.nn.parameter", "Parameter"): first_argument, ("torch", "Size"): first_argument,
+            ("torch", "device"): nothing, ("torch.jit._pickle", "restore_type_tag"): first_argument,
+            ("torch.jit._pickle", "build_intlist"): first_argument,
+            ("torch.jit._pickle", "build_doublelist"): first_argument,
+            ("torch.jit._pickle", "build_boollist"): first_argument,
+            ("torch.jit._pickle", "build_tensorlist"): first_argument,
+            **{("torch", name): None for name in ("float64", "float32", "float16", "bfloat16", "int64",
+                                                  "int32", "int16", "int8", "uint8", "bool")},}
 
 
-class Unpickler(pickle._Unpickler):  # the one written in Python: its memo is a dict, so a huge index takes no memory
+# the version in Python: its memo is a dict, so a huge index takes no memory
+class Unpickler(pickle._Unpickler):
     def __init__(self, file):
         super().__init__(file, encoding="utf-8")
         self.storages, self.script_types = {}, set()
@@ -278,13 +304,15 @@ class Unpickler(pickle._Unpickler):  # the one written in Python: its memo is a 
         if module.split(".")[0] == "__torch__":
             self.script_types.add(name)
             return type("ScriptModule", (ScriptModule,), {"type_name": name})
-        raise Refused(f"its pickle asks for {module}.{name}, which is no part of a tensor; it may be hostile, nothing of it was run")
+        raise Refused(f"its pickle asks for {module}.{name}, which is not part of a tensor; it may be "
+                      "hostile, nothing in it was run")
 
     def get_extension(self, code):
         raise pickle.UnpicklingError("an extension code")
 
     def persistent_load(self, pid):
-        if not isinstance(pid, tuple) or len(pid) not in (5, 6) or pid[0] != "storage" or (len(pid) == 6 and pid[5] is not None):
+        if (not isinstance(pid, tuple) or len(pid) not in (5, 6) or pid[0] != "storage"
+            or (len(pid) == 6 and pid[5] is not None)):
             raise pickle.UnpicklingError("an unknown persistent id")
         dtype, key, count = pid[1], str(pid[2]), pid[4]
         if not isinstance(dtype, str) or dtype not in DTYPES or not is_count(count):
@@ -300,17 +328,18 @@ def unpickle(path, unpickler):
         return unpickler.load()
     except Refused as e:
         raise Refused(f"{path}: {e}") from None
-    except Exception as e:  # a damaged pickle can make the machine raise anything
+    except Exception as e:  # a damaged pickle can raise anything
         raise Refused(f"{path}: its pickle is damaged ({str(e)[:100] or type(e).__name__})") from None
 
 
 def flatten_script(path, root):
-    """Tensors of a tree of script modules by their dotted names; other attributes (training, …) are not of interest."""
+    """The tensors of a tree of script modules by their dotted names; other attributes (training, …) are
+    ignored."""
     found, todo, seen = {}, [("", root)], set()
     while todo:
         prefix, module = todo.pop()
         if id(module) in seen:
-            raise Refused(f"{path}: its tree of modules runs in a circle")
+            raise Refused(f"{path}: its tree of modules contains itself")
         seen.add(id(module))
         for key, value in getattr(module, "attributes", {}).items():
             if isinstance(value, Tensor):
@@ -323,14 +352,16 @@ def flatten_script(path, root):
 def state_dict(path, root):
     if isinstance(root, ScriptModule):
         return flatten_script(path, root)
-    wrapped = [root[key] for key in ("state_dict", "model") if isinstance(root.get(key), dict)] if isinstance(root, dict) else []
+    wrapped = ([root[key] for key in ("state_dict", "model") if isinstance(root.get(key), dict)]
+               if isinstance(root, dict) else [])
     if wrapped:
         root = wrapped[0]  # a training checkpoint, open_clip's or DeiT's
     if not isinstance(root, dict):
-        raise Refused(f"{path}: holds a {type(root).__name__} where a state dict belongs")
+        raise Refused(f"{path}: holds a {type(root).__name__} instead of a state dict")
     for key, value in root.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise Refused(f"{path}: {str(key)[:80]} is {type(value).__name__.lower()}, not a tensor; give the state dict, or a checkpoint with a state_dict")
+            raise Refused(f"{path}: {str(key)[:80]} is {type(value).__name__.lower()}, not a tensor; give "
+                          "the state dict, or a checkpoint with a state_dict")
     return root
 
 
@@ -347,15 +378,18 @@ def tensor_entry(tensor, read_storage):
         flat = read_storage(tensor.storage, tensor.offset, span)
         if plain or not span:
             return flat.reshape(shape)
-        return np.lib.stride_tricks.as_strided(flat, shape, [s * flat.itemsize for s in strides], writeable=False)
+        return np.lib.stride_tricks.as_strided(flat, shape, [s * flat.itemsize for s in strides],
+                                               writeable=False)
     return Entry(tensor.storage.dtype, shape, read)
 
 
 def open_torch_zip(path, archive, members, prefix):
     if members[prefix + "data.pkl"].file_size > LARGEST_HEADER:
-        raise Refused(f"{path}: a pickle of {members[prefix + 'data.pkl'].file_size} bytes; real ones are far smaller")
+        raise Refused(f"{path}: a pickle of {members[prefix + 'data.pkl'].file_size} bytes; real ones are "
+                      "far smaller")
     byteorder = members.get(prefix + "byteorder")
-    if byteorder and byteorder.file_size < 16 and bytes(read_member(archive, path, byteorder.filename, 0, "U8", byteorder.file_size)) != b"little":
+    if (byteorder and byteorder.file_size < 16
+        and bytes(read_member(archive, path, byteorder.filename, 0, "U8", byteorder.file_size)) != b"little"):
         raise Refused(f"{path}: its numbers are not little-endian; save it again on a common machine")
     data = read_member(archive, path, prefix + "data.pkl", 0, "U8", members[prefix + "data.pkl"].file_size)
     unpickler = Unpickler(io.BytesIO(data.tobytes()))
@@ -365,8 +399,10 @@ def open_torch_zip(path, archive, members, prefix):
         if member is None:
             raise Refused(f"{path}: data/{s.key} is missing from the archive")
         if member.file_size != s.count * itemsize(s.dtype):
-            raise Refused(f"{path}: data/{s.key} has {member.file_size} bytes, its tensor needs {s.count * itemsize(s.dtype)}")
-        if member.compress_type == zipfile.ZIP_STORED and member.header_offset + member.file_size > os.path.getsize(path):
+            raise Refused(f"{path}: data/{s.key} has {member.file_size} bytes, its tensor needs "
+                          f"{s.count * itemsize(s.dtype)}")
+        if (member.compress_type == zipfile.ZIP_STORED
+            and member.header_offset + member.file_size > os.path.getsize(path)):
             raise Refused(f"{path}: data/{s.key} reaches beyond the end of the file; is it complete?")
 
     def read_storage(s, first, count):
@@ -378,14 +414,14 @@ def open_torch_zip(path, archive, members, prefix):
 
 
 def open_torch_legacy(path):
-    """Before torch 1.6: pickles of a magic number, a version, the machine's properties, the object and the storages' keys in a row; then
-    for each key its number of entries (int64) and the numbers."""
+    """Before torch 1.6: pickles of a magic number, a version, the machine's properties, the object and the
+    storages' keys, one after the other; then for each key its number of entries (int64) and the numbers."""
     size = os.path.getsize(path)
     if size == 0:
         raise Refused(f"{path}: is empty")
     with open(path, "rb") as f:
         if unpickle(path, Unpickler(f)) != LEGACY_MAGIC or unpickle(path, Unpickler(f)) != 1001:
-            raise Refused(f"{path}: a pickle, but none that torch.save wrote")
+            raise Refused(f"{path}: a pickle, but not one that torch.save wrote")
         machine = unpickle(path, Unpickler(f))
         if isinstance(machine, dict) and machine.get("little_endian") is False:
             raise Refused(f"{path}: its numbers are not little-endian; save it again on a common machine")
@@ -399,23 +435,27 @@ def open_torch_legacy(path):
             f.seek(offset)
             count = f.read(8)
             if s is None or len(count) != 8 or struct.unpack("<q", count)[0] != s.count:
-                raise Refused(f"{path}: storage {str(key)[:40]} is not the one that its tensors need; is the file complete?")
+                raise Refused(f"{path}: storage {str(key)[:40]} does not fit its tensors; is the file "
+                              "complete?")
             places[s.key] = offset + 8
             offset += 8 + s.count * itemsize(s.dtype)
     if offset != size:
         raise Refused(f"{path}: {size} bytes, its storages end at {offset}; is it complete?")
     if set(unpickler.storages) - set(places):
-        raise Refused(f"{path}: the numbers of storage {min(set(unpickler.storages) - set(places))} are missing")
+        raise Refused(f"{path}: the numbers of storage {min(set(unpickler.storages) - set(places))} are "
+                      "missing")
 
     def read_storage(s, first, count):
         return read_range(path, places[s.key] + first * itemsize(s.dtype), s.dtype, count)
-    return Checkpoint(path, "torch checkpoint of the older form", {name: tensor_entry(t, read_storage) for name, t in state_dict(path, root).items()})
+    return Checkpoint(path, "torch checkpoint of the older form",
+                      {name: tensor_entry(t, read_storage) for name, t in state_dict(path, root).items()})
 
 
 # ---------------------------------------------------------------- any file
 
 def open_checkpoint(path):
-    """By its content, not by its name; only where the content is no known form, the name tells which error is meant."""
+    """Opened by content, not by name. The name only selects the error message where the content is of no
+    known form."""
     with open(path, "rb") as f:
         first = f.read(16)
     if first[:4] == b"PK\3\4":
@@ -424,7 +464,8 @@ def open_checkpoint(path):
         return open_safetensors(path)
     if first[:1] == b"\x80" or not first:
         return open_torch_legacy(path)
-    raise Refused(f"{path}: neither torch, safetensors, npz nor a packed .bin; give a checkpoint or the folder that holds it")
+    raise Refused(f"{path}: not a torch, safetensors, npz or packed .bin file; give a checkpoint or the "
+                  "folder that holds it")
 
 
 def open_shards(folder, index_name):
@@ -433,7 +474,8 @@ def open_shards(folder, index_name):
     with open(index_path, "rb") as f:
         index = parse_json(f.read(LARGEST_HEADER), index_path)
     names = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(names, dict) or not names or not all(isinstance(v, str) and os.path.basename(v) == v != "" for v in names.values()):
+    if (not isinstance(names, dict) or not names
+        or not all(isinstance(v, str) and os.path.basename(v) == v != "" for v in names.values())):
         raise Refused(f"{index_path}: weight_map must name files of this folder")
     for file in sorted(set(names.values())):
         if not os.path.isfile(os.path.join(folder, file)):
@@ -443,9 +485,10 @@ def open_shards(folder, index_name):
     for file, shard in shards.items():
         for name, entry in shard.entries.items():
             if names.get(name) != file:
-                raise Refused(f"{shard.path}: holds {name}, which {index_name} places in {names.get(name, 'no file')}")
+                raise Refused(f"{shard.path}: holds {name}, which {index_name} assigns to "
+                              f"{names.get(name, 'no file')}")
             entries[name] = entry
     for name, file in names.items():
         if name not in entries:
-            raise Refused(f"{shards[file].path}: {name} is missing; {index_name} places it there")
+            raise Refused(f"{shards[file].path}: {name} is missing; {index_name} assigns it to this file")
     return Checkpoint(folder, f"{len(shards)} shards of {next(iter(shards.values())).kind}", entries)

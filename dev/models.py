@@ -1,6 +1,9 @@
-"""The models that dev/convert.py knows: the tables of clipc/model/weights.h and clipc/model/architectures.h, open_clip's tags, and configurations as
-open_clip and Hugging Face write them. A configuration is a dict of the fields of CONFIG_FIELDS and a name.
+"""The models that dev/convert.py knows: the tables of the C programs (data/schema.json), open_clip's tags,
+and configurations as open_clip and Hugging Face write them. A configuration is a dict of the fields in
+CONFIG_FIELDS and a name.
+
 """
+import collections
 import difflib
 import math
 import os
@@ -8,42 +11,35 @@ import re
 
 import numpy as np
 
-from checkpoints import LARGEST_HEADER, Refused, parse_json
+from checkpoints import LARGEST_HEADER, Refused, parse_json, product
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
-# ---------------------------------------------------------------- the tables of clipc/*.h
+# ---------------------------------------------------------------- the tables of the C programs
 
-def macro_lines(source, name):
-    """The arguments of every X(...) of `#define name(X)`, as texts."""
-    body = re.search(rf"#define {name}\(X\) \\\n((?:.*\\\n)*.*\n)", source)[1]
-    lines = re.findall(r"^\s*X\((.*)\)\s*\\?$", re.sub(r"/\*.*?\*/", "", body).replace(" \n", "\n"), re.M)
-    return [[a.strip().strip('"') for a in line.split(",")] for line in lines]
+def read_schema(path):
+    with open(path, "rb") as f:
+        return parse_json(f.read(), path)
 
 
-def read_text(path):
-    with open(path, encoding="utf-8") as f:
-        return f.read()
-
-
-WEIGHTS_H, MODELS_H = (read_text(os.path.join(ROOT, "clipc", name)) for name in ("model/weights.h", "model/architectures.h"))
-CONSTANTS = {name: int(value, 0) for name, value in re.findall(r"\b([A-Z][A-Z0-9_]+) (?:= )?(0x[0-9a-f]+|\d+)\b", WEIGHTS_H)}
-CONFIG_FIELDS = [(kind, name, float(low), float(high)) for kind, name, low, high in macro_lines(WEIGHTS_H, "CONFIG_FIELDS")]
-TENSORS = {table: [(line[1], [compile(x, "clipc/model/weights.h", "eval") for x in line[4:]]) for line in macro_lines(WEIGHTS_H, table)]
-           for table in ("IMAGE_TENSORS", "TEXT_TENSORS", "BLOCK_TENSORS")}
-MODEL_ROWS = [(line[0], *(float(x) if "." in x else int(x) for x in line[1:])) for line in macro_lines(MODELS_H, "MODEL_CONFIGS")]
-CONFIG_KEYS = {(section, key): rule for section, key, rule in macro_lines(MODELS_H, "CONFIG_KEYS")}
-HEADER_INTS, NAME_BYTES, ALIGNMENT, CLIP_VOCABULARY = (CONSTANTS[n] for n in ("HEADER_INTS", "NAME_BYTES", "WEIGHTS_ALIGNMENT", "CLIP_VOCABULARY"))
+SCHEMA = read_schema(os.path.join(ROOT, "data", "schema.json"))  # what train_clip --schema prints
+CONSTANTS = SCHEMA["constants"]
+CONFIG_FIELDS = [(f["type"], f["name"], float(f["low"]), float(f["high"])) for f in SCHEMA["fields"]]
+ModelRow = collections.namedtuple("ModelRow", SCHEMA["models"][0])
+MODEL_ROWS = [ModelRow(**row) for row in SCHEMA["models"]]
+CONFIG_KEYS = {(row["section"], row["key"]): row["may_hold"] for row in SCHEMA["config_keys"]}
+HEADER_INTS, NAME_BYTES, ALIGNMENT, CLIP_VOCABULARY = (
+    CONSTANTS[name] for name in ("HEADER_INTS", "NAME_BYTES", "WEIGHTS_ALIGNMENT", "CLIP_VOCABULARY"))
 INTERPOLATIONS, RESIZE_MODES = ("bicubic", "bilinear"), ("shortest", "squash", "longest")
 QUICKGELU = "-quickgelu"
 
 HALF = (0.5, 0.5, 0.5)
 OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
-# model, tag, activation, repository of the model hub, what else differs. Apple's repositories hold open_clip_pytorch_model.bin, all others
-# open_clip_model.safetensors; both beside open_clip_config.json.
-TAGS = [(model, tag, act == "quick", repository, extra) for model, tag, act, repository, *extra in (line.split() for line in """
+# model, tag, activation, repository of the model hub, what else differs. Apple's repositories hold
+# open_clip_pytorch_model.bin, all others open_clip_model.safetensors; each also holds open_clip_config.json.
+TAG_LINES = """
 ViT-B-32 openai quick timm/vit_base_patch32_clip_224.openai
 ViT-B-32 laion400m_e31 quick timm/vit_base_patch32_clip_224.laion400m_e31
 ViT-B-32 laion400m_e32 quick timm/vit_base_patch32_clip_224.laion400m_e32
@@ -85,7 +81,9 @@ ViT-g-14 laion2b_s12b_b42k gelu laion/CLIP-ViT-g-14-laion2B-s12B-b42K
 ViT-g-14 laion2b_s34b_b88k gelu laion/CLIP-ViT-g-14-laion2B-s34B-b88K
 ViT-bigG-14 laion2b_s39b_b160k gelu laion/CLIP-ViT-bigG-14-laion2B-39B-b160k
 ViT-bigG-14 metaclip_fullcc quick timm/vit_gigantic_patch14_clip_224.metaclip_2pt5b
-""".strip().splitlines())]
+""".strip().splitlines()
+TAGS = [(model, tag, act == "quick", repository, extra)
+        for model, tag, act, repository, *extra in map(str.split, TAG_LINES)]
 
 
 # ---------------------------------------------------------------- configurations
@@ -94,13 +92,15 @@ def set_preprocess(config, mean=None, std=None, interpolation=None, resize_mode=
     for key, values in (("mean", mean), ("std", std)):
         if values is not None:
             config.update({f"{key}_{channel}": value for channel, value in zip("rgb", values)})
-    for key, value, known in (("interpolation", interpolation, INTERPOLATIONS), ("resize_mode", resize_mode, RESIZE_MODES)):
+    for key, value, known in (("interpolation", interpolation, INTERPOLATIONS),
+                              ("resize_mode", resize_mode, RESIZE_MODES)):
         if value is not None:
             config[key] = known.index(value)
 
 
 def new_config(**fields):
-    """What holds where nobody says otherwise: open_clip's defaults, and the image statistics of OpenAI's data."""
+    """A configuration with open_clip's defaults, the image statistics of OpenAI's data and the fields
+    given."""
     config = {name: 0 for _, name, _, _ in CONFIG_FIELDS}
     config.update(ln_pre=1, image_ln_eps=1e-5, text_ln_eps=1e-5, name="")
     set_preprocess(config, OPENAI_MEAN, OPENAI_STD)
@@ -109,56 +109,84 @@ def new_config(**fields):
 
 
 def check_config(config, where):
-    """The limits of clipc/model/weights.h (config_check)."""
+    """Refuses what config_check() in clipc/model/weights.h refuses; -> the configuration."""
     for kind, name, low, high in CONFIG_FIELDS:
         value = config[name]
-        if not (np.float32(low) <= np.float32(value) <= np.float32(high) if kind == "float" else low <= value <= high):
+        if not (np.float32(low) <= np.float32(value) <= np.float32(high) if kind == "float"
+                else low <= value <= high):
             raise Refused(f"{where}: {name} is {value:g}, allowed are {low:g} to {high:g}")
     c = config
     for wrong, why in ((c["patch_size"] > c["image_size"], "patch_size is larger than image_size"),
-                       (c["image_width"] % c["image_heads"], "image_width is no multiple of image_heads"),
-                       (c["text_width"] % c["text_heads"], "text_width is no multiple of text_heads"),
-                       (c["eot_id"] >= c["vocab_size"], "eot_id lies outside the vocabulary"),
+                       (c["image_width"] % c["image_heads"], "image_width is not a multiple of image_heads"),
+                       (c["text_width"] % c["text_heads"], "text_width is not a multiple of text_heads"),
+                       (c["eot_id"] >= c["vocab_size"], "eot_id is outside the vocabulary"),
                        ((c["image_size"] // c["patch_size"]) ** 2 > 1 << 20, "more than 2^20 patches")):
         if wrong:
             raise Refused(f"{where}: {why}")
     return config
 
 
-def is_absent(config, key):
-    """Tensors that a configuration does without (image_tensor_absent in clipc/model/weights.h)."""
-    return ("ln_pre" in key and not config["ln_pre"] or key == "visual.conv1.bias" and not config["patch_bias"]
-            or key == "visual.proj" and config["absent"] & CONSTANTS["ABSENT_IMAGE_PROJ"])
+def evaluate(expression, sizes):
+    """A sum of products of numbers and names, e.g. "grid * grid + 1"."""
+    terms = [term.split(" * ") for term in expression.split(" + ")]
+    return sum(product(sizes[x] if x in sizes else int(x) for x in factors) for factors in terms)
+
+
+def is_present(entry, config):
+    """Whether a model has this tensor, or this tower."""
+    condition = entry.get("present")
+    return condition is None or config[condition["field"]] & condition["bits"] == condition["value"]
+
+
+def tower_sizes(config, tower):
+    """The letters of a tower's shapes: C, L, F, E, P, V, T."""
+    known = {**config, "grid": config["image_size"] // config["patch_size"]}
+    return {letter: evaluate(size, known) for letter, size in tower["sizes"].items()}
 
 
 def tensor_shapes(config):
-    """name -> shape of every tensor, in the order of the file."""
+    """name -> shape of every tensor, in the order of the file: a tower's tensors, its blocks, the next
+    tower."""
     shapes = {}
-    grid = config["image_size"] // config["patch_size"]
-    for tower, table, prefix, positions in (("image", "IMAGE_TENSORS", "visual.", grid * grid + 1), ("text", "TEXT_TENSORS", "", config["context_length"])):
-        sizes = {"C": config[tower + "_width"], "L": config[tower + "_layers"], "F": config[tower + "_mlp"], "T": positions,
-                 "E": config["embed_dim"], "P": config["patch_size"], "V": config["vocab_size"]}
-        if tower == "text" and config["absent"] & CONSTANTS["ABSENT_TEXT"]:
-            continue
-        named = [(key, dims) for key, dims in TENSORS[table] if not is_absent(config, key)]
-        named += [(f"{prefix}transformer.resblocks.{layer}.{key}", dims) for layer in range(sizes["L"]) for key, dims in TENSORS["BLOCK_TENSORS"]]
-        shapes.update((key, tuple(eval(d, {"__builtins__": {}}, sizes) for d in dims)) for key, dims in named)
-    shapes["logit_scale"] = (1,)
+
+    def add(name, entry, sizes):
+        if is_present(entry, config):
+            shapes[name] = tuple(evaluate(size, sizes) for size in entry["shape"])
+
+    def add_tower(name, sizes):
+        for entry in SCHEMA["tensors"]:
+            if entry["tower"] == name:
+                add(entry["key"], entry, sizes)
+
+    for name, tower in SCHEMA["towers"].items():
+        if is_present(tower, config):
+            sizes = tower_sizes(config, tower)
+            add_tower(name, sizes)
+            for layer in range(sizes["L"]):
+                for entry in SCHEMA["blocks"]:
+                    add(f"{tower['prefix']}transformer.resblocks.{layer}.{entry['key']}", entry, sizes)
+    add_tower("none", {})
     return shapes
 
 
 def config_of_row(row, quick=False):
-    name, embed, image, patch, width, layers, head_width, ratio, text_width, text_heads, text_layers, _ = row
-    return new_config(embed_dim=embed, image_size=image, patch_size=patch, image_width=width, image_layers=layers, image_heads=width // head_width,
-                      image_mlp=int(width * ratio), text_width=text_width, text_heads=text_heads, text_layers=text_layers, text_mlp=4 * text_width,
-                      context_length=77, vocab_size=CLIP_VOCABULARY, quick_gelu=int(quick), name=name + QUICKGELU * quick)
+    r = row
+    return new_config(
+        embed_dim=r.embed_dim, image_size=r.image_size, patch_size=r.patch_size, image_width=r.image_width,
+        image_layers=r.image_layers, image_heads=r.image_width // r.head_width,
+        image_mlp=int(r.image_width * r.mlp_ratio), text_width=r.text_width, text_heads=r.text_heads,
+        text_layers=r.text_layers, text_mlp=4 * r.text_width, context_length=77, vocab_size=CLIP_VOCABULARY,
+        quick_gelu=int(quick), name=r.name + QUICKGELU * quick)
 
 
 def base_name(name):
-    """-> the name as in the table without -quickgelu, whether it had that; None when there is no such model."""
+    """-> the row of the table for a name with or without -quickgelu, whether it had that; None, False for an
+    unknown model."""
     name = name.replace("/", "-")
-    row = next((r for r in MODEL_ROWS if name == r[0] or (r[-1] and name == r[0] + QUICKGELU)), None)
-    return (row, name != row[0]) if row else (None, False)
+    for row in MODEL_ROWS:
+        if name == row.name or (row.quickgelu and name == row.name + QUICKGELU):
+            return row, name != row.name
+    return None, False
 
 
 def suggestion(word, known):
@@ -171,12 +199,14 @@ def is_off(value):
 
 
 class Json:
-    """Typed access to one object of a configuration file; whatever does not fit is refused with its place."""
+    """Typed access to one object of a configuration file; a value of the wrong kind is refused with its
+    place."""
 
     def __init__(self, path, section, value):
         self.path, self.section, self.object = path, section, value
         if not isinstance(value, dict):
-            raise Refused(f"{path}: has no {section or 'object at its top'}; give a configuration in open_clip's form")
+            raise Refused(f"{path}: has no {section or 'object at its top'}; give a configuration in "
+                          "open_clip's form")
 
     def refuse(self, key, what):
         raise Refused(f"{self.path}: {self.section}{'.' if self.section else ''}{key} {what}")
@@ -206,7 +236,8 @@ class Json:
         if isinstance(value, list) and len(value) == 2 and value[0] == value[1]:
             return Json(self.path, self.section, {key: value[0]}).int(key)
         if isinstance(value, list):
-            self.refuse(key, "is a list: a ResNet; only ViT image towers are supported" if key == "layers" else "must be one number: oblong is not supported")
+            self.refuse(key, "is a list: a ResNet; only ViT image towers are supported" if key == "layers"
+                        else "must be one number: only square images and patches are supported")
         value = self.get(key, fallback, (int,), "a whole number")
         if not 0 <= value <= 1 << 24:
             self.refuse(key, "is out of range")
@@ -218,7 +249,7 @@ class Json:
     def ratio(self, key):
         value = self.number(key, 4.0)
         if not 0 < value <= 64:
-            self.refuse(key, "must lie above 0 and below 64")
+            self.refuse(key, "must be above 0 and at most 64")
         return value
 
     def choice(self, key, known):
@@ -229,7 +260,8 @@ class Json:
 
     def triple(self, key):
         value = self.object.get(key)
-        if value is not None and (not isinstance(value, list) or len(value) != 3 or not all(type(x) in (int, float) and math.isfinite(x) for x in value)):
+        if value is not None and (not isinstance(value, list) or len(value) != 3
+                                  or not all(type(x) in (int, float) and math.isfinite(x) for x in value)):
             self.refuse(key, "must be three numbers")
         return value
 
@@ -243,13 +275,13 @@ class Json:
 
 
 def written_name(data):
-    """The model's name, where exports.py wrote the file."""
+    """The model's name, which files written by exports.py hold."""
     name = data.get("name") if isinstance(data, dict) else None
     return name if isinstance(name, str) else ""
 
 
 class Known:
-    """A configuration, what is known of its activation (None: nothing), and where both come from."""
+    """A configuration, whether its activation is quick_gelu (None: unknown), and where both come from."""
 
     def __init__(self, config, quick, source):
         self.config, self.quick, self.source = config, quick, source
@@ -259,56 +291,72 @@ def open_clip_config(path, data):
     """open_clip's model configuration, or the hub's {model_cfg, preprocess_cfg}."""
     hub = isinstance(data, dict) and "model_cfg" in data
     top = Json(path, "", data["model_cfg"] if hub else data).check_keys()
-    image, text = (Json(path, section, top.object.get(section)).check_keys() for section in ("vision_cfg", "text_cfg"))
+    image, text = (Json(path, section, top.object.get(section)).check_keys()
+                   for section in ("vision_cfg", "text_cfg"))
     width, text_width = image.int("width", 768), text.int("width", 512)
     head_width = image.int("head_width", 64)
-    config = new_config(
-        embed_dim=top.int("embed_dim"), image_size=image.int("image_size", 224), patch_size=image.int("patch_size", 16), image_width=width,
-        image_layers=image.int("layers", 12), image_heads=width // head_width if head_width else 0, image_mlp=int(width * image.ratio("mlp_ratio")),
-        context_length=text.int("context_length", 77), vocab_size=text.int("vocab_size", CLIP_VOCABULARY), text_width=text_width,
-        text_layers=text.int("layers", 12), text_heads=text.int("heads", 8), text_mlp=int(text_width * text.ratio("mlp_ratio")),
-        ln_pre=int(not image.get("no_ln_pre", False, (bool,), "true or false")), name=written_name(data),
-        image_ln_eps=image.ln_eps(), text_ln_eps=text.ln_eps(), quick_gelu=int(top.get("quick_gelu", False, (bool,), "true or false")))
+    config = new_config(embed_dim=top.int("embed_dim"), image_size=image.int("image_size", 224),
+                        patch_size=image.int("patch_size", 16), image_width=width,
+                        image_layers=image.int("layers", 12),
+                        image_heads=width // head_width if head_width else 0,
+                        image_mlp=int(width * image.ratio("mlp_ratio")),
+                        context_length=text.int("context_length", 77),
+                        vocab_size=text.int("vocab_size", CLIP_VOCABULARY), text_width=text_width,
+                        text_layers=text.int("layers", 12), text_heads=text.int("heads", 8),
+                        text_mlp=int(text_width * text.ratio("mlp_ratio")),
+                        ln_pre=int(not image.get("no_ln_pre", False, (bool,), "true or false")),
+                        name=written_name(data), image_ln_eps=image.ln_eps(), text_ln_eps=text.ln_eps(),
+                        quick_gelu=int(top.get("quick_gelu", False, (bool,), "true or false")))
     if hub and not is_off(data.get("preprocess_cfg")):
         look = Json(path, "preprocess_cfg", data["preprocess_cfg"])
         if not is_off(look.object.get("fill_color")):
             look.refuse("fill_color", "must be 0")
-        set_preprocess(config, look.triple("mean"), look.triple("std"), look.choice("interpolation", INTERPOLATIONS), look.choice("resize_mode", RESIZE_MODES))
+        set_preprocess(config, look.triple("mean"), look.triple("std"),
+                       look.choice("interpolation", INTERPOLATIONS), look.choice("resize_mode", RESIZE_MODES))
     return Known(check_config(config, path), bool(config["quick_gelu"]), path)
 
 
-# Hugging Face's own defaults: its older files leave out what equals them
-HF_DEFAULTS = {
-    "vision_config": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "image_size": 224, "patch_size": 32,
-                      "num_channels": 3, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5},
-    "text_config": {"vocab_size": CLIP_VOCABULARY, "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 8,
-                    "max_position_embeddings": 77, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}}
+# Hugging Face's own defaults: its older files leave out the values that equal them
+HF_DEFAULTS = {"vision_config": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
+                                 "num_attention_heads": 12, "image_size": 224, "patch_size": 32,
+                                 "num_channels": 3, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5},
+               "text_config": {"vocab_size": CLIP_VOCABULARY, "hidden_size": 512, "intermediate_size": 2048,
+                               "num_hidden_layers": 12, "num_attention_heads": 8,
+                               "max_position_embeddings": 77, "hidden_act": "quick_gelu",
+                               "layer_norm_eps": 1e-5}}
 
 
 def hf_config(path, data):
-    """Hugging Face's CLIPConfig, and the image processor's beside it. Its eos_token_id is not used: older files have a wrong one."""
+    """Hugging Face's CLIPConfig, with the image processor's file in the same folder. eos_token_id is not
+    used: older files have a wrong one."""
     if data.get("model_type", "clip") != "clip":
-        raise Refused(f"{path}: a model of type {data['model_type']}; only clip is supported, and vit as an image tower")
+        raise Refused(f"{path}: a model of type {data['model_type']}; supported are clip, and vit as an "
+                      "image tower")
     parts = {}
     for section, defaults in HF_DEFAULTS.items():
         given = {}
-        for name in (section, section + "_dict"):  # the older name; it wins where both are there
-            given.update({k: v for k, v in Json(path, name, data.get(name) or {}).object.items() if v is not None})
+        for name in (section, section + "_dict"):  # the older name; it wins where a file has both
+            given.update({k: v for k, v in Json(path, name, data.get(name) or {}).object.items()
+                          if v is not None})
         parts[section] = Json(path, section, {**defaults, **given})
         parts[section].choice("hidden_act", ("quick_gelu", "gelu"))
     image, text = parts["vision_config"], parts["text_config"]
     if image.int("num_channels") != 3:
         image.refuse("num_channels", "must be 3")
     if image.object["hidden_act"] != text.object["hidden_act"]:
-        text.refuse("hidden_act", "differs from that of vision_config; one for both towers is supported")
+        text.refuse("hidden_act", "differs from that of vision_config; both towers must have the same")
     quick = image.object["hidden_act"] == "quick_gelu"
-    config = new_config(
-        embed_dim=Json(path, "", data).int("projection_dim", 512), image_size=image.int("image_size"), patch_size=image.int("patch_size"),
-        image_width=image.int("hidden_size"), image_layers=image.int("num_hidden_layers"), image_heads=image.int("num_attention_heads"),
-        image_mlp=image.int("intermediate_size"), context_length=text.int("max_position_embeddings"), vocab_size=text.int("vocab_size"),
-        text_width=text.int("hidden_size"), text_layers=text.int("num_hidden_layers"), text_heads=text.int("num_attention_heads"),
-        text_mlp=text.int("intermediate_size"), image_ln_eps=image.number("layer_norm_eps", 1e-5), text_ln_eps=text.number("layer_norm_eps", 1e-5),
-        quick_gelu=int(quick), name=written_name(data))
+    config = new_config(embed_dim=Json(path, "", data).int("projection_dim", 512),
+                        image_size=image.int("image_size"), patch_size=image.int("patch_size"),
+                        image_width=image.int("hidden_size"), image_layers=image.int("num_hidden_layers"),
+                        image_heads=image.int("num_attention_heads"),
+                        image_mlp=image.int("intermediate_size"),
+                        context_length=text.int("max_position_embeddings"), vocab_size=text.int("vocab_size"),
+                        text_width=text.int("hidden_size"), text_layers=text.int("num_hidden_layers"),
+                        text_heads=text.int("num_attention_heads"), text_mlp=text.int("intermediate_size"),
+                        image_ln_eps=image.number("layer_norm_eps", 1e-5),
+                        text_ln_eps=text.number("layer_norm_eps", 1e-5), quick_gelu=int(quick),
+                        name=written_name(data))
     processor = os.path.join(os.path.dirname(path), "preprocessor_config.json")
     if os.path.isfile(processor):
         hf_preprocess(config, processor)
@@ -316,7 +364,7 @@ def hf_config(path, data):
 
 
 def hf_preprocess(config, path, crops=True):
-    """The image processor's file; crops: what it does where the file does not say."""
+    """Sets the preprocessing by the image processor's file; crops: the default of do_center_crop."""
     look = Json(path, "", load_json(path))
     if look.object.get("do_normalize", True):
         set_preprocess(config, look.triple("image_mean"), look.triple("image_std"))
@@ -327,8 +375,10 @@ def hf_preprocess(config, path, crops=True):
             look.refuse("resample", "must be 2 (bilinear) or 3 (bicubic)")
         set_preprocess(config, interpolation="bilinear" if look.object["resample"] == 2 else "bicubic")
     size = look.object.get("size")
-    to_square = not look.object.get("do_center_crop", crops) and (not crops or isinstance(size, dict) and "height" in size)
-    set_preprocess(config, resize_mode="squash" if to_square else "shortest")  # to the model's image_size, as open_clip does
+    to_square = (not look.object.get("do_center_crop", crops)
+                 and (not crops or isinstance(size, dict) and "height" in size))
+    # to the model's image_size, as open_clip does
+    set_preprocess(config, resize_mode="squash" if to_square else "shortest")
 
 
 def load_json(path):
@@ -341,7 +391,8 @@ def is_hf(data):
 
 
 def is_timm(data):
-    return isinstance(data, dict) and isinstance(data.get("architecture"), str) and bool({"pretrained_cfg", "num_classes"} & set(data))
+    return (isinstance(data, dict) and isinstance(data.get("architecture"), str)
+            and bool({"pretrained_cfg", "num_classes"} & set(data)))
 
 
 def is_vit_config(data):
@@ -349,8 +400,9 @@ def is_vit_config(data):
 
 
 def is_clip_config(data):
-    """Whether a JSON file is meant for us at all: any program may have a config.json."""
-    return is_hf(data) or (isinstance(data, dict) and bool({"model_cfg", "vision_cfg", "text_cfg"} & set(data)))
+    """Whether a JSON file describes a CLIP at all: any program may have a config.json."""
+    return is_hf(data) or (isinstance(data, dict)
+                           and bool({"model_cfg", "vision_cfg", "text_cfg"} & set(data)))
 
 
 def load_config(path):
@@ -359,32 +411,36 @@ def load_config(path):
 
 
 def load_model_argument(name):
-    """--model: a name of the table, or a configuration file. quick is None where the name says nothing (no -quickgelu)."""
+    """--model: a name of the table, or a configuration file. quick is None for a name without -quickgelu."""
     row, quick = base_name(name)
     if row:
         return Known(config_of_row(row, quick), True if quick else None, f"--model {name}")
     if not os.path.isfile(name):
-        raise Refused(f"--model {name}: no such model, and no such file{suggestion(name, [r[0] for r in MODEL_ROWS])} (--list shows all)")
+        raise Refused(f"--model {name}: no such model, and no such "
+                      f"file{suggestion(name, [row.name for row in MODEL_ROWS])} (--list shows all)")
     known = load_config(name)
     known.config["name"] = re.sub(r"\.json$", "", os.path.basename(name))
     return known
 
 
-SAME_SHAPES = ("embed_dim", "patch_size", "image_width", "image_layers", "image_mlp", "context_length", "vocab_size", "text_width", "text_layers", "text_mlp")
+SAME_SHAPES = ("embed_dim", "patch_size", "image_width", "image_layers", "image_mlp", "context_length",
+               "vocab_size", "text_width", "text_layers", "text_mlp")
 
 
 def similar_row(config):
     """The row of the table that has this configuration's shapes, if any."""
     for row in MODEL_ROWS:
         c = config_of_row(row)
-        if all(c[k] == config[k] for k in SAME_SHAPES) and c["image_size"] // c["patch_size"] == config["image_size"] // config["patch_size"]:
+        if (all(c[k] == config[k] for k in SAME_SHAPES)
+            and c["image_size"] // c["patch_size"] == config["image_size"] // config["patch_size"]):
             return row
     return None
 
 
 def shape_of(checkpoint, name, ndim):
     if name not in checkpoint.entries:
-        raise Refused(f"{checkpoint.path}: {name} is missing: not a CLIP with a ViT image tower and a text transformer in a known form, or incomplete")
+        raise Refused(f"{checkpoint.path}: {name} is missing: incomplete, or not a CLIP with a ViT image "
+                      "tower and a text transformer in a known form")
     shape = checkpoint.entries[name].shape
     if len(shape) != ndim:
         raise Refused(f"{checkpoint.path}: {name} has {len(shape)} dimensions instead of {ndim}")
@@ -393,38 +449,47 @@ def shape_of(checkpoint, name, ndim):
 
 def layers_of(checkpoint, prefix):
     """-> number of blocks of a tower, width of their MLP."""
-    numbers = [int(m[1]) for m in (re.match(rf"{re.escape(prefix)}transformer\.resblocks\.(\d{{1,4}})\.", name) for name in checkpoint.entries) if m]
-    return 1 + max(numbers, default=-1), shape_of(checkpoint, f"{prefix}transformer.resblocks.0.mlp.c_fc.weight", 2)[0]
+    numbers = [int(m[1]) for m in (re.match(rf"{re.escape(prefix)}transformer\.resblocks\.(\d{{1,4}})\.",
+                                            name) for name in checkpoint.entries) if m]
+    return (1 + max(numbers, default=-1),
+            shape_of(checkpoint, f"{prefix}transformer.resblocks.0.mlp.c_fc.weight", 2)[0])
 
 
 def image_fields(checkpoint):
-    """What shapes tell of an image tower: all but its heads. A left-over margin of the image leaves no trace."""
-    (width, _, patch, _), positions = shape_of(checkpoint, "visual.conv1.weight", 4), shape_of(checkpoint, "visual.positional_embedding", 2)[0]
+    """The fields of an image tower that shapes determine: all but its heads. image_size is a multiple of
+    the patch size; pixels beyond the last whole patch do not show."""
+    width, _, patch, _ = shape_of(checkpoint, "visual.conv1.weight", 4)
+    positions = shape_of(checkpoint, "visual.positional_embedding", 2)[0]
     grid = math.isqrt(max(positions - 1, 0))
     if grid < 1 or grid * grid != positions - 1:
-        raise Refused(f"{checkpoint.path}: {positions} positions are no square and a class token; give --model NAME or --model config.json")
+        raise Refused(f"{checkpoint.path}: {positions} positions are not a square and a class token; give "
+                      "--model NAME or --model config.json")
     layers, mlp = layers_of(checkpoint, "visual.")
-    return {"image_size": grid * patch, "patch_size": patch, "image_width": width, "image_layers": layers, "image_mlp": mlp}
+    return {"image_size": grid * patch, "patch_size": patch, "image_width": width, "image_layers": layers,
+            "image_mlp": mlp}
 
 
 def usual_head_width(width):
-    return next((r[6] for r in MODEL_ROWS if r[4] == width), 64)
+    return next((row.head_width for row in MODEL_ROWS if row.image_width == width), 64)
 
 
 def config_from_shapes(checkpoint):
-    """The architecture as the shapes tell it. Heads leave no trace in shapes: they are those of the known model with these shapes, else
-    64 wide, as in OpenAI's models and in all text towers; an image tower as wide as a known one has heads as wide as that."""
+    """The architecture by the shapes of the tensors. The number of heads does not show in them: it is that
+    of the known model with these shapes; else heads are 64 wide, as in OpenAI's models and in all text
+    towers, and those of an image tower are as wide as in a known model of its width."""
     where, image = checkpoint.path, image_fields(checkpoint)
     vocab, text_width = shape_of(checkpoint, "token_embedding.weight", 2)
     layers, mlp = layers_of(checkpoint, "")
-    config = new_config(embed_dim=shape_of(checkpoint, "text_projection", 2)[1], context_length=shape_of(checkpoint, "positional_embedding", 2)[0],
-                        vocab_size=vocab, text_width=text_width, text_layers=layers, text_mlp=mlp, **image)
+    config = new_config(embed_dim=shape_of(checkpoint, "text_projection", 2)[1],
+                        context_length=shape_of(checkpoint, "positional_embedding", 2)[0], vocab_size=vocab,
+                        text_width=text_width, text_layers=layers, text_mlp=mlp, **image)
     if "input_resolution" in checkpoint.facts:
-        config["image_size"] = checkpoint.facts["input_resolution"]  # OpenAI's file tells it
+        config["image_size"] = checkpoint.facts["input_resolution"]  # OpenAI's files state it
     row, width = similar_row(config), config["image_width"]
     head_width = 64 if checkpoint.openai else usual_head_width(width)
     if row is None and (width % head_width or text_width % 64):
-        raise Refused(f"{where}: the shapes do not tell the number of heads (widths {width} and {text_width}); give --model NAME or --model config.json")
+        raise Refused(f"{where}: the shapes do not determine the number of heads (widths {width} and "
+                      f"{text_width}); give --model NAME or --model config.json")
     config.update(image_heads=width // head_width, text_heads=text_width // 64)
     return Known(check_config(config, where), None, "the shapes of the tensors")
 
@@ -432,15 +497,17 @@ def config_from_shapes(checkpoint):
 # ---------------------------------------------------------------- ImageNet ViTs
 
 def timm_facts(path, data):
-    """What timm's config.json tells beyond the shapes."""
-    args, look = (Json(path, section, data.get(section) or {}) for section in ("model_args", "pretrained_cfg"))
-    look = look if look.object else Json(path, "", data)  # older files have all at the top
+    """The fields in timm's config.json that shapes do not determine."""
+    args, look = (Json(path, section, data.get(section) or {})
+                  for section in ("model_args", "pretrained_cfg"))
+    look = look if look.object else Json(path, "", data)  # older files have these keys at the top
     for key in ("act_layer", "norm_layer", "block_fn", "mlp_layer"):
         if not is_off(args.object.get(key)):
             args.refuse(key, "is set: not the plain ViT that is supported")
     if data.get("global_pool") not in (None, "", "token"):
         Json(path, "", data).refuse("global_pool", "must be token: the class token's features are taken")
-    facts = {"quick_gelu": int("quickgelu" in data["architecture"]), "name": ".".join(filter(None, (data["architecture"], written_tag(look))))}
+    facts = {"quick_gelu": int("quickgelu" in data["architecture"]),
+             "name": ".".join(filter(None, (data["architecture"], written_tag(look))))}
     if args.object.get("num_heads") is not None:
         facts["image_heads"] = args.int("num_heads")
     size = look.object.get("input_size")
@@ -448,7 +515,8 @@ def timm_facts(path, data):
         facts["image_size"] = Json(path, look.section, {"input_size": size[1:]}).int("input_size")
     modes = {"center": "shortest", "squash": "squash", "border": "longest"}
     mode = look.choice("crop_mode", modes)
-    set_preprocess(facts, look.triple("mean"), look.triple("std"), look.choice("interpolation", INTERPOLATIONS), mode and modes[mode])
+    set_preprocess(facts, look.triple("mean"), look.triple("std"),
+                   look.choice("interpolation", INTERPOLATIONS), mode and modes[mode])
     return facts
 
 
@@ -458,7 +526,8 @@ def written_tag(look):
 
 
 def hf_vit_facts(path, data):
-    """What Hugging Face's config.json of a ViT and the image processor's beside it tell beyond the shapes. Defaults are ViTConfig's."""
+    """The fields that shapes do not determine, in Hugging Face's config.json of a ViT and the image
+    processor's file in the same folder. Defaults are ViTConfig's."""
     look = Json(path, "", data)
     quick = (look.choice("hidden_act", ("gelu", "quick_gelu")) or "gelu") == "quick_gelu"
     facts = {"image_size": look.int("image_size", 224), "image_heads": look.int("num_attention_heads", 12),
@@ -471,21 +540,27 @@ def hf_vit_facts(path, data):
 
 
 def vit_config(checkpoint, path, given):
-    """The configuration of an image tower alone. The shapes tell most; heads, LayerNorm's eps, the activation and the preprocessing come
-    from config.json at `path` (None: what timm's ViTs have in common). The text tower's fields are those of --model, or of ViT-B-32:
-    they stand for nothing. -> Known, and whether a file told mean and std."""
+    """The configuration of an image tower without a text tower. Heads, LayerNorm's eps, activation and
+    preprocessing come from config.json at `path` (None: what timm's ViTs have in common), the rest from
+    the shapes. The text tower's fields, which have no effect, are those of --model, or of ViT-B-32.
+    -> Known, and whether a file gives mean and std."""
     data = load_json(path) if path else {}
     facts = timm_facts(path, data) if is_timm(data) else hf_vit_facts(path, data) if path else {}
     fields, shapes = image_fields(checkpoint), checkpoint.entries
     config = dict(given.config) if given else config_of_row(base_name("ViT-B-32")[0])
-    config.update(fields, ln_pre=int("visual.ln_pre.weight" in shapes), patch_bias=int("visual.conv1.bias" in shapes), quick_gelu=0, name="",
+    config.update(fields, ln_pre=int("visual.ln_pre.weight" in shapes),
+                  patch_bias=int("visual.conv1.bias" in shapes), quick_gelu=0, name="",
                   absent=CONSTANTS["ABSENT_TEXT"] | CONSTANTS["ABSENT_IMAGE_PROJ"])
     width = fields["image_width"]
-    head_width = given.config["image_width"] // given.config["image_heads"] if given else usual_head_width(width)
+    head_width = (given.config["image_width"] // given.config["image_heads"] if given
+                  else usual_head_width(width))
     if "image_heads" not in facts and width % head_width:
-        raise Refused(f"{checkpoint.path}: the shapes do not tell the number of heads (width {width}); bring timm's config.json with model_args.num_heads "
-                      "beside it, or give --model config.json with the same head_width")
-    config.update(image_heads=width // head_width, image_ln_eps=1e-5 if config["ln_pre"] else 1e-6)  # timm's CLIPs have torch's eps, its others 1e-6
+        raise Refused(f"{checkpoint.path}: the shapes do not determine the number of heads (width "
+                      f"{width}); put timm's config.json with model_args.num_heads into its folder, or "
+                      "give --model config.json with the same head_width")
+    # timm's CLIPs have torch's eps, its others 1e-6
+    config.update(image_heads=width // head_width, image_ln_eps=1e-5 if config["ln_pre"] else 1e-6)
     set_preprocess(config, HALF, HALF, "bicubic", "shortest")
     config.update(facts)
-    return Known(check_config(config, path or checkpoint.path), None, path or "the shapes of the tensors"), "mean_r" in facts
+    return (Known(check_config(config, path or checkpoint.path), None, path or "the shapes of the tensors"),
+            "mean_r" in facts)

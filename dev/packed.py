@@ -1,11 +1,12 @@
-"""The packed weight file of clip.c (clipc/model/weights.h), and the numbers of every output: rounding, files that are whole or absent."""
+"""The packed weight file of clip.c (clipc/model/weights.h), and what all outputs share: rounding, and
+files that are whole or absent."""
 import math
 import os
 import struct
 
 import numpy as np
 
-from checkpoints import CHUNK, WEIGHT_DTYPES, Checkpoint, Entry, Refused, itemsize, product, read_range
+from checkpoints import CHUNK, WEIGHT_DTYPES, Checkpoint, Entry, Refused, itemsize, product, reader_of
 from models import ALIGNMENT, CONFIG_FIELDS, CONSTANTS, HEADER_INTS, NAME_BYTES, check_config, tensor_shapes
 
 DTYPE_CODES = {"F32": CONSTANTS["DTYPE_FP32"], "BF16": CONSTANTS["DTYPE_BF16"]}
@@ -17,13 +18,16 @@ def float_bits(value):
 
 def header_of(config, dtype, merges_bytes, tensors):
     header = [0] * HEADER_INTS
-    for key, value in (("MAGIC", CONSTANTS["WEIGHTS_MAGIC"]), ("VERSION", CONSTANTS["WEIGHTS_VERSION"]), ("DTYPE", DTYPE_CODES[dtype]),
-                       ("FIELDS", len(CONFIG_FIELDS)), ("MERGES_BYTES", merges_bytes), ("TENSORS", tensors)):
+    for key, value in (("MAGIC", CONSTANTS["WEIGHTS_MAGIC"]), ("VERSION", CONSTANTS["WEIGHTS_VERSION"]),
+                       ("DTYPE", DTYPE_CODES[dtype]), ("FIELDS", len(CONFIG_FIELDS)),
+                       ("MERGES_BYTES", merges_bytes), ("TENSORS", tensors)):
         header[CONSTANTS["HEADER_" + key]] = value
     for i, (kind, name, _, _) in enumerate(CONFIG_FIELDS):
-        header[CONSTANTS["HEADER_CONFIG"] + i] = float_bits(config[name]) if kind == "float" else int(config[name])
+        value = config[name]
+        header[CONSTANTS["HEADER_CONFIG"] + i] = float_bits(value) if kind == "float" else int(value)
     packed = bytearray(struct.pack(f"<{HEADER_INTS}i", *header))
-    name = config["name"].encode("utf-8", "replace")[:NAME_BYTES - 1].decode("utf-8", "ignore").encode("utf-8")  # no half of a character
+    name = config["name"].encode("utf-8", "replace")[:NAME_BYTES - 1]
+    name = name.decode("utf-8", "ignore").encode("utf-8")  # cut between characters
     start = 4 * CONSTANTS["HEADER_NAME"]
     packed[start:start + len(name)] = name
     return bytes(packed)
@@ -34,27 +38,34 @@ def padding(length):
 
 
 def shortest(value):
-    """The float32 as the shortest decimal that means it: 1e-05, not 9.999999747378752e-06."""
+    """The shortest decimal that reads back as this float32: 1e-05, not 9.999999747378752e-06."""
     return float(str(np.float32(value)))
 
 
 def open_packed(path):
-    """A packed .bin: -> Checkpoint with config, merges (bytes or None) and dtype. Checked as clipc/model/weights.h does."""
+    """A packed .bin: -> Checkpoint with config, merges (bytes or None) and dtype. Checked as in
+    weight_file_open()."""
     size = os.path.getsize(path)
     with open(path, "rb") as f:
         raw = f.read(4 * HEADER_INTS)
         if len(raw) < 4 * HEADER_INTS:
             raise Refused(f"{path}: shorter than the {4 * HEADER_INTS} bytes of a header")
         header = struct.unpack(f"<{HEADER_INTS}i", raw)
-        version, code, stored, merges, count = (header[CONSTANTS["HEADER_" + k]] for k in ("VERSION", "DTYPE", "FIELDS", "MERGES_BYTES", "TENSORS"))
+        version, code, stored, merges, count = (header[CONSTANTS["HEADER_" + k]]
+                                                for k in ("VERSION", "DTYPE", "FIELDS", "MERGES_BYTES",
+                                                          "TENSORS"))
         dtype = next((d for d, c in DTYPE_CODES.items() if c == code), None)
-        if version != CONSTANTS["WEIGHTS_VERSION"] or dtype is None or not 1 <= stored <= len(CONFIG_FIELDS) or not 0 <= merges <= 1 << 24:
-            raise Refused(f"{path}: version {version}, number format {code}, {stored} fields, {merges} bytes of merges: not a packed file this program knows")
+        if (version != CONSTANTS["WEIGHTS_VERSION"] or dtype is None or not 1 <= stored <= len(CONFIG_FIELDS)
+            or not 0 <= merges <= 1 << 24):
+            raise Refused(f"{path}: version {version}, number format {code}, {stored} fields, {merges} "
+                          "bytes of merges: not a packed file that this program can read")
         config = {}
         for i, (kind, name, _, _) in enumerate(CONFIG_FIELDS):
             bits = header[CONSTANTS["HEADER_CONFIG"] + i] if i < stored else 0
-            config[name] = shortest(struct.unpack("<f", struct.pack("<i", bits))[0]) if kind == "float" else bits
-        config["name"] = raw[4 * CONSTANTS["HEADER_NAME"]:][:NAME_BYTES].split(b"\0")[0].decode("utf-8", "replace")
+            config[name] = (shortest(struct.unpack("<f", struct.pack("<i", bits))[0]) if kind == "float"
+                            else bits)
+        name = raw[4 * CONSTANTS["HEADER_NAME"]:][:NAME_BYTES].split(b"\0")[0]
+        config["name"] = name.decode("utf-8", "replace")
         shapes = tensor_shapes(check_config(config, path))
         offset = len(raw) + merges + padding(merges)
         places = {}
@@ -63,9 +74,11 @@ def open_packed(path):
             offset += product(shape) * itemsize(dtype)
             offset += padding(offset)
         if count != len(shapes) or size != offset:
-            raise Refused(f"{path}: {size} bytes and {count} tensors, its header announces {offset} and {len(shapes)}; is it complete?")
+            raise Refused(f"{path}: {size} bytes and {count} tensors, its header announces {offset} and "
+                          f"{len(shapes)}; is it complete?")
         text = f.read(merges) if merges else None
-    entries = {name: Entry(dtype, shape, lambda o=places[name], s=shape: read_range(path, o, dtype, product(s)).reshape(s)) for name, shape in shapes.items()}
+    entries = {name: Entry(dtype, shape, reader_of(path, places[name], dtype, shape))
+               for name, shape in shapes.items()}
     packed = Checkpoint(path, "packed .bin", entries)
     packed.config, packed.merges, packed.dtype = config, text, dtype
     return packed
@@ -85,7 +98,8 @@ def to_bf16(x):
 
 
 def rounded(source, dtype, to):
-    """Numbers of one WEIGHT_DTYPES in another one, to the nearest, ties to even; what is too large becomes infinite."""
+    """Numbers of one of WEIGHT_DTYPES in another, to the nearest, ties to even; too large ones become
+    infinite."""
     if to == dtype:
         return source
     values = to_float32(source, dtype)
@@ -98,7 +112,8 @@ def is_finite(numbers, dtype):
 
 
 def converted_chunks(where, name, entry, dtype):
-    """The numbers of a tensor in `dtype` ("F32", "BF16", "F16"), some millions at a time; refuses what is not finite, or becomes so."""
+    """Yields the numbers of a tensor in `dtype` ("F32", "BF16", "F16"), some millions at a time; refuses
+    numbers that are not finite or too large for it."""
     array = entry.read()
     flat = array.reshape(-1)
     for start in range(0, flat.size, CHUNK // 4):
@@ -108,8 +123,10 @@ def converted_chunks(where, name, entry, dtype):
         if not finite.all():
             bad = int(np.argmin(finite))
             place = "".join(f"[{i}]" for i in np.unravel_index(start + bad, array.shape))
-            value = float(to_float32(source[bad:bad + 1], entry.dtype)[0] if entry.dtype == "BF16" else source[bad])
-            raise Refused(f"{where}: {name}{place} is {value:g}" + (f", too large for {dtype}" if math.isfinite(value) else ""))
+            value = float(to_float32(source[bad:bad + 1], entry.dtype)[0] if entry.dtype == "BF16"
+                          else source[bad])
+            raise Refused(f"{where}: {name}{place} is {value:g}"
+                          + (f", too large for {dtype}" if math.isfinite(value) else ""))
         yield out
 
 
@@ -138,11 +155,13 @@ class Aside:
 
 
 class Model:
-    """All that an output format needs: configuration, entries in the table's order (open_clip's names), the merges, the dtype to write
-    and whether that was asked for. Writers add to `warnings` what they cannot bring."""
+    """What an output format needs: the configuration, entries in the table's order (open_clip's names),
+    the merges, the dtype to write and whether the user asked for it. Writers add to `warnings` what they
+    had to change or leave out."""
 
     def __init__(self, where, config, entries, merges, dtype, asked=False):
-        self.where, self.config, self.entries, self.merges, self.dtype, self.asked, self.warnings = where, config, entries, merges, dtype, asked, []
+        self.where, self.config, self.entries, self.merges = where, config, entries, merges
+        self.dtype, self.asked, self.warnings = dtype, asked, []
 
 
 def write_packed(model, path):

@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """Reports a run of clip.c to Weights & Biases: follows RUN_FOLDER/metrics.jsonl as it grows.
 
-train_clip --report-to wandb starts it and holds its standard input open; when that ends, the run is over: the rest is sent and the
-program ends. By hand it reports a whole run, also afterwards:
+train_clip --report-to wandb starts it and holds its standard input open; when that is closed, the run is
+over: the rest is sent and the program ends. Started by hand it reports a run that has ended:
 
     python3 dev/report_wandb.py logs/my_run < /dev/null
 
-Needs the wandb package (pip install wandb); WANDB_MODE=offline keeps everything in the run folder. RUN_FOLDER/wandb.json remembers
-the run's id and what was sent, so that a run that is resumed goes on in the same place and nothing is sent twice.
+Needs the wandb package (pip install wandb); WANDB_MODE=offline keeps everything in the run folder.
+RUN_FOLDER/wandb.json holds the run's id and what was sent, so that a resumed run continues in the same place
+and nothing is sent twice.
 """
 import argparse
 import json
@@ -21,7 +22,8 @@ POLL_SECONDS = 1.0
 
 
 class Metrics:
-    """The whole records of metrics.jsonl, from where the last call ended; a line still being written waits for its end."""
+    """Reads metrics.jsonl from where the last call ended; a line that is still being written is left for
+    the next."""
 
     def __init__(self, path):
         self.path, self.offset = path, 0
@@ -39,7 +41,7 @@ class Metrics:
         for line in whole.splitlines():
             try:
                 record = json.loads(line)
-            except ValueError:  # torn by a kill
+            except ValueError:  # cut off when the run was killed
                 continue
             if isinstance(record, dict) and isinstance(record.get("step"), (int, float)):
                 records.append(record)
@@ -47,13 +49,14 @@ class Metrics:
 
 
 class Memory:
-    """What an earlier companion of this run sent: the last step of each kind of record."""
+    """What earlier processes sent of this run: the last step of each kind of record."""
 
     def __init__(self, path):
         self.path = path
         try:
             state = json.loads(path.read_text())
-            self.id, self.sent = str(state["id"]), {str(kind): int(step) for kind, step in state["sent"].items()}
+            self.id, self.sent = (str(state["id"]),
+                                  {str(kind): int(step) for kind, step in state["sent"].items()})
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             self.id, self.sent = uuid.uuid4().hex[:12], {}
 
@@ -74,7 +77,7 @@ class Memory:
 
 
 def settings(path):
-    """params.txt as a dictionary; options that stand there more than once as lists."""
+    """params.txt as a dictionary; options that occur more than once have lists."""
     config = {}
     for line in path.read_text().splitlines() if path.exists() else []:
         name, _, value = line.partition(" ")
@@ -87,7 +90,7 @@ def settings(path):
 
 
 def run_is_over(seconds):
-    """Waits up to so many seconds for the end of standard input."""
+    """Waits up to `seconds` for the end of standard input."""
     ready, _, _ = select.select([sys.stdin], [], [], seconds)
     return bool(ready) and not os.read(sys.stdin.fileno(), 4096)
 
@@ -108,11 +111,12 @@ def follow(run, metrics, memory):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("folder", type=pathlib.Path, help="the run's folder, with metrics.jsonl and params.txt")
+    parser.add_argument("folder", type=pathlib.Path,
+                        help="the run's folder, with metrics.jsonl and params.txt")
     parser.add_argument("--project", default="clip.c", help="name of the project (%(default)s)")
     arguments = parser.parse_args()
     if not arguments.folder.is_dir():
-        parser.error(f"{arguments.folder}: is no run folder")
+        parser.error(f"{arguments.folder}: is not a run folder")
     folder = arguments.folder.resolve()
     name = "report_wandb.py"
     try:
@@ -121,7 +125,8 @@ def main():
         sys.exit(f"{name}: the wandb package is not installed; pip install wandb")
     memory = Memory(folder / "wandb.json")
     try:
-        run = wandb.init(project=arguments.project, name=folder.name, id=memory.id, resume="allow", dir=str(folder), config=settings(folder / "params.txt"),
+        run = wandb.init(project=arguments.project, name=folder.name, id=memory.id, resume="allow",
+                         dir=str(folder), config=settings(folder / "params.txt"),
                          settings=wandb.Settings(silent=True, console="off"))
         run.define_metric("step")
         run.define_metric("*", step_metric="step")

@@ -284,7 +284,9 @@ typedef struct {
     X(OUTPUT, TEXT, report_to, "report-to", "(none)", "tensorboard,wandb", \
         "also write TensorBoard event files, or report to Weights & Biases with its wandb package, or both") \
     X(OUTPUT, TEXT, wandb_project_name, "wandb-project-name", "clip.c", "NAME", \
-        "wandb: name of the project")
+        "wandb: name of the project") \
+    X(OUTPUT, FLAG, schema, "schema", "", "", \
+        "print the tables of configuration fields, tensors and models as JSON (data/schema.json), then exit")
 
 #define OPTION_GROUPS(G) \
     G(PROGRAM, "This program") \

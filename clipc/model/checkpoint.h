@@ -1,9 +1,9 @@
-// Checkpoints: a pair of files, STEM.bin with the weights and STEM.state with what a run needs to go on from
-// there to the bit.
+// Checkpoints: a pair of files, STEM.bin with the weights and STEM.state with all else that a run needs to
+// continue bit for bit.
 //
-// The state names the hash of its .bin; a pair that does not match is no checkpoint. Both files are on the
-// disk before the first is renamed, and a state that was not renamed any more is found under its name aside:
-// killed at any moment, one whole pair is left.
+// The state holds the hash of its .bin; a pair that does not match is not a checkpoint. Both files are on
+// disk before either is renamed, the .bin first, and a state that was not renamed before a kill is also
+// looked for under its temporary name. So whenever the program is killed, one whole pair is left.
 #ifndef CLIPC_CHECKPOINT_H
 #define CLIPC_CHECKPOINT_H
 
@@ -15,31 +15,34 @@
 #define STATE_VERSION 2
 enum { STATE_SETTINGS_MOST = 1 << 20 };
 
-// Where a run stands: the data order, all random numbers and the schedule are functions of it and of the
+// Position of a run: the data order, all random numbers and the schedule are functions of it and of the
 // settings.
 typedef struct {
     int64_t step;         // steps done
     int64_t epoch;        // epochs done
     int64_t position;     // entries of this epoch's order that are used up
     int64_t evaluated;    // 1 + the step of the last evaluation that was due and is done; 0 before the first
-    double best_metric;   // of checkpoints/best,
-    int64_t best_step;    // and its step; 0: there is none
-    double best_val_loss; // where `validated`
-    int64_t validated, evaluations_without_better;
+    double best_metric;   // of checkpoints/best
+    int64_t best_step;    // its step; 0: none yet
+    double best_val_loss; // valid if `validated`
+    int64_t validated;    // 1 once a validation loss was measured
+    int64_t evaluations_without_better;
 } RunState;
 
-// The beginning of a .state file, little-endian; behind it the settings (text), then m, v and moving average
+// The beginning of a .state file, little-endian. After it: the settings (text), then m, v and moving average
 // of each trainable tensor in order.
 typedef struct {
     int32_t magic, version;
     uint64_t weights_hash; // of the .bin
     RunState run;
-    char kernels[16];                        // which kernels computed: others round differently
-    int64_t settings_bytes, tensors, floats; // trainable tensors, and floats of their arenas together
+    char kernels[16]; // clip_kernels() of the run: others round differently
+    int64_t settings_bytes;
+    int64_t tensors; // that train
+    int64_t floats;  // of all their arenas together
 } StateHeader;
 
-// The arenas that a state holds of each trainable tensor, from ARENA_M on: m, v, and the moving average of
-// the weights where there is one.
+// Number of arenas that a state holds of each trainable tensor, from ARENA_M on: m, v, and the moving average
+// of the weights if the model has one.
 static inline int state_arenas(const Clip *clip) { return clip_has_ema(clip) ? 3 : 2; }
 
 static inline StateHeader state_header(
@@ -60,7 +63,7 @@ static inline StateHeader state_header(
     return h;
 }
 
-// Writes STEM.bin and STEM.state. `settings`: text that the run can be set up from again.
+// Writes STEM.bin and STEM.state. `settings`: text from which the run can be set up again (params.txt).
 static inline void checkpoint_save(Clip *clip, const char *stem, const RunState *run, const char *settings) {
     SafeFile weights, state;
     char path[PATH_SIZE];
@@ -110,7 +113,7 @@ typedef struct {
     char *settings; // NUL-terminated; free() it
 } Checkpoint;
 
-// Reads header and settings; why not, or NULL when all is well.
+// Reads header and settings of c->state. Returns NULL, or what is wrong with the file.
 static inline const char *checkpoint_open(Checkpoint *c) {
     FILE *f = fopen(c->state, "rb");
     struct stat st;
@@ -118,7 +121,7 @@ static inline const char *checkpoint_open(Checkpoint *c) {
     c->settings = NULL;
     if (!f || fstat(fileno(f), &st)) why = "cannot be opened";
     else if (fread(&c->header, 1, sizeof c->header, f) != sizeof c->header || c->header.magic != STATE_MAGIC)
-        why = "is no training state";
+        why = "is not a training state";
     else if (c->header.version != STATE_VERSION) why = "was written by another version of this program";
     else if (c->header.run.step < 0 || c->header.run.epoch < 0 || c->header.run.position < 0)
         why = "is damaged";
@@ -136,13 +139,13 @@ static inline const char *checkpoint_open(Checkpoint *c) {
     return why;
 }
 
-// Reads m and v into a model whose weights are those of the pair and whose locks are set as they were.
+// Reads m, v and moving average into a model that has the weights of the pair and the locks of its run.
 static inline void checkpoint_restore(const Checkpoint *c, Clip *clip) {
     const StateHeader mine = state_header(clip, &c->header.run, 0, 0);
     if (mine.tensors != c->header.tensors || mine.floats != c->header.floats)
         die(EXIT_USAGE,
             "%s: holds the optimizer state of %lld tensors, this run trains %lld; give the locks and "
-            "--ema-decay the run began with",
+            "--ema-decay that the run began with",
             c->state, (long long)c->header.tensors, (long long)mine.tensors);
     FILE *f = fopen_check(c->state, "rb");
     if (fseeko(f, (off_t)sizeof c->header + c->header.settings_bytes, SEEK_SET))
@@ -173,8 +176,8 @@ static inline int checkpoint_newer(const void *a, const void *b) {
     return strcmp(x->state, y->state);
 }
 
-// All state files of a folder that can be read, also those killed before their renaming, newest first. The
-// caller frees the list and the settings in it.
+// All state files of a folder that can be read, those not yet renamed included, newest first. The caller
+// frees the list and the settings in it.
 static inline Checkpoint *checkpoint_list(const char *folder, size_t *count) {
     Checkpoint *list = NULL;
     size_t capacity = 0;
@@ -196,13 +199,13 @@ static inline Checkpoint *checkpoint_list(const char *folder, size_t *count) {
     return list;
 }
 
-// Loads the weights of a checkpoint; NULL when the file is not the one that the state names.
+// Loads the weights of a checkpoint; NULL when the file's hash is not the one in the state.
 static inline Clip *checkpoint_load(const Checkpoint *c) {
     uint64_t hash;
     return file_hash(c->weights, &hash) && hash == c->header.weights_hash ? clip_load(c->weights) : NULL;
 }
 
-// Removes what kills left of checkpoints in the writing.
+// Removes the temporary files of checkpoints that were being written when a run was killed.
 static inline void checkpoint_clear_parts(const char *folder) {
     char path[PATH_SIZE];
     DIR *d = opendir(folder);
@@ -226,13 +229,14 @@ static inline Clip *checkpoint_load_latest(Checkpoint *out, const char *folder) 
             continue;
         }
         if (!clip && file_exists(list[i].weights) && !ends_with(list[i].state, ".part"))
-            warn("%s: is damaged or not the file that %s belongs to; taking the checkpoint before",
+            warn("%s: is damaged or not the file that %s belongs to; taking the checkpoint before it",
                 list[i].weights, list[i].state);
         free(list[i].settings);
     }
     free(list);
-    if (!clip) die(EXIT_USAGE, "%s: no whole checkpoint; start the run anew under another --name", folder);
-    if (ends_with(out->state, ".part")) { // killed between the two renamings: finish them
+    if (!clip)
+        die(EXIT_USAGE, "%s: no complete checkpoint; start the run again under another --name", folder);
+    if (ends_with(out->state, ".part")) { // killed between the two renames: finish them
         char aside[PATH_SIZE];
         path_format(aside, "%s", out->state);
         out->state[strlen(out->state) - strlen(".part")] = 0;
@@ -242,7 +246,7 @@ static inline Clip *checkpoint_load_latest(Checkpoint *out, const char *folder) 
     return clip;
 }
 
-// The pair of which `path` is one file, with its model; ends the program when it is none.
+// The pair that `path` is a file of, with its model; ends the program when it is not a pair.
 static inline Clip *checkpoint_load_pair(Checkpoint *out, const char *path) {
     const size_t tail = ends_with(path, ".bin") ? 4 : ends_with(path, ".state") ? 6 : 0;
     if (!tail) die(EXIT_USAGE, "--resume %s: give a .bin or .state file of a checkpoint, or latest", path);

@@ -10,8 +10,8 @@
 #ifndef CLIPC_MERGE_H
 #define CLIPC_MERGE_H
 
-#include "clipc/model/clip.h"      // Clip, clip_write
-#include "clipc/model/positions.h" // positions_resize_image
+#include "clipc/model/clip.h"       // Clip, clip_write
+#include "clipc/model/open_model.h" // positions_resize_image
 
 #include <assert.h>
 

@@ -1,17 +1,20 @@
-// From the options to a model: pretrained, random, one tower of each (LiT), resized; and what of it trains.
+// From the options to a model: pretrained, random, or single towers from files (LiT); resized positions; what
+// trains.
 #ifndef CLIPC_OPEN_MODEL_H
 #define CLIPC_OPEN_MODEL_H
 
 #include "clipc/model/clip.h"          // Clip
 #include "clipc/model/architectures.h" // model_load
 #include "clipc/base/options.h"        // Options
-#include "clipc/model/positions.h"     // positions_resize_image, positions_resize_text
 #include "clipc/data/tokenizer.h"      // tokenizer_builtin_merges
-#include "clipc/data/transform.h"      // ResizeMode
+#include "clipc/data/transform.h"      // ResizeMode, bicubic
 
-// ---------------------------------------------------------------- where it comes from
+#include <math.h> // fmax, floor, ceil
 
-// MODEL-TAG.bin in --cache-dir, or the file that --pretrained names.
+// ---------------------------------------------------------------- files and configurations
+
+// Path of the weights: the file that --pretrained names, or MODEL-TAG.bin in --cache-dir. Ends the program
+// when it does not exist.
 static inline void pretrained_path(const Options *o, char path[PATH_SIZE]) {
     path_format(path, "%s", o->pretrained);
     if (file_exists(path)) return;
@@ -23,12 +26,12 @@ static inline void pretrained_path(const Options *o, char path[PATH_SIZE]) {
     path_format(path, "%s/%s-%s.bin", o->cache_dir, o->model, o->pretrained);
     if (!file_exists(path))
         die(EXIT_USAGE,
-            "--model %s --pretrained %s: %s is not there; bring it with: python3 dev/convert.py --model %s "
+            "--model %s --pretrained %s: %s does not exist; make it with: python3 dev/convert.py --model %s "
             "--pretrained %s -o %s",
             o->model, o->pretrained, path, o->model, o->pretrained, path);
 }
 
-// Do two configurations describe the same architecture? Says the first field that differs.
+// The first field in which two configurations differ; NULL when they are equal (names aside).
 static inline const char *config_difference(const ClipConfig *a, const ClipConfig *b) {
 #define X(type, name, low, high) \
     if (a->name != b->name) return #name;
@@ -37,9 +40,88 @@ static inline const char *config_difference(const ClipConfig *a, const ClipConfi
     return NULL;
 }
 
+// ---------------------------------------------------------------- positions
+//
+// Position embeddings for another number of positions, as open_clip resizes them for other images
+// (--force-image-size) or captions by torch.nn.functional.interpolate.
+
+// The largest number of taps that positions_taps() returns.
+static inline int positions_most_taps(int to, int from) {
+    return (int)ceil(4 * fmax(1, (double)from / to)) + 2;
+}
+
+// The taps of output position i on an axis that goes from `from` positions to `to`: returns their number and
+// sets weight (positions_most_taps()), which sums to 1, and *first, the input position of the first one. When
+// shrinking the kernel is widened by from / to; taps outside of the input are dropped.
+static inline int positions_taps(double *weight, int *first, int i, int to, int from) {
+    const double scale = (double)from / to;
+    const double width = fmax(1, scale);
+    const double centre = scale * (i + 0.5);
+    const int low = (int)fmax(0, floor(centre - 2 * width + 0.5));
+    const int high = (int)fmin(from, floor(centre + 2 * width + 0.5));
+    double sum = 0;
+    for (int j = low; j < high; j++) {
+        weight[j - low] = bicubic((j - centre + 0.5) / width);
+        sum += weight[j - low];
+    }
+    for (int j = low; j < high; j++) weight[j - low] /= sum;
+    *first = low;
+    return high - low;
+}
+
+// out (1 + to_grid², C) from in (1 + from_grid², C): row 0, of the class token, is copied; the others, a
+// square of positions, are interpolated bicubically with antialiasing, corners not aligned (open_clip's
+// resize_pos_embed). Equal grids: a copy.
+static inline void positions_resize_image(float *out, int to_grid, const float *in, int from_grid, int C) {
+    const size_t width = (size_t)C;
+    if (to_grid == from_grid) {
+        memcpy(out, in, ((size_t)to_grid * (size_t)to_grid + 1) * width * sizeof(float));
+        return;
+    }
+    memcpy(out, in, width * sizeof(float));
+    const size_t most = (size_t)positions_most_taps(to_grid, from_grid);
+    double *wy = (double *)malloc_check(most * sizeof *wy);
+    double *wx = (double *)malloc_check(most * sizeof *wx);
+    double *sum = (double *)malloc_check(width * sizeof *sum);
+    for (int y = 0; y < to_grid; y++)
+        for (int x = 0; x < to_grid; x++) {
+            int top, left;
+            const int rows = positions_taps(wy, &top, y, to_grid, from_grid);
+            const int columns = positions_taps(wx, &left, x, to_grid, from_grid);
+            for (size_t c = 0; c < width; c++) sum[c] = 0;
+            for (int j = 0; j < rows * columns; j++) {
+                const int tap = (top + j / columns) * from_grid + left + j % columns;
+                const float *row = in + (1 + (size_t)tap) * width;
+                const double weight = wy[j / columns] * wx[j % columns];
+                for (size_t c = 0; c < width; c++) sum[c] += weight * row[c];
+            }
+            float *to = out + (1 + (size_t)y * (size_t)to_grid + (size_t)x) * width;
+            for (size_t c = 0; c < width; c++) to[c] = (float)sum[c];
+        }
+    free(sum);
+    free(wx);
+    free(wy);
+}
+
+// out (to_length, C) from in (from_length, C): linear, no antialiasing, corners not aligned (open_clip's
+// resize_text_pos_embed). Equal lengths: a copy.
+static inline void positions_resize_text(float *out, int to_length, const float *in, int from_length, int C) {
+    const size_t width = (size_t)C;
+    for (int i = 0; i < to_length; i++) {
+        const double position = fmax(0, (double)from_length / to_length * (i + 0.5) - 0.5);
+        const int below = (int)position;
+        const int above = below + 1 < from_length ? below + 1 : below;
+        const double share = position - below;
+        const float *a = in + (size_t)below * width, *b = in + (size_t)above * width;
+        for (size_t c = 0; c < width; c++)
+            out[(size_t)i * width + c] = (float)((1 - share) * a[c] + share * b[c]);
+    }
+}
+
 // ---------------------------------------------------------------- changes to a model
 
-// What the options say otherwise than the weight file: it is used from now on, and saved.
+// Applies the options that change the configuration (activation, preprocessing); they are saved with the
+// model.
 static inline void model_apply_options(Clip *clip, const Options *o) {
     ClipConfig *c = &clip->config;
     if (o->force_quick_gelu) c->quick_gelu = 1;
@@ -62,8 +144,8 @@ static inline void model_apply_options(Clip *clip, const Options *o) {
     if (!config_check(c, error)) die(EXIT_USAGE, "%s", error);
 }
 
-// Copies the tensors of a tower (NO_TOWER: all) that both models have in the same shape; returns how many of
-// them `to` has beyond.
+// Copies the tensors of a tower (NO_TOWER: all) that both models have in the same shape; returns how many
+// tensors of `to` were left as they are.
 static inline int model_copy(Clip *to, const Clip *from, int tower) {
     int left = 0;
     for (int i = 0; i < to->tensors.count; i++) {
@@ -81,8 +163,8 @@ static inline int model_copy(Clip *to, const Clip *from, int tower) {
     return left;
 }
 
-// The model for another image size or context length: positions are interpolated as open_clip does, all else
-// is copied. Takes over and frees `clip`; the same model where nothing changes.
+// The model for another image size or context length: positions are interpolated, all else is copied. Frees
+// `clip`, or returns it where nothing changes.
 static inline Clip *model_resize(Clip *clip, int image_size, int context_length) {
     ClipConfig config = clip->config;
     char error[256];
@@ -115,7 +197,7 @@ static inline Clip *model_resize(Clip *clip, int image_size, int context_length)
 
 // ---------------------------------------------------------------- opening
 
-// What of a configuration is the image tower's, and how its pictures are made.
+// Copies the image tower's fields and its preprocessing.
 static inline void config_take_image(ClipConfig *c, const ClipConfig *from) {
     c->image_size = from->image_size;
     c->patch_size = from->patch_size;
@@ -137,6 +219,7 @@ static inline void config_take_image(ClipConfig *c, const ClipConfig *from) {
     c->std_b = from->std_b;
 }
 
+// Copies the text tower's fields.
 static inline void config_take_text(ClipConfig *c, const ClipConfig *from) {
     c->context_length = from->context_length;
     c->vocab_size = from->vocab_size;
@@ -149,9 +232,9 @@ static inline void config_take_text(ClipConfig *c, const ClipConfig *from) {
     c->quick_gelu = from->quick_gelu;
 }
 
-// LiT (Zhai et al. 2022) and its mirror: towers out of files, the rest random. The architecture of the rest
-// is that of --model, else of the file. A projection that a file does not have, or has for another embedding,
-// is drawn at random and trains whatever is locked.
+// --pretrained-image, --pretrained-text: one or both towers from files (LiT, Zhai et al. 2022), the rest
+// random, in the architecture of --model, else of the file. A projection that a file lacks, or has for
+// another embed_dim, is drawn at random and trains even where the tower is locked.
 static inline Clip *model_open_towers(Options *o) {
     const char *paths[2] = {o->pretrained_image, o->pretrained_text};
     Clip *parts[2] = {NULL, NULL};
@@ -161,19 +244,18 @@ static inline Clip *model_open_towers(Options *o) {
     if (parts[1] && (parts[1]->config.absent & ABSENT_TEXT))
         die(EXIT_USAGE, "--pretrained-text %s: has no text tower", paths[1]);
     if (parts[0] && parts[1] && parts[0]->config.quick_gelu != parts[1]->config.quick_gelu)
-        die(EXIT_USAGE, "--pretrained-image and --pretrained-text: one tower computes with QuickGELU, the "
-                        "other with GELU; a model has one activation");
+        die(EXIT_USAGE, "--pretrained-image and --pretrained-text: one tower uses QuickGELU, the other GELU; "
+                        "a model has one activation");
     if (o->model) model_load(o->model, &config);
     else config = only->config;
     if (!o->model && !parts[1] && (only->config.absent & ABSENT_TEXT))
         die(EXIT_USAGE,
-            "--pretrained-image %s: has no text tower; give --model NAME, whose text tower is to be trained "
-            "beside it",
+            "--pretrained-image %s: has no text tower; give --model NAME for the architecture of a new one",
             paths[0]);
     if (parts[0]) config_take_image(&config, &parts[0]->config);
     if (parts[1]) config_take_text(&config, &parts[1]->config);
     if (parts[1] && !o->model && (only->config.absent & ABSENT_IMAGE_PROJ))
-        config.embed_dim = parts[1]->config.embed_dim; // the image file has none of its own
+        config.embed_dim = parts[1]->config.embed_dim; // the image file has no embed_dim of its own
     config.absent = 0;
     const Clip *words = parts[1]                                                       ? parts[1]
                         : config.vocab_size == only->config.vocab_size && only->merges ? only
@@ -193,8 +275,7 @@ static inline Clip *model_open_towers(Options *o) {
         if (!parts[tower]) continue;
         if (model_copy(clip, parts[tower], tower) && locked[tower] && *groups[tower] == 0) {
             *groups[tower] = 1;
-            warn("%s: has no projection to %d numbers; it is drawn at random and trains, --lock-%s freezes "
-                 "the rest",
+            warn("%s: has no projection to %d numbers; a random one is trained, --lock-%s freezes the rest",
                 paths[tower], config.embed_dim, tower == IMAGE_TOWER ? "image" : "text");
         }
         clip_free(parts[tower]);
@@ -208,9 +289,10 @@ static inline Clip *model_open_pretrained(const Options *o) {
     Clip *clip = clip_load(path);
     if (clip->config.absent)
         die(EXIT_USAGE,
-            "%s: is an image tower alone; use it as --pretrained-image, with --model NAME for the text tower",
+            "%s: holds only an image tower; use it as --pretrained-image, with --model NAME for the text "
+            "tower",
             path);
-    if (o->model) { // the file knows activation and preprocessing better than the name
+    if (o->model) { // activation and preprocessing are the file's, not those of the name
         ClipConfig wanted, file = clip->config;
         model_load(o->model, &wanted);
         file.quick_gelu = wanted.quick_gelu;
@@ -225,13 +307,14 @@ static inline Clip *model_open_pretrained(const Options *o) {
         const char *field = config_difference(&wanted, &file);
         if (field)
             die(EXIT_USAGE,
-                "%s: is no %s, %s differs; leave --model out to take the architecture of the file", path,
+                "%s: is not a %s, %s differs; leave --model out to take the architecture of the file", path,
                 o->model, field);
     }
     return clip;
 }
 
-// The model that the options name, with what they change about it; ends the program where they name none.
+// The model that the options describe, ready to lock and train; ends the program with one line when they
+// describe none.
 static inline Clip *model_open(Options *o) {
     Clip *clip;
     if (o->pretrained && (o->pretrained_image || o->pretrained_text))
@@ -248,7 +331,7 @@ static inline Clip *model_open(Options *o) {
             words ? tokenizer_builtin_merges_length : 0, (uint64_t)o->seed);
     } else {
         die(EXIT_USAGE, "no model; give --pretrained FILE.bin to fine-tune, or --model NAME to start from "
-                        "random weights (--help tells more)");
+                        "random weights (see --help)");
     }
     model_apply_options(clip, o);
     return model_resize(clip,
@@ -259,8 +342,8 @@ static inline Clip *model_open(Options *o) {
 
 // ---------------------------------------------------------------- precision
 
-// Sets what --precision says; auto is amp_bf16 where it is fast. A precision that the machine does not have
-// ends the program.
+// Sets the precision of --precision; auto is amp_bf16 where the hardware is fast at it. A precision that the
+// machine does not support ends the program.
 static inline void model_set_precision(Clip *clip, const Options *o) {
     const char *const names[PRECISIONS] = {"fp32", "amp_bf16", "tf32"};
     Precision precision =
@@ -269,9 +352,9 @@ static inline void model_set_precision(Clip *clip, const Options *o) {
         if (strcmp(o->precision, names[p]) == 0) precision = (Precision)p;
     const PrecisionSupport support = clip_precision_support(precision);
     if (support == SUPPORT_NONE)
-        die(EXIT_USAGE, "--precision %s: this machine does not have it; use --precision auto", o->precision);
+        die(EXIT_USAGE, "--precision %s: not supported by this machine; use --precision auto", o->precision);
     if (support == SUPPORT_SLOW)
-        warn("--precision %s: this processor has no instructions for it, so it is right but slow; "
+        warn("--precision %s: this processor has no instructions for it: correct but slow; "
              "--precision fp32 is faster",
             o->precision);
     clip_set_precision(clip, precision);
@@ -279,13 +362,13 @@ static inline void model_set_precision(Clip *clip, const Options *o) {
 
 // ---------------------------------------------------------------- what trains
 
-// What trains, at which rate, and what decays.
+// Sets which tensors train, their learning rates, and which of them decay.
 static inline void model_lock(Clip *clip, const Options *o) {
     if (o->lock_image) clip_lock(clip, IMAGE_TOWER, (int)o->lock_image_unlocked_groups);
     if (o->lock_text) clip_lock(clip, TEXT_TOWER, (int)o->lock_text_unlocked_layers);
     if (o->lock_logit_scale) clip_lock(clip, NO_TOWER, 0);
     if ((options_was_set(o, lr_image) || options_was_set(o, lr_text)) && !(o->lr > 0))
-        die(EXIT_USAGE, "--lr-image, --lr-text: give --lr, too; the schedule of the run follows it");
+        die(EXIT_USAGE, "--lr-image, --lr-text: also give --lr, which the schedule of the run follows");
     clip_scale_rates(
         clip, IMAGE_TOWER, o->image_layer_decay, options_was_set(o, lr_image) ? o->lr_image / o->lr : 1);
     clip_scale_rates(
@@ -295,7 +378,7 @@ static inline void model_lock(Clip *clip, const Options *o) {
             die(EXIT_USAGE,
                 "--wd-exclude %s: matches no tensor; names are open_clip's, e.g. *.mlp.c_fc.weight",
                 o->wd_exclude.items[i]);
-    if (!clip->tensors.slots)
+    if (!clip->tensors.grad_floats)
         die(EXIT_USAGE, "--lock-image --lock-text --lock-logit-scale: nothing is left to train");
 }
 

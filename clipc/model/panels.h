@@ -55,8 +55,8 @@ static inline void panels_create(Panels *p, const Kernels *kernels, const ClipCo
         x->count = panel_pitch(kernels, panels_K(p, x), bf16) * (size_t)panel_count(kernels, panels_N(p, x));
     }
     tensor_table_pack(&p->table);
-    p->arena = (float *)aligned_malloc_check(p->table.slots * sizeof(float));
-    tensor_pointers_bind(&p->at, &p->table, config, p->arena, true);
+    p->arena = (float *)aligned_malloc_check(p->table.grad_floats * sizeof(float));
+    tensor_pointers_bind(&p->at, &p->table, config, p->arena, GRADIENT_LAYOUT);
 }
 
 static inline void panels_free(Panels *p) {
@@ -78,7 +78,7 @@ static inline void panels_pack_rows(Panels *p, const Tensor *x, int index, const
     const size_t C = (size_t)tensor_columns(x);
     const int K = panels_K(p, x), N = panels_N(p, x);
     if (!panels_hold(p, index)) return;
-    uint32_t *to = (uint32_t *)(void *)tensor_in(&p->table.list[index], p->arena, true);
+    uint32_t *to = (uint32_t *)(void *)tensor_ptr(&p->table.list[index], p->arena, GRADIENT_LAYOUT);
     assert(o0 % PACK_ROWS == 0);
     if (p->backward) pack_panels(k, to, matrix(w, C, 1), K, N, o0, o1, 0, panel_count(k, N), p->bf16);
     else pack_panels(k, to, matrix(w, 1, C), K, N, 0, K, o0 / k->tile_columns, panel_count(k, o1), p->bf16);

@@ -1,21 +1,20 @@
-// The packed weight file (.bin): what a CLIP is made of, and how it lies on disk.
+// The packed weight file (.bin): what a CLIP is made of, and its layout on disk.
 //
 // Little-endian, three parts, each beginning at a multiple of 64 bytes:
-//   header     256 int32: see the HEADER_ constants; the configuration in the order of CONFIG_FIELDS, floats
-//       by their bits;
-//              in the last 256 bytes a name, NUL padded
+//   header     256 int32, see the HEADER_ constants: the configuration in the order of CONFIG_FIELDS (floats
+//              by their bits), and in the last 256 bytes a name, padded with NUL
 //   tokenizer  the text of the BPE merges, one pair a line (absent for vocabularies other than 49,408)
 //   tensors    in the order of the tables below, each at a multiple of 64 bytes, padded with zeros
 //
 // The tables CONFIG_FIELDS and …_TENSORS are the only place that knows fields, names, shapes and order:
-// loading, saving, locking, weight decay and layer-wise rates walk them, and dev/convert.py reads these very
-// lines. One entry a line, please.
+// loading, saving, locking, weight decay and layer-wise rates walk them. `train_clip --schema` prints them
+// for dev/convert.py (data/schema.json; `make schema` after a change).
 #ifndef CLIPC_WEIGHTS_H
 #define CLIPC_WEIGHTS_H
 
 #include "clipc/base/utils.h" // die, SafeFile, malloc_check
 
-#include <math.h> // isfinite
+#include <assert.h>
 
 // ---------------------------------------------------------------- configuration
 
@@ -38,39 +37,42 @@ enum {
 
 // type, name, lowest, highest value. New fields go to the end and read as 0 from older files.
 // clang-format off
-#define CONFIG_FIELDS(X) \
-    X(int, embed_dim, 1, 16384)          /* width of the shared space */ \
-    X(int, image_size, 1, 4096)          /* pixels, square */ \
-    X(int, patch_size, 1, 4096)          \
-    X(int, image_width, 1, 16384)        \
-    X(int, image_layers, 1, 256)         \
-    X(int, image_heads, 1, 1024)         \
-    X(int, image_mlp, 1, 65536)          /* hidden width of the MLP */ \
-    X(int, ln_pre, 0, 1)                 /* LayerNorm before the first block of the image tower: all CLIPs, no ImageNet ViT */ \
-    X(int, context_length, 2, 65536)     /* tokens, start and end of text included */ \
-    X(int, vocab_size, 3, 4194304)       \
-    X(int, text_width, 1, 16384)         \
-    X(int, text_layers, 1, 256)          \
-    X(int, text_heads, 1, 1024)          \
-    X(int, text_mlp, 1, 65536)           \
-    X(int, eot_id, 0, 4194303)           /* end of text: its first occurrence is pooled */ \
-    X(int, quick_gelu, 0, 1)             /* 1: x * sigmoid(1.702 x) as OpenAI's weights need; 0: GELU with erf */ \
-    X(int, interpolation, 0, 1)          /* 0 bicubic, 1 bilinear */ \
-    X(int, resize_mode, 0, 2)            /* 0 shortest side + centre crop, 1 squash, 2 longest side + padding */ \
-    X(float, image_ln_eps, 1e-12, 1e-2)  \
-    X(float, text_ln_eps, 1e-12, 1e-2)   \
-    X(float, mean_r, -10, 10)            /* pixels / 255 - mean, divided by std */ \
-    X(float, mean_g, -10, 10)            \
-    X(float, mean_b, -10, 10)            \
-    X(float, std_r, 1e-4, 10)            \
-    X(float, std_g, 1e-4, 10)            \
-    X(float, std_b, 1e-4, 10)            \
-    X(int, patch_bias, 0, 1)             /* conv1 has a bias: ImageNet ViTs, no CLIP */ \
-    X(int, absent, 0, 3)                 /* what a file leaves out: ABSENT_ bits, 0 for a whole CLIP */
+#define CONFIG_FIELDS(X)                                                                             \
+    X(int,   embed_dim,      1,     16384)   /* E, width of the space that both towers share */      \
+    X(int,   image_size,     1,     4096)    /* pixels, square */                                    \
+    X(int,   patch_size,     1,     4096)                                                            \
+    X(int,   image_width,    1,     16384)                                                           \
+    X(int,   image_layers,   1,     256)                                                             \
+    X(int,   image_heads,    1,     1024)                                                            \
+    X(int,   image_mlp,      1,     65536)   /* hidden width of the MLP */                           \
+    X(int,   ln_pre,         0,     1)       /* LayerNorm before the image tower's first block: */   \
+                                             /* every CLIP has it, ImageNet ViTs do not */           \
+    X(int,   context_length, 2,     65536)   /* tokens, start and end of text included */            \
+    X(int,   vocab_size,     3,     4194304)                                                         \
+    X(int,   text_width,     1,     16384)                                                           \
+    X(int,   text_layers,    1,     256)                                                             \
+    X(int,   text_heads,     1,     1024)                                                            \
+    X(int,   text_mlp,       1,     65536)                                                           \
+    X(int,   eot_id,         0,     4194303) /* end of text: its first occurrence is pooled */       \
+    X(int,   quick_gelu,     0,     1)       /* 1: x * sigmoid(1.702 x), as OpenAI's weights need */ \
+                                             /* 0: GELU with erf */                                  \
+    X(int,   interpolation,  0,     1)       /* 0 bicubic, 1 bilinear */                             \
+    X(int,   resize_mode,    0,     2)       /* 0 shortest side + centre crop, 1 squash, */          \
+                                             /* 2 longest side + padding */                          \
+    X(float, image_ln_eps,   1e-12, 1e-2)                                                            \
+    X(float, text_ln_eps,    1e-12, 1e-2)                                                            \
+    X(float, mean_r,         -10,   10)      /* (pixels / 255 - mean) / std, by channel */           \
+    X(float, mean_g,         -10,   10)                                                              \
+    X(float, mean_b,         -10,   10)                                                              \
+    X(float, std_r,          1e-4,  10)                                                              \
+    X(float, std_g,          1e-4,  10)                                                              \
+    X(float, std_b,          1e-4,  10)                                                              \
+    X(int,   patch_bias,     0,     1)       /* conv1 has a bias: in ImageNet ViTs, not in CLIPs */  \
+    X(int,   absent,         0,     3)       /* what a file leaves out: ABSENT_ bits, 0 for a CLIP */
 // clang-format on
 
-// A file with an image tower alone serves --pretrained-image: an ImageNet ViT has neither text tower nor
-// projection.
+// A file that holds an image tower alone serves --pretrained-image: an ImageNet ViT has neither a text tower
+// nor a projection.
 enum { ABSENT_TEXT = 1, ABSENT_IMAGE_PROJ = 2 };
 
 typedef struct {
@@ -80,27 +82,28 @@ typedef struct {
     char name[NAME_BYTES]; // e.g. "ViT-B-32", for people
 } ClipConfig;
 
-static inline int config_grid(const ClipConfig *c) {
-    return c->image_size / c->patch_size;
-} // left-over pixels stay unused, as in a strided convolution
+// Patches along a side; pixels beyond the last whole patch stay unused, as in a strided convolution.
+static inline int config_grid(const ClipConfig *c) { return c->image_size / c->patch_size; }
+
+// Patches and the class token.
 static inline int config_image_tokens(const ClipConfig *c) { return config_grid(c) * config_grid(c) + 1; }
 
-// Says in `error` which field is out of its range, or which two do not fit; true when all is well.
+// True when every field is in its range and all fit together; else `error` says which does not.
 static inline bool config_check(const ClipConfig *c, char error[256]) {
-#define X(type, name, low, high)                                                                   \
-    if (!(c->name >= (type)(low) && c->name <= (type)(high))) {                                    \
-        snprintf(error, 256, #name " is %g, allowed are %g to %g", (double)c->name, (double)(low), \
-            (double)(high));                                                                       \
-        return false;                                                                              \
+#define X(type, name, low, high)                                                                      \
+    if (!(c->name >= (type)(low) && c->name <= (type)(high))) {                                       \
+        snprintf(error, 256, "%s is %g, allowed are %g to %g", #name, (double)c->name, (double)(low), \
+            (double)(high));                                                                          \
+        return false;                                                                                 \
     }
     CONFIG_FIELDS(X)
 #undef X
-    const char *why = c->patch_size > c->image_size     ? "patch_size is larger than image_size"
-                      : c->image_width % c->image_heads ? "image_width is no multiple of image_heads"
-                      : c->text_width % c->text_heads   ? "text_width is no multiple of text_heads"
-                      : c->eot_id >= c->vocab_size      ? "eot_id lies outside the vocabulary"
-                      : (int64_t)config_grid(c) * config_grid(c) > 1 << 20 ? "more than 2^20 patches"
-                                                                           : NULL;
+    const char *why = NULL;
+    if (c->patch_size > c->image_size) why = "patch_size is larger than image_size";
+    else if (c->image_width % c->image_heads) why = "image_width is not a multiple of image_heads";
+    else if (c->text_width % c->text_heads) why = "text_width is not a multiple of text_heads";
+    else if (c->eot_id >= c->vocab_size) why = "eot_id is outside the vocabulary";
+    else if ((int64_t)config_grid(c) * config_grid(c) > 1 << 20) why = "more than 2^20 patches";
     if (why) snprintf(error, 256, "%s", why);
     return !why;
 }
@@ -110,48 +113,72 @@ static inline bool config_check(const ClipConfig *c, char error[256]) {
 enum { NO_DECAY = 0, DECAY = 1 };
 enum { IMAGE_TOWER = 0, TEXT_TOWER = 1, NO_TOWER = 2 };
 
-// field, open_clip key, weight decay, group, shape
+// Which models have a tensor: name, and the field of the configuration that decides, its bits, their value.
+// clang-format off
+#define TENSOR_CONDITIONS(X)                          \
+    X(ALWAYS,          absent,     0,                 0) \
+    X(WITH_LN_PRE,     ln_pre,     1,                 1) \
+    X(WITH_PATCH_BIAS, patch_bias, 1,                 1) \
+    X(WITH_IMAGE_PROJ, absent,     ABSENT_IMAGE_PROJ, 0) \
+    X(WITH_TEXT,       absent,     ABSENT_TEXT,       0)
+// clang-format on
+
+typedef enum {
+#define X(condition, field, bits, value) condition,
+    TENSOR_CONDITIONS(X)
+#undef X
+} TensorCondition;
+
+// The sizes that shapes and groups name, of a tower: letter, its value for the image and for the text tower.
+// clang-format off
+#define TOWER_SIZES(X)                                                       \
+    X(C, image_width,          text_width)     /* width */                   \
+    X(L, image_layers,         text_layers)    /* layers */                  \
+    X(F, image_mlp,            text_mlp)       /* hidden width of the MLP */ \
+    X(E, embed_dim,            embed_dim)                                    \
+    X(P, patch_size,           patch_size)                                   \
+    X(V, vocab_size,           vocab_size)
+// and T, the positions: patches and class token, or the context
+
+// field, open_clip's key, in which models, weight decay, group, shape
+//
 // Group: the tower's layer groups from input to output, as open_clip locks them and as layer-wise rates count
-// them: the embeddings 0, block l is l + 1 (the last one together with the final LayerNorm), the projection L
-// + 1; L + 2 groups. Shapes: C width, L layers, F hidden width of the MLP, E embed_dim, T positions, P patch
-// size, V vocabulary. Weight decay as open_clip at HEAD: not on vectors, nor on class and positional
-// embeddings. clang-format off
-#define IMAGE_TENSORS(X)                                                      \
-    X(conv1_weight, "visual.conv1.weight", DECAY, 0, C, 3, P, P)              \
-    X(conv1_bias, "visual.conv1.bias", NO_DECAY, 0, C)                        \
-    X(class_embedding, "visual.class_embedding", NO_DECAY, 0, C)              \
-    X(positional_embedding, "visual.positional_embedding", NO_DECAY, 0, T, C) \
-    X(ln_pre_weight, "visual.ln_pre.weight", NO_DECAY, 0, C)                  \
-    X(ln_pre_bias, "visual.ln_pre.bias", NO_DECAY, 0, C)                      \
-    X(ln_final_weight, "visual.ln_post.weight", NO_DECAY, L, C)               \
-    X(ln_final_bias, "visual.ln_post.bias", NO_DECAY, L, C)                   \
-    X(proj, "visual.proj", DECAY, L + 1, C, E)
-// clang-format on
+// them: the embeddings are group 0, block l is l + 1 (the last one together with the final LayerNorm), the
+// projection is L + 1; L + 2 groups in all.
+// Weight decay as open_clip at HEAD: not on vectors, nor on class and positional embeddings.
+#define IMAGE_TENSORS(X)                                                                                \
+    X(conv1_weight,         "visual.conv1.weight",         ALWAYS,          DECAY,    0,     C, 3, P, P) \
+    X(conv1_bias,           "visual.conv1.bias",           WITH_PATCH_BIAS, NO_DECAY, 0,     C)          \
+    X(class_embedding,      "visual.class_embedding",      ALWAYS,          NO_DECAY, 0,     C)          \
+    X(positional_embedding, "visual.positional_embedding", ALWAYS,          NO_DECAY, 0,     T, C)       \
+    X(ln_pre_weight,        "visual.ln_pre.weight",        WITH_LN_PRE,     NO_DECAY, 0,     C)          \
+    X(ln_pre_bias,          "visual.ln_pre.bias",          WITH_LN_PRE,     NO_DECAY, 0,     C)          \
+    X(ln_final_weight,      "visual.ln_post.weight",       ALWAYS,          NO_DECAY, L,     C)          \
+    X(ln_final_bias,        "visual.ln_post.bias",         ALWAYS,          NO_DECAY, L,     C)          \
+    X(proj,                 "visual.proj",                 WITH_IMAGE_PROJ, DECAY,    L + 1, C, E)
 
-// clang-format off
-#define TEXT_TENSORS(X) \
-    X(token_embedding, "token_embedding.weight", DECAY, 0, V, C) \
-    X(positional_embedding, "positional_embedding", NO_DECAY, 0, T, C) \
-    X(ln_final_weight, "ln_final.weight", NO_DECAY, L, C) \
-    X(ln_final_bias, "ln_final.bias", NO_DECAY, L, C) \
-    X(proj, "text_projection", DECAY, L + 1, C, E)
-// clang-format on
+#define TEXT_TENSORS(X)                                                                     \
+    X(token_embedding,      "token_embedding.weight", WITH_TEXT, DECAY,    0,     V, C)     \
+    X(positional_embedding, "positional_embedding",   WITH_TEXT, NO_DECAY, 0,     T, C)     \
+    X(ln_final_weight,      "ln_final.weight",        WITH_TEXT, NO_DECAY, L,     C)        \
+    X(ln_final_bias,        "ln_final.bias",          WITH_TEXT, NO_DECAY, L,     C)        \
+    X(proj,                 "text_projection",        WITH_TEXT, DECAY,    L + 1, C, E)
 
-// once a layer, the key behind "visual.transformer.resblocks.N." or "transformer.resblocks.N."
-// clang-format off
-#define BLOCK_TENSORS(X) \
-    X(ln_1_weight, "ln_1.weight", NO_DECAY, l + 1, C) \
-    X(ln_1_bias, "ln_1.bias", NO_DECAY, l + 1, C) \
-    X(in_proj_weight, "attn.in_proj_weight", DECAY, l + 1, 3 * C, C) \
-    X(in_proj_bias, "attn.in_proj_bias", NO_DECAY, l + 1, 3 * C) \
-    X(out_proj_weight, "attn.out_proj.weight", DECAY, l + 1, C, C) \
-    X(out_proj_bias, "attn.out_proj.bias", NO_DECAY, l + 1, C) \
-    X(ln_2_weight, "ln_2.weight", NO_DECAY, l + 1, C) \
-    X(ln_2_bias, "ln_2.bias", NO_DECAY, l + 1, C) \
-    X(c_fc_weight, "mlp.c_fc.weight", DECAY, l + 1, F, C) \
-    X(c_fc_bias, "mlp.c_fc.bias", NO_DECAY, l + 1, F) \
-    X(c_proj_weight, "mlp.c_proj.weight", DECAY, l + 1, C, F) \
-    X(c_proj_bias, "mlp.c_proj.bias", NO_DECAY, l + 1, C)
+// Once a layer, after all others of the tower; the key follows "visual.transformer.resblocks.N." or
+// "transformer.resblocks.N.". field, key, weight decay, group, shape
+#define BLOCK_TENSORS(X)                                                \
+    X(ln_1_weight,     "ln_1.weight",          NO_DECAY, l + 1, C)        \
+    X(ln_1_bias,       "ln_1.bias",            NO_DECAY, l + 1, C)        \
+    X(in_proj_weight,  "attn.in_proj_weight",  DECAY,    l + 1, 3 * C, C) \
+    X(in_proj_bias,    "attn.in_proj_bias",    NO_DECAY, l + 1, 3 * C)    \
+    X(out_proj_weight, "attn.out_proj.weight", DECAY,    l + 1, C, C)     \
+    X(out_proj_bias,   "attn.out_proj.bias",   NO_DECAY, l + 1, C)        \
+    X(ln_2_weight,     "ln_2.weight",          NO_DECAY, l + 1, C)        \
+    X(ln_2_bias,       "ln_2.bias",            NO_DECAY, l + 1, C)        \
+    X(c_fc_weight,     "mlp.c_fc.weight",      DECAY,    l + 1, F, C)     \
+    X(c_fc_bias,       "mlp.c_fc.bias",        NO_DECAY, l + 1, F)        \
+    X(c_proj_weight,   "mlp.c_proj.weight",    DECAY,    l + 1, C, F)     \
+    X(c_proj_bias,     "mlp.c_proj.bias",      NO_DECAY, l + 1, C)
 // clang-format on
 
 #define LOGIT_SCALE_KEY "logit_scale" // the last tensor: one number, no decay, in no tower
@@ -163,24 +190,27 @@ typedef struct {
     int group;     // see above
     bool decay;    // weight decay applies
     int ndim, shape[4];
-    size_t count;   // entries
-    size_t offset;  // floats from the start of the arena of parameters, a multiple of 16
-    bool trainable; // set by locking; a frozen tensor has no gradient and no optimizer state
-    size_t
-        slot; // floats from the start of gradients, m and v: trainable tensors only, packed in the same order
-    float lr_scale; // factor on the learning rate
+    size_t count;       // entries
+    size_t offset;      // floats from the start of the arena of parameters, a multiple of 16
+    bool trainable;     // set by locking; a frozen tensor has no gradient and no optimizer state
+    size_t grad_offset; // floats from the start of the arenas of gradients, m, v and moving average
+    float lr_scale;     // factor on the learning rate
 } Tensor;
 
 typedef struct {
-    Tensor *list;
+    Tensor *list; // (count), in the order of the file
     int count;
-    size_t floats;     // of the arena of parameters, padding included
-    size_t slots;      // of the arenas of gradients, m and v
-    size_t parameters; // entries, padding excluded
+    size_t floats;      // of the arena of parameters, padding included
+    size_t grad_floats; // of the arenas of gradients, m, v and moving average
+    size_t parameters;  // entries of all tensors, without padding
 } TensorTable;
 
-// Pointers into an arena that is laid out by a TensorTable. Where a model has no such tensor, or it is frozen
-// in an arena of gradients: NULL.
+// How an arena is laid out: every tensor at its `offset`, or trainable tensors alone at their `grad_offset`
+// (gradients, m, v, moving average).
+typedef enum { PARAMETER_LAYOUT, GRADIENT_LAYOUT } ArenaLayout;
+
+// Pointers into an arena that is laid out by a TensorTable; NULL where the model has no such tensor, or where
+// it is frozen and the arena is one of gradients. Shapes: see the tables.
 typedef struct {
 #define X(field, ...) float *field;
     BLOCK_TENSORS(X)
@@ -190,9 +220,10 @@ typedef struct {
 typedef struct {
     float *conv1_weight, *conv1_bias, *class_embedding, *ln_pre_weight, *ln_pre_bias; // image tower
     float *token_embedding;                                                           // text tower
-    float *positional_embedding, *ln_final_weight, *ln_final_bias,
-        *proj;             // both; ln_final is visual.ln_post in the image tower
-    BlockPointers *blocks; // (L)
+    float *positional_embedding;                                                      // both
+    float *ln_final_weight, *ln_final_bias; // both; visual.ln_post in the image tower
+    float *proj;                            // both
+    BlockPointers *blocks;                  // (L)
 } TowerPointers;
 
 typedef struct {
@@ -200,33 +231,48 @@ typedef struct {
     float *logit_scale;
 } TensorPointers;
 
-// Lays the trainable tensors out one behind the other for gradients, m and v; call it after each change of
+// Lays out the trainable tensors one after the other for gradients, m and v; call it after each change of
 // `trainable`.
 static inline void tensor_table_pack(TensorTable *t) {
-    t->slots = 0;
+    t->grad_floats = 0;
     for (int i = 0; i < t->count; i++) {
-        t->list[i].slot = t->slots;
-        if (t->list[i].trainable) t->slots += round_up(t->list[i].count, 16) + GUARD_FLOATS;
+        t->list[i].grad_offset = t->grad_floats;
+        if (t->list[i].trainable) t->grad_floats += round_up(t->list[i].count, 16) + GUARD_FLOATS;
     }
 }
 
-// Which tensors of the image tower a configuration does without.
-static inline bool image_tensor_absent(const ClipConfig *c, const char *key) {
-    return (!c->ln_pre && strstr(key, "ln_pre")) || (!c->patch_bias && strstr(key, "conv1.bias")) ||
-           ((c->absent & ABSENT_IMAGE_PROJ) && strcmp(key, "visual.proj") == 0);
+static inline bool tensor_present(const ClipConfig *c, TensorCondition condition) {
+    switch (condition) {
+#define X(name, field, bits, value) \
+    case name: return (c->field & (bits)) == (value);
+        TENSOR_CONDITIONS(X)
+#undef X
+    }
+    return false;
 }
 
-static inline void tensor_table_add(TensorTable *t, const char *prefix, int layer, const char *key, int tower,
-    int group, bool decay, const int *shape, int ndim) {
+// Name of a tensor outside the blocks (layer -1), or of one of block `layer` of a tower.
+static inline void tensor_name(char name[96], int tower, int layer, const char *key) {
+    if (layer < 0) snprintf(name, 96, "%s", key);
+    else
+        snprintf(
+            name, 96, "%stransformer.resblocks.%d.%s", tower == IMAGE_TOWER ? "visual." : "", layer, key);
+}
+
+// Appends a tensor to the table; shape (ndim).
+static inline void tensor_table_add(TensorTable *t, int tower, int layer, const char *key, bool decay,
+    int group, const int *shape, int ndim) {
     Tensor *x = &t->list[t->count++];
-    if (layer < 0) snprintf(x->name, sizeof x->name, "%s%s", prefix, key);
-    else snprintf(x->name, sizeof x->name, "%stransformer.resblocks.%d.%s", prefix, layer, key);
+    assert(ndim >= 1 && ndim <= 4 && group >= 0);
+    assert(t->count == 1 || tower >= x[-1].tower); // the file's order: image tower, text tower, logit_scale
+    tensor_name(x->name, tower, layer, key);
     x->tower = tower;
     x->group = group;
     x->decay = decay;
     x->ndim = ndim;
     x->count = 1;
     for (int i = 0; i < ndim; i++) {
+        assert(shape[i] >= 1);
         x->shape[i] = shape[i];
         x->count *= (size_t)shape[i];
     }
@@ -237,46 +283,37 @@ static inline void tensor_table_add(TensorTable *t, const char *prefix, int laye
     t->parameters += x->count;
 }
 
+// The table of a model of this configuration, which config_check() has accepted; all tensors are trainable.
+// tensor_table_free() it.
 static inline TensorTable tensor_table_create(const ClipConfig *c) {
     TensorTable t = {NULL, 0, 0, 0, 0};
     t.list = (Tensor *)calloc_check(16 + 12 * (size_t)(c->image_layers + c->text_layers), sizeof(Tensor));
-    int E = c->embed_dim, P = c->patch_size, V = c->vocab_size;
-#define ADD(prefix, layer, key, tower, group, decay, ...)                                             \
-    do {                                                                                              \
-        const int shape[] = {__VA_ARGS__};                                                            \
-        tensor_table_add(                                                                             \
-            &t, prefix, layer, key, tower, group, decay, shape, (int)(sizeof shape / sizeof *shape)); \
+#define ADD(tower, layer, key, decay, group, ...)                                                          \
+    do {                                                                                                   \
+        const int shape[] = {__VA_ARGS__};                                                                 \
+        tensor_table_add(&t, tower, layer, key, decay, group, shape, (int)(sizeof shape / sizeof *shape)); \
     } while (0);
-    {
-        int C = c->image_width;
-        int L = c->image_layers;
-        int F = c->image_mlp;
-        int T = config_image_tokens(c);
-#define X(field, key, decay, group, ...) \
-    if (!image_tensor_absent(c, key)) ADD("", -1, key, IMAGE_TOWER, group, decay, __VA_ARGS__)
-        IMAGE_TENSORS(X)
+    for (int tower = IMAGE_TOWER; tower <= TEXT_TOWER; tower++) {
+        if (tower == TEXT_TOWER && !tensor_present(c, WITH_TEXT)) continue;
+#define X(letter, image, text) const int letter = tower == IMAGE_TOWER ? c->image : c->text;
+        TOWER_SIZES(X)
 #undef X
-#define X(field, key, decay, group, ...) ADD("visual.", l, key, IMAGE_TOWER, group, decay, __VA_ARGS__)
+        const int T = tower == IMAGE_TOWER ? config_image_tokens(c) : c->context_length;
+#define X(field, key, condition, decay, group, ...) \
+    if (tensor_present(c, condition)) ADD(tower, -1, key, decay, group, __VA_ARGS__)
+        if (tower == IMAGE_TOWER) {
+            IMAGE_TENSORS(X)
+        } else {
+            TEXT_TENSORS(X)
+        }
+#undef X
+#define X(field, key, decay, group, ...) ADD(tower, l, key, decay, group, __VA_ARGS__)
         for (int l = 0; l < L; l++) {
             BLOCK_TENSORS(X)
         }
 #undef X
     }
-    if (!(c->absent & ABSENT_TEXT)) {
-        int C = c->text_width;
-        int L = c->text_layers;
-        int F = c->text_mlp;
-        int T = c->context_length;
-#define X(field, key, decay, group, ...) ADD("", -1, key, TEXT_TOWER, group, decay, __VA_ARGS__)
-        TEXT_TENSORS(X)
-#undef X
-#define X(field, key, decay, group, ...) ADD("", l, key, TEXT_TOWER, group, decay, __VA_ARGS__)
-        for (int l = 0; l < L; l++) {
-            BLOCK_TENSORS(X)
-        }
-#undef X
-    }
-    ADD("", -1, LOGIT_SCALE_KEY, NO_TOWER, 0, NO_DECAY, 1)
+    ADD(NO_TOWER, -1, LOGIT_SCALE_KEY, NO_DECAY, 0, 1)
 #undef ADD
     tensor_table_pack(&t);
     return t;
@@ -287,29 +324,32 @@ static inline void tensor_table_free(TensorTable *t) {
     t->list = NULL;
 }
 
-// NULL when there is none of that name.
+// NULL when the table has no tensor of that name.
 static inline const Tensor *tensor_find(const TensorTable *t, const char *name) {
     for (int i = 0; i < t->count; i++)
         if (strcmp(t->list[i].name, name) == 0) return &t->list[i];
     return NULL;
 }
 
-// Where in `arena` a tensor lies; `slots`: an arena of gradients, m or v rather than of parameters. NULL when
-// it has no place there.
-static inline float *tensor_in(const Tensor *x, float *arena, bool slots) {
-    return !x || !arena || (slots && !x->trainable) ? NULL : arena + (slots ? x->slot : x->offset);
+// Address of a tensor in an arena of either layout. NULL when `x` or the arena is NULL, or when the arena is
+// one of gradients and `x` is frozen.
+static inline float *tensor_ptr(const Tensor *x, float *arena, ArenaLayout layout) {
+    if (!x || !arena || (layout == GRADIENT_LAYOUT && !x->trainable)) return NULL;
+    const size_t offset = layout == GRADIENT_LAYOUT ? x->grad_offset : x->offset;
+    assert(offset % (WEIGHTS_ALIGNMENT / sizeof(float)) == 0); // vector loads and GPU kernels rely on it
+    return arena + offset;
 }
 
 // Fills `p` with pointers into `arena`. p->tower[].blocks are allocated on the first call, freed by
 // tensor_pointers_free().
 static inline void tensor_pointers_bind(
-    TensorPointers *p, const TensorTable *t, const ClipConfig *c, float *arena, bool slots) {
+    TensorPointers *p, const TensorTable *t, const ClipConfig *c, float *arena, ArenaLayout layout) {
     const int layers[2] = {c->image_layers, c->text_layers};
     char name[96];
     for (int k = 0; k < 2; k++) {
         TowerPointers *w = &p->tower[k];
         if (!w->blocks) w->blocks = (BlockPointers *)calloc_check((size_t)layers[k], sizeof *w->blocks);
-#define X(field, key, ...) w->field = tensor_in(tensor_find(t, key), arena, slots);
+#define X(field, key, ...) w->field = tensor_ptr(tensor_find(t, key), arena, layout);
         if (k == IMAGE_TOWER) {
             IMAGE_TENSORS(X)
         } else {
@@ -317,14 +357,14 @@ static inline void tensor_pointers_bind(
         }
 #undef X
         for (int l = 0; l < layers[k]; l++) {
-#define X(field, key, ...)                                                                                   \
-    snprintf(name, sizeof name, "%stransformer.resblocks.%d.%s", k == IMAGE_TOWER ? "visual." : "", l, key); \
-    w->blocks[l].field = tensor_in(tensor_find(t, name), arena, slots);
+#define X(field, key, ...)        \
+    tensor_name(name, k, l, key); \
+    w->blocks[l].field = tensor_ptr(tensor_find(t, name), arena, layout);
             BLOCK_TENSORS(X)
 #undef X
         }
     }
-    p->logit_scale = tensor_in(tensor_find(t, LOGIT_SCALE_KEY), arena, slots);
+    p->logit_scale = tensor_ptr(tensor_find(t, LOGIT_SCALE_KEY), arena, layout);
 }
 
 static inline void tensor_pointers_free(TensorPointers *p) {
@@ -340,18 +380,66 @@ typedef struct {
     FILE *f;
     char path[PATH_SIZE];
     ClipConfig config;
-    int dtype;
+    int dtype;    // DTYPE_FP32, DTYPE_BF16
     char *merges; // NUL-terminated, or NULL; free() it
     size_t merges_bytes;
 } WeightFile;
 
 static inline size_t weights_element_bytes(int dtype) { return dtype == DTYPE_BF16 ? 2 : 4; }
 
+// Bytes of all tensors in a file of number format `dtype`, padding included.
 static inline size_t weights_tensor_bytes(const TensorTable *t, int dtype) {
     size_t bytes = 0;
     for (int i = 0; i < t->count; i++)
         bytes += round_up(t->list[i].count * weights_element_bytes(dtype), WEIGHTS_ALIGNMENT);
     return bytes;
+}
+
+// The configuration in a header; ends the program when a field is outside its limits.
+static inline void weight_file_read_config(WeightFile *w, const int32_t header[HEADER_INTS]) {
+    int field = 0, stored = header[HEADER_FIELDS];
+#define X(type, name, low, high)                                    \
+    if (field < stored && field < HEADER_NAME - HEADER_CONFIG)      \
+        memcpy(&w->config.name, &header[HEADER_CONFIG + field], 4); \
+    field++;
+    CONFIG_FIELDS(X)
+#undef X
+    char error[256];
+    if (stored < 1 || stored > field)
+        die(EXIT_USAGE,
+            "%s: %d configuration fields, this program knows %d; get a newer clip.c or convert it again with "
+            "dev/convert.py",
+            w->path, stored, field);
+    if (!config_check(&w->config, error))
+        die(EXIT_USAGE, "%s: %s; convert it again with dev/convert.py", w->path, error);
+    memcpy(w->config.name, &header[HEADER_NAME], NAME_BYTES);
+    w->config.name[NAME_BYTES - 1] = 0;
+    for (char *p = w->config.name; *p; p++)
+        if ((unsigned char)*p < ' ' || *p == 127) *p = '?'; // it is printed, and names a folder
+}
+
+// Compares the number of tensors, the size of the tokenizer section and the size of the file with what the
+// configuration implies; ends the program when one differs.
+static inline void weight_file_check_size(const WeightFile *w, const int32_t header[HEADER_INTS]) {
+    TensorTable t = tensor_table_create(&w->config);
+    const int64_t merges = header[HEADER_MERGES_BYTES];
+    struct stat st;
+    if (fstat(fileno(w->f), &st)) die(EXIT_RUNTIME, "%s: %s", w->path, strerror(errno));
+    if (merges < 0 || merges > 1 << 24)
+        die(EXIT_USAGE, "%s: %lld bytes of tokenizer merges; convert it again with dev/convert.py", w->path,
+            (long long)merges);
+    if (header[HEADER_TENSORS] != t.count)
+        die(EXIT_USAGE, "%s: %d tensors, its configuration has %d; convert it again with dev/convert.py",
+            w->path, header[HEADER_TENSORS], t.count);
+    const int64_t expected = HEADER_BYTES + (int64_t)round_up((size_t)merges, WEIGHTS_ALIGNMENT) +
+                             (int64_t)weights_tensor_bytes(&t, w->dtype);
+    tensor_table_free(&t);
+    const int64_t short_of = expected - st.st_size;
+    if (short_of)
+        die(EXIT_USAGE,
+            "%s: file is %lld bytes %s the %lld its header announces; convert it again with dev/convert.py",
+            w->path, (long long)(short_of > 0 ? short_of : -short_of),
+            short_of > 0 ? "short of" : "longer than", (long long)expected);
 }
 
 // Opens `path` and checks every field and the exact size before anything is allocated by them; any fault ends
@@ -376,78 +464,42 @@ static inline void weight_file_open(WeightFile *w, const char *path) {
         die(EXIT_USAGE,
             "%s: unknown number format %d (0 is fp32, 1 is bf16); convert it again with dev/convert.py", path,
             w->dtype);
+    weight_file_read_config(w, header);
+    weight_file_check_size(w, header);
 
-    int field = 0, stored = header[HEADER_FIELDS];
-#define X(type, name, low, high)                                    \
-    if (field < stored && field < HEADER_NAME - HEADER_CONFIG)      \
-        memcpy(&w->config.name, &header[HEADER_CONFIG + field], 4); \
-    field++;
-    CONFIG_FIELDS(X)
-#undef X
-    char error[256];
-    if (stored < 1 || stored > field)
-        die(EXIT_USAGE,
-            "%s: %d configuration fields, this program knows %d; get a newer clip.c or convert it again with "
-            "dev/convert.py",
-            path, stored, field);
-    if (!config_check(&w->config, error))
-        die(EXIT_USAGE, "%s: %s; convert it again with dev/convert.py", path, error);
-    memcpy(w->config.name, &header[HEADER_NAME], NAME_BYTES);
-    w->config.name[NAME_BYTES - 1] = 0;
-    for (char *p = w->config.name; *p; p++)
-        if ((unsigned char)*p < ' ' || *p == 127) *p = '?'; // it is printed, and names a folder
-
-    TensorTable t = tensor_table_create(&w->config);
-    int64_t merges = header[HEADER_MERGES_BYTES], expected = 0;
-    struct stat st;
-    if (fstat(fileno(w->f), &st)) die(EXIT_RUNTIME, "%s: %s", path, strerror(errno));
-    if (merges < 0 || merges > 1 << 24)
-        die(EXIT_USAGE, "%s: %lld bytes of tokenizer merges; convert it again with dev/convert.py", path,
-            (long long)merges);
-    if (header[HEADER_TENSORS] != t.count)
-        die(EXIT_USAGE, "%s: %d tensors, its configuration has %d; convert it again with dev/convert.py",
-            path, header[HEADER_TENSORS], t.count);
-    expected = HEADER_BYTES + (int64_t)round_up((size_t)merges, WEIGHTS_ALIGNMENT) +
-               (int64_t)weights_tensor_bytes(&t, w->dtype);
-    tensor_table_free(&t);
-    if (st.st_size != expected)
-        die(EXIT_USAGE,
-            "%s: file is %lld bytes %s the %lld its header announces; convert it again with dev/convert.py",
-            path, (long long)(st.st_size < expected ? expected - st.st_size : st.st_size - expected),
-            st.st_size < expected ? "short of" : "longer than", (long long)expected);
-
-    if (!merges) return;
-    size_t padded = round_up((size_t)merges, WEIGHTS_ALIGNMENT);
+    w->merges_bytes = (size_t)header[HEADER_MERGES_BYTES];
+    if (!w->merges_bytes) return;
+    const size_t padded = round_up(w->merges_bytes, WEIGHTS_ALIGNMENT);
     w->merges = (char *)malloc_check(padded + 1);
     fread_check(w->merges, padded, w->f, path);
-    w->merges[w->merges_bytes = (size_t)merges] = 0;
+    w->merges[w->merges_bytes] = 0;
 }
 
-// Reads the tensors in fp32 into `arena` (t->floats, laid out by `t`; what lies between tensors is not
-// touched) and closes the file. A number that is not finite ends the program with its tensor's name.
+// Reads the tensors in fp32 into `arena` (t->floats, laid out by `t`; gaps between tensors are not touched)
+// and closes the file. A number that is not finite ends the program with its tensor's name.
 static inline void weight_file_read(WeightFile *w, const TensorTable *t, float *arena) {
-    char *narrow = NULL; // bf16 as it stands in the file
+    char *bf16 = NULL; // a tensor as it is in the file
     size_t capacity = 0;
     for (int i = 0; i < t->count; i++) {
         const Tensor *x = &t->list[i];
-        float *out = arena + x->offset;
-        size_t bytes = round_up(x->count * weights_element_bytes(w->dtype), WEIGHTS_ALIGNMENT);
-        if (w->dtype == DTYPE_BF16) list_grow((void **)&narrow, &capacity, bytes, 1);
-        char *raw = w->dtype == DTYPE_BF16 ? narrow : (char *)out, padding[WEIGHTS_ALIGNMENT];
+        float *out = tensor_ptr(x, arena, PARAMETER_LAYOUT);
         const size_t used = x->count * weights_element_bytes(w->dtype);
+        char padding[WEIGHTS_ALIGNMENT];
+        if (w->dtype == DTYPE_BF16) list_grow((void **)&bf16, &capacity, used, 1);
+        void *raw = w->dtype == DTYPE_BF16 ? (void *)bf16 : out;
         fread_check(raw, used, w->f, w->path);
-        fread_check(padding, bytes - used, w->f, w->path);
+        fread_check(padding, round_up(used, WEIGHTS_ALIGNMENT) - used, w->f, w->path);
         if (w->dtype == DTYPE_BF16) bf16_to_floats(out, raw, x->count);
         if (!all_finite(out, x->count))
             die(EXIT_USAGE, "%s: %s holds a number that is not finite; take an earlier checkpoint", w->path,
                 x->name);
     }
-    free(narrow);
+    free(bf16);
     fclose(w->f);
     w->f = NULL;
 }
 
-// Continues a hash by data that zeros follow up to the next multiple of WEIGHTS_ALIGNMENT.
+// Continues a hash by `data`, padded with zeros to a multiple of WEIGHTS_ALIGNMENT.
 static inline uint64_t hash_padded(uint64_t hash, const void *data, size_t bytes) {
     const size_t whole = bytes / WEIGHTS_ALIGNMENT * WEIGHTS_ALIGNMENT;
     char last[WEIGHTS_ALIGNMENT] = {0};

@@ -45,7 +45,7 @@ static void expect_refused(const char *name, const char *says) {
         "%s: exit %d, '%s' should say '%s' in one line", name, code, message, says);
 }
 
-static void test_known_models(void) {
+static void test_the_known_models_are_those_of_open_clip(void) {
     ClipConfig c;
     char error[256];
     int rows = 0;
@@ -88,7 +88,7 @@ static void test_known_models(void) {
 #define TEXT \
     "\"text_cfg\": {\"context_length\": 9, \"vocab_size\": 257, \"width\": 32, \"heads\": 4, \"layers\": 3}"
 
-static void test_json(void) {
+static void test_a_json_file_describes_a_model(void) {
     ClipConfig c;
     write_json("{\"embed_dim\": 20, \"quick_gelu\": true, " IMAGE ", " TEXT "}");
     model_load(json_path, &c);
@@ -116,7 +116,7 @@ static void test_json(void) {
            c.std_b == 3.5f);
 }
 
-static void test_refused(void) {
+static void test_a_json_file_of_another_kind_of_model_is_refused(void) {
     // section, key, value, what the message says (NULL: none, it is harmless)
     const char *cases[][4] = {
         {"vision_cfg", "timm_model_name", "\"vit_base\"", "timm_model_name"},
@@ -158,10 +158,10 @@ static void test_refused(void) {
         else EXPECT(load_in_child(json_path, message, sizeof message) == 0, "%s: %s", text, message);
     }
     const char *whole[][2] = {
-        {"", "no valid JSON"},
+        {"", "not valid JSON"},
         {"[1, 2]", "no object"},
-        {"{\"embed_dim\": 8, ", "no valid JSON (line 1"},
-        {"{\"embed_dim\": 8, \"embed_dim\": 9}", "no valid JSON"},
+        {"{\"embed_dim\": 8, ", "not valid JSON (line 1"},
+        {"{\"embed_dim\": 8, \"embed_dim\": 9}", "not valid JSON"},
         {"{\"embed_dim\": 8, " IMAGE "}", "text_cfg"},
         {"{" IMAGE ", " TEXT "}", "embed_dim is missing"},
         {"{\"embed_dim\": 8, \"init_logit_bias\": -10, " IMAGE ", " TEXT "}", "init_logit_bias"},
@@ -191,15 +191,43 @@ static void test_refused(void) {
     FILE *f = fopen_check(json_path, "wb"); // nested deeper than any stack
     for (int i = 0; i < 100000; i++) fputc('[', f);
     fclose(f);
-    expect_refused(json_path, "no valid JSON");
+    expect_refused(json_path, "not valid JSON");
+}
+
+// data/schema.json is what --schema prints: dev/*.py read the tables of the C headers from there.
+static void test_the_schema_file_is_what_the_headers_say(void) {
+    char *printed = NULL;
+    size_t length, stored_length;
+    FILE *f = open_memstream(&printed, &length);
+    EXPECT(f && schema_print(f) == 0);
+    fclose(f);
+    char *stored = file_read_all("data/schema.json", &stored_length);
+    size_t at = 0, line = 1, line_start = 0;
+    for (; at < length && at < stored_length && printed[at] == stored[at]; at++)
+        if (printed[at] == '\n') {
+            line++;
+            line_start = at + 1;
+        }
+    EXPECT(at == length && at == stored_length,
+        "data/schema.json, line %zu: should be '%.*s'; run make schema", line,
+        (int)strcspn(printed + line_start, "\n"), printed + line_start);
+
+    json_error_t error;
+    json_t *schema = json_loadb(printed, length, JSON_REJECT_DUPLICATES, &error);
+    EXPECT(schema, "--schema is not JSON: line %d: %s", error.line, error.text);
+    EXPECT(json_array_size(json_object_get(schema, "models")) == 24);
+    json_decref(schema);
+    free(stored);
+    free(printed);
 }
 
 int main(void) {
     if (!mkdtemp(folder)) die(EXIT_RUNTIME, "%s: cannot make the folder", folder);
     path_format(json_path, "%s/some.model.json", folder);
-    RUN(test_known_models);
-    RUN(test_json);
-    RUN(test_refused);
+    RUN(test_the_known_models_are_those_of_open_clip);
+    RUN(test_the_schema_file_is_what_the_headers_say);
+    RUN(test_a_json_file_describes_a_model);
+    RUN(test_a_json_file_of_another_kind_of_model_is_refused);
     unlink(json_path);
     rmdir(folder);
     return test_report();

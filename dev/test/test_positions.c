@@ -1,6 +1,6 @@
-// clipc/model/positions.h: properties that any interpolation has, and with a folder (the stored results'
-// model/) resize.npz from torch.
-#include "clipc/model/positions.h"
+// Resized position embeddings (clipc/model/open_model.h): properties that any interpolation has, and with a
+// folder (the stored results' model/) resize.npz from torch.
+#include "clipc/model/open_model.h"
 #include "dev/test/npz.h"
 #include "dev/test/test.h"
 
@@ -14,8 +14,8 @@ static void test_same_size_is_a_copy(void) {
     EXPECT(memcmp(in, out, sizeof in) == 0);
 }
 
-// A constant stays, the class row is copied, and a picture that is symmetric about its middle stays so, for
-// growing and shrinking.
+// Growing and shrinking: a constant stays, the class row is copied, and what is symmetric about its middle
+// stays so.
 static void test_image_keeps_constants_and_symmetry(void) {
     const int sizes[][2] = {{5, 3}, {3, 5}, {7, 24}, {24, 7}, {1, 4}, {4, 1}, {13, 12}};
     for (size_t k = 0; k < sizeof sizes / sizeof *sizes; k++) {
@@ -43,7 +43,7 @@ static void test_image_keeps_constants_and_symmetry(void) {
     }
 }
 
-// Between two rows text positions go straight; before the first and behind the last they stay.
+// Text positions are linear between two rows, and constant before the first and after the last.
 static void test_text_is_piecewise_linear(void) {
     const float in[2] = {1, 5};
     float out[8];
@@ -62,7 +62,7 @@ static void expect_same(const char *name, const float *out, const NpzArray *want
     EXPECT(worst <= 1e-6, "%s: %.3g off", name, worst);
 }
 
-static void test_stored(const char *folder) {
+static void test_resized_positions_are_those_of_torch(const char *folder) {
     char path[PATH_SIZE], name[64];
     path_format(path, "%s/resize.npz", folder);
     Npz npz = npz_read(path);
@@ -97,6 +97,6 @@ int main(int argc, char **argv) {
     RUN(test_same_size_is_a_copy);
     RUN(test_image_keeps_constants_and_symmetry);
     RUN(test_text_is_piecewise_linear);
-    if (argc > 1) RUN(test_stored, argv[1]);
+    if (argc > 1) RUN(test_resized_positions_are_those_of_torch, argv[1]);
     return test_report();
 }

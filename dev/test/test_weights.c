@@ -1,8 +1,9 @@
-// The packed weight file: written and read back to the bit, and every way a file can be cut off, altered or
-// made to deceive.
+// The packed weight file: written and read back to the bit; files that are cut off, altered, or announce what
+// is not in them; the table of tensors.
 #include "clipc/model/weights.h"
 #include "dev/test/test.h"
 
+#include <signal.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 
@@ -123,7 +124,7 @@ static void expect_survived(const char *what, long long a, long long b) {
 
 // ---------------------------------------------------------------- what is written is read
 
-static void test_round_trip(const char *merges) {
+static void test_what_is_written_is_read_back_to_the_bit(const char *merges) {
     const ClipConfig c = small_config();
     TensorTable t = tensor_table_create(&c);
     float *arena = random_arena(&t, 1), *back = (float *)calloc_check(t.floats, sizeof *back);
@@ -192,7 +193,7 @@ static void test_bf16_is_read_as_fp32(void) {
     tensor_table_free(&t);
 }
 
-static void test_bf16_rounding(void) {
+static void test_bf16_rounds_to_nearest_even(void) {
     int wrong = 0;
     for (uint32_t half = 0; half < 65536; half++) {
         const float x = bf16_to_float((uint16_t)half), next = bf16_to_float((uint16_t)(half + 1));
@@ -209,7 +210,7 @@ static void test_bf16_rounding(void) {
 
 // ---------------------------------------------------------------- the table
 
-static void test_table(void) {
+static void test_the_table_counts_and_aligns_tensors(void) {
     ClipConfig c = small_config();
     TensorTable t = tensor_table_create(&c);
     size_t end = 0, parameters = 0;
@@ -223,20 +224,21 @@ static void test_table(void) {
         end = x->offset + x->count;
         parameters += x->count;
     }
-    EXPECT(t.floats >= end && t.parameters == parameters && t.slots >= parameters);
+    EXPECT(t.floats >= end && t.parameters == parameters && t.grad_floats >= parameters);
     EXPECT(!tensor_find(&t, "positional_embedding")->decay &&
            !tensor_find(&t, "visual.positional_embedding")->decay &&
            tensor_find(&t, "text_projection")->decay);
     EXPECT(tensor_find(&t, "visual.transformer.resblocks.1.mlp.c_fc.weight")->group == 2 &&
            !tensor_find(&t, "visual.transformer.resblocks.2.mlp.c_fc.weight"));
-    // frozen tensors take no room among gradients
-    const size_t all = t.slots;
+    // frozen tensors take no space among gradients
+    const size_t all = t.grad_floats;
     t.list[0].trainable = false;
     tensor_table_pack(&t);
-    EXPECT(t.slots == all - round_up(t.list[0].count, 16) - GUARD_FLOATS && t.list[1].slot == 0);
+    EXPECT(t.grad_floats == all - round_up(t.list[0].count, 16) - GUARD_FLOATS && t.list[1].grad_offset == 0);
     float *arena = random_arena(&t, 3);
-    EXPECT(!tensor_in(&t.list[0], arena, true) && tensor_in(&t.list[0], arena, false) == arena &&
-           !tensor_in(NULL, arena, false));
+    EXPECT(!tensor_ptr(&t.list[0], arena, GRADIENT_LAYOUT) &&
+           tensor_ptr(&t.list[0], arena, PARAMETER_LAYOUT) == arena &&
+           !tensor_ptr(NULL, arena, PARAMETER_LAYOUT));
     free(arena);
     tensor_table_free(&t);
     c.ln_pre = 0;
@@ -261,7 +263,73 @@ static void test_table(void) {
     tensor_table_free(&t);
 }
 
-static void test_config_check(void) {
+// In a process of its own: the signal that ends call(), 0 when it returns.
+static int signal_of(void (*call)(void)) {
+    int status;
+    fflush(stdout);
+    const pid_t child = fork();
+    if (!child) {
+        if (!freopen("/dev/null", "w", stderr)) _exit(1); // assert() writes there
+        call();
+        _exit(0);
+    }
+    waitpid(child, &status, 0);
+    return WIFSIGNALED(status) ? WTERMSIG(status) : 0;
+}
+
+static void add_tensors(int first_tower, int second_tower, int size) {
+    Tensor list[2];
+    memset(list, 0, sizeof list);
+    TensorTable t = {list, 0, 0, 0, 0};
+    tensor_table_add(&t, first_tower, -1, "first", true, 0, &size, 1);
+    tensor_table_add(&t, second_tower, -1, "second", true, 0, &size, 1);
+}
+
+static void add_in_order(void) { add_tensors(IMAGE_TOWER, TEXT_TOWER, 3); }
+static void add_out_of_order(void) { add_tensors(TEXT_TOWER, IMAGE_TOWER, 3); }
+static void add_without_entries(void) { add_tensors(IMAGE_TOWER, TEXT_TOWER, 0); }
+
+static void take_offset(size_t offset) {
+    float arena[64];
+    Tensor x;
+    memset(&x, 0, sizeof x);
+    x.offset = offset;
+    tensor_ptr(&x, arena, PARAMETER_LAYOUT);
+}
+
+static void take_aligned(void) { take_offset(16); }
+static void take_misaligned(void) { take_offset(17); }
+
+static void test_asserts_stop_wrong_tables_and_offsets(void) {
+    EXPECT(signal_of(add_in_order) == 0 && signal_of(take_aligned) == 0);
+    EXPECT(signal_of(add_out_of_order) == SIGABRT);
+    EXPECT(signal_of(add_without_entries) == SIGABRT);
+    EXPECT(signal_of(take_misaligned) == SIGABRT);
+}
+
+// A tensor is in the table exactly where its condition holds.
+static void test_a_model_has_the_tensors_of_its_configuration(void) {
+    const struct {
+        int ln_pre, patch_bias, absent, count; // count of tensors; small_config() has 2 + 1 blocks
+    } cases[] = {{1, 0, 0, 50}, {0, 0, 0, 48}, {1, 1, 0, 51}, {0, 1, ABSENT_IMAGE_PROJ, 48},
+        {0, 1, ABSENT_TEXT | ABSENT_IMAGE_PROJ, 31}, {1, 0, ABSENT_TEXT, 33}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        ClipConfig c = small_config();
+        c.ln_pre = cases[i].ln_pre;
+        c.patch_bias = cases[i].patch_bias;
+        c.absent = cases[i].absent;
+        TensorTable t = tensor_table_create(&c);
+        EXPECT(t.count == cases[i].count, "case %zu: %d tensors", i, t.count);
+        EXPECT(!tensor_find(&t, "visual.ln_pre.bias") == !c.ln_pre);
+        EXPECT(!tensor_find(&t, "visual.conv1.bias") == !c.patch_bias);
+        EXPECT(!tensor_find(&t, "visual.proj") == !!(c.absent & ABSENT_IMAGE_PROJ));
+        EXPECT(!tensor_find(&t, "transformer.resblocks.0.ln_1.bias") == !!(c.absent & ABSENT_TEXT));
+        EXPECT_STRING(t.list[t.count - 1].name, "logit_scale");
+        tensor_table_free(&t);
+    }
+}
+
+static void test_a_field_outside_its_limits_is_named(void) {
     char error[256];
     ClipConfig c = small_config();
     EXPECT(config_check(&c, error));
@@ -300,7 +368,7 @@ static void test_config_check(void) {
 
 // ---------------------------------------------------------------- damaged and hostile files
 
-static void test_cut_off(const char *file, size_t bytes) {
+static void test_cut_and_lengthened_files_are_refused(const char *file, size_t bytes) {
     for (size_t n = 0; n < bytes;
          n += n < 64 || (n > HEADER_BYTES - 8 && n < HEADER_BYTES + 70) || n + 66 > bytes ? 1 : 97) {
         write_bytes(file, n);
@@ -315,7 +383,7 @@ static void test_cut_off(const char *file, size_t bytes) {
     free(longer);
 }
 
-static void test_header_fields(const char *file, size_t bytes) {
+static void test_any_value_in_the_header_is_survived(const char *file, size_t bytes) {
     const int32_t values[] = {0, -1, 1, 2, 7, 255, 65536, 1 << 24, 0x7fffffff, INT32_MIN,
         0x7f800000 /* inf */, 0x7fc00000 /* NaN */, 0x3f800000 /* 1.0 */};
     char *copy = (char *)malloc_check(bytes);
@@ -345,7 +413,7 @@ static void test_header_fields(const char *file, size_t bytes) {
 }
 
 // A header that tells the truth about its size in every way, of a model as large as the limits allow.
-static void test_huge_header(const char *file) {
+static void test_a_header_of_the_largest_model_allocates_nothing(const char *file) {
     int32_t header[HEADER_INTS];
     memcpy(header, file, sizeof header);
     ClipConfig c = small_config();
@@ -369,7 +437,8 @@ static void test_huge_header(const char *file) {
     tensor_table_free(&t);
 }
 
-static void test_not_finite(const TensorTable *t, const char *file, size_t bytes) {
+static void test_a_number_that_is_not_finite_is_refused_with_its_tensor(
+    const TensorTable *t, const char *file, size_t bytes) {
     char *copy = (char *)malloc_check(bytes);
     size_t at = bytes;
     for (int i = 0; i < t->count; i++) at -= round_up(t->list[i].count * sizeof(float), WEIGHTS_ALIGNMENT);
@@ -384,7 +453,7 @@ static void test_not_finite(const TensorTable *t, const char *file, size_t bytes
     free(copy);
 }
 
-static void test_other_files(const char *file, size_t bytes) {
+static void test_files_of_other_kinds_are_refused(const char *file, size_t bytes) {
     char *copy = (char *)malloc_check(bytes);
     memcpy(copy, file, bytes);
     memcpy(copy, "PK\3\4", 4); // a .pt file is a zip
@@ -413,12 +482,14 @@ static void test_other_files(const char *file, size_t bytes) {
 int main(void) {
     if (!mkdtemp(folder)) die(EXIT_RUNTIME, "%s: %s", folder, strerror(errno));
     path_format(path, "%s/w.bin", folder);
-    RUN(test_round_trip, NULL);
-    RUN(test_round_trip, "a b\nab c\n");
+    RUN(test_what_is_written_is_read_back_to_the_bit, NULL);
+    RUN(test_what_is_written_is_read_back_to_the_bit, "a b\nab c\n");
     RUN(test_bf16_is_read_as_fp32);
-    RUN(test_bf16_rounding);
-    RUN(test_table);
-    RUN(test_config_check);
+    RUN(test_bf16_rounds_to_nearest_even);
+    RUN(test_the_table_counts_and_aligns_tensors);
+    RUN(test_a_field_outside_its_limits_is_named);
+    RUN(test_a_model_has_the_tensors_of_its_configuration);
+    RUN(test_asserts_stop_wrong_tables_and_offsets);
 
     const ClipConfig c = small_config();
     TensorTable t = tensor_table_create(&c);
@@ -427,11 +498,11 @@ int main(void) {
     write_file(&c, &t, arena, "a b\nab c\n");
     char *file = file_read_all(path, &bytes);
     EXPECT(try_file().code == 0);
-    RUN(test_cut_off, file, bytes);
-    RUN(test_header_fields, file, bytes);
-    RUN(test_huge_header, file);
-    RUN(test_not_finite, &t, file, bytes);
-    RUN(test_other_files, file, bytes);
+    RUN(test_cut_and_lengthened_files_are_refused, file, bytes);
+    RUN(test_any_value_in_the_header_is_survived, file, bytes);
+    RUN(test_a_header_of_the_largest_model_allocates_nothing, file);
+    RUN(test_a_number_that_is_not_finite_is_refused_with_its_tensor, &t, file, bytes);
+    RUN(test_files_of_other_kinds_are_refused, file, bytes);
     free(file);
     free(arena);
     tensor_table_free(&t);
