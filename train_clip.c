@@ -25,9 +25,8 @@
 #include "clipc/math/loss.h"         // contrastive_loss
 #include "clipc/math/matmul.h"       // Kernels, gemm
 #include "clipc/math/plain.h"        // …_plain
-#include "clipc/model/activations.h" // Sequences, TowerShape, TowerActivations, SavePolicy
+#include "clipc/model/activations.h" // Sequences, TowerActivations, Panels
 #include "clipc/model/clip.h"        // Clip, ClipBatch, AdamW, the functions implemented here
-#include "clipc/model/panels.h"      // Panels
 
 #include <assert.h>
 #include <math.h>

@@ -7,7 +7,6 @@
 #ifndef CLIPC_DATALOADER_H
 #define CLIPC_DATALOADER_H
 
-#include "clipc/base/rand.h"        // rand_for
 #include "clipc/base/utils.h"       // die, warn, malloc_check
 #include "clipc/data/image_cache.h" // ImageCache
 #include "clipc/data/order.h"       // dataset_order

@@ -11,7 +11,6 @@
 #define CLIPC_DATASET_H
 
 #include "clipc/base/utils.h"      // die, warn, list_grow
-#include "clipc/base/rand.h"       // rand_for, rand_shuffle
 #include "clipc/data/csv.h"        // tables of text
 #include "clipc/data/webdataset.h" // shards
 

@@ -7,7 +7,6 @@
 #ifndef CLIPC_ORDER_H
 #define CLIPC_ORDER_H
 
-#include "clipc/base/rand.h"    // rand_for, rand_shuffle
 #include "clipc/data/dataset.h" // Dataset
 
 #include <assert.h>

@@ -4,7 +4,6 @@
 #ifndef CLIPC_SAMPLE_H
 #define CLIPC_SAMPLE_H
 
-#include "clipc/base/rand.h"      // rand_mix
 #include "clipc/data/dataset.h"   // Dataset
 #include "clipc/data/image.h"     // image_decode
 #include "clipc/data/transform.h" // image_eval_transform

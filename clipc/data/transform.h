@@ -10,7 +10,6 @@
 #ifndef CLIPC_TRANSFORM_H
 #define CLIPC_TRANSFORM_H
 
-#include "clipc/base/rand.h"
 #include "clipc/data/image.h"
 
 #include <assert.h>

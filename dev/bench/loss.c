@@ -3,7 +3,7 @@
 //
 //     build/bench_loss [PAIRS] [EMBEDDING]        32768 and 512 by default; the plain form then takes 4.3 GB
 #include "clipc/math/loss.h"
-#include "clipc/base/rand.h"
+#include "clipc/base/utils.h" // rand_for
 
 #include <sys/resource.h>
 

@@ -6,7 +6,7 @@
 // Time is that of the thread, so that other programs disturb it less. Some entries of every result are
 // compared with sums in double.
 #include "clipc/math/matmul.h"
-#include "clipc/base/rand.h"
+#include "clipc/base/utils.h" // rand_for
 
 enum {
     M = 1600,

@@ -19,7 +19,7 @@
 #include "train_clip.c"
 #endif
 #include "clipc/model/architectures.h" // model_load
-#include "clipc/base/rand.h"           // rand_for
+#include "clipc/base/utils.h"          // rand_for
 
 typedef struct {
     Clip *clip;

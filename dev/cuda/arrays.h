@@ -3,8 +3,8 @@
 #ifndef CLIPC_ARRAYS_H
 #define CLIPC_ARRAYS_H
 
-#include "clipc/math/gpu.h"  // CUDA_CHECK
-#include "clipc/base/rand.h" // rand_for
+#include "clipc/math/gpu.h"   // CUDA_CHECK
+#include "clipc/base/utils.h" // rand_for
 
 #include <math.h>
 

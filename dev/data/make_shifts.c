@@ -8,7 +8,6 @@
 // caption. Styles, with a number after the colon: clean, gray, blur:SIGMA, contrast:FACTOR,
 // noise:SIGMA, dark:FACTOR, bright:PLUS, warm:FACTOR, invert.
 #include "clipc/base/utils.h"
-#include "clipc/base/rand.h"
 #include "clipc/data/sample.h"
 
 #include <png.h>

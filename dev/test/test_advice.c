@@ -1,7 +1,6 @@
 // Advice on constructed curves: each sign fires where it should, with its figures; none fires in healthy
 // runs, on noise, or on missing data.
 #include "clipc/train/monitor.h"
-#include "clipc/base/rand.h"
 #include "dev/test/test.h"
 
 enum { STEPS = 1000, EVERY = 100, PAIRS = 64 };

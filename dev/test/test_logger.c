@@ -1,6 +1,5 @@
 // A run's log (numbers, records, files, resuming, a full disk, the bar) and the charts drawn from it.
 #include "clipc/base/plot.h"
-#include "clipc/base/rand.h"
 #include "dev/test/test.h"
 
 #include <signal.h>

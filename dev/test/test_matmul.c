@@ -3,7 +3,6 @@
 #include "clipc/math/matmul.h"
 #include "clipc/math/loss.h"
 #include "clipc/model/clip.h" // adamw_terms
-#include "clipc/base/rand.h"
 #include "dev/test/plain64.h"
 #include "dev/test/test.h"
 

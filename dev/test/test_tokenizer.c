@@ -4,7 +4,6 @@
 // no caption is excused.
 #include "clipc/data/tokenizer.h"
 
-#include "clipc/base/rand.h"
 #include "dev/test/test.h"
 
 #include <jansson.h>
