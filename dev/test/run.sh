@@ -104,7 +104,7 @@ short_training() {
 
 # The loader's threads under ThreadSanitizer; without OpenMP, whose threads it does not understand.
 thread_test() ( # TEST
-    export BUILD=build/thread OPENMP= CFLAGS="-O1 -g -Wall -Wextra -Wno-unknown-pragmas -fsanitize=thread"
+    export BUILD=build/thread OPENMP='' CFLAGS="-O1 -g -Wall -Wextra -Wno-unknown-pragmas -fsanitize=thread"
     build "$BUILD/$1" && limited "$BUILD/$1"
 )
 

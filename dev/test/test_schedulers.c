@@ -205,7 +205,7 @@ static void test_nonsense_is_refused(void) {
         {"--lr-scheduler const-cooldown", "--epochs-cooldown"},
         {"--lr-scheduler const-cooldown --epochs-cooldown 11", "the run has 10 epochs"},
         {"--lr-scheduler const-cooldown --epochs-cooldown 2 --lr 1e-4 --lr-cooldown-end 1e-3", "above --lr"},
-        {"--lr-scheduler triangle", "choose one of"},
+        {"--lr-scheduler triangle", "give one of"},
         {"--pct-start 1.5", "out of range"},
         {"--step-size 0", "out of range"},
     };
