@@ -1028,7 +1028,7 @@ Clip *clip_create_empty(const ClipConfig *config, const char *merges, size_t mer
     clip->config = *config;
     clip->tensors = tensor_table_create(config);
     gpu_create(&b->gpu, b->kernels);
-    b->gpu.params = arena_create(&clip->tensors, false, "weights");
+    b->gpu.params = arena_create(&clip->tensors, PARAMETER_LAYOUT, "weights");
     tensor_pointers_bind(&b->w, &clip->tensors, config, b->gpu.params, PARAMETER_LAYOUT);
     size_t widest = (size_t)config->embed_dim; // of the vectors whose partial sums are taken
     for (int tower = 0; tower < 2; tower++) {
@@ -1165,7 +1165,8 @@ void clip_start_training(Clip *clip, const ClipTraining *how) {
     float **arenas[] = {&b->grads, &b->m, &b->v, &b->ema};
     for (int i = 0; i < 4; i++) {
         CUDA_CHECK(cudaFree(*arenas[i]));
-        *arenas[i] = i < 3 || how->ema ? arena_create(t, true, "gradients and optimizer state") : NULL;
+        *arenas[i] =
+            i < 3 || how->ema ? arena_create(t, GRADIENT_LAYOUT, "gradients and optimizer state") : NULL;
     }
     for (int i = 0; how->ema && i < t->count; i++) {
         const Tensor *x = &t->list[i];
