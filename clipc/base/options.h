@@ -45,7 +45,6 @@ typedef struct {
 #define X(group, kind, field, name, initial, range, help) OptionType##kind field;
     ALL_OPTIONS(X)
 #undef X
-    const char *program;       // argv[0]
     bool set[OPTION_COUNT];    // given on the command line
     char *owned[OPTION_COUNT]; // texts of WORDS and TRIPLE
     char *settings;            // texts that options_adopt() took over
@@ -350,7 +349,6 @@ static inline int option_take(Options *o, const OptionRow *row, char **values, i
 // Reads a command line. Wrong usage ends the program with one line and EXIT_USAGE; --help ends it with 0.
 static inline void options_parse(Options *o, int argc, char **argv) {
     options_defaults(o);
-    o->program = argv[0];
     const OptionRow *previous = NULL; // the option before this argument
     for (int i = 1; i < argc; i++) {
         char *arg = argv[i], name[128];

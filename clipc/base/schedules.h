@@ -1,5 +1,5 @@
 // Learning-rate schedules: the rate of a step as a function of the step alone, so that a resumed run
-// continues exactly; and the schedule that the options ask for, with its picture (--print-schedule).
+// continues exactly; and the schedule that the options ask for, with its plot (--print-schedule).
 //
 //     Schedule s = schedule_create(SCHEDULE_COSINE, 1e-4, total);     every parameter at its default
 //     s.warmup = total / 10;

@@ -169,8 +169,7 @@ static inline bool train_goes_on(const Training *t) {
 }
 
 // Is anything due at this step: every N steps, or every given fraction of an epoch? Fractions are rounded
-// down to whole steps and counted from the start of the epoch; what is left at its end is no fraction of its
-// own.
+// down to whole steps and counted from the start of the epoch; a shorter rest at its end does not count.
 static inline bool due_at_step(Share every, int64_t step, int64_t steps_per_epoch) {
     if (every.value <= 0) return false;
     if (!every.percent) return step % (int64_t)every.value == 0;
@@ -514,7 +513,7 @@ static inline int train_end(Training *t) {
         if (!t->folder.saved) train_save_as(t, "step", s->step);
         train_draw(t);
         logger_print(log, "interrupted after step %lld; go on with: %s --resume %s.bin", (long long)s->step,
-            t->o->program, t->folder.last_saved);
+            program_path(), t->folder.last_saved);
     } else train_print_end(t);
     training_free(t);
     return complete || stopped ? EXIT_SUCCESS : EXIT_INTERRUPTED;

@@ -1,5 +1,5 @@
-// The range test: its ramp and where it ends, the reading of curves whose answer is known, and that a model
-// is afterwards what it was, to the bit. What the program makes of real losses is in test_lr_find.py.
+// The range test: its ramp and where it ends, the reading of curves whose answer is known, and snapshots,
+// which restore a model to the bit. test_lr_find.py tests the program on real losses.
 #define CLIP_WITHOUT_MAIN
 #include "train_clip.c"
 #include "clipc/train/lr_range.h"
@@ -17,7 +17,7 @@ static RangeCurve ramp(const RangeConfig *config, double (*loss)(double ln_rate)
     return c;
 }
 
-static void test_rates_of_the_ramp(void) {
+static void test_ramp_goes_from_the_first_to_the_last_rate(void) {
     RangeConfig c = config_of(101);
     EXPECT_CLOSE(range_rate(&c, 0), 1e-7, 1e-15);
     EXPECT(fabs(range_rate(&c, 100) - 10) < 1e-12 && fabs(range_rate(&c, 50) / 1e-3 - 1) < 1e-12, "%g",
@@ -27,9 +27,11 @@ static void test_rates_of_the_ramp(void) {
     EXPECT(range_rate(&c, 0) == 1e-7 && fabs(range_rate(&c, 50) - (1e-7 + 10) / 2) < 1e-12);
 }
 
+// 0.1 is not exact in binary, so an average of rounded terms would differ from it.
 static double constant(double x) {
-    return (void)x, 0.1;
-} // no number of fp64: an average of rounded terms would not be it
+    (void)x;
+    return 0.1;
+}
 
 static void test_constant_loss_reads_constant(void) {
     const RangeConfig c = config_of(100);
@@ -43,7 +45,7 @@ static void test_constant_loss_reads_constant(void) {
 static double wavy(double x) { return 2 + sin(3 * x) + 0.1 * x; }
 
 // The average is β avg + (1-β) loss over 1 - β^(i+1), as the formula says it.
-static void test_running_average(void) {
+static void test_running_average_follows_its_formula(void) {
     const RangeConfig c = config_of(57);
     RangeCurve r = ramp(&c, wavy, 3);
     double average = 0;
@@ -54,7 +56,7 @@ static void test_running_average(void) {
     range_free(&r);
 }
 
-static double equal_features; // of the batch that the next curve is for
+static double equal_features; // the loss of equal features, for the batch of the next curve
 
 // Falls from 80% of the ceiling to 60% at 1e-4, and is at the ceiling from 1e-2 on.
 static double collapsing(double x) {
@@ -90,7 +92,7 @@ static void test_collapse_ends_the_ramp(void) {
     }
 }
 
-// Random weights: at the ceiling from the start, which is no collapse; then learning, then the collapse.
+// Random weights: the loss begins at the ceiling, which is not a collapse; then learning, then the collapse.
 static double learning(double x) {
     return equal_features * (x < log(1e-5)      ? 1.002
                                 : x < log(1e-3) ? 1.002 - 0.08 * (x - log(1e-5)) / log(100)
@@ -98,7 +100,7 @@ static double learning(double x) {
                                                 : 1);
 }
 
-static void test_a_start_at_chance_is_no_collapse(void) {
+static void test_a_start_at_chance_is_not_a_collapse(void) {
     const RangeConfig c = config_of(100);
     equal_features = log(64);
     RangeCurve r = ramp(&c, learning, equal_features);
@@ -124,7 +126,7 @@ static void test_coming_down_to_chance_is_a_collapse(void) {
 static double exploding(double x) { return x < log(1e-3) ? 1 : 1 + 50 * (x - log(1e-3)); }
 static double not_finite(double x) { return x < log(1e-3) ? 1 : NAN; }
 
-static void test_other_ends(void) {
+static void test_divergence_and_nan_end_the_ramp(void) {
     const RangeConfig c = config_of(100);
     RangeCurve r = ramp(&c, exploding, 4);
     EXPECT(r.stop == RANGE_DIVERGED && r.average[r.n - 1] > 4 && r.average[r.n - 2] <= 4 && r.end == r.n,
@@ -141,8 +143,8 @@ static void test_other_ends(void) {
 static double parabola(double x) { return 1 + pow(x - log(1e-3), 2) / 100; }
 static double step_down(double x) { return 2 - tanh(3 * (x - log(2e-4))); }
 
-// By the logarithm of the rate: by the rate itself the steepest place of step_down() would lie far to the
-// left.
+// The slope is by the logarithm of the rate: by the rate itself the steepest place of step_down() would be at
+// a much lower rate.
 static void test_suggestions_by_the_log_of_the_rate(void) {
     RangeConfig c = config_of(401);
     RangeCurve r = ramp(&c, step_down, 10);
@@ -181,7 +183,7 @@ static void test_valley_ignores_a_bump(void) {
     EXPECT(range_valley(y, 8, 11) == 8);
 }
 
-static void test_several_passes(void) {
+static void test_mean_ends_with_the_shortest_pass(void) {
     const RangeConfig c = config_of(100);
     RangeCurve r[2] = {ramp(&c, parabola, 10), ramp(&c, not_finite, 10)};
     RangeCurve mean = range_mean(r, 2);
@@ -308,7 +310,7 @@ static void test_model_is_restored_to_the_bit(void) {
     }
 }
 
-static void test_strategies(void) {
+static void test_strategy_follows_from_what_trains(void) {
     static const struct {
         int image, text; // unlocked groups; -1: not locked
         RangeStrategy strategy;
@@ -325,19 +327,19 @@ static void test_strategies(void) {
 }
 
 int main(void) {
-    RUN(test_rates_of_the_ramp);
+    RUN(test_ramp_goes_from_the_first_to_the_last_rate);
     RUN(test_constant_loss_reads_constant);
-    RUN(test_running_average);
+    RUN(test_running_average_follows_its_formula);
     RUN(test_collapse_ends_the_ramp);
-    RUN(test_a_start_at_chance_is_no_collapse);
+    RUN(test_a_start_at_chance_is_not_a_collapse);
     RUN(test_coming_down_to_chance_is_a_collapse);
-    RUN(test_other_ends);
+    RUN(test_divergence_and_nan_end_the_ramp);
     RUN(test_suggestions_by_the_log_of_the_rate);
     RUN(test_smoothing_is_centred);
     RUN(test_valley_ignores_a_bump);
-    RUN(test_several_passes);
+    RUN(test_mean_ends_with_the_shortest_pass);
     RUN(test_advice_says_how_sure);
     RUN(test_model_is_restored_to_the_bit);
-    RUN(test_strategies);
+    RUN(test_strategy_follows_from_what_trains);
     return test_report();
 }

@@ -1,5 +1,5 @@
-// Schedules: own vectors, edges, what the options make of them; with a folder (model of the stored results)
-// its schedules.csv, every row: what open_clip, transformers and torch compute.
+// Schedules: known rates, edges, and the schedule that options ask for. With a folder of stored results (its
+// part `model`), every row of schedules.csv: the rates of open_clip, transformers and torch.
 //     build/test_schedulers [DIR]
 #include "clipc/data/csv.h"
 #include "clipc/base/schedules.h"
@@ -16,7 +16,7 @@ static void expect_rates(
     }
 }
 
-static void test_vectors(void) {
+static void test_rates_equal_known_values(void) {
     const int64_t count[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9};
     const int64_t many[] = {0, 1, 10, 11, 55, 99};
     const int64_t slanted[] = {0, 5, 10, 11, 99};
@@ -35,7 +35,7 @@ static void test_vectors(void) {
     EXPECT_CLOSE(schedule_lr(&s, 9), 1, 1e-15);
     s.min_lr_ratio = .25;
     EXPECT_CLOSE(schedule_lr(&s, 55), .625, 1e-15);
-    EXPECT_CLOSE(schedule_lr(&s, 1000), .25, 1e-15); // behind the end
+    EXPECT_CLOSE(schedule_lr(&s, 1000), .25, 1e-15); // after the end
     s = schedule_create(SCHEDULE_STLR, 1, 100);
     expect_rates("slanted", &s, slanted, triangle, 5);
     s = schedule_create(SCHEDULE_EXPONENTIAL, 2, 100);
@@ -54,7 +54,7 @@ static void test_vectors(void) {
     EXPECT_CLOSE(schedule_lr(&s, 100), .5, 1e-15);
 }
 
-static void test_defaults(void) {
+static void test_defaults_follow_the_length_of_the_run(void) {
     Schedule s = schedule_create(SCHEDULE_STEP, 1, 301); // s a third of the run, gamma .1
     EXPECT(schedule_lr(&s, 100) == 1 && s.step_size == 101);
     EXPECT_CLOSE(schedule_lr(&s, 101), .1, 1e-15);
@@ -96,9 +96,9 @@ static void test_momentum_goes_against_the_rate(void) {
     EXPECT(schedule_beta1(&s, 29, .9) == .9);
 }
 
-// Runs of one step and of all warmup, ramps of no length: every rate is finite, none negative, none above the
-// peak.
-static void test_edges_are_finite(void) {
+// Runs of one step, runs that are all warmup, ramps of length 0: every rate is finite, not negative, and not
+// above the peak.
+static void test_rates_stay_finite_at_the_edges(void) {
     for (int kind = 0; kind < SCHEDULE_COUNT; kind++) {
         for (int64_t total = 1; total <= 12; total++) {
             for (int variant = 0; variant < 24; variant++) {
@@ -127,8 +127,8 @@ static void test_edges_are_finite(void) {
 
 // ---------------------------------------------------------------- the options
 
-// The schedule of a run of `steps` steps, 10 an epoch, by a command line; the rate of step t. In a child,
-// since nonsense ends the program: its exit code, and what it said first in `said`.
+// *rate: that of step t in a run of `steps` steps, 10 in an epoch, with the options of a command line. Runs
+// in a child, as wrong options end the program; returns its exit code, and in `said` its first line.
 static int rate_by_options(const char *line, int64_t steps, int64_t t, double *rate, char said[512]) {
     int ends[2], status = 0;
     fflush(stdout);
@@ -219,7 +219,7 @@ static void test_nonsense_is_refused(void) {
     EXPECT(rate_by_options("--gamma 0.5", 100, 0, &rate, said) == 0 && strstr(said, "--gamma has no effect"),
         "%s", said);
     EXPECT(rate_by_options("--lr-scheduler stlr --warmup 0", 100, 0, &rate, said) == 0, "%s",
-        said); // as in the settings of a run that goes on
+        said); // as in the settings of a resumed run
 }
 
 // ---------------------------------------------------------------- stored results
@@ -271,7 +271,7 @@ static bool schedule_of_row(Schedule *s, const char *name, const json_t *p, int6
     return false;
 }
 
-static void test_stored_results(const char *folder) {
+static void test_rates_equal_the_stored_results(const char *folder) {
     char path[PATH_SIZE];
     CsvReader r;
     path_format(path, "%s/schedules.csv", folder);
@@ -298,14 +298,14 @@ static void test_stored_results(const char *folder) {
 
 int main(int argc, char **argv) {
     if (argc > 1) {
-        RUN(test_stored_results, argv[1]);
+        RUN(test_rates_equal_the_stored_results, argv[1]);
         return test_report();
     }
-    RUN(test_vectors);
-    RUN(test_defaults);
+    RUN(test_rates_equal_known_values);
+    RUN(test_defaults_follow_the_length_of_the_run);
     RUN(test_every_restart_is_met);
     RUN(test_momentum_goes_against_the_rate);
-    RUN(test_edges_are_finite);
+    RUN(test_rates_stay_finite_at_the_edges);
     RUN(test_options_make_the_schedule);
     RUN(test_nonsense_is_refused);
     return test_report();
