@@ -14,7 +14,7 @@ import tempfile
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 FILES = ("train_clip.cu", *sorted(os.path.relpath(path, ROOT) for path in glob.glob(os.path.join(ROOT, "clipc/math/gpu*.h"))))
 BARRIER = re.compile(r"__sync(threads|warp)\(\);")
-REDUNDANT = "l = most + logf(sum);"  # the barrier behind it: the shuffles before it make the warp meet, too
+REDUNDANT = "row_lse = scores_lse<Real>(max, sum);"  # of the barrier after it: its shuffles make the warp meet as well
 
 
 def test_fails(scratch):
