@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Takes each barrier out of the kernels of train_clip.cu in turn, and expects their test to fail in the emulation.
+"""Removes each barrier of the GPU kernels in turn, and expects their test to fail in the emulation.
 
-  dev/cuda/barriers.py [LINE...]     all of them (minutes), or those whose FILE:LINE holds a word; CXX= names the compiler
+  dev/cuda/barriers.py [LINE...]     all of them (minutes), or those whose FILE:LINE contains a word; CXX= names the compiler
 """
 import glob
 import os
