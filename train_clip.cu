@@ -67,7 +67,7 @@ template <typename Out, typename Real>
 static void linear_forward(Out *out, const Real *x, const Linear *w, int N, const Out *residual = NULL) {
     const Gpu *k = w->gpu;
     const MatmulEpilogue<Out> epilogue = {weight_as<Out>(k, w->bias), residual};
-    matmul(k, out, w->ld, row_major(x, w->C), transposed(weight_as<Real>(k, w->weight), w->C), N, w->O, w->C,
+    matmul(k, out, w->ld, rows_of(x, w->C), transposed(weight_as<Real>(k, w->weight), w->C), N, w->O, w->C,
         epilogue);
 }
 
@@ -81,8 +81,8 @@ static void linear_residual_forward(
 // linear_backward_input_plain: dx (N,C) = dout (N,O) weight
 template <typename Real>
 static void linear_backward_input(Real *dx, const Real *dout, const Linear *w, int N) {
-    matmul(w->gpu, dx, w->C, row_major(dout, w->ld), row_major(weight_as<Real>(w->gpu, w->weight), w->C), N,
-        w->C, w->O);
+    matmul(w->gpu, dx, w->C, rows_of(dout, w->ld), rows_of(weight_as<Real>(w->gpu, w->weight), w->C), N, w->C,
+        w->O);
 }
 
 static void add_partials(
@@ -107,8 +107,7 @@ template <typename Real>
 static void linear_backward_weight(const Linear *w, const Real *dout, const Real *x, int N, bool accumulate) {
     const MatmulEpilogue<float> epilogue = {NULL, accumulate ? w->dweight : NULL};
     if (w->dweight)
-        matmul(
-            w->gpu, w->dweight, w->C, transposed(dout, w->ld), row_major(x, w->C), w->O, w->C, N, epilogue);
+        matmul(w->gpu, w->dweight, w->C, transposed(dout, w->ld), rows_of(x, w->C), w->O, w->C, N, epilogue);
     if (w->dbias) bias_backward(w->gpu, w->dbias, dout, w->ld, N, w->O, accumulate);
 }
 
@@ -772,7 +771,7 @@ static void tower_forward(Clip *clip, int tower, float *out, const ClipBatch *ba
         CUDA_CHECK(cudaMemcpyAsync(
             a->pooled, t->in.pooled, (size_t)B * d.C * sizeof(float), cudaMemcpyDeviceToDevice, k->stream));
     else tower_pool<Real>(clip, tower);
-    matmul(k, a->projected, d.E, row_major(a->pooled, d.C), row_major(proj, d.E), B, d.E, d.C);
+    matmul(k, a->projected, d.E, rows_of(a->pooled, d.C), rows_of(proj, d.E), B, d.E, d.C);
     normalize_forward(k, out ? out : a->features, a->norm, a->projected, B, d.E);
     feed_release(k, &t->feed[t->turn]);
 }
@@ -781,8 +780,8 @@ static void tower_forward(Clip *clip, int tower, float *out, const ClipBatch *ba
 static void projection_backward(const Gpu *k, float *dpooled, float *dproj, const float *dprojected,
     const float *pooled, const float *proj, int B, TowerShape d, bool accumulate) {
     const MatmulEpilogue<float> epilogue = {NULL, accumulate ? dproj : NULL};
-    matmul(k, dproj, d.E, transposed(pooled, d.C), row_major(dprojected, d.E), d.C, d.E, B, epilogue);
-    if (dpooled) matmul(k, dpooled, d.C, row_major(dprojected, d.E), transposed(proj, d.E), B, d.C, d.E);
+    matmul(k, dproj, d.E, transposed(pooled, d.C), rows_of(dprojected, d.E), d.C, d.E, B, epilogue);
+    if (dpooled) matmul(k, dpooled, d.C, rows_of(dprojected, d.E), transposed(proj, d.E), B, d.C, d.E);
 }
 
 // Block l of the backward pass; with gradient checkpointing its activations are computed again first.
@@ -981,12 +980,11 @@ static void gpu_create(Gpu *k, char kernels[16]) {
     int count = 0;
     cudaDeviceProp device;
     if (cudaGetDeviceCount(&count) != cudaSuccess || !count)
-        die(EXIT_RUNTIME, "no GPU found; run nvidia-smi to see whether its driver works, or ./train_clip, "
-                          "which computes on "
-                          "the CPU");
+        die(EXIT_RUNTIME,
+            "no GPU found; nvidia-smi shows whether its driver works; ./train_clip runs on the CPU");
     CUDA_CHECK(cudaGetDeviceProperties(&device, 0));
     if (device.major < 8)
-        die(EXIT_RUNTIME, "%s has compute capability %d.%d, 8.0 is needed; ./train_clip computes on the CPU",
+        die(EXIT_RUNTIME, "%s has compute capability %d.%d, 8.0 is needed; ./train_clip runs on the CPU",
             device.name, device.major, device.minor);
 #ifdef CLIPC_EMULATE
     snprintf(kernels, 16, "emulated");

@@ -468,7 +468,7 @@ static inline void loss_product(const Gpu *k, float *out, int ldo, GpuMatrix<flo
 static inline void loss_tile(const Gpu *k, const LossScratch *t, const float *image, const float *text,
     const uint64_t *keys, Positives positives, int i0, int m, int n, int E, float scale) {
     loss_product(
-        k, t->logits, n, row_major(image + (size_t)i0 * E, E), transposed(text, E), m, n, E, scale, false);
+        k, t->logits, n, rows_of(image + (size_t)i0 * E, E), transposed(text, E), m, n, E, scale, false);
     LAUNCH(loss_rows_kernel, m, 256, 32 * sizeof(double), k->stream, t->row_lse, t->positive_mean, t->target,
         t->logits, keys, positives, i0, n);
 }
@@ -502,9 +502,9 @@ static inline double contrastive_loss(const Gpu *k, float *dimage, float *dtext,
             loss_tile(k, t, image, text, keys, positives, i0, m, n, E, scale);
         LAUNCH(loss_gradient_kernel, m, 256, shared, k->stream, t->logits, t->row_dot, t->row_lse,
             t->column_lse, t->target, t->positive_mean, keys, positives, i0, n);
-        loss_product(k, dimage + (size_t)i0 * E, E, row_major(t->logits, n), row_major(text, E), m, E, n,
-            scale, false);
-        loss_product(k, dtext, E, transposed(t->logits, n), row_major(image + (size_t)i0 * E, E), n, E, m,
+        loss_product(
+            k, dimage + (size_t)i0 * E, E, rows_of(t->logits, n), rows_of(text, E), m, E, n, scale, false);
+        loss_product(k, dtext, E, transposed(t->logits, n), rows_of(image + (size_t)i0 * E, E), n, E, m,
             scale, accumulate);
     }
     if (dimage) LAUNCH(total_kernel, 1, 1024, shared, k->stream, t->totals + 1, t->row_dot, (size_t)n);

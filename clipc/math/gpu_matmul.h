@@ -16,7 +16,7 @@ template <typename T> struct GpuMatrix {
     int ld;
     bool transposed;
 };
-template <typename T> static inline GpuMatrix<T> row_major(const T *p, int ld) { return {p, ld, false}; }
+template <typename T> static inline GpuMatrix<T> rows_of(const T *p, int ld) { return {p, ld, false}; }
 template <typename T> static inline GpuMatrix<T> transposed(const T *p, int ld) { return {p, ld, true}; }
 
 // What is added to a product before it is stored; NULL: nothing.

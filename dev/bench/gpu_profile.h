@@ -1,6 +1,6 @@
-// How long the matrix products of a step take on the GPU, and their FLOPs: included before train_clip.cu, it
-// puts a pair of events around each call of matmul(). The stream runs one thing after the other, so what lies
-// between the events is the product alone.
+// How long the matrix products of a step take on the GPU, and their FLOPs. Included before train_clip.cu, it
+// puts a pair of events around each call of matmul(); a stream runs one kernel after another, so the time
+// between the events is that of the product alone.
 #ifndef CLIPC_GPU_PROFILE_H
 #define CLIPC_GPU_PROFILE_H
 
@@ -27,15 +27,20 @@ static cudaEvent_t profile_mark(cudaStream_t stream) {
 }
 
 template <typename Out, typename A, typename B, typename... Rest>
-static void matmul_profiled(
-    const Matmul *mm, cudaStream_t stream, Out *out, int ldo, A a, B b, int M, int N, int K, Rest... rest) {
-    if (profile.on) profile_mark(stream);
-    (matmul)(mm, stream, out, ldo, a, b, M, N, K, rest...);
-    if (profile.on) profile_mark(stream), profile.flops += 2.0 * M * N * K;
+static void matmul_profiled(const Gpu *k, Out *out, int ldo, A a, B b, int M, int N, int K, Rest... rest) {
+    if (profile.on) profile_mark(k->stream);
+    (matmul)(k, out, ldo, a, b, M, N, K, rest...);
+    if (!profile.on) return;
+    profile_mark(k->stream);
+    profile.flops += 2.0 * M * N * K;
 }
 #define matmul(...) matmul_profiled(__VA_ARGS__)
 
-static void profile_begin(bool on) { profile.on = on, profile.used = 0, profile.flops = profile.seconds = 0; }
+static void profile_begin(bool on) {
+    profile.on = on;
+    profile.used = 0;
+    profile.flops = profile.seconds = 0;
+}
 
 // After the last step, which has waited for the GPU.
 static void profile_end(void) {
@@ -47,7 +52,7 @@ static void profile_end(void) {
     }
 }
 
-static double gpu_memory(void) { // bytes in use, by anybody
+static double gpu_memory(void) { // bytes in use by all programs
     size_t free_bytes, total;
     CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total));
     return (double)(total - free_bytes);

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Takes each barrier out of the kernels of train_clip.cu in turn, and expects their test to fail in the emulation.
+"""Removes each barrier of the GPU kernels in turn, and expects their test to fail in the emulation.
 
-  dev/cuda/barriers.py [LINE...]     all of them (minutes), or those whose FILE:LINE holds a word; CXX= names the compiler
+  dev/cuda/barriers.py [LINE...]     all of them (minutes), or those whose FILE:LINE contains a word; CXX= names the compiler
 """
 import glob
 import os
@@ -14,7 +14,7 @@ import tempfile
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 FILES = ("train_clip.cu", *sorted(os.path.relpath(path, ROOT) for path in glob.glob(os.path.join(ROOT, "clipc/math/gpu*.h"))))
 BARRIER = re.compile(r"__sync(threads|warp)\(\);")
-REDUNDANT = "l = most + logf(sum);"  # the barrier behind it: the shuffles before it make the warp meet, too
+REDUNDANT = "row_lse = scores_lse<Real>(max, sum);"  # of the barrier after it: its shuffles make the warp meet as well
 
 
 def test_fails(scratch):

@@ -96,8 +96,7 @@ static void lab_open(Lab *lab, bool timed, int widest) {
     CUDA_CHECK(cudaMalloc(&x, 3 * (size_t)N * N * sizeof(bf16)));
     CUDA_CHECK(cudaMemset(x, 0x3c, 3 * (size_t)N * N * sizeof(bf16))); // 0.0115
     const double seconds = lab_seconds(lab, [&] {
-        matmul(
-            &lab->gpu, x, N, row_major(x + (size_t)N * N, N), transposed(x + 2 * (size_t)N * N, N), N, N, N);
+        matmul(&lab->gpu, x, N, rows_of(x + (size_t)N * N, N), transposed(x + 2 * (size_t)N * N, N), N, N, N);
     });
     lab->product = 2.0 * N * N * N / seconds;
     CUDA_CHECK(cudaFree(x));

@@ -1,23 +1,23 @@
-// CUDA kernels as C++ on a CPU, to be checked where no GPU is: clipc/math/gpu.h includes this file when
+// CUDA kernels as C++ on a CPU, to be checked without a GPU: clipc/math/gpu.h includes this file when
 // CLIPC_EMULATE is defined.
 //
-// The threads of a block are fibers of one thread of the operating system, and blocks run one after the
-// other, in random order. A fiber runs until it has to wait (__syncthreads, a warp function), then another
-// one that can go on does: in every second block a random one, in the others the one that became able to
-// last, so that one warp runs ahead to the barrier before the next begins. What relies on an order that no
-// barrier gives comes out wrong in one or the other. What else must not pass unnoticed:
-//   - shared memory and cudaMalloc's begin filled with NaN: what is read unwritten, or was to be written and
-//       is not, spoils the result
-//   - guard bytes stand around both, checked when a block and a launch ends; under AddressSanitizer they stop
-//       the first access
+// The threads of a block are fibers of one thread of the operating system, and blocks run one after another
+// in random order. A fiber runs until it has to wait (__syncthreads, a warp function); then another one that
+// is ready runs: in half of the blocks a random one, in the others the one that became ready last, so that
+// one warp runs ahead to the barrier before the next begins. Code that relies on an order which no barrier
+// enforces gives wrong results in one or the other. These faults are found as well:
+//   - reading unwritten memory, or leaving an output unwritten: shared memory and that of cudaMalloc() begin
+//     filled with NaN, which spoils the result
+//   - writing outside a buffer: guard bytes surround both kinds of memory, and are checked when a block and a
+//     launch ends; under AddressSanitizer they stop the first access
 //   - a barrier or warp function that not all of its threads reach, a mask without the caller, a shuffle from
-//       a lane outside the mask
-//   - pointers handed to a kernel, and both ends of a copy, must lie in memory of the right kind; the host
-//       cannot touch the GPU's
-//   - work on streams runs late, and streams past each other, where no event forbids it (emulate_streams.h)
-//   - blocks, grids and shared memory within the limits of the GPU
-// Each of these ends the program with one line that names the kernel. The numbers are fp32's as C++ computes
-// them: not bit for bit a GPU's. CLIPC_EMULATE_SEED=n in the environment runs threads and blocks in another
+//     a lane outside the mask
+//   - a pointer to memory of the wrong kind, given to a kernel or a copy; the host touching the GPU's memory
+//   - a missing event between streams: work on a stream is delayed, and streams overtake each other
+//       (emulate_streams.h)
+//   - blocks, grids and shared memory beyond the limits of the GPU
+// Each of these ends the program with one line that names the kernel. Numbers are fp32 as C++ computes it,
+// not bit for bit those of a GPU. CLIPC_EMULATE_SEED=n in the environment runs threads and blocks in another
 // order.
 #ifndef CLIPC_EMULATE_H
 #define CLIPC_EMULATE_H
@@ -52,25 +52,24 @@ enum { DEFAULT_SHARED = 48 << 10, MAX_SHARED = 227 << 10 };
 
 // ---------------------------------------------------------------- memory with guards
 
-// Bytes with GUARD_BYTES before and behind, 256-byte aligned.
+// Bytes with GUARD_BYTES before and after them, 256-byte aligned.
 struct Guarded {
     unsigned char *bytes = nullptr;
     size_t size = 0;
 };
 
-// What stands at address p of a guard: NaN as float and as bfloat16, so that reading it spoils the result,
-// too.
+// The guard byte at address p: NaN as float and as bfloat16, so that reading it spoils the result, too.
 static inline unsigned char guard_byte(const unsigned char *p) { return (uintptr_t)p & 1 ? 0x7f : 0xff; }
 
-// `room`: size + 2 * GUARD_BYTES, 256-byte aligned
-static inline Guarded guarded_in(void *room, size_t size) {
+// space (size + 2 * GUARD_BYTES): 256-byte aligned
+static inline Guarded guarded_in(void *space, size_t size) {
     Guarded g;
-    g.bytes = (unsigned char *)room + GUARD_BYTES;
+    g.bytes = (unsigned char *)space + GUARD_BYTES;
     g.size = size;
-    for (unsigned char *before = g.bytes - GUARD_BYTES, *behind = g.bytes + size; before < g.bytes;
-         before++, behind++) {
+    for (unsigned char *before = g.bytes - GUARD_BYTES, *after = g.bytes + size; before < g.bytes;
+         before++, after++) {
         *before = guard_byte(before);
-        *behind = guard_byte(behind);
+        *after = guard_byte(after);
     }
     memset(g.bytes, POISON, size);
 #ifdef CLIPC_GUARDS
@@ -99,12 +98,12 @@ static inline void guarded_free(Guarded *g) {
     *g = Guarded();
 }
 
-// Bytes from the buffer's begin to the first guard byte that was written; 0: all whole.
+// Offset from the start of the buffer of the first guard byte that was overwritten; 0: none was.
 static inline ptrdiff_t guarded_damage(const Guarded &g) {
-#ifndef CLIPC_GUARDS // the sanitizer has seen to it
-    const unsigned char *behind = g.bytes + g.size;
+#ifndef CLIPC_GUARDS // AddressSanitizer checks them otherwise
+    const unsigned char *after = g.bytes + g.size;
     for (ptrdiff_t i = 0; i < GUARD_BYTES; i++) {
-        if (behind[i] != guard_byte(behind + i)) return (ptrdiff_t)g.size + i;
+        if (after[i] != guard_byte(after + i)) return (ptrdiff_t)g.size + i;
         if (g.bytes[-1 - i] != guard_byte(g.bytes - 1 - i)) return -1 - i;
     }
 #endif
@@ -114,7 +113,7 @@ static inline ptrdiff_t guarded_damage(const Guarded &g) {
 
 // ---------------------------------------------------------------- fibers
 
-// A stack and where on it the fiber stopped. run() enters or resumes it, until it calls pause() or its
+// A stack and where on it the fiber stopped. resume() enters or continues it, until it calls pause() or its
 // function ends.
 struct Stack {
     char *bytes, *top;
@@ -190,7 +189,7 @@ asm(".text\n"
     "mov %rsp, (%rdi)\nmov %rsi, %rsp\n"
     "pop %r15\npop %r14\npop %r13\npop %r12\npop %rbx\npop %rbp\nret\n");
 static inline void stack_begin(Stack *s) {
-    void **top = (void **)s->top - 1; // as if fiber_main had been called: 8 bytes behind a multiple of 16
+    void **top = (void **)s->top - 1; // as if fiber_main had been called: 8 bytes past a multiple of 16
     *--top = (void *)fiber_main;
     for (int i = 0; i < 6; i++) *--top = nullptr;
     s->stopped = top;
@@ -201,7 +200,8 @@ static inline void stack_begin(Stack *s) {
     if (!s->stopped) s->stopped = malloc_check(sizeof(ucontext_t));
     ucontext_t *context = (ucontext_t *)s->stopped;
     getcontext(context);
-    context->uc_stack.ss_sp = s->bytes, context->uc_stack.ss_size = (size_t)(s->top - s->bytes),
+    context->uc_stack.ss_sp = s->bytes;
+    context->uc_stack.ss_size = (size_t)(s->top - s->bytes);
     context->uc_link = nullptr;
     makecontext(context, fiber_main, 0);
 }
@@ -286,7 +286,7 @@ static inline void fiber_main() {
 
 // ---------------------------------------------------------------- barriers and warp functions
 
-// Threads first … first + n - 1 can go on, in a random order.
+// Threads first … first + n - 1 whose bit is set in mask become ready, in a random order.
 static inline void make_ready(int first, int n, unsigned mask, State state) {
     Machine &m = machine;
     const int begin = m.ready_count;
@@ -299,7 +299,7 @@ static inline void make_ready(int first, int n, unsigned mask, State state) {
     }
 }
 
-// All threads can go on: warp by warp, so that the last one may run far ahead of the others.
+// All threads become ready, warp by warp, so that the last one may run far ahead of the others.
 static inline void make_all_ready(State state) {
     Machine &m = machine;
     const int warps = (m.threads + warpSize - 1) / warpSize;
@@ -336,7 +336,7 @@ static inline void release_barrier() {
     m.at_barrier = 0;
 }
 
-// Every lane of `mask` calls this with its own payload; when the last has come, combine() computes the
+// Every lane of `mask` calls this with its own payload; when the last has arrived, combine() computes the
 // results of all.
 static inline void warp_function(
     const char *name, unsigned mask, void *payload, void (*combine)(void **payload, unsigned mask)) {
@@ -356,7 +356,7 @@ static inline void warp_function(
     pause(IN_WARP);
 }
 
-// Thread i waits in a warp function: if all lanes of its mask do, they go on.
+// Thread i waits in a warp function: if all lanes of its mask do, they become ready.
 static inline void release_warp(int i) {
     Machine &m = machine;
     const Thread *caller = &m.thread[i];
@@ -374,7 +374,7 @@ static inline void release_warp(int i) {
     make_ready(first, warpSize, caller->mask, READY);
 }
 
-// Nothing can go on and not all threads have finished.
+// No thread is ready and not all have finished.
 [[noreturn]] static inline void report_stuck() {
     const Machine &m = machine;
     int finished = 0, waiting = 0;
@@ -467,8 +467,8 @@ static inline void run_grid(size_t count) {
     }
 }
 
-// While one of these lives, the memory of the GPU can be read and written: in kernels, and in what stands for
-// them on the host. Else only cudaMemcpy and its kin can, as on a GPU.
+// While one of these is alive, the memory of the GPU can be read and written: in kernels, and in what
+// replaces them on the host. Otherwise only cudaMemcpy() and its relatives can, as on a GPU.
 struct DeviceAccess {
     DeviceAccess();
     ~DeviceAccess();
@@ -480,14 +480,24 @@ void check_device_guards();
 template <typename T> static inline void check_any(const T &) {}
 template <typename T> static inline void check_any(T *const &p) { check_argument((const void *)p); }
 
-void enqueue(emulate_stream *stream, std::function<void()> piece); // emulate_streams.h
+void enqueue(emulate_stream *stream, std::function<void()> task); // emulate_streams.h
 
-// A launch whose turn has come.
+// What fail() reports.
+static inline void launch_begin(const char *name, dim3 grid, dim3 block) {
+    machine.kernel = name;
+    gridDim = grid;
+    blockDim = block;
+    blockIdx = threadIdx = {0, 0, 0};
+}
+
+// Runs a launch whose turn has come.
 static inline void run_launch(const char *name, dim3 grid, dim3 block, size_t shared_bytes,
     void (*call)(const void *), const void *arguments) {
     Machine &m = machine;
-    m.kernel = name, gridDim = grid, blockDim = block, blockIdx = threadIdx = {0, 0, 0};
-    m.call = call, m.arguments = arguments, m.threads = (int)(block.x * block.y * block.z),
+    launch_begin(name, grid, block);
+    m.call = call;
+    m.arguments = arguments;
+    m.threads = (int)(block.x * block.y * block.z);
     m.shared = guarded_alloc(shared_bytes);
     if (!m.shared.bytes) fail("no memory for %zu bytes of shared memory", shared_bytes);
     const DeviceAccess access;
@@ -503,7 +513,7 @@ static inline void launch(const char *name, void (*kernel)(P...), dim3 grid, dim
     cudaStream_t stream, A &&...arguments) {
     Machine &m = machine;
     if (m.kernel) fail("a kernel launches the kernel %s", name);
-    m.kernel = name, gridDim = grid, blockDim = block, blockIdx = threadIdx = {0, 0, 0};
+    launch_begin(name, grid, block);
     check_launch(grid, block, shared_bytes, shared_limit((const void *)kernel));
     const std::tuple<P...> parameters(std::forward<A>(arguments)...);
     std::apply([](const P &...p) { (check_any(p), ...); }, parameters);
@@ -519,7 +529,7 @@ static inline void launch(const char *name, void (*kernel)(P...), dim3 grid, dim
 
 #define __syncthreads() emulate::barrier(__FILE__, __LINE__)
 
-#include "dev/cuda/emulate_warp.h" // __shfl_sync and its kin, wmma
+#include "dev/cuda/emulate_warp.h" // __shfl_sync and its relatives, wmma
 #include "dev/cuda/emulate_api.h"  // cudaMalloc and the other functions of the host
 
 #endif

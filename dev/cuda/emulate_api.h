@@ -55,14 +55,14 @@ struct Attribute {
     Attribute *next;
 };
 
-// What the host holds of the GPU. Workers of the loader may ask for pinned memory, hence the lock.
+// What the host knows of the GPU. Workers of the loader may ask for pinned memory, hence the lock.
 struct Device {
     std::mutex lock;
     Allocation *allocations = nullptr;
     Attribute *attributes = nullptr;
     size_t used = 0, total = (size_t)8 << 30; // CLIPC_EMULATE_MEMORY=bytes in the environment: so much
-    unsigned char *pool =
-        nullptr; // POOL_BYTES of addresses, handed out once and never again; shut while no DeviceAccess lives
+    // POOL_BYTES of addresses, handed out once and never again; closed while no DeviceAccess is alive
+    unsigned char *pool = nullptr;
     size_t pool_used = 0;
     int open = 0;
     struct sigaction before;
@@ -73,7 +73,7 @@ struct Device {
 inline Device device;
 static const size_t POOL_BYTES = (size_t)1 << 40, PAGE = 4096;
 
-// An access to the pool while it is shut is named; any other fault goes its way.
+// Reports an access to the pool while it is closed; any other fault takes its usual course.
 static inline void on_fault(int, siginfo_t *info, void *) {
     const unsigned char *at = (const unsigned char *)info->si_addr;
     if (at >= device.pool && at < device.pool + device.pool_used) {
@@ -97,7 +97,7 @@ inline DeviceAccess::~DeviceAccess() {
     if (!--device.open) pool_protect(PROT_NONE);
 }
 
-// Room in the pool; NULL: there is none left.
+// Space in the pool; NULL: none is left.
 static inline void *pool_take(size_t bytes) {
     if (!device.pool) {
         void *p = mmap(
@@ -111,9 +111,9 @@ static inline void *pool_take(size_t bytes) {
         sigaction(SIGSEGV, &action, &device.before);
     }
     if (bytes > POOL_BYTES - device.pool_used) return nullptr;
-    void *room = device.pool + device.pool_used;
+    void *space = device.pool + device.pool_used;
     device.pool_used += (bytes + PAGE - 1) / PAGE * PAGE;
-    return room;
+    return space;
 }
 
 static inline const Allocation *allocation_of(const void *p) {
@@ -129,8 +129,8 @@ static inline cudaError_t allocate(void **p, size_t bytes, MemoryKind kind) {
     *p = nullptr;
     if (kind == DEVICE && bytes > device.total - device.used) return cudaErrorMemoryAllocation;
     const DeviceAccess access;
-    void *room = kind == DEVICE ? pool_take(bytes + 2 * GUARD_BYTES) : nullptr;
-    Allocation *a = new Allocation{room             ? guarded_in(room, bytes)
+    void *space = kind == DEVICE ? pool_take(bytes + 2 * GUARD_BYTES) : nullptr;
+    Allocation *a = new Allocation{space            ? guarded_in(space, bytes)
                                    : kind == PINNED ? guarded_alloc(bytes)
                                                     : Guarded(),
         kind, device.allocations};
@@ -201,7 +201,7 @@ static inline bool is_pinned(const void *p) {
     return a && a->kind == PINNED;
 }
 
-// Are the `bytes` behind p where the copy expects them, and inside one buffer?
+// Are the `bytes` from p on where the copy expects them, and inside one buffer?
 static inline void check_range(const void *p, size_t bytes, bool on_device, const char *end) {
     const std::lock_guard<std::mutex> guard(device.lock);
     const Allocation *a = allocation_of(p);
@@ -242,7 +242,7 @@ static inline cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, c
     return cudaSuccess;
 }
 
-// Memory of the host that is not pinned is read before the call returns, or written.
+// Host memory that is not pinned is read, or written, before the call returns.
 static inline cudaError_t cudaMemcpyAsync(
     void *to, const void *from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream = nullptr) {
     emulate::check_copy(to, from, bytes, kind);

@@ -1,8 +1,9 @@
-// Streams and events of the emulated GPU. Part of dev/cuda/emulate.h. What is put on a stream waits there
-// until something asks for it (a synchronisation, an event that another stream waits for), or until it is
-// drawn: between two calls of the host a random stream runs on for a while, or none. So a copy from memory
-// that the host has changed meanwhile, or a kernel that reads before the copy is done, comes out wrong. Work
-// on stream 0 waits for all other streams (but those that are non-blocking) and is done at once.
+// Streams and events of the emulated GPU. Part of dev/cuda/emulate.h. Work that is put on a stream waits
+// there until something demands it (a synchronisation, an event that another stream waits for), or until it
+// is drawn: between two calls of the host a random stream does some of its work, or none does. So a copy from
+// memory that the host has changed in the meantime, or a kernel that reads before the copy is done, gives
+// wrong results. Work on stream 0 waits for all other streams (except those that are non-blocking) and is
+// done at once.
 #ifndef CLIPC_EMULATE_STREAMS_H
 #define CLIPC_EMULATE_STREAMS_H
 
@@ -12,13 +13,13 @@
 #include <vector>
 
 struct emulate_stream {
-    bool blocking; // waits for stream 0, and that for it
+    bool blocking; // it waits for stream 0, and stream 0 for it
     std::deque<std::function<void()>> work;
-    uint64_t queued, done; // pieces of work, since it was created
+    uint64_t queued, done; // tasks, since it was created
 };
 
 struct emulate_event {
-    emulate_stream *stream; // NULL: not recorded, or nothing is left to wait for
+    emulate_stream *stream; // NULL: not recorded, or there is nothing to wait for
     uint64_t at;            // what the stream had queued
     double seconds;
 };
@@ -29,9 +30,9 @@ inline std::vector<emulate_stream *> streams;
 
 static inline void run_until(emulate_stream *s, uint64_t at) {
     while (s && s->done < at) {
-        const std::function<void()> piece = std::move(s->work.front());
+        const std::function<void()> task = std::move(s->work.front());
         s->work.pop_front();
-        piece();
+        task();
         s->done++;
     }
 }
@@ -41,19 +42,19 @@ static inline void run_all(bool blocking_only) {
         if (s->blocking || !blocking_only) run_until(s, s->queued);
 }
 
-#ifdef CLIPC_GUARDS // AddressSanitizer's guards are moved by the host, at once, so that work must not wait
+#ifdef CLIPC_GUARDS // the host moves AddressSanitizer's guards at once, so work must not wait
 enum { DEFERS = 0 };
 #else
 enum { DEFERS = 1 };
 #endif
 
-inline void enqueue(emulate_stream *s, std::function<void()> piece) {
+inline void enqueue(emulate_stream *s, std::function<void()> task) {
     if (!s || !DEFERS) {
         run_all(true);
-        piece();
+        task();
         return;
     }
-    s->work.push_back(std::move(piece));
+    s->work.push_back(std::move(task));
     s->queued++;
     emulate_stream *drawn = streams[random_below((unsigned)streams.size())];
     if (random_below(2)) run_until(drawn, std::min<uint64_t>(drawn->queued, drawn->done + random_below(8)));

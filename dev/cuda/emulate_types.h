@@ -16,9 +16,9 @@
 #define __align__(n) __attribute__((aligned(n)))
 #define __grid_constant__
 
-// Static shared memory: one block runs at a time, so one copy will do. ELF gathers the variables in a section
-// of their own, which every block finds filled with NaN; AddressSanitizer would then put no guards between
-// them, so under it they are plain variables.
+// Static shared memory: one block runs at a time, so one copy suffices. The variables go to an ELF section
+// of their own, which is filled with NaN before each block; AddressSanitizer would put no guards between them
+// there, so under it they are plain variables.
 #if defined(__SANITIZE_ADDRESS__) || !defined(__ELF__)
 #define __shared__ static
 #else
@@ -65,8 +65,8 @@ struct dim3 {
 
 // ---------------------------------------------------------------- bfloat16
 
-// The upper half of a float. Arithmetic on it is left out: it would round in other places than the GPU's
-// does.
+// The upper half of a float. It has no arithmetic, which would round in other places than
+// that of a GPU.
 struct __nv_bfloat16 {
     unsigned short bits;
     __nv_bfloat16() = default;
@@ -162,7 +162,8 @@ static inline float __uint_as_float(unsigned x) { return emulate_bits<float>(x);
 static inline void __threadfence() {}
 static inline void __threadfence_block() {}
 
-// Integer atomics only: the sum of floats depends on the order, and "same seed, same bits" with it.
+// Integer atomics only: a sum of floats depends on the order of its additions, and no two runs would be the
+// same.
 template <typename T> static inline T emulate_exchange(T *p, T value) {
     const T old = *p;
     *p = value;

@@ -1,4 +1,4 @@
-// What the 32 lanes of a warp do together: shuffles, votes, reductions, tensor cores. Part of
+// Operations of the 32 lanes of a warp together: shuffles, votes, reductions, tensor cores. Part of
 // dev/cuda/emulate.h.
 #ifndef CLIPC_EMULATE_WARP_H
 #define CLIPC_EMULATE_WARP_H
@@ -14,7 +14,7 @@ template <typename T> struct Shuffle {
     int operand, width;
 };
 
-// The lane that `lane` reads from; itself where the source lies outside its segment of `width` lanes.
+// The lane that `lane` reads from; itself where the source is outside its segment of `width` lanes.
 static inline int shuffle_source(ShuffleMode mode, int lane, int operand, int width) {
     const int first = lane & ~(width - 1), last = first + width - 1;
     switch (mode) {
@@ -165,9 +165,9 @@ template <typename T> static inline void access_combine(void **payload, unsigned
     const Access<T> *first = (Access<T> *)payload[0];
     const size_t step = sizeof(T) == 2 ? 8 : 4;
     if ((uintptr_t)first->memory % 32)
-        emulate::fail("%s: the address is no multiple of 32 bytes", first->what);
+        emulate::fail("%s: the address is not a multiple of 32 bytes", first->what);
     if (first->ldm % step || !first->ldm)
-        emulate::fail("%s: rows %u elements apart, no multiple of %zu", first->what, first->ldm, step);
+        emulate::fail("%s: rows %u elements apart, not a multiple of %zu", first->what, first->ldm, step);
     for (int lane = 1; lane < warpSize; lane++) {
         const Access<T> *a = (Access<T> *)payload[lane];
         if (a->memory != first->memory || a->ldm != first->ldm)
@@ -175,7 +175,7 @@ template <typename T> static inline void access_combine(void **payload, unsigned
     }
 }
 
-// Where element e of this lane lies in memory.
+// The place in memory of element e of this lane.
 static inline size_t element_offset(int e, unsigned ldm, bool columns) {
     const int i = (int)threadIdx.x;
     const int lane =

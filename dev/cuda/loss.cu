@@ -52,17 +52,15 @@ static void lab_loss(Lab *lab, int n, int E, int tile) {
     };
     const Gpu *k = &lab->gpu;
     version(1, "the whole matrix, two passes each", [&] {
-        loss_product(
-            k, logits.gpu, n, row_major(image.gpu, E), transposed(text.gpu, E), n, n, E, scale, false);
+        loss_product(k, logits.gpu, n, rows_of(image.gpu, E), transposed(text.gpu, E), n, n, E, scale, false);
         LAUNCH(loss_lse_1, n, 256, 32 * sizeof(float), k->stream, row_lse.gpu, logits.gpu, n, (size_t)n,
             (size_t)1);
         LAUNCH(loss_lse_1, n, 256, 32 * sizeof(float), k->stream, column_lse.gpu, logits.gpu, n, (size_t)1,
             (size_t)n);
         LAUNCH(loss_gradient_1, n, 256, 0, k->stream, logits.gpu, row_lse.gpu, column_lse.gpu, n);
+        loss_product(k, dimage.gpu, E, rows_of(logits.gpu, n), rows_of(text.gpu, E), n, E, n, scale, false);
         loss_product(
-            k, dimage.gpu, E, row_major(logits.gpu, n), row_major(text.gpu, E), n, E, n, scale, false);
-        loss_product(
-            k, dtext.gpu, E, transposed(logits.gpu, n), row_major(image.gpu, E), n, E, n, scale, false);
+            k, dtext.gpu, E, transposed(logits.gpu, n), rows_of(image.gpu, E), n, E, n, scale, false);
     });
     version(2, "tiles, online", [&] {
         contrastive_loss(k, dimage.gpu, dtext.gpu, &dscale, &t, image.gpu, text.gpu, NULL, POSITIVES_DIAGONAL,

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What the compiler says of train_clip.cu's kernels, as a table in Markdown; a kernel that spills registers into memory counts as failed.
+"""Registers and spills of train_clip.cu's kernels as the compiler reports them, a table in Markdown; a kernel that spills counts as failed.
 
   dev/cuda/resources.py [ARCH...]     default: sm_80 sm_90; NVCC= names the compiler (make gpu-resources)
 """

@@ -1,12 +1,12 @@
-// The emulated GPU (dev/cuda/emulate.h): warp functions, barriers, tensor cores and copies mean what CUDA
-// says, and each kind of fault that it promises to find, planted once in a kernel, is found. A fault runs in
-// a child process, which has to fail.
+// The emulated GPU (dev/cuda/emulate.h): warp functions, barriers, tensor cores and copies do what CUDA's
+// documentation says, and each kind of fault that the emulation promises to find is planted once in a kernel
+// and found. A fault runs in a child process, which has to fail.
 #include "clipc/math/gpu.h"
 #include "dev/test/test.h"
 
 #include <sys/wait.h>
 
-enum { N = 77 }; // blocks and buffers of no even size, where CUDA allows it
+enum { N = 77 }; // size of blocks and buffers, odd where CUDA allows it
 
 // A device buffer of n elements, copied from `values` where given.
 template <typename T> static T *device_array(size_t n, const T *values) {
@@ -43,7 +43,7 @@ static void test_every_thread_runs_once(void) {
     }
 }
 
-// Which order is left to chance: over some launches, thread 0 is first in some and last in some.
+// The order is random: over some launches, thread 0 is first in some and last in others.
 __global__ void order_kernel(int *place, int *counter) {
     if (threadIdx.x == 0) *counter = 0;
     __syncthreads();
@@ -51,7 +51,7 @@ __global__ void order_kernel(int *place, int *counter) {
     if (threadIdx.x == 0) *place = mine;
 }
 
-static void test_order_is_shuffled(void) {
+static void test_order_of_threads_is_random(void) {
     int early = 0, late = 0;
     for (int i = 0; i < 64; i++) {
         int *place = device_array<int>(1, nullptr), *counter = device_array<int>(1, nullptr), mine;
@@ -81,7 +81,7 @@ __global__ void shuffle_kernel(int *out) {
     o[9] = lane < 7 ? __reduce_max_sync(0x7f, -x) : 0; // a part of the warp
 }
 
-static void test_warp_functions(void) {
+static void test_warp_functions_are_those_of_cuda(void) {
     int host[64 * SHUFFLES], *out = device_array<int>(64 * SHUFFLES, nullptr);
     LAUNCH(shuffle_kernel, 1, 64, 0, 0, out);
     take_back(host, out, 64 * SHUFFLES);
@@ -97,7 +97,7 @@ static void test_warp_functions(void) {
     }
 }
 
-// The sum of a row, as every reduction of ours is written: lanes, then warps through shared memory.
+// The sum of a row, written like every reduction in train_clip.cu: lanes, then warps through shared memory.
 __global__ void row_sum_kernel(float *out, const float *x, int C) {
     SHARED_ARRAY(float, part);
     __shared__ float total;
@@ -115,7 +115,7 @@ __global__ void row_sum_kernel(float *out, const float *x, int C) {
     if (threadIdx.x == blockDim.x - 1) out[blockIdx.x] = total;
 }
 
-static void test_barriers(void) {
+static void test_barriers_let_a_block_meet(void) {
     enum { ROWS = 9 };
     float host[ROWS * N], sums[ROWS];
     for (int i = 0; i < ROWS * N; i++) host[i] = (float)(i % 11);
@@ -146,7 +146,7 @@ __global__ void product_kernel(
     store_matrix_sync(out, sum, (unsigned)ldo, transposed ? mem_col_major : mem_row_major);
 }
 
-static void test_tensor_cores(void) {
+static void test_tensor_cores_multiply_matrices(void) {
     using namespace nvcuda::wmma;
     enum { LDA = 24, LDB = 32, LDO = 20 };
     for (int layout = 0; layout < 8; layout++) {
@@ -181,7 +181,7 @@ static void test_tensor_cores(void) {
     }
 }
 
-static void test_bfloat16(void) {
+static void test_bfloat16_rounds_to_nearest_even(void) {
     for (unsigned u = 0; u < 0x10000; u++) {
         const float f = __bfloat162float(__ushort_as_bfloat16((unsigned short)u));
         const unsigned short back = __bfloat16_as_ushort(__float2bfloat16(f));
@@ -193,7 +193,7 @@ static void test_bfloat16(void) {
     EXPECT(isinf(__bfloat162float(__float2bfloat16(3.4e38f))), "beyond the largest");
 }
 
-static void test_memory(void) {
+static void test_memory_is_copied_and_cleared(void) {
     const size_t used = emulate::device.used;
     float *p, host[N], back[N];
     for (int i = 0; i < N; i++) host[i] = (float)i;
@@ -218,7 +218,7 @@ static void test_memory(void) {
 
 __global__ void shared_overrun_kernel(float *out, int n) {
     SHARED_ARRAY(float, part);
-    part[(int)threadIdx.x + (n == N)] = 1; // one too far
+    part[(int)threadIdx.x + (n == N)] = 1; // one past the end
     __syncthreads();
     out[threadIdx.x] = part[threadIdx.x];
 }
@@ -238,7 +238,7 @@ __global__ void warp_exchange_kernel(float *out, bool meet) {
     if (meet) __syncwarp();
     out[threadIdx.x] = x[31 - threadIdx.x];
 }
-__global__ void next_round_kernel(float *out, bool meet) { // the second barrier of a loop is forgotten easily
+__global__ void next_round_kernel(float *out, bool meet) { // the second barrier of a loop is easily forgotten
     __shared__ float x;
     float sum = 0;
     for (int i = 0; i < 8; i++) {
@@ -249,8 +249,8 @@ __global__ void next_round_kernel(float *out, bool meet) { // the second barrier
     }
     out[threadIdx.x] = sum;
 }
-// The sum over a block, twice in turn: without the last barrier a warp that runs ahead writes where others
-// still read.
+// The sum over a block, twice: without the last barrier a warp that runs ahead writes where others still
+// read.
 __global__ void two_sums_kernel(float *out, bool meet) {
     SHARED_ARRAY(float, part);
     float sums[2];
@@ -324,7 +324,7 @@ static int shared_overrun(bool fault) {
     LAUNCH(shared_overrun_kernel, 1, N, N * sizeof(float), 0, out, fault ? N : 0);
     return compare(out, N, one);
 }
-static int write_behind(bool fault) {
+static int write_after(bool fault) {
     float *out = buffer(N);
     LAUNCH(write_kernel, 1, N, 0, 0, out, fault ? 1 : 0);
     return compare(out, N, one);
@@ -334,7 +334,7 @@ static int write_before(bool fault) {
     LAUNCH(write_kernel, 1, N, 0, 0, out, fault ? -1 : 0);
     return compare(out, N, one);
 }
-static int read_behind(bool fault) {
+static int read_after(bool fault) {
     float ones[N], *out = buffer(N);
     for (int i = 0; i < N; i++) ones[i] = 1;
     float *x = device_array(N, ones);
@@ -433,9 +433,9 @@ __global__ void copy_kernel(float *out, const float *x, int n) {
     for (int i = (int)threadIdx.x; i < n; i += (int)blockDim.x) out[i] = x[i];
 }
 
-// What a loader does: batches are gathered in pinned memory, copied on one stream, read by kernels on
-// another. One of three waits is left out: that of the kernel for its copy, of the host before it gathers the
-// next batch, of the copy for the kernel that reads the last one.
+// As a loader does: batches are gathered in pinned memory, copied on one stream, read by kernels on another.
+// One of three waits is missing: that of the kernel for its copy, of the host before it gathers the next
+// batch, of the copy for the kernel that reads the last one.
 static int stream_case(int without) {
     enum { STEPS = 40, PER_STEP = 7 };
     cudaStream_t copies, kernels;
@@ -508,15 +508,15 @@ static int tensor_rows(bool fault) {
 
 static const struct {
     const char *name;
-    int (*run)(bool fault); // 0: done and right
+    int (*run)(bool fault); // returns 0: the result is right
     const char *message;
 } faults[] = {
     {"shared_overrun", shared_overrun,
         GUARDED("of 308 of shared memory is written (kernel shared_overrun_kernel")},
-    {"write_behind", write_behind,
+    {"write_after", write_after,
         GUARDED("byte 308 of a buffer of 308 bytes is written (kernel write_kernel")},
     {"write_before", write_before, GUARDED("byte -1 of a buffer of 308 bytes is written")},
-    {"read_behind", read_behind, GUARDED(WRONG)},
+    {"read_after", read_after, GUARDED(WRONG)},
     {"barrier_missing", barrier_missing, WRONG},
     {"warp_barrier_missing", warp_barrier_missing, WRONG},
     {"second_barrier_missing", second_barrier_missing, WRONG},
@@ -547,8 +547,8 @@ static const struct {
     {"shared_too_large", shared_too_large,
         "65536 bytes of shared memory, where cudaFuncSetAttribute() allows this kernel 49152"},
     {"memory_exhausted", memory_exhausted, "out of GPU memory"},
-    {"tensor_address", tensor_address, "the address is no multiple of 32 bytes"},
-    {"tensor_rows", tensor_rows, "rows 18 elements apart, no multiple of 4"},
+    {"tensor_address", tensor_address, "the address is not a multiple of 32 bytes"},
+    {"tensor_rows", tensor_rows, "rows 18 elements apart, not a multiple of 4"},
 };
 
 // Runs one case in a child process; its exit code, and what it wrote to stderr.
@@ -573,25 +573,25 @@ static int in_child(int (*run)(bool), bool fault, char *text, size_t size) {
     return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }
 
-static void test_planted_faults(void) {
+static void test_each_planted_fault_is_found(void) {
     char text[65536];
     for (const auto &f : faults) {
         const int right = in_child(f.run, false, text, sizeof text);
         EXPECT(right == 0, "%s, without the fault: exit code %d: %s", f.name, right, text);
         const int wrong = in_child(f.run, true, text, sizeof text);
-        EXPECT(wrong != 0, "%s passed unnoticed", f.name);
+        EXPECT(wrong != 0, "%s is not found", f.name);
         EXPECT(strstr(text, f.message), "%s: '%s' instead of '%s'", f.name, text, f.message);
     }
 }
 
 int main(void) {
     RUN(test_every_thread_runs_once);
-    RUN(test_order_is_shuffled);
-    RUN(test_warp_functions);
-    RUN(test_barriers);
-    RUN(test_tensor_cores);
-    RUN(test_bfloat16);
-    RUN(test_memory);
-    RUN(test_planted_faults);
+    RUN(test_order_of_threads_is_random);
+    RUN(test_warp_functions_are_those_of_cuda);
+    RUN(test_barriers_let_a_block_meet);
+    RUN(test_tensor_cores_multiply_matrices);
+    RUN(test_bfloat16_rounds_to_nearest_even);
+    RUN(test_memory_is_copied_and_cleared);
+    RUN(test_each_planted_fault_is_found);
     return test_report();
 }

@@ -612,14 +612,14 @@ template <typename Call> static void expect_assert(const char *what, Call call) 
 
 static void test_doors_refuse_what_kernels_are_not_made_for(void) {
     float *x = (float *)gpu_malloc(4096, "a test");
-    const GpuMatrix<float> a = row_major(x, 4), b = row_major(x, 4);
+    const GpuMatrix<float> a = rows_of(x, 4), b = rows_of(x, 4);
     expect_assert("an empty product", [&] { matmul(&gpu, x, 4, a, b, 0, 4, 4); });
     expect_assert("an output whose rows overlap", [&] { matmul(&gpu, x, 3, a, b, 4, 4, 4); });
-    expect_assert("an operand whose rows overlap", [&] { matmul(&gpu, x, 4, a, row_major(x, 3), 4, 4, 4); });
+    expect_assert("an operand whose rows overlap", [&] { matmul(&gpu, x, 4, a, rows_of(x, 3), 4, 4, 4); });
     expect_assert(
         "a transposed operand whose rows overlap", [&] { matmul(&gpu, x, 4, transposed(x, 3), b, 4, 4, 4); });
     expect_assert("a misaligned operand",
-        [&] { matmul(&gpu, x, 4, row_major((float *)((char *)x + 2), 4), b, 4, 4, 4); });
+        [&] { matmul(&gpu, x, 4, rows_of((float *)((char *)x + 2), 4), b, 4, 4, 4); });
     const Sequences s = {1, 4, 4, NULL, NULL}, none = {1, 0, 0, NULL, NULL};
     const Attention wide = {2 * (LARGEST_HEAD + 8), 2, false, &gpu}, unequal = {10, 3, false, &gpu};
     const Attention right = {8, 2, false, &gpu};

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The GPU program beside the CPU program: the same losses with every strategy, the same bits twice, files that each continues from the other.
+"""The GPU program compared with the CPU program: the same losses with every strategy, the same bits twice, files with which each resumes the other's run.
 
   GPU_PROGRAM=./train_clipcu dev/test/test_gpu_run.py     on a GPU; by default the emulated program, in which two runs also differ in the
                                                           order in which threads and blocks run
@@ -18,10 +18,10 @@ FP32 = [*SYNTHETIC, "--precision", "fp32"]
 
 
 def on(program, *arguments):
-    """Ends with 0, and with no word on stderr but that of the emulation about its speed; -> stdout"""
+    """Ends with 0, and with nothing on stderr but the emulation's line about its speed; -> stdout"""
     train_runs.PROGRAM = program
     code, out, err = train_runs.run(*arguments)
-    check(code == 0 and (not err or EMULATED and "right but slow" in err and err.count("\n") == 1), f"{program} {arguments}: exit {code}, stderr {err[-600:]!r}")
+    check(code == 0 and (not err or EMULATED and "correct but slow" in err and err.count("\n") == 1), f"{program} {arguments}: exit {code}, stderr {err[-600:]!r}")
     return out
 
 
@@ -30,7 +30,7 @@ def train(program, name, *arguments):
 
 
 def other_order(seed):
-    """Of threads and blocks; on a GPU they see to it themselves."""
+    """The order of threads and blocks; on a GPU it differs from run to run anyway."""
     os.environ["CLIPC_EMULATE_SEED"] = str(seed)
 
 
@@ -43,7 +43,7 @@ def compare(one, other, tolerance, what):
     check(a and len(a) == len(b) and all(abs(x - y) <= tolerance * max(1, abs(x)) for x, y in zip(a, b)), f"{what}: losses {a} and {b}")
 
 
-def test_strategies_as_on_a_cpu():
+def test_strategies_train_as_on_a_cpu():
     for name, options in {
             "plain": ["--epochs", 2, "--grad-clip-norm", 1],
             "accumulated": ["--steps", 4, "--accum-freq", 2, "--grad-checkpointing"],
@@ -59,7 +59,7 @@ def test_strategies_as_on_a_cpu():
     compare("plain", "bf16", 3e-2, "amp_bf16")
 
 
-def test_same_bits():
+def test_a_seed_gives_the_same_bits():
     for precision in ("fp32", "amp_bf16"):
         run = [*SYNTHETIC, "--precision", precision, "--epochs", 2, "--save-steps", 5, "--ema-decay", 0.9]
         names = [f"{precision}-{what}" for what in ("one", "two", "resumed", "checkpointed")]
@@ -75,7 +75,7 @@ def test_same_bits():
         other_order(1)
 
 
-def test_files_of_the_other_program():
+def test_each_program_resumes_runs_of_the_other():
     run = [*FP32, "--epochs", 2, "--save-steps", 5]
     train(CPU, "cpu", *run)
     train(GPU, "gpu", *run)
@@ -87,8 +87,8 @@ def test_files_of_the_other_program():
         compare("cpu", name, 5e-6, name)
 
 
-def test_pictures():
-    """Files, a locked tower with its features kept, evaluation, classes of a picture."""
+def test_image_files_and_evaluation_as_on_a_cpu():
+    """Image files, a locked tower with cached features, evaluation, the classes of an image."""
     files = [*IMAGES, "--precision", "fp32", "--steps", 2, "--lock-image", "--feature-cache", "features.bin", *LABELLED]
     for program, name in ((CPU, "files"), (GPU, "files-gpu")):
         train(program, name, *files)
@@ -97,14 +97,13 @@ def test_pictures():
     compare("files", "files-gpu", 5e-6, "files")
     results = [next(r for r in records(name) if "zeroshot_top1" in r) for name in ("files", "files-gpu")]
     check(results[0]["zeroshot_top1"] == results[1]["zeroshot_top1"], f"zero-shot: {results}")
-    picture = next(os.path.join(path, name) for path, _, names in os.walk("shapes") for name in sorted(names) if name.endswith(".png"))
+    image = next(os.path.join(path, name) for path, _, names in os.walk("shapes") for name in sorted(names) if name.endswith(".png"))
     said = [on(program, "--pretrained", checkpoint("files", train_runs.newest("files") + ".bin"), "--precision", "fp32", "--classnames", "shapes/classnames.txt", "--classify", picture)
             for program in (CPU, GPU)]
     check(said[0] == said[1] and said[0], f"--classify: {said}")
 
 
-def test_memory():
-    """Too little of it ends with one line that says what to lower."""
+def test_too_little_memory_says_what_to_lower():
     if not EMULATED:
         return
     os.environ["CLIPC_EMULATE_MEMORY"] = "300000"

@@ -1,12 +1,12 @@
-// Whole steps of train_clip.cu: gradients in bf16 against those in fp32, and memory: what was announced, and
-// nothing more once it runs.
+// Whole steps of train_clip.cu: gradients in bf16 against those in fp32; and memory, which is what was
+// announced and does not grow while a run lasts.
 #define CLIP_WITHOUT_MAIN
 #include "train_clip.cu"
 #include "dev/test/test.h"
 
 enum { B = 9 };
 
-// Two towers of odd sizes (narrow loads), or of multiples of 8 (16-byte loads).
+// Two towers of odd sizes (loads of one number), or of multiples of 8 (16-byte loads).
 static ClipConfig test_config(bool odd) {
     ClipConfig c = {};
     c.embed_dim = odd ? 21 : 24;
@@ -38,9 +38,9 @@ static ClipBatch test_batch(const ClipConfig *c, int step, int longest) {
     uint8_t *p = (uint8_t *)malloc_check(pixels);
     int *t = (int *)calloc_check(tokens, sizeof(int));
     Rand r = rand_for(5, (uint64_t)step, 0);
-    for (int plane = 0; plane < B * 3;
-         // a colour of its own and a coarse pattern: noise would make all images alike to an untrained tower
-         plane++) {
+    // each plane has a brightness of its own and a coarse pattern: noise would make all images alike to an
+    // untrained tower
+    for (int plane = 0; plane < B * 3; plane++) {
         const int low = (int)rand_below(&r, 200), wave = 3 + (int)rand_below(&r, 9), S = c->image_size;
         for (int i = 0; i < S * S; i++)
             p[plane * S * S + i] = (uint8_t)(low + (i / S / wave + i % S / wave) % 2 * 50);
@@ -77,9 +77,9 @@ static Clip *test_clip(const ClipConfig *c, Precision precision) {
     return clip;
 }
 
-// Untrained towers make all inputs alike, so that their gradients are differences of large sums: the bars are
-// wide (trained ones: test_clip).
-static void test_gradients_in_bf16(bool odd) {
+// Untrained towers make all inputs alike, so that their gradients are differences of large sums: the
+// tolerances are wide (for trained towers, see test_clip).
+static void check_gradients_in_bf16(bool odd) {
     const ClipConfig c = test_config(odd);
     Clip *exact = test_clip(&c, PRECISION_FP32), *rounded = test_clip(&c, PRECISION_AMP_BF16);
     const double loss = step(exact, 1, 19, false), loss_rounded = step(rounded, 1, 19, false);
@@ -115,7 +115,7 @@ static size_t memory_used(void) {
     return total - free_bytes;
 }
 
-static void test_memory(Precision precision) {
+static void check_memory(Precision precision) {
     const ClipConfig c = test_config(false);
     const size_t before = memory_used();
     Clip *clip = test_clip(&c, precision);
@@ -126,20 +126,28 @@ static void test_memory(Precision precision) {
     const size_t used = memory_used();
     for (int i = 3; i < 6; i++) step(clip, i, 19, true);
     EXPECT(memory_used() == used, "%zu bytes taken after the second step", memory_used() - used);
-#ifdef CLIPC_EMULATE // a GPU takes memory in larger pieces, and for itself
+#ifdef CLIPC_EMULATE // a GPU allocates in larger units, and some for itself
     EXPECT(used - before <= 1.05 * (double)(parameters + training + activations) + 1e6,
         "%zu bytes, announced were %zu", used - before, parameters + training + activations);
 #endif
     clip_free(clip);
 #ifdef CLIPC_EMULATE
-    EXPECT(memory_used() == before, "%zu bytes are not given back", memory_used() - before);
+    EXPECT(memory_used() == before, "%zu bytes are not freed", memory_used() - before);
 #endif
 }
 
+static void test_gradients_in_bf16_are_near_those_in_fp32(void) {
+    check_gradients_in_bf16(true);
+    check_gradients_in_bf16(false);
+}
+
+static void test_memory_is_what_was_announced_and_does_not_grow(void) {
+    check_memory(PRECISION_FP32);
+    check_memory(PRECISION_AMP_BF16);
+}
+
 int main(void) {
-    RUN(test_gradients_in_bf16, true);
-    RUN(test_gradients_in_bf16, false);
-    RUN(test_memory, PRECISION_FP32);
-    RUN(test_memory, PRECISION_AMP_BF16);
+    RUN(test_gradients_in_bf16_are_near_those_in_fp32);
+    RUN(test_memory_is_what_was_announced_and_does_not_grow);
     return test_report();
 }
