@@ -1,7 +1,7 @@
 // The decoded images of a data set in a file (--cache-images): what the workers would decode in every epoch
 // is read through a memory map instead, the same bits. If every epoch sees the same pixels, the file holds
 // the squares that the image tower takes; if crops are random, the images as decoded. An image that several
-// samples share is stored once. Like the features of a locked tower (clipc/train/step_loader.h), the file is whole or
+// samples share is stored once. Like the features of a locked tower (step_loader.h), the file is whole or
 // absent, and belongs to the data and the settings that made it.
 #ifndef CLIPC_IMAGE_CACHE_H
 #define CLIPC_IMAGE_CACHE_H

@@ -75,23 +75,22 @@ static void check_gemm_serial(const Kernels *k, Operand out, Operand serial, siz
 // C (M,N) with gaps behind its rows, all kinds of operands and ends that are used
 static void check_gemm(const Kernels *k, int M, int N, int K, GemmCase c) {
     const size_t ldc = (size_t)N + 3;
-    const size_t room = (size_t)M * ldc;
+    const size_t size_of_C = (size_t)M * ldc; // gaps included
     const size_t a_row = c.a_transposed ? 1 : (size_t)K + 1;
     const size_t a_col = c.a_transposed ? (size_t)M + 2 : 1;
     const Operand a = random_operand(1, (size_t)(M + 2) * (K + 1), c.bf16);
     const Operand b = random_operand(2, (size_t)K * N, c.bf16 && !c.b_fp32);
-    const Operand out = random_operand(3, room, c.c_bf16);
-    const Operand hidden = random_operand(6, room, c.c_bf16);
-    const Operand activated = random_operand(7, room, c.c_bf16);
-    const Operand before = random_operand(3, room, c.c_bf16);
-    float *bias = random_floats(4, (size_t)N), *residual = random_floats(5, room);
+    const Operand out = random_operand(3, size_of_C, c.c_bf16);
+    const Operand hidden = random_operand(6, size_of_C, c.c_bf16);
+    const Operand activated = random_operand(7, size_of_C, c.c_bf16);
+    const Operand before = random_operand(3, size_of_C, c.c_bf16);
+    float *bias = random_floats(4, (size_t)N), *residual = random_floats(5, size_of_C);
     const Matrix A = operand_matrix(a, a_row, a_col);
     Matrix B = c.b_transposed ? operand_matrix(b, 1, (size_t)K) : operand_matrix(b, (size_t)N, 1);
     uint32_t *panels = NULL;
     if (c.packed) {
-        const size_t units = panel_pitch(k, K, c.bf16) * (size_t)panel_count(k, N);
-        B.panels = panels = aligned_malloc_check(units * 4);
         B.pitch = panel_pitch(k, K, c.bf16);
+        B.panels = panels = aligned_malloc_check(B.pitch * (size_t)panel_count(k, N) * 4);
         pack_panels(k, panels, B, K, N, 0, K, 0, panel_count(k, N), c.bf16);
     }
     Epilogue e = epilogue_of(c.kind, c.bias ? bias : NULL);
@@ -143,7 +142,7 @@ static void check_gemm(const Kernels *k, int M, int N, int K, GemmCase c) {
         worst_activated);
     EXPECT(untouched == 3 * M, "%s M=%d N=%d K=%d: wrote beside its columns", k->name, M, N, K);
     if (c.kind <= EPILOGUE_ADD && !c.bias && K <= GEMM_K_MOST)
-        check_gemm_serial(k, out, random_operand(3, room, c.c_bf16), room, ldc, A, B, M, N, K, e);
+        check_gemm_serial(k, out, random_operand(3, size_of_C, c.c_bf16), size_of_C, ldc, A, B, M, N, K, e);
     free(a.p);
     free(b.p);
     free(out.p);
