@@ -293,10 +293,10 @@ __global__ void attention_delta_kernel(
 
 // What the backward pass reads of a head.
 template <typename Real> struct HeadInputs {
-    const Real *q, *k, *v;    // (queries,HS), (T,HS), (T,HS), rows C3 apart
+    const Real *q, *k, *v;    // (queries,HS), (T,HS), (T,HS), rows 3C apart
     const Real *dout;         // (queries,HS), rows C apart
     const float *lse, *delta; // (queries), NH apart
-    size_t C, C3, NH;
+    int C, NH;
     float scale; // of the scores
 };
 
@@ -304,11 +304,10 @@ template <typename Real>
 __device__ inline HeadInputs<Real> head_inputs(
     const Head &h, const Real *dout, const Real *qkv, const float *lse, const float *delta, int C, int NH) {
     HeadInputs<Real> x;
-    x.C = (size_t)C;
-    x.C3 = (size_t)3 * C;
-    x.NH = (size_t)NH;
-    x.q = qkv + (h.row + h.first_query) * x.C3 + h.channel;
-    x.k = qkv + h.row * x.C3 + C + h.channel;
+    x.C = C;
+    x.NH = NH;
+    x.q = qkv + (h.row + h.first_query) * 3 * C + h.channel;
+    x.k = qkv + h.row * 3 * C + C + h.channel;
     x.v = x.k + C;
     x.dout = dout + h.out_row * C + h.channel;
     x.lse = lse + h.out_row * NH + h.index;
@@ -376,7 +375,7 @@ __device__ void attention_backward_rows(
     const int n_m = min(ROWS, (KEYS ? h.T : h.queries) - m0), depth = (h.HS + 15) / 16;
     const int first = threadIdx.x / 32 * 16; // of the warp's 16 rows
     const int row = threadIdx.x / 2, parity = threadIdx.x % 2;
-    const size_t C = x.C, C3 = x.C3;
+    const size_t C = (size_t)x.C, C3 = 3 * C;
     float *scores = t.scores + first * SLD, *dscores = t.dscores + first * SLD;
     const bool is_query = !KEYS && row < n_m;
     const float my_lse = is_query ? x.lse[(size_t)(m0 + row) * x.NH] : 0;

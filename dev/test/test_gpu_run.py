@@ -98,7 +98,7 @@ def test_image_files_and_evaluation_as_on_a_cpu():
     results = [next(r for r in records(name) if "zeroshot_top1" in r) for name in ("files", "files-gpu")]
     check(results[0]["zeroshot_top1"] == results[1]["zeroshot_top1"], f"zero-shot: {results}")
     image = next(os.path.join(path, name) for path, _, names in os.walk("shapes") for name in sorted(names) if name.endswith(".png"))
-    said = [on(program, "--pretrained", checkpoint("files", train_runs.newest("files") + ".bin"), "--precision", "fp32", "--classnames", "shapes/classnames.txt", "--classify", picture)
+    said = [on(program, "--pretrained", checkpoint("files", train_runs.newest("files") + ".bin"), "--precision", "fp32", "--classnames", "shapes/classnames.txt", "--classify", image)
             for program in (CPU, GPU)]
     check(said[0] == said[1] and said[0], f"--classify: {said}")
 
