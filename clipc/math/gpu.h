@@ -248,7 +248,7 @@ template <typename T> static T *feed_reserve(Feed *f, size_t n, const T **device
     T *space = (T *)(f->pinned + f->used);
     *device = (const T *)(f->device + f->used);
     f->used += round_up(n * sizeof(T), 256);
-    assert(f->used <= f->capacity && "the batch is larger than feed_begin() was told");
+    assert(f->used <= f->capacity && "more bytes than feed_begin() made space for");
     return space;
 }
 
@@ -258,7 +258,7 @@ template <typename T> static const T *feed_add(const Gpu *k, Feed *f, const T *f
     const size_t CHUNK = 8 << 20, THREAD_CHUNK = 1 << 18; // bytes: of a copy, of a thread's memcpy()
     const T *device = (const T *)(f->device + f->used);
     const size_t bytes = n * sizeof(T);
-    assert(f->used + round_up(bytes, 256) <= f->capacity && "the batch is larger than feed_begin() was told");
+    assert(f->used + round_up(bytes, 256) <= f->capacity && "more bytes than feed_begin() made space for");
     feed_send(k, f);
     for (size_t at = 0; at < bytes; at += CHUNK) {
         const size_t chunk = bytes - at < CHUNK ? bytes - at : CHUNK;

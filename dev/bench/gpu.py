@@ -41,7 +41,7 @@ def padded_flops(model):
 
 
 def attention_flops(model):
-    """What of a pair's step is no product of matrices by cuBLASLt: 4 forward and 8 backward a query, key and channel; captions spread evenly around TOKENS."""
+    """The FLOPs of a pair's step outside cuBLASLt's matrix products: 4 forward and 8 backward a query, key and channel; captions spread evenly around TOKENS."""
     c = config(model)
     tokens = (c["image_size"] // c["patch_size"]) ** 2 + 1
     lengths = range(TOKENS // 2, TOKENS * 3 // 2 + 1)
@@ -51,7 +51,7 @@ def attention_flops(model):
 
 def block_work(rows, batch, width, mlp, layers, pairs):
     """Training a tower in amp_bf16: FLOPs of products and of attention, bytes of LayerNorm, activation, bias gradients and attention. The last
-    block computes one row a sequence behind its keys and values. pairs: of a query and a key, over all sequences."""
+    block computes one row a sequence after its keys and values. pairs: of a query and a key, over all sequences."""
     work = dict.fromkeys(("products", "attention FLOPs", "LayerNorm", "activation", "bias gradients", "attention"), 0)
     for layer in range(layers):
         last = layer == layers - 1
@@ -184,7 +184,7 @@ def steps(models, batches, peak):
 
 
 def feeding():
-    """Pictures on disk against synthetic ones: what the loader keeps the GPU waiting."""
+    """Images on disk compared with synthetic ones: how long the GPU waits for the loader."""
     print("\n## Feeding, ViT-B-32, batch 512\n")
     scratch = os.path.join(BUILD, "bench", "feeding")
     shutil.rmtree(scratch, ignore_errors=True)

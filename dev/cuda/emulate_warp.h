@@ -40,7 +40,7 @@ template <typename T, ShuffleMode mode>
 static inline T shuffle(const char *name, unsigned mask, T value, int operand, int width) {
     static_assert(sizeof(T) <= 8, "shuffles move 4 or 8 bytes");
     if (width < 1 || width > warpSize || width & (width - 1))
-        fail("%s: width %d is no power of two up to 32", name, width);
+        fail("%s: width %d is not a power of two up to 32", name, width);
     Shuffle<T> s = {value, value, operand, width};
     warp_function(name, mask, &s, shuffle_combine<T, mode>);
     return s.result;

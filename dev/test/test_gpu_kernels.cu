@@ -472,7 +472,7 @@ static void test_loss_in_tiles_is_the_plain_one(void) {
 // ---------------------------------------------------------------- optimizer
 
 // Four tensors in chunks; parameters and gradients are at places of their own. The last tensor is
-// logit_scale, which has to be kept within its bounds.
+// logit_scale, which has to stay within its bounds.
 enum { TENSORS = 4, FIRST = 48 };
 static const int tensor_sizes[TENSORS] = {39, UPDATE_CHUNK + 3, 77, 1};
 
@@ -632,7 +632,7 @@ static void test_doors_refuse_what_kernels_are_not_made_for(void) {
     feed_create(&feed);
     feed_begin(&gpu, &feed, 256);
     const int *where, keys[2] = {0, 2};
-    expect_assert("more than a feed was told of", [&] { feed_reserve(&feed, 65, &where); });
+    expect_assert("more bytes than a feed has space for", [&] { feed_reserve(&feed, 65, &where); });
     feed_begin(&gpu, &feed, 4096);
     expect_assert("a token outside its table", [&] { feed_groups(&feed, keys, 2, 2); });
     LossScratch t = {};
