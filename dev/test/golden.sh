@@ -54,21 +54,24 @@ golden_model() { # DIR
 }
 
 # One recorded run, repeated. TRAIN_PROGRAM and TRAIN_PRECISION: by another program, in another precision; TRAIN_STEPS: its first steps alone.
+# In bf16 the bound follows from the same run in fp32, which comes before it.
 train_run() { # TRAIN DATA KEY OPTION…
     local train=$1 data=$2 key=$3 out=$BUILD/golden/train shards precision=${TRAIN_PRECISION:-fp32}
+    local name=$key-$precision${TRAIN_STEPS:+-$TRAIN_STEPS}
     shift 3
     once train_begin "$train" "$data" && built "${BIN}train_clip" || return
     shards=$(printf '%s::' "$data"/train-*.tar)
-    rm -rf "$out/${key:?}" "$out/$key.weights"
+    rm -rf "$out/${name:?}" "$out/$name.weights"
     limited "${TRAIN_PROGRAM:-./${BIN}train_clip}" --pretrained "$out/init.bin" --train-data "${shards%::}" --dataset-type webdataset --no-shuffle --aug-cfg scale=1,1 \
-        --precision "$precision" --wd 0.2 --beta1 0.9 --beta2 0.98 --eps 1e-6 --lr-scheduler cosine --log-every-n-steps 1 --logs "$out" --name "$key" "$@" || return
-    if [ "$key" = loss_float64 ] && [ -z "${TRAIN_STEPS:-}" ]; then
-        "$PYTHON" dev/convert.py "$(ls "$out/$key"/checkpoints/*.bin | tail -n 1)" -o "$out/$key.weights" --format open_clip || return
-        set -- "$out/$key.weights/open_clip_model.safetensors"
+        --precision "$precision" --wd 0.2 --beta1 0.9 --beta2 0.98 --eps 1e-6 --lr-scheduler cosine --log-every-n-steps 1 --logs "$out" --name "$name" "$@" || return
+    if [ "$name" = loss_float64-fp32 ]; then
+        "$PYTHON" dev/convert.py "$(ls "$out/$name"/checkpoints/*.bin | tail -n 1)" -o "$out/$name.weights" --format open_clip || return
+        set -- "$out/$name.weights/open_clip_model.safetensors"
     else
         set --
     fi
-    "$PYTHON" dev/test/check_losses.py --precision "$precision" ${TRAIN_STEPS:+--steps "$TRAIN_STEPS"} "$train/losses.json" "$key" "$out/$key/metrics.jsonl" "$@"
+    if [ "$precision" != fp32 ] && [ -e "$out/$key-fp32/metrics.jsonl" ]; then set -- --fp32 "$out/$key-fp32/metrics.jsonl"; fi
+    "$PYTHON" dev/test/check_losses.py --precision "$precision" ${TRAIN_STEPS:+--steps "$TRAIN_STEPS"} "$train/losses.json" "$key" "$out/$name/metrics.jsonl" "$@"
 }
 
 train_begin() { # TRAIN DATA
