@@ -65,7 +65,7 @@ typedef struct {
         "fraction of the patches dropped in training, drawn anew for each image") \
     X(MODEL, TEXT, resume, "resume", "(none)", "FILE|latest", \
         "continue a run from this checkpoint (its .bin or its .state file), or from the run's latest " \
-        "complete one") \
+        "complete one; options that run a command or name a file to write are not taken from it") \
     X(MODEL, FLAG, resume_override, "resume-override", "", "", \
         "continue even if an option that changes the result differs from the run's settings") \
     X(MODEL, TEXT, cache_dir, "cache-dir", "weights", "DIR", \

@@ -29,6 +29,15 @@ typedef struct {
     int64_t evaluations_without_better;
 } RunState;
 
+// Are the counters such as a run can have? Above 2^53 not even a double counts exactly.
+static inline bool run_state_is_possible(const RunState *s) {
+    const int64_t counters[] = {
+        s->step, s->epoch, s->position, s->evaluated, s->best_step, s->evaluations_without_better};
+    for (size_t i = 0; i < sizeof counters / sizeof *counters; i++)
+        if (counters[i] < 0 || counters[i] > (int64_t)1 << 53) return false;
+    return s->validated == 0 || s->validated == 1;
+}
+
 // The beginning of a .state file, little-endian. After it: the settings (text), then m, v and moving average
 // of each trainable tensor in order.
 typedef struct {
@@ -123,8 +132,7 @@ static inline const char *checkpoint_open(Checkpoint *c) {
     else if (fread(&c->header, 1, sizeof c->header, f) != sizeof c->header || c->header.magic != STATE_MAGIC)
         why = "is not a training state";
     else if (c->header.version != STATE_VERSION) why = "was written by another version of this program";
-    else if (c->header.run.step < 0 || c->header.run.epoch < 0 || c->header.run.position < 0)
-        why = "is damaged";
+    else if (!run_state_is_possible(&c->header.run)) why = "is damaged";
     else if (c->header.settings_bytes < 0 || c->header.settings_bytes > STATE_SETTINGS_MOST ||
              c->header.floats < 0 || c->header.floats > st.st_size ||
              st.st_size != (int64_t)sizeof c->header + c->header.settings_bytes + 4 * c->header.floats)

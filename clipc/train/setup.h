@@ -319,6 +319,45 @@ static inline void model_start_training(Clip *clip, const Options *o) {
     clip_start_training(clip, &how);
 }
 
+// A checkpoint may come from a stranger, so its settings do not act: what would run a command, start a program
+// or choose a place to write is taken from the command line alone. What this setting would do, or NULL.
+static inline const char *setting_action(const char *option, const char *value) {
+    const bool data = matches_any("train-data|val-data|zeroshot-data", option);
+    if (data && strstr(value, "pipe:")) return "runs a command (pipe:)";
+    if (matches_any("save-features|feature-cache|cache-images", option)) return "writes a file";
+    if (strcmp(option, "report-to") == 0 && strcmp(value, "tensorboard") != 0) return "starts a program";
+    if (strcmp(option, "logs") == 0) return ""; // the run goes on where its checkpoint is
+    if (strcmp(option, "name") == 0 && (value[0] == '.' || strchr(value, '/'))) return "";
+    return NULL;
+}
+
+// A copy of a run's settings without those that act and were not given again; names each of these.
+static inline char *settings_that_do_not_act(const char *settings, const Options *o) {
+    char *kept = strdup_check(settings), *lines = strdup_check(settings), *rest = lines, *line;
+    kept[0] = 0;
+    while ((line = strsep(&rest, "\n"))) {
+        char option[64], *value = strdup_check(line + strcspn(line, " "));
+        snprintf(option, sizeof option, "%.*s", (int)strcspn(line, " "), line);
+        unescape(value);
+        const OptionRow *row = option_find(option);
+        const bool given = row && o->set[row - option_rows()];
+        const char *action = given ? NULL : setting_action(option, value + strspn(value, " "));
+        free(value);
+        if (!action) strcat(strcat(kept, line), rest ? "\n" : "");
+        else if (strcmp(option, "train-data") == 0)
+            die(EXIT_USAGE,
+                "--train-data: in the settings of the run it %s; only the command line can ask for that: "
+                "give --train-data again (params.txt in the run folder has it)",
+                action);
+        else if (*action)
+            warn("--%s: in the settings of the run it %s; that is left out, give the option again to "
+                 "continue with it",
+                option, action);
+    }
+    free(lines);
+    return kept;
+}
+
 // The checkpoint that --resume names, with its model. Options that were not given take the values of the run.
 static inline Clip *model_open_checkpoint(Options *o, Checkpoint *c) {
     char folder[PATH_SIZE], *slash;
@@ -339,7 +378,9 @@ static inline Clip *model_open_checkpoint(Options *o, Checkpoint *c) {
     }
     const bool named = options_was_set(o, name) || options_was_set(o, logs);
     if (o->lr == RATE_AUTO) o->set[OPTION_lr] = false; // the settings hold the rate that was found then
-    options_adopt(o, c->settings, o->resume_override);
+    char *settings = settings_that_do_not_act(c->settings, o);
+    options_adopt(o, settings, o->resume_override);
+    free(settings);
     if (named) return clip;
     // c->state is LOGS/NAME/checkpoints/STEM.state: the run goes on where its files are now
     char *absolute = strstr(c->state, "/checkpoints/") ? NULL : realpath(c->state, NULL);

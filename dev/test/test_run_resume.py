@@ -139,6 +139,39 @@ def test_resuming_from_a_damaged_state_is_refused():
         os.unlink(name)
 
 
+def stranger(stem, steps=None, **settings):
+    """A copy of the checkpoint of run `acts`, as a stranger could send it: with other settings, or another count of steps."""
+    data = read(checkpoint("acts", "step_3.state"))
+    end, length = header_bytes(data)
+    lines = [line for line in data[end:end + length].decode().splitlines() if line.split(" ")[0] not in [key.replace("_", "-") for key in settings]]
+    text = "".join(line + "\n" for line in lines + [f"{key.replace('_', '-'):28} {value}" for key, value in settings.items()]).encode()
+    header = bytearray(data[:end])
+    struct.pack_into("<q", header, end - 24, len(text))
+    if steps is not None:
+        struct.pack_into("<q", header, 16, steps)
+    write(stem + ".state", bytes(header) + text + data[end + length:])
+    shutil.copy(checkpoint("acts", "step_3.bin"), stem + ".bin")
+    return stem + ".state"
+
+
+def test_settings_of_a_checkpoint_do_not_act():
+    """Nothing that a state file says runs a command, starts a program or chooses a place to write, unless the command line says it, too."""
+    works(*SYNTHETIC, "--steps", 6, "--save-steps", 3, "--name", "acts")
+    for command in ("pipe:touch ran", "synthetic::pipe:touch ran", "\\pipe:touch ran"):
+        refused("it runs a command", "--resume", stranger("sent", train_data=command), "--name", "sent")
+    data = ["--train-data", "synthetic", "--resume-override"]
+    for option, value, does in (("val_data", "pipe:touch ran", "runs a command"), ("zeroshot_data", "x=pipe:touch ran", "runs a command"),
+                                ("save_features", "ran", "writes a file"), ("feature_cache", "ran", "writes a file"), ("cache_images", "ran", "writes a file"),
+                                ("report_to", "wandb", "starts a program"), ("report_to", "all", "starts a program")):
+        works("--resume", stranger("sent", **{option: value}), *data, "--name", f"sent_{option}_{value[:3]}", says=f"--{option.replace('_', '-')}: in the settings of the run it {does}")
+    works("--resume", stranger("sent", logs="elsewhere", name="../ran"))
+    check(not os.path.exists("ran") and not os.path.exists("elsewhere") and not os.path.exists("logs/../ran"), "the settings of a checkpoint acted")
+    for steps in (1 << 62, -1):
+        refused("is damaged", "--resume", stranger("sent", steps=steps), "--name", "sent")
+    for name in ("sent.bin", "sent.state"):
+        os.unlink(name)
+
+
 def test_resuming_with_other_kernels_says_so():
     """A run that goes on with other kernels says so, once."""
     works(*SYNTHETIC, "--steps", 6, "--save-steps", 3, "--name", "isa", isa="portable")
