@@ -1,25 +1,25 @@
 // clip.c: CLIP (Radford et al. 2021) fine-tuned on a CPU, in plain C. In this file: every layer forward and
 // backward, the two towers, AdamW, and the training recipe. MODEL.md has the equations, clipc/math/plain.h
-// every layer as a plain loop; a comment that begins with such a name, as linear_forward_plain, says that the
-// function below computes what that loop computes.
+// every layer as a plain loop. A comment that starts with the name of such a loop, for example
+// "linear_forward_plain:", means that the function below it computes the same.
 //
 //     ./train_clip --pretrained W.bin --train-data images.csv        fine-tunes
 //     ./train_clip --help
 //
-// Image: patches of P x P pixels, a linear layer (conv1), class token in front, positions, LayerNorm
+// Image: patches of P x P pixels, a linear layer (conv1), a class token in front, positions, LayerNorm
 // (ln_pre). Caption: token embedding, positions. Both: L blocks x += attention(ln_1(x)), x += mlp(ln_2(x));
-// of the last block the pooled row alone (class token, end of text), LayerNorm, projection to E numbers, L2
-// normalisation. The loss compares all images of a batch with all captions.
+// then, for the pooled row of each sequence only (class token, end of text), LayerNorm, projection to E
+// numbers, L2 normalisation. The loss compares all images of a batch with all captions.
 //
-// Sequences are packed: a batch is R rows of C channels, the tokens of one sequence after those of the other,
-// and captions end at their end of text. Tokens after it cannot influence it (causal mask), so they are not
-// computed at all; the result is exact. The last block computes the pooled row of each sequence only, since
-// the head reads no other: exact for the same reason.
+// Sequences are packed: a batch is a matrix of R rows of C channels, sequence after sequence, and each
+// caption stops at its end of text (caption_length()). Tokens after it cannot influence it (causal mask), so
+// they are not computed at all; the result is exact. The last block computes only the pooled row of each
+// sequence, since no other row is used after it; that is exact, too.
 //
 // B batch, T tokens, R rows (all tokens of a batch), C channels, NH heads, HS head size, F hidden width of
 // the MLP, L layers, V vocabulary, E embedding, P patch size, S image size, G patches along a side. Outputs
-// first, gradients begin with d, sizes last. An Operand is an array of fp32, or of bf16 with --precision
-// amp_bf16.
+// come first, sizes last; the names of gradients begin with d. (+)= adds if `accumulate` is set, else
+// overwrites. An Operand is an array of fp32, or of bf16 with --precision amp_bf16.
 
 #include "clipc/base/utils.h"        // die, malloc_check
 #include "clipc/math/loss.h"         // contrastive_loss
@@ -36,21 +36,22 @@
 
 // ---------------------------------------------------------------- linear layer
 
-// out = x weightᵀ + bias. Bound once to its places in the arenas, see towers_bind().
+// out = x weightᵀ + bias. towers_bind() sets the pointers.
 typedef struct {
     const float *weight, *bias; // (O,C), (O) or NULL
     float *dweight, *dbias;     // gradients; NULL when frozen
-    // the weight packed as right side of x weightᵀ and of dout weight, or NULL
+    // the weight packed for x weightᵀ and for dout weight, or NULL
     const uint32_t *forward, *backward;
     size_t forward_pitch, backward_pitch;
     int C, O;
-    size_t ld; // entries from one row of the output to the next: O, or more where it is a part of wider rows
+    size_t ld; // entries from one row of the output to the next: O, or more if it is part of wider rows
     bool bf16; // type of the packed copies
     const Kernels *kernels;
 } Linear;
 
-// Outputs first … first+count-1 of a layer as a layer of their own, whose output has rows `ld` apart. The
-// packed copies serve where a micro-panel begins there.
+// Outputs first … first+count-1 of w as a layer of their own, whose output has rows `ld` apart. A packed copy
+// can be shared only if `first` is at the start of a micro-panel (forward) or of a block of packing
+// (backward).
 static Linear linear_part(const Linear *w, int first, int count, size_t ld) {
     Linear part = *w;
     const size_t at = (size_t)first, width = (size_t)w->kernels->tile_columns;
@@ -122,9 +123,9 @@ static void linear_backward_input(Operand dx, Operand dout, const Linear *w, int
     else linear_product_backward(dx, dout, w, epilogue_of(EPILOGUE_STORE, NULL), N);
 }
 
-// activation_backward_plain: dhidden (N,C) = dout (N,O) weight ∘ activation'(hidden) for a layer that follows
-// an activation. Its input, activated (N,C) = activation(hidden), is computed again for the weight's gradient
-// if that one trains.
+// activation_backward_plain: dhidden (N,C) = (dout (N,O) weight) ∘ activation'(hidden), for a layer that
+// follows an activation. The input of the layer, activated (N,C) = activation(hidden), is recomputed for the
+// gradient of the weight if the weight trains.
 static void linear_activation_backward(Operand dhidden, Operand activated, Operand dout, Operand hidden,
     const Linear *w, Activation activation, int N) {
     Epilogue epilogue = epilogue_of(EPILOGUE_SLOPE, NULL);
@@ -152,8 +153,8 @@ static void column_sums(float *sum, Operand x, int rows, size_t ld, int n) {
     }
 }
 
-// dbias (O) (+)= the column sums of dout (N,O; ld). Columns have one owner; rows are summed in chunks, whose
-// sums are added in order: the same bits for any number of threads.
+// dbias (O) (+)= the column sums of dout (N,O; ld). Each column is summed by one thread, in chunks of rows
+// whose sums are added in order: the same bits for any number of threads.
 static void bias_backward(float *dbias, Operand dout, size_t ld, int N, int O, bool accumulate) {
     enum { COLUMNS = 64, CHUNK = 128 };
 #pragma omp parallel for schedule(static)
@@ -182,7 +183,7 @@ static void linear_backward_weight(const Linear *w, Operand dout, Operand x, int
     if (w->dbias) bias_backward(w->dbias, dout, w->ld, N, w->O, accumulate);
 }
 
-// x (n) as an operand of products: rounded to `rounded` (n) where that is bf16, else as it is
+// x (n) as an operand of products: rounded to bf16 in `rounded` (n) if that is bf16, else x itself
 static Operand to_operand(const Kernels *k, Operand rounded, const float *x, size_t n) {
     if (!rounded.bf16) return fp32(x);
 #pragma omp parallel for schedule(static)
@@ -216,7 +217,7 @@ static void layernorm_forward(Operand out, RowStats stats, const float *x, const
             w->gain, w->bias, w->C, w->eps);
 }
 
-// The gradients by gain and bias are summed over a fixed number of chunks of rows, then in order: the same
+// The gradients of gain and bias are summed over a fixed number of chunks of rows, then in order: the same
 // bits for any number of threads.
 enum { LAYERNORM_CHUNKS = 32 };
 
@@ -230,8 +231,8 @@ static void layernorm_sum_parts(float *d, const float *parts, int C, bool accumu
     free(sum);
 }
 
-// layernorm_backward_plain: dx (N,C) = skip + what comes through the LayerNorm from dout (N,C); dgain, dbias
-// (+)=. skip (N,C) is the gradient of the residual stream: NULL, or dx itself.
+// layernorm_backward_plain: dx (N,C) = skip + the gradient through the LayerNorm of dout (N,C); dgain, dbias
+// (+)=. skip (N,C) is the gradient of the residual connection around the LayerNorm: NULL, or dx itself.
 static void layernorm_backward(float *dx, const float *skip, const float *dout, const float *x,
     RowStats stats, const LayerNorm *w, int N, bool accumulate) {
     const Kernels *k = w->kernels;
@@ -262,31 +263,31 @@ static void layernorm_backward(float *dx, const float *skip, const float *dout, 
 
 typedef struct {
     int C, NH;
-    bool causal; // a query sees the keys up to itself
+    bool causal; // a query sees the keys up to its own position
     const Kernels *kernels;
 } Attention;
 
-// Scores and queries of a head that are held at a time, sized so that they stay in L2 for any sequence
-// length.
+// A head is computed in blocks of queries. These limits on scores and queries per block keep the block in L2
+// for any sequence length.
 enum { SCORES = 1 << 16, QUERIES_MOST = 256, QUERIES_LEAST = 16 };
 
-// One head of one sequence, and the scratch of a thread to work on it. Scores and sums are fp32; what
-// products read is an operand.
+// One head of one sequence, and scratch for the thread that computes it. Scores and sums are fp32; arrays
+// that products read are Operands.
 typedef struct {
     const Kernels *kernels;
     Operand q, k, v;       // (queries,HS), (T,HS), (T,HS): rows 3C apart, in qkv
     size_t C, C3;          // entries from one row of out, of qkv to the next
-    size_t dq, dk, dv;     // where q, k, v begin in qkv, and so their gradients in dqkv
-    size_t out;            // where the head's output begins in out (pooled: one row a sequence)
+    size_t dq, dk, dv;     // offsets of q, k, v in qkv, and of their gradients in dqkv
+    size_t out;            // offset of the head's output in out (pooled: one row per sequence)
     int T, HS, queries;    // queries: T; pooled: 1
     int first_query;       // position of the first query in the sequence
-    int queries_per_block; // that are held at a time
+    int queries_per_block; // see SCORES
     bool causal;
     size_t ld;                     // entries from one row of scores to the next; columns from T on are zero
     float *p, *dp;                 // (queries_per_block,ld) probabilities; dP, later dS
-    Operand p_operand, ds_operand; // the same as operands
+    Operand p_operand, ds_operand; // P and dS as operands
     float *dk_sum, *dv_sum;        // (T,HS) sums over blocks of queries
-    float *gemm_scratch;           // of gemm_serial()
+    float *gemm_scratch;           // for gemm_serial()
 } Head;
 
 static size_t scores_ld(int T) { return round_up((size_t)T, 2 * UNIT_BLOCK); }
@@ -301,7 +302,7 @@ static size_t head_scratch(const Kernels *k, int T, int HS) {
            gemm_serial_scratch(k, T, max_int((int)scores_ld(T), HS));
 }
 
-// Head `index` of sequence b. pooled: its one query is the pooled row.
+// Head `index` of sequence b. pooled: only the query of the pooled row.
 static Head head_open(
     float *scratch, Operand qkv, const Sequences *s, int b, int index, const Attention *a, bool pooled) {
     const int HS = a->C / a->NH, first = s->start[b];
@@ -334,24 +335,24 @@ static Head head_open(
     return h;
 }
 
-// c (M,N; ldc) = or += A B
+// c (M,N; ldc) = A B, or += with EPILOGUE_ADD
 static void head_product(
     const Head *h, EpilogueKind kind, Operand c, size_t ldc, Matrix A, Matrix B, int M, int N, int K) {
     gemm_serial(h->kernels, h->gemm_scratch, c, ldc, A, B, M, N, K, epilogue_of(kind, NULL));
 }
 
-// x (rows ld apart) as the left or the right side of a product, and transposed.
+// x, whose rows are ld apart, as a factor of a product; and its transpose
 static Matrix rows_of(Operand x, size_t ld) { return operand_matrix(x, ld, 1); }
 static Matrix transposed(Operand x, size_t ld) { return operand_matrix(x, 1, ld); }
 
-// P or dS as a left side: its rows end in zeros, so that whole steps can be read.
+// P or dS as the A of a product: its rows are padded with zeros, so that the kernel can read whole steps.
 static Matrix scores_of(Operand x, size_t ld) {
     Matrix m = operand_matrix(x, ld, 1);
     m.padded = true;
     return m;
 }
 
-// The n x ld scores as an operand: rounded, or in fp32 as they are.
+// Rounds n rows of scores to `to` if that is bf16; in fp32 `to` is the scores themselves.
 static void scores_to_operand(const Head *h, Operand to, const float *scores, int n) {
     if (to.bf16) h->kernels->to_bf16((uint16_t *)to.p, scores, n * (int)h->ld);
 }
@@ -372,7 +373,7 @@ static void head_probabilities(const Head *h, int q0, int n) {
 
 typedef void (*HeadPass)(const Head *h, Operand out, Operand in);
 
-// Each head of each sequence, shared out among the threads.
+// Calls `pass` for each head of each sequence; the threads divide the heads among themselves.
 static void for_each_head(HeadPass pass, Operand out, Operand in, Operand qkv, const Sequences *s,
     const Attention *a, bool pooled) {
     assert(a->C % a->NH == 0 && s->longest > 0 && qkv.p);
@@ -404,7 +405,7 @@ static void head_forward(const Head *h, Operand out, Operand in) {
 }
 
 // attention_forward_plain (Vaswani et al. 2017, eq. 1): heads side by side in the channels.
-//   out (R,C), pooled: (B,C) of the pooled rows alone;  qkv (R,3C) queries, keys, values of all heads
+//   out (R,C), pooled: (B,C), the pooled rows only;  qkv (R,3C) queries, keys, values of all heads
 static void attention_forward(Operand out, Operand qkv, const Sequences *s, const Attention *a, bool pooled) {
     if (a->kernels->plain)
         attention_forward_plain(
@@ -421,7 +422,8 @@ static void head_store(const Kernels *k, Operand x, size_t ld, const float *from
     }
 }
 
-// With P the probabilities, which are computed again rather than saved, and dO = dout, by blocks of queries:
+// The gradients of one head, by blocks of queries. dO is dout; P, the probabilities, is recomputed rather
+// than saved.
 static void head_backward(const Head *h, Operand dqkv, Operand dout) {
     const float scale = 1.0f / sqrtf((float)h->HS);
     const int T = h->T, HS = h->HS;
@@ -454,8 +456,8 @@ static void head_backward(const Head *h, Operand dqkv, Operand dout) {
     head_store(h->kernels, operand_at(dqkv, h->dv), h->C3, h->dv_sum, T, HS);
 }
 
-// attention_backward_plain: dqkv (R,3C) from dout (R,C). pooled: dout (B,C), and the query part of the other
-// rows is not written.
+// attention_backward_plain: dqkv (R,3C) from dout (R,C). pooled: from dout (B,C); of the queries' gradients
+// only the pooled rows are written.
 static void attention_backward(
     Operand dqkv, Operand dout, Operand qkv, const Sequences *s, const Attention *a, bool pooled) {
     if (a->kernels->plain)
@@ -476,7 +478,7 @@ typedef struct {
     Activation activation;
 } Block;
 
-// out (N,C) = resid1 + mlp(ln_2(resid1)); out NULL: only what the backward pass needs of it
+// out (N,C) = resid1 + mlp(ln_2(resid1)); out NULL: computes only what the backward pass needs
 static void mlp_forward(float *out, BlockActivations *a, const Block *w, Scratch *t, int N) {
     layernorm_forward(t->ln, a->ln_2, a->resid1, &w->ln_2, N);
     if (!out) {
@@ -488,7 +490,7 @@ static void mlp_forward(float *out, BlockActivations *a, const Block *w, Scratch
 }
 
 // x + attention(ln_1(x)), then + mlp(ln_2(·)): a pre-LN transformer block (Radford et al. 2019). out (R,C);
-// NULL: only what the backward pass needs (gradient checkpointing)
+// NULL: computes only what the backward pass needs (gradient checkpointing)
 static void block_forward(float *out, BlockActivations *a, const Block *w, const Sequences *s, Scratch *t) {
     layernorm_forward(t->ln, a->ln_1, a->x, &w->ln_1, s->R);
     linear_forward(a->qkv, t->ln, &w->in_proj, s->R);
@@ -497,8 +499,8 @@ static void block_forward(float *out, BlockActivations *a, const Block *w, const
     mlp_forward(out, a, w, t, s->R);
 }
 
-// t->dx: in, the gradient of the MLP's output (N,C); out, that of resid1 (N,C). LayerNorm and activation are
-// computed again rather than saved. t->wide becomes the gradient of mlp_hidden.
+// t->dx is the gradient of the MLP's output (N,C) on entry, that of resid1 (N,C) on return. The outputs of
+// LayerNorm and activation are recomputed rather than saved. t->wide becomes the gradient of mlp_hidden.
 static void mlp_backward(const BlockActivations *a, const Block *w, Scratch *t, int N, bool accumulate) {
     const Operand dout = to_operand(w->c_proj.kernels, t->dout, t->dx, (size_t)N * w->ln_2.C);
     linear_activation_backward(t->wide, t->activated, dout, a->mlp_hidden, &w->c_proj, w->activation, N);
@@ -509,15 +511,15 @@ static void mlp_backward(const BlockActivations *a, const Block *w, Scratch *t, 
     layernorm_backward(t->dx, t->dx, t->dy, a->resid1, a->ln_2, &w->ln_2, N, accumulate);
 }
 
-// The key bias has no gradient: softmax ignores a constant added to every score. What was summed is rounding,
-// which Adam would amplify.
+// The key bias has no gradient: softmax ignores a constant added to every score. The sum is nothing but
+// rounding errors, which Adam would amplify.
 static void clear_key_bias_gradient(const Block *w) {
     const int C = w->ln_1.C;
     if (w->in_proj.dbias) memset(w->in_proj.dbias + C, 0, (size_t)C * sizeof(float));
 }
 
-// t->dx: in, the gradient of the block's output (R,C); out, that of its input (R,C). t->ln becomes the
-// gradient of attention's output, t->wide that of qkv.
+// t->dx is the gradient of the block's output (R,C) on entry, that of its input (R,C) on return. t->ln
+// becomes the gradient of attention's output, t->wide that of qkv.
 static void block_backward(
     const BlockActivations *a, const Block *w, const Sequences *s, Scratch *t, bool accumulate) {
     mlp_backward(a, w, t, s->R, accumulate);
@@ -532,7 +534,7 @@ static void block_backward(
     layernorm_backward(t->dx, t->dx, t->dy, a->x, a->ln_1, &w->ln_1, s->R, accumulate);
 }
 
-// ---------------------------------------------------------------- the last block: pooled rows alone
+// ---------------------------------------------------------------- the last block: pooled rows only
 
 // out (B,C) = the pooled rows of x (R,C; ld)
 static void gather_rows(Operand out, Operand x, size_t ld, const Sequences *s, int C) {
@@ -541,21 +543,22 @@ static void gather_rows(Operand out, Operand x, size_t ld, const Sequences *s, i
         memcpy(operand_at(out, (size_t)b * C).p, operand_at(x, (size_t)s->pooled_row[b] * ld).p, bytes);
 }
 
-// The other way round: x (B,C) to the pooled rows of out (R,C; ld)
+// The pooled rows of out (R,C; ld) = x (B,C)
 static void scatter_rows(Operand out, size_t ld, Operand x, const Sequences *s, int C) {
     const size_t bytes = (size_t)C * operand_bytes(x.bf16);
     for (int b = 0; b < s->B; b++)
         memcpy(operand_at(out, (size_t)s->pooled_row[b] * ld).p, operand_at(x, (size_t)b * C).p, bytes);
 }
 
-// in_proj in two parts: queries, of which those of the pooled rows are needed, and keys and values of all
-// rows.
+// in_proj in two parts: queries, needed for the pooled rows only; keys and values, needed for all rows
 static Linear query_part(const Block *w) { return linear_part(&w->in_proj, 0, w->ln_1.C, (size_t)w->ln_1.C); }
 static Linear key_value_part(const Block *w) {
     return linear_part(&w->in_proj, w->ln_1.C, 2 * w->ln_1.C, 3 * (size_t)w->ln_1.C);
 }
 
-// block_forward() of which only the pooled rows are computed from attention on: out (B,C)
+// block_forward() for the pooled rows only: out (B,C). Attention needs the keys and values of all rows, so
+// ln_1 is computed for all of them; everything else is computed for the pooled rows, the only ones used after
+// the block.
 static void block_forward_pooled(
     float *out, BlockActivations *a, const Block *w, const Sequences *s, Scratch *t) {
     const int C = w->ln_1.C;
@@ -571,7 +574,8 @@ static void block_forward_pooled(
     mlp_forward(out, a, w, t, s->B);
 }
 
-// From dx (B,C) of the pooled rows to dx (R,C): those of the other rows are zero. pooled_x is scratch.
+// Expands t->dx from the pooled rows (B,C) to all rows (R,C); the other rows are zero. t->pooled_x is
+// scratch.
 static void spread_pooled_gradient(Scratch *t, const Sequences *s, int C) {
     memcpy(t->pooled_x, t->dx, (size_t)s->B * C * sizeof(float));
     memset(t->dx, 0, (size_t)s->R * C * sizeof(float));
@@ -584,7 +588,7 @@ static void add_to_pooled_rows(float *dy, const float *dz, const Sequences *s, i
         for (int c = 0; c < C; c++) dy[(size_t)s->pooled_row[b] * C + c] += dz[(size_t)b * C + c];
 }
 
-// block_backward() after block_forward_pooled(). t->dx: in (B,C), out (R,C)
+// block_backward() after block_forward_pooled(). t->dx: (B,C) on entry, (R,C) on return
 static void block_backward_pooled(
     const BlockActivations *a, const Block *w, const Sequences *s, Scratch *t, bool accumulate) {
     const int C = w->ln_1.C;
@@ -617,7 +621,8 @@ typedef struct {
     float *dclass_embedding, *dtoken_embedding, *dpositions; // gradients; NULL when frozen
 } Embedding;
 
-// A byte of a pixel as a number, normalised as torchvision does: (x / 255 - mean) / std in fp32; by channel.
+// For each channel and value of a pixel's byte, the normalised number: (x / 255 - mean) / std in fp32, as
+// torchvision computes it.
 typedef struct {
     float fp32[3][256];
     uint16_t bf16[3][256]; // the same rounded
@@ -634,7 +639,7 @@ static PixelTable pixel_table(const ClipConfig *c) {
     return t;
 }
 
-// to (n) = neighbouring pixels of a channel, from `at` on
+// to (n) = the n normalised pixels of a channel from index `at` of the batch on
 static void copy_pixels(
     Operand to, const ClipBatch *batch, const PixelTable *t, int channel, size_t at, int n) {
     float *x = to.p;
@@ -648,15 +653,15 @@ static void copy_pixels(
         for (int i = 0; i < n; i++) x[i] = t->fp32[channel][batch->pixels[at + i]];
 }
 
-// patches (B*N, 3*P*P): the pixels under each of N patches in the order of conv1's weights; a convolution
-// whose stride is its size is a matrix product over them.
+// patches (B*N, 3*P*P): the pixels of each patch, in the order of conv1's weights. A convolution whose stride
+// is its kernel size is a matrix product with them.
 static void patches_from_images(Operand patches, const ClipBatch *batch, const ClipConfig *c) {
     const int G = config_grid(c), P = c->patch_size, S = c->image_size, N = batch_patches(batch, c);
     const PixelTable table = pixel_table(c);
 #pragma omp parallel for schedule(static)
     for (int row = 0; row < batch->size * N; row++) {
         const int b = row / N, patch = batch_patch(batch, b, row % N), gy = patch / G, gx = patch % G;
-        for (int i = 0; i < 3 * P; i++) { // a line of the patch
+        for (int i = 0; i < 3 * P; i++) { // a line of pixels in one channel
             const int channel = i / P, y = i % P;
             const size_t at = (((size_t)b * 3 + channel) * S + (size_t)gy * P + y) * S + (size_t)gx * P;
             copy_pixels(operand_at(patches, ((size_t)row * 3 * P + i) * P), batch, &table, channel, at, P);
@@ -664,7 +669,7 @@ static void patches_from_images(Operand patches, const ClipBatch *batch, const C
     }
 }
 
-// (B,N): which of its image's patches each is; free() it
+// (B,N): the index in its image of each patch that is computed; free() it
 static int *patch_list(const ClipBatch *batch, int N) {
     int *patch = malloc_check((size_t)batch->size * N * sizeof *patch);
     for (int i = 0; i < batch->size * N; i++) patch[i] = batch_patch(batch, i / N, i % N);
@@ -693,7 +698,7 @@ static void image_embedding_forward(float *x, float *embedded, Operand patches, 
     }
 }
 
-enum { EMBEDDING_COLUMNS = 64 }; // of gradients: columns have one owner, rows are added in their order
+enum { EMBEDDING_COLUMNS = 64 }; // of gradients: one thread adds all rows of these, in order
 
 // image_embedding_backward_plain, from dx (B*(N+1),C). patches and dembedded are scratch.
 static void image_embedding_backward(const Embedding *w, const float *dx, float *dembedded, Operand patches,
@@ -747,8 +752,8 @@ static void text_embedding_forward(
         }
 }
 
-// Clears the gradients of the tokens that were used (V), which are few of many, and notes those of this
-// batch.
+// With `clear`, zeroes the gradients of the used tokens, which are few of V, and forgets these tokens. Then
+// marks those of this batch as used (V).
 static void text_embedding_clear(float *dtoken_embedding, bool *used, const ClipBatch *batch,
     const Sequences *s, const ClipConfig *c, bool clear) {
     const size_t C = (size_t)c->text_width;
@@ -826,18 +831,18 @@ struct Backend {
     const Kernels *kernels;
     bool bf16;                     // operands of the towers' products: --precision amp_bf16
     float *params, *grads, *m, *v; // arenas, laid out by clip->tensors
-    float *ema; // moving average of the trainable tensors, laid out as the gradients; or NULL
+    float *ema; // moving average of the trainable tensors, laid out like the gradients; or NULL
     TensorPointers w, g;
     Panels forward, backward; // weights packed for products
-    bool panels_stale;        // they are not those of `params`
-    TowerWeights weights[2];  // where each layer finds all of these
+    bool panels_stale;        // `params` has changed since they were packed
+    TowerWeights weights[2];  // each layer's pointers to all of these
     TowerActivations tower[2];
     int pairs;           // rows of features
     float *features[2];  // (pairs,E), L2-normalised
     float *dfeatures[2]; // (pairs,E)
-    bool *used_tokens;   // (V) with a gradient that is not zero
+    bool *used_tokens;   // (V) is the token's gradient not zero?
     bool grad_checkpointing;
-    bool accumulate; // gradients hold a part of the step already
+    bool accumulate; // the gradients hold earlier micro-batches of the step
 };
 
 static Linear linear_bind(const Backend *b, const float *weight, const float *bias, float *dweight,
@@ -883,7 +888,8 @@ static Block block_bind(const Backend *b, const BlockPointers *w, const BlockPoi
     return block;
 }
 
-// Binds the layers of both towers to weights, gradients and packed copies, wherever those are now.
+// Sets the pointers of all layers to weights, gradients and packed copies. Call it whenever one of these has
+// been allocated anew.
 static void towers_bind(Clip *clip) {
     static const BlockPointers none;
     const ClipConfig *c = &clip->config;
@@ -910,7 +916,7 @@ static void towers_bind(Clip *clip) {
     }
 }
 
-// Packs all weights again; needed after they were written by anything but clip_update().
+// Packs all weights again if they were written by anything but clip_update().
 static void panels_refresh(Clip *clip) {
     Backend *b = clip->back;
     if (!b->panels_stale || !b->forward.arena) return;
@@ -933,7 +939,7 @@ static LayoutSizes layout_sizes(const Clip *clip, size_t B, size_t R) {
     return n;
 }
 
-// Finds the batch's sequences and a place for their activations. backward: a backward pass follows.
+// Sets up the sequences of the batch and memory for their activations. backward: a backward pass follows.
 static void tower_prepare(Clip *clip, int tower, const ClipBatch *batch, bool backward) {
     const ClipConfig *c = &clip->config;
     TowerActivations *t = &clip->back->tower[tower];
@@ -975,7 +981,7 @@ static void tower_pool(Clip *clip, int tower, const ClipBatch *batch) {
     layernorm_forward(fp32(t->pooled), t->ln_final, t->last, &w->ln_final, t->seq.B);
 }
 
-// Encodes the batch into rows of `out` (B,E), L2-normalised. keep: with activations for tower_backward()
+// Encodes the batch into rows of `out` (B,E), L2-normalised. keep: saves the activations for tower_backward()
 static void tower_forward(Clip *clip, int tower, float *out, const ClipBatch *batch, bool keep) {
     const TowerShape d = tower_shape(&clip->config, tower);
     const Backend *b = clip->back;
@@ -1000,7 +1006,7 @@ static void projection_backward(const Kernels *k, float *dpooled, float *dproj, 
             epilogue_of(EPILOGUE_STORE, NULL));
 }
 
-// Block l of the backward pass; with gradient checkpointing its activations are computed again first.
+// Backward pass of block l; with gradient checkpointing its activations are recomputed first.
 static void tower_block_backward(Clip *clip, int tower, int l) {
     const Backend *b = clip->back;
     const Block *w = &b->weights[tower].blocks[l];
@@ -1015,7 +1021,7 @@ static void tower_block_backward(Clip *clip, int tower, int l) {
     }
 }
 
-// Embeddings and ln_pre, from the gradient of the first block's input in scratch.dx.
+// Backward pass of embeddings and ln_pre; scratch.dx is the gradient of the first block's input.
 static void tower_embedding_backward(Clip *clip, int tower, const ClipBatch *batch) {
     const Backend *b = clip->back;
     const ClipConfig *c = &clip->config;
@@ -1030,7 +1036,8 @@ static void tower_embedding_backward(Clip *clip, int tower, const ClipBatch *bat
     else text_embedding_backward(&w->embedding, b->used_tokens, dembedding, batch, &t->seq, c, b->accumulate);
 }
 
-// From the gradient of the normalised features (B,E) down to the lowest trainable group.
+// Backward pass of a tower, from the gradient of the normalised features (B,E) down to the lowest group that
+// trains.
 static void tower_backward(
     Clip *clip, int tower, const float *dfeatures, const float *features, const ClipBatch *batch) {
     const int first = first_trainable_group(clip, tower), L = clip_tower_layers(&clip->config, tower);
@@ -1041,7 +1048,7 @@ static void tower_backward(
     TowerActivations *t = &clip->back->tower[tower];
     Scratch *s = &t->scratch;
     const int B = t->seq.B;
-    float *dprojected = t->projected; // which is not needed any more
+    float *dprojected = t->projected; // whose values are no longer needed
     normalize_backward(dprojected, dfeatures, features, t->norm, B, d.E);
     projection_backward(
         b->kernels, first > L ? NULL : s->dy, w->dproj, dprojected, t->pooled, w->proj, B, d, b->accumulate);
@@ -1140,8 +1147,7 @@ PrecisionSupport clip_precision_support(Precision precision) {
     return k->native_bf16 ? SUPPORT_NATIVE : SUPPORT_SLOW;
 }
 
-// Makes a place for packed weights; panels_refresh() fills it. Plain loops multiply with the weights as they
-// are.
+// Allocates packed weights, which panels_refresh() fills. The plain loops use none.
 static void panels_replace(
     Clip *clip, Panels *p, bool backward, int first_image_group, int first_text_group) {
     const Backend *b = clip->back;
@@ -1235,7 +1241,7 @@ double clip_loss(Clip *clip, int pairs, const uint64_t *keys, Positives positive
         gradient ? b->dfeatures[1] : NULL, &dlogit_scale, b->features[0], b->features[1], keys, positives,
         pairs, clip->config.embed_dim, clip_logit_scale(clip));
     if (gradient && b->g.logit_scale)
-        *b->g.logit_scale = (float)dlogit_scale; // once a step, whatever the accumulation
+        *b->g.logit_scale = (float)dlogit_scale; // =, not +=: the loss covers the whole step
     return loss;
 }
 
@@ -1250,11 +1256,11 @@ void clip_backward(Clip *clip, const ClipBatch *batch, int first_row) {
 
 // ---------------------------------------------------------------- AdamW
 
-// Numbers that a thread updates at a time, about. Chunks are fixed, and so is the order in which their sums
-// are added.
+// About how many numbers a thread updates at a time. The chunks, and the order in which their sums are added,
+// do not depend on the number of threads.
 enum { UPDATE_CHUNK = 1 << 16 };
 
-// Of a weight that is packed: whole rows, as many as are packed together.
+// Numbers per chunk of a tensor; a packed weight is divided at multiples of PACK_ROWS rows.
 static size_t update_chunk(const Clip *clip, int index) {
     const Tensor *x = &clip->tensors.list[index];
     if (!panels_hold(&clip->back->forward, index)) return UPDATE_CHUNK;
@@ -1291,8 +1297,8 @@ static void adamw_update(Backend *b, const Tensor *x, size_t at, size_t n, const
     if (x->tower == NO_TOWER) *p = fminf(fmaxf(*p, 0), (float)LOGIT_SCALE_MAX); // logit_scale
 }
 
-// AdamW on a tensor, chunk by chunk together with all that follows from its new values while they are in the
-// cache: moving average, packed copies. Returns the sum of squares of its gradient.
+// AdamW on a tensor, chunk by chunk: while a chunk is in the cache, its moving average and packed copies are
+// updated as well. Returns the sum of squares of the tensor's gradient.
 static double tensor_update(Clip *clip, int index, const AdamW *a, double scale) {
     Backend *b = clip->back;
     const Tensor *x = &clip->tensors.list[index];
@@ -1318,7 +1324,7 @@ static double tensor_update(Clip *clip, int index, const AdamW *a, double scale)
 double clip_update(Clip *clip, const AdamW *a) {
     double squares = 0, scale = 1;
     assert(clip->back->grads && a->step > 0);
-    if (a->grad_clip_norm > 0) { // the norm is needed first; otherwise it falls out of the update
+    if (a->grad_clip_norm > 0) { // clipping needs the norm first; otherwise the update computes it
         for (int i = 0; i < clip->tensors.count; i++)
             if (clip->tensors.list[i].trainable) squares += gradient_squares(clip, i);
         scale = fmin(1, a->grad_clip_norm / (sqrt(squares) + 1e-6));
@@ -1372,8 +1378,8 @@ const char *clip_kernels(const Clip *clip) { return clip->back->kernels->product
 //     loss       the contrastive loss compares each image with each caption of the step
 //     backward   from the gradients of the features through both towers to those of the weights
 //     update     AdamW, at the rate that the schedule has for this step
-//     log, evaluate, save    the last two only where they are due
-// The functions are in clipc/train/training.h, where no comment names another file.
+//     log, evaluate, save    the last two only when they are due
+// The functions are in clipc/train/training.h unless a comment names another file.
 
 // One optimizer step; returns the loss before the update, and in *norm the L2 norm of the gradients. The loss
 // is over all k*B pairs at once, so accumulation is exact. With k > 1 the first pass keeps only the features;

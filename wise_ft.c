@@ -306,13 +306,13 @@ static const SweepPoint *measure(WiseFt *w, const Merge *m, const char *label, d
 
 // ---------------------------------------------------------------- saving
 
-// Writes the form `format` of a saved file beside it, by dev/convert.py.
+// Writes the form `format` of a saved file next to it, by dev/convert.py.
 static void convert(const char *bin, const char *format) {
     char converter[PATH_SIZE], out[PATH_SIZE];
     const char *python = getenv("PYTHON") && *getenv("PYTHON") ? getenv("PYTHON") : "python3";
     path_format(out, "%.*s-%s", (int)strlen(bin) - 4, bin, format);
     if (!script_find(converter, "convert.py"))
-        die(EXIT_USAGE, "--format %s: dev/convert.py is not beside this program; %s is written", format, bin);
+        die(EXIT_USAGE, "--format %s: dev/convert.py was not found; %s is written", format, bin);
     fflush(stdout);
     const char *const arguments[] = {python, converter, bin, "-o", out, "--format", format, NULL};
     Process process;

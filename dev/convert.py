@@ -105,7 +105,7 @@ def weights_among(names):
     return next((n for n in WEIGHT_FILES if n in names), None)
 
 
-def config_beside(folder, names, suits):
+def config_next_to(folder, names, suits):
     """The first of `names` that is in the folder and suits the weights, as a path; else None."""
     for name in names:
         path = os.path.join(folder, name)
@@ -132,10 +132,10 @@ def open_source(path, named):
     if checkpoint.module_types is not None:  # OpenAI's archive needs no configuration
         return checkpoint, None
     if checkpoint.vit:
-        return checkpoint, config_beside(folder, CONFIG_FILES[1:], is_vit_config)
-    return checkpoint, config_beside(folder,
-                                     CONFIG_FILES[:1] if named and not os.path.isdir(path) else CONFIG_FILES,
-                                     is_clip_config)
+        return checkpoint, config_next_to(folder, CONFIG_FILES[1:], is_vit_config)
+    return checkpoint, config_next_to(folder,
+                                      CONFIG_FILES[:1] if named and not os.path.isdir(path) else CONFIG_FILES,
+                                      is_clip_config)
 
 
 def find_tag(model, tag):
@@ -234,18 +234,18 @@ def decide_vit(args, checkpoint, own_path):
     if args.pretrained:
         raise Refused(f"{checkpoint.path}: an ImageNet ViT; --pretrained TAG is for CLIPs")
     given = load_model_argument(args.model) if args.model else None
-    known, told = vit_config(checkpoint, own_path, given)
+    known, stated = vit_config(checkpoint, own_path, given)
     config = known.config
     config["quick_gelu"] |= int(args.force_quick_gelu)
     config["name"] = config["name"] or stem_of(args.input)
     mean, std = (", ".join(f"{config[f'{key}_{x}']:g}" for x in "rgb") for key in ("mean", "std"))
     look = (f"mean {mean}, std {std}, {INTERPOLATIONS[config['interpolation']]}, "
             f"{RESIZE_MODES[config['resize_mode']]}")
-    source = f"{own_path} or beside it" if told else "timm's and Hugging Face's default for ViTs"
+    source = f"{own_path} or next to it" if stated else "timm's and Hugging Face's default for ViTs"
     notes = [f"an ImageNet ViT, for --pretrained-image; architecture from {known.source}: "
              f"{described(config).split('; ')[0]}, eps {config['image_ln_eps']:g}",
              f"activation: {activation(config['quick_gelu'])}", f"preprocessing: {look} (from {source})"]
-    warnings = [] if told else [f"{checkpoint.path}: assumed {look}, which no file states; DeiT, DINO and "
+    warnings = [] if stated else [f"{checkpoint.path}: assumed {look}, which no file states; DeiT, DINO and "
                                 "MAE weights need --image-mean 0.485,0.456,0.406 --image-std "
                                 "0.229,0.224,0.225 in training"]
     return config, known, notes, warnings

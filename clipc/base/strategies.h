@@ -76,8 +76,8 @@ static inline const Preset *preset_find(const char *name) {
     return NULL;
 }
 
-// Sets what --preset stands for wherever the command line says nothing. Schedules with a ramp of their own
-// take no warmup from it.
+// Sets the options that --preset stands for, unless the command line sets them. Schedules with a ramp of
+// their own take no warmup from it.
 static inline void preset_apply(Options *o) {
     const Preset *preset = preset_find(o->preset);
     if (!preset) return;

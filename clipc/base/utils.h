@@ -359,7 +359,7 @@ static inline void list_files(
 
 extern char **environ;
 
-// The project's script dev/NAME: beside this program, in a folder above it (build/…), or in the working
+// The project's script dev/NAME: next to this program, in a folder above it (build/…), or in the working
 // directory. False when it is in none of them.
 static inline bool script_find(char path[PATH_SIZE], const char *name) {
     char program[PATH_SIZE];

@@ -59,7 +59,7 @@ __global__ void add_partials_kernel(
 
 // ---------------------------------------------------------------- row copies
 
-// Row to[i] of out (ld) = row from[i] of x (ld), or += it; NULL stands for i.
+// Row to[i] of out (ld) = row from[i] of x (ld), or += it; NULL means i.
 template <typename Real, int V>
 __global__ void copy_rows_kernel(Real *out, size_t out_ld, const int *to, const Real *x, size_t x_ld,
     const int *from, int n, int C, bool add) {

@@ -1,5 +1,4 @@
-// The inner loops (clipc/math/kernels.h) for each instruction set, and the choice of one
-// at run time.
+// The inner loops (clipc/math/kernels.h) for each instruction set, and the choice of one at run time.
 #ifndef CLIPC_ISA_H
 #define CLIPC_ISA_H
 
@@ -18,8 +17,8 @@
 #endif
 #endif
 
-// What matrix products read and may write: fp32, or bf16 (the upper half of an fp32) where --precision says
-// so.
+// An array that matrix products read or write: fp32, or bf16 (the upper half of an fp32) with --precision
+// amp_bf16.
 typedef struct {
     void *p;
     bool bf16;
@@ -31,12 +30,13 @@ static inline Operand operand(void *p, bool bf16) {
 }
 static inline Operand fp32(const float *p) { return operand((void *)p, false); }
 static inline size_t operand_bytes(bool bf16) { return bf16 ? 2 : 4; }
+// x + i, in entries
 static inline Operand operand_at(Operand x, size_t i) {
     return operand((char *)x.p + i * operand_bytes(x.bf16), x.bf16);
-} // x + i
+}
 
-// Epilogue, applied to each sum over K before it is stored to C (M,N). residual, activated and hidden have
-// their rows as far apart as C.
+// Epilogue, applied to each sum over K before it is stored to C (M,N). The rows of residual, activated and
+// hidden are as far apart as those of C.
 typedef enum {
     EPILOGUE_STORE,      // C = sum (+ bias)
     EPILOGUE_ADD,        // C += sum
@@ -52,7 +52,7 @@ typedef struct {
     const float *residual; // (M,N)
     void *activated;       // (M,N) of C's type
     const void *hidden;    // (M,N) of C's type
-    Activation activation;
+    Activation activation; // which one: tower_shape() takes it from the weight file; finish() branches on it
 } Epilogue;
 
 static inline Epilogue epilogue_of(EpilogueKind kind, const float *bias) {
@@ -80,26 +80,26 @@ typedef struct {
     float decay_factor; // 1 - lr * weight_decay
 } AdamWTerms;
 
-// The micro-kernel of a matrix product: a tile of C, `rows` high, summed over K in units of 32 bits: one
-// fp32, or two bf16 that are neighbours along K.
+// The micro-kernel of a matrix product: it sums a register tile of C over K. K is counted in units of 32
+// bits: one fp32, or two bf16 that are adjacent along K.
 typedef struct {
     void (*tile)(int m, int steps, const void *a, size_t a_row, size_t a_step, const void *b, float *partial,
         bool add, const char *next);
-    const char *isa; // the first instruction set that computes the same bits, as CLIPC_ISA takes it
+    const char *isa; // the lowest instruction set that gives the same bits; a value of CLIPC_ISA
     int rows;        // mr: rows of the register tile
-    int step;        // units that one step takes
-    int k_block;     // kc: units of a micro-panel that stay in L1 while rows of A pass by
+    int step;        // units of K that one step sums
+    int k_block;     // kc, in units: the depth of a micro-panel of B that stays in L1
 } TileKernel;
 
 // The inner loops of one instruction set; each is documented in kernels.h.
 typedef struct {
-    const char *name;       // as CLIPC_ISA takes it
-    bool plain;             // layers compute by clipc/math/plain.h; the rest is portable
-    int tile_columns;       // nr: columns of the register tile
-    bool native_bf16;       // has instructions for products of bf16
+    const char *name; // a value of CLIPC_ISA
+    bool plain;       // layers run the loops of clipc/math/plain.h; the functions below are the portable ones
+    int tile_columns; // nr: columns of the register tile
+    bool native_bf16; // has instructions for products of bf16
     TileKernel products[2]; // of fp32, of bf16
-    void (*begin)(void),
-        (*end)(void); // before the first and after the last product of a thread; NULL: nothing to do
+    void (*begin)(void);    // before the first product of a thread; NULL: nothing to do
+    void (*end)(void);      // after the last product of a thread; NULL: nothing to do
     void (*finish)(int m, int n, const float *partial, size_t next, Operand c, size_t ldc, size_t row,
         size_t column, const Epilogue *e);
     void (*transpose)(uint32_t *to, size_t pitch, const uint32_t *from);
@@ -120,7 +120,7 @@ typedef struct {
     void (*moving_average)(float *average, const float *p, int n, float decay);
 } Kernels;
 
-// The inner loops that kernels.h made for `isa`.
+// The functions that kernels.h defines for an instruction set, as initialisers of Kernels.
 #define KERNELS_OF(isa_)                                                                           \
     .finish = finish_##isa_, .transpose = transpose_##isa_, .units_across = units_across_##isa_,   \
     .units_along = units_along_##isa_, .to_bf16 = to_bf16_##isa_, .layernorm = layernorm_##isa_,   \
@@ -129,17 +129,16 @@ typedef struct {
     .sum_exp = sum_exp_##isa_, .add_exp = add_exp_##isa_, .logit_gradient = logit_gradient_##isa_, \
     .adamw = adamw_##isa_, .moving_average = moving_average_##isa_
 
-// ---------------------------------------------------------------- one text, several instruction sets
+// ---------------------------------------------------------------- kernels.h for each instruction set
 
 #define INNER static inline __attribute__((always_inline))
 #define PASTE_(a, b) a##_##b
 #define PASTE(a, b) PASTE_(a, b)
 #define NAME(x) PASTE(x, ISA)
 enum {
-    K_BLOCK = 256, // units: of a panel of 32 columns 32 KB
-    FETCHED =
-        2048, // bytes from `next` on, of the panel's next block, that a tile of that depth brings into L2
-    FINISH_AHEAD = 8 // rows of C and what is read beside it, fetched before they are written
+    K_BLOCK = 256,   // kc, in units: 32 KB of a panel of 32 columns
+    FETCHED = 2048,  // bytes of the panel's next kc units that each tile prefetches into L2
+    FINISH_AHEAD = 8 // rows of C and of the epilogue's inputs that are prefetched ahead
 };
 #if defined(__clang__)
 #define UNROLL _Pragma("clang loop unroll(full)")
@@ -216,8 +215,8 @@ static const Kernels kernels_neon = {
     KERNELS_OF(neon),
 };
 
-// BFDOT (Armv8.6): a unit's two products in one instruction. Versions of clang disagree on how to ask for it:
-// they have NEON's shift and mask.
+// BFDOT (Armv8.6): a unit's two products in one instruction. Versions of clang disagree on how to enable it,
+// so builds with clang use NEON's shifts and masks (dot_bf16).
 #if !defined(__clang__)
 TARGET_BEGIN("arch=armv8.2-a+bf16")
 #define ISA neon
@@ -332,13 +331,13 @@ static const Kernels kernels_avx512_bf16 = {
     KERNELS_OF(avx512),
 };
 
-// AMX: eight tiles of 16 rows of 64 bytes; TDPBF16PS adds the product of a (16,32) and a (32,16) tile of bf16
-// to a (16,16) tile of fp32. Four of them hold a 32 x 32 block of C, two each 32 rows of A and 32 columns of
-// B.
+// AMX: eight tile registers of 16 rows of 64 bytes. TDPBF16PS adds the product of a (16,32) and a (32,16)
+// tile of bf16 to a (16,16) tile of fp32. Four tiles hold a 32 x 32 block of C, two hold 32 rows of A, and
+// two hold 32 columns of B.
 enum {
     AMX_STEP = 16,                                 // units in a row of a tile
-    AMX_K_BLOCK = 128,                             // units: 16 KB of a panel and as much of A pass through L1
-    AMX_FETCHED = FETCHED * AMX_STEP / AMX_K_BLOCK // bytes a step
+    AMX_K_BLOCK = 128,                             // kc, in units: 16 KB of a panel and 16 KB of A in L1
+    AMX_FETCHED = FETCHED * AMX_STEP / AMX_K_BLOCK // bytes that each step prefetches
 };
 
 TARGET_BEGIN("amx-tile,amx-bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
@@ -346,7 +345,7 @@ static void tile_bf16_amx(int m, int steps, const void *a, size_t a_row, size_t 
     float *partial, bool add, const char *next) {
     const char *rows = (const char *)a, *panel = (const char *)b;
     const size_t down = 16 * 32;       // floats from the upper to the lower half of `partial`
-    (void)m;                           // rows behind the last one are zero, and computed with the others
+    (void)m;                           // all 32 rows are computed; those of A past the last one are zero
     __asm__ volatile("" ::: "memory"); // the compiler does not know that tiles are read from memory
     _tile_zero(0);
     _tile_zero(1);
@@ -400,8 +399,8 @@ static const Kernels kernels_amx = {
     KERNELS_OF(avx512),
 };
 
-// Bits of CPUID leaf 7: whether there are AMX-BF16 and AMX-TILE, and whether the kernel lends their registers
-// to this process.
+// CPUID leaf 7 says if the processor has AMX-BF16 and AMX-TILE; Linux must also grant this process the tile
+// registers.
 static inline bool amx_available(void) {
     unsigned a, b, c, d;
     __asm__("cpuid" : "=a"(a), "=b"(b), "=c"(c), "=d"(d) : "a"(7), "c"(0));
@@ -422,7 +421,7 @@ static inline bool avx512_bf16_available(void) {
 
 enum { KERNELS_MOST = 6 };
 
-// What this processor runs, each better than the one before. Returns how many.
+// The kernels that this processor can run, slowest first. Returns their number.
 static inline int kernels_list(const Kernels *list[KERNELS_MOST]) {
     int count = 0;
     list[count++] = &kernels_plain;
@@ -446,7 +445,7 @@ static inline int kernels_list(const Kernels *list[KERNELS_MOST]) {
     return count;
 }
 
-// The best inner loops that this processor runs, or those that the environment variable CLIPC_ISA names.
+// The fastest kernels that this processor can run, or those that the environment variable CLIPC_ISA names.
 static inline const Kernels *kernels_select(void) {
     const Kernels *list[KERNELS_MOST];
     const int count = kernels_list(list);

@@ -1,26 +1,27 @@
 // The inner loops of a CPU: one tile of a matrix product, one row of a LayerNorm, a softmax, an activation,
-// AdamW on a run of numbers. No include guard: clipc/math/isa.h includes this text once for each instruction
+// AdamW on an array. There is no include guard: clipc/math/isa.h includes this file once for each instruction
 // set, with
-//   ISA        its name, which NAME(x) appends to x
+//   ISA        its name; NAME(x) is x_ISA
 //   LANES      floats in a vector register
 //   TILE_ROWS  rows of the register tile (its width is 2 * LANES)
-//   FMA(a, b, c), SQRT(v), MIN(a, b), MAX(a, b), IF_POSITIVE(v, yes, no)   by lanes; MIN and MAX give b where
-//       one is NaN
-// All of these are undefined again at its end. With TILE defined, the text is the register tile alone.
+//   FMA(a, b, c), SQRT(v), MIN(a, b), MAX(a, b), IF_POSITIVE(v, yes, no)
+//              lane by lane; MIN and MAX return b if either is NaN
+// The file undefines all of these at its end. With TILE defined, it contains the register tile only.
 //
-// Only what gains from hand-written vectors is here. Vectors are GNU C's, so that arithmetic is written with
-// + and *. Sums run in a fixed order given by LANES alone: the same bits for any number of threads. No call
-// into libm.
+// Only functions that gain from hand-written vectors are here. They use GNU C's vector types, which have the
+// usual operators. The order of sums depends on LANES alone: the same bits for any number of threads. No
+// function of libm is called but sqrtf.
 
 #ifdef TILE // ------------------------------------------------- the register tile of a matrix product
 
 // Included with
-//   TILE          the name of the function that comes out
-//   DOT(c, a, b)  c + a * b on vectors of units, each unit one float, or two bf16 whose products are summed
+//   TILE          the name of the function to define
+//   DOT(c, a, b)  c + a * b on vectors of units; a unit is one float, or two bf16 whose products are summed
 //
-// partial (m, 2 * LANES) (+)= sum over `steps` units of a[i][k] * b[k][j]: a is broadcast straight from
-// memory, its rows a_row bytes and its units a_step bytes apart; b is a micro-panel (steps, 2 * LANES). The
-// accumulators of the whole tile live in registers. What follows `next` is fetched into L2 meanwhile.
+// partial (m, 2 * LANES) = sum over `steps` units of a[i][k] * b[k][j], or += with `add`. a is broadcast
+// straight from memory; its rows are a_row bytes apart, its units a_step bytes. b is a micro-panel
+// (steps, 2 * LANES). The sums of the whole tile are held in registers. Meanwhile memory from `next` on is
+// prefetched into L2.
 INNER void PASTE(TILE, rows)(const int m, int steps, const char *a, size_t a_row, size_t a_step,
     const float *b, float *partial, bool add, const char *next) {
     vec acc[TILE_ROWS][2];
@@ -31,7 +32,7 @@ INNER void PASTE(TILE, rows)(const int m, int steps, const char *a, size_t a_row
     }
     for (int k = 0; k < steps; k++, a += a_step, b += 2 * LANES, next += FETCHED / K_BLOCK) {
         const vec b0 = NAME(load)(b), b1 = NAME(load)(b + LANES);
-        __builtin_prefetch(next, 0, 2); // the same line for some steps: few can be on their way at a time
+        __builtin_prefetch(next, 0, 2); // the same line for several steps: few can be in flight at a time
         UNROLL
         for (int i = 0; i < m; i++) {
             float unit;
@@ -73,7 +74,7 @@ static void TILE(int m, int steps, const void *a, size_t a_row, size_t a_step, c
 #undef TILE
 #undef DOT
 
-#else // ------------------------------------------------------- everything
+#else // ------------------------------------------------------- everything else
 
 typedef float NAME(vec) __attribute__((vector_size(4 * LANES)));
 typedef int32_t NAME(ivec) __attribute__((vector_size(4 * LANES)));
@@ -134,8 +135,8 @@ INNER float NAME(sum)(vec v) {
     return t[0];
 }
 
-// Runs a statement for the vectors of 0 … n-1; within it LOAD and STORE go by whole registers, in the last,
-// incomplete one by its `part` entries (the others read as 0); CLEAR zeroes what is not part.
+// Runs statements for each vector of the entries 0 … n-1; i is its first entry. In them LOAD and STORE move
+// `part` entries: LANES, or fewer in the last vector, whose other lanes read as 0. CLEAR zeroes these lanes.
 #define FOR_VECTORS(n, ...)                    \
     do {                                       \
         int i = 0;                             \
@@ -150,7 +151,7 @@ INNER float NAME(sum)(vec v) {
     } while (0)
 #define LOAD(p) (part == LANES ? NAME(load)((p) + i) : NAME(load_part)((p) + i, part))
 #define STORE(p, v) (part == LANES ? NAME(store)((p) + i, v) : NAME(store_part)((p) + i, v, part))
-// of an operand's numbers from `at` on, fp32 or bf16
+// the same for an Operand (fp32 or bf16), from its entry `at` on
 #define LOAD_OPERAND(x, at) \
     ((x).bf16 ? NAME(load_bf16)((const uint16_t *)(x).p + (at) + i, part) : LOAD((const float *)(x).p + (at)))
 #define STORE_OPERAND(x, at, v)                                                \
@@ -175,8 +176,9 @@ static void NAME(layernorm)(Operand out, float *mean, float *rstd, const float *
     *rstd = r;
 }
 
-// dx = skip + rstd * (g - mean(g) - n * mean(g * n)),  g = dout * gain,  n = (x - mean) * rstd; skip is the
-// gradient that passes by on the residual stream. dgain += dout * n, dbias += dout where given.
+// dx = skip + rstd * (g - mean(g) - n * mean(g * n)),  g = dout * gain,  n = (x - mean) * rstd
+// dgain += dout * n,  dbias += dout
+// skip is the gradient of the residual connection around the LayerNorm. dx, dgain, dbias or skip may be NULL.
 static void NAME(layernorm_backward)(float *dx, float *dgain, float *dbias, const float *skip,
     const float *dout, const float *x, const float *gain, float mean, float rstd, int C) {
     vec m = NAME(splat)(mean);
@@ -201,8 +203,8 @@ static void NAME(layernorm_backward)(float *dx, float *dgain, float *dbias, cons
 // e^r (Cephes' degree), 2^n by its exponent bits.
 INNER vec NAME(exp)(vec x) {
     x = MAX(NAME(splat)(-87.0f), MIN(NAME(splat)(88.0f), x)); // NaN stays
-    vec magic = NAME(splat)(12582912.0f),
-        t = FMA(x, NAME(splat)(1.44269504f), magic); // 1.5 * 2^23: the integer ends in the low bits
+    vec magic = NAME(splat)(12582912.0f); // 1.5 * 2^23: adding it leaves the integer in the low bits
+    vec t = FMA(x, NAME(splat)(1.44269504f), magic);
     vec n = t - magic, r = FMA(n, NAME(splat)(-0.693359375f), x);
     r = FMA(n, NAME(splat)(2.12194440e-4f), r);
     vec p = NAME(splat)(1.9875691500e-4f);
@@ -215,7 +217,7 @@ INNER vec NAME(exp)(vec x) {
     return p * (vec)(((ivec)t - 0x4b400000 + 127) << 23);
 }
 
-// the largest of n numbers; any where one of them is NaN
+// the largest of n numbers; if one is NaN, any of them
 INNER float NAME(largest)(const float *p, int n) {
     float t[LANES], max = p[0];
     vec m = NAME(splat)(max);
@@ -261,8 +263,8 @@ INNER vec NAME(normal_cdf)(vec x, vec *density) {
     p = FMA(p, t, NAME(splat)(0.143248878f));
     p = FMA(p, t, NAME(splat)(0.235330311f));
     p = FMA(p, t, NAME(splat)(0.225077641f));
-    *density = NAME(exp)(MAX(NAME(splat)(-80.0f),
-        x * x * -0.5f)); // above the subnormal numbers, which are slow, with all that is made of it
+    // clamped, since subnormal numbers, here or in the products below, are slow
+    *density = NAME(exp)(MAX(NAME(splat)(-80.0f), x * x * -0.5f));
     vec tail = *density * t * p * 0.5f;
     return IF_POSITIVE(x, 1.0f - tail, tail);
 }
@@ -277,8 +279,10 @@ INNER vec NAME(activation)(vec x, const Activation activation) {
     return x;
 }
 
-// Its derivative, and the value beside it: cdf + x * pdf; s + 1.702 x s (1 - s) with s = 1 / (1 + e), where e
-// s is 1 - s without cancellation
+// Returns the derivative, and in *value the activation itself.
+//   GELU       cdf + x * pdf
+//   QuickGELU  s + 1.702 x s (1 - s), with e = exp(-1.702 x) and s = 1 / (1 + e);
+//              1 - s is computed as e s, which loses no digits
 INNER vec NAME(activation_slope)(vec x, const Activation activation, vec *value) {
     vec density;
     if (activation == ACTIVATION_QUICK_GELU) {
@@ -305,15 +309,15 @@ INNER vec NAME(dot_bf16)(vec c, vec a, vec b) { // both products of a unit
 #define DOT(c, a, b) NAME(dot_bf16)(c, a, b)
 #include "clipc/math/kernels.h"
 
-// Stores m rows and n columns of sums to C from (row, column) on. The parameters behind `e` are constants, so
-// that each combination is a loop of its own, without a branch in it.
+// NAME(finish) below, with the parameters after `e` as compile-time constants: each combination becomes a
+// loop without branches.
 INNER void NAME(finish_as)(int m, int n, const float *partial, size_t next, Operand c, size_t ldc, size_t row,
     size_t column, const Epilogue *e, const EpilogueKind kind, const Activation activation, const bool bias,
     const bool keep_activated) {
     const Operand hidden = {(void *)e->hidden, c.bf16}, activated = {e->activated, c.bf16};
     for (int r = 0; r < m; r++, partial += 2 * LANES) {
         const size_t at = (row + (size_t)r) * ldc + column;
-        if (r + FINISH_AHEAD < m) { // rows lie pages apart, where the processor's prefetchers do not follow
+        if (r + FINISH_AHEAD < m) { // rows are pages apart, too far for the hardware prefetchers
             const size_t ahead = at + FINISH_AHEAD * ldc;
             for (int i = 0; i < n; i += c.bf16 ? 32 : 16) {
                 __builtin_prefetch(operand_at(c, ahead + (size_t)i).p, 1);
@@ -334,7 +338,7 @@ INNER void NAME(finish_as)(int m, int n, const float *partial, size_t next, Oper
     }
 }
 
-// The same with what is known of c's type, and of the activation, made a constant.
+// Calls finish_as with c's format and the activation as constants.
 #define FINISH(kind, activation, bias, keep_activated)                                         \
     do {                                                                                       \
         c.bf16 = is_bf16;                                                                      \
@@ -377,10 +381,10 @@ static void NAME(finish)(int m, int n, const float *partial, size_t next, Operan
 
 // ---------------------------------------------------------------- packing of units, see clipc/math/matmul.h
 
-// to (16,16), rows pitch apart, = from (16,16) transposed
+// to (16,16), rows `pitch` units apart, = from (16,16) transposed
 static void NAME(transpose)(uint32_t *to, size_t pitch, const uint32_t *from) {
 #if LANES == 16
-    __m512i a[16], b[16]; // neighbours change places: single units, then pairs, fours, eights
+    __m512i a[16], b[16]; // exchanges neighbours: single units, then pairs, fours, eights
     UNROLL
     for (int i = 0; i < 16; i++) a[i] = _mm512_loadu_si512(from + 16 * i);
     UNROLL
@@ -435,8 +439,8 @@ INNER void NAME(across_part)(uint32_t *to, size_t pitch, Operand x, size_t along
     }
 }
 
-// to (units,n), rows pitch apart: units of n columns of x, whose rows are `along` entries apart and
-// contiguous. bf16: the units' type
+// to (units,n), rows `pitch` units apart: units of n columns of x, whose rows are contiguous and `along`
+// entries apart. bf16: the format of the units
 static void NAME(units_across)(
     uint32_t *to, size_t pitch, Operand x, size_t along, int units, int n, bool bf16) {
 #define ACROSS(part)                                                                             \
@@ -449,20 +453,21 @@ static void NAME(units_across)(
         const Operand from = operand_at(x, (size_t)c);
         if (n - c >= LANES) ACROSS(LANES);
         else if (n - c == TILE_ROWS % LANES)
-            ACROSS(TILE_ROWS % LANES); // a constant: no call to copy a few bytes
+            ACROSS(TILE_ROWS % LANES); // a constant, so that memcpy is inlined
         else ACROSS(n - c);
     }
 #undef ACROSS
 }
 
-// to (n,units), rows pitch apart: units of n columns of x, which are contiguous and `across` entries apart
+// to (n,units), rows `pitch` units apart: units of n columns of x, which are contiguous and `across` entries
+// apart
 static void NAME(units_along)(
     uint32_t *to, size_t pitch, Operand x, size_t across, int units, int n, bool bf16) {
     for (int c = 0; c < n; c++, to += pitch) {
         const Operand from = operand_at(x, (size_t)c * across);
         if (bf16 && !x.bf16)
             FOR_VECTORS(2 * units, NAME(store_bf16)((uint16_t *)to + i, LOAD((const float *)from.p), part););
-        else if (units == 16) memcpy(to, from.p, 64); // a constant: no call
+        else if (units == 16) memcpy(to, from.p, 64); // the same
         else memcpy(to, from.p, (size_t)units * 4);
     }
 }
@@ -476,24 +481,24 @@ static void NAME(to_bf16)(uint16_t *to, const float *x, int n) {
 
 static double NAME(sum_squares)(const float *x, size_t n) {
     double total = 0;
-    for (size_t at = 0; at < n; at += 1024) { // short stretches in fp32, their sum in double
-        int stretch = n - at < 1024 ? (int)(n - at) : 1024;
+    for (size_t at = 0; at < n; at += 1024) { // chunks are summed in fp32, their sums in double
+        int chunk = n - at < 1024 ? (int)(n - at) : 1024;
         const float *y = x + at;
         vec s = {0};
-        FOR_VECTORS(stretch, vec v = LOAD(y); s = FMA(v, v, s););
+        FOR_VECTORS(chunk, vec v = LOAD(y); s = FMA(v, v, s););
         total += NAME(sum)(s);
     }
     return total;
 }
 
-// The sum over n logits of e^(x - shift), in double over short stretches; no x - shift above 88
+// The sum of e^(x - shift) over n logits: chunks in fp32, their sums in double. x - shift must be <= 88.
 static double NAME(sum_exp)(const float *x, float shift, int n) {
     double total = 0;
     for (int at = 0; at < n; at += 1024) {
-        const int stretch = n - at < 1024 ? n - at : 1024;
+        const int chunk = n - at < 1024 ? n - at : 1024;
         const float *y = x + at;
         vec s = {0};
-        FOR_VECTORS(stretch, vec e = NAME(exp)(LOAD(y) - NAME(splat)(shift)); e = CLEAR(e); s += e;);
+        FOR_VECTORS(chunk, vec e = NAME(exp)(LOAD(y) - NAME(splat)(shift)); e = CLEAR(e); s += e;);
         total += NAME(sum)(s);
     }
     return total;
@@ -504,16 +509,16 @@ static void NAME(add_exp)(float *sum, const float *x, const float *shift, int n)
     FOR_VECTORS(n, STORE(sum, LOAD(sum) + NAME(exp)(LOAD(x) - LOAD(shift))););
 }
 
-// x (n) logits of one row, in place: g = factor * (e^(x - row_lse) + e^(x - column_lse)). Returns the sum of
-// g x.
+// x (n) logits of one row, replaced by g = factor * (e^(x - row_lse) + e^(x - column_lse)). Returns the sum
+// of g x.
 static double NAME(logit_gradient)(float *x, float row_lse, const float *column_lse, float factor, int n) {
     double total = 0;
     for (int at = 0; at < n; at += 1024) {
-        const int stretch = n - at < 1024 ? n - at : 1024;
+        const int chunk = n - at < 1024 ? n - at : 1024;
         float *y = x + at;
         const float *lse = column_lse + at;
         vec s = {0};
-        FOR_VECTORS(stretch, vec v = LOAD(y);
+        FOR_VECTORS(chunk, vec v = LOAD(y);
                     vec g = (NAME(exp)(v - NAME(splat)(row_lse)) + NAME(exp)(v - LOAD(lse))) * factor;
                     s = FMA(g, v, s); STORE(y, g););
         total += NAME(sum)(s);

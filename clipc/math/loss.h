@@ -1,6 +1,6 @@
-// CLIP's contrastive loss over all pairs of a batch, and its gradients, in tiles: the (n,n) logits are never
-// held as a whole, so that 32,768 pairs need megabytes. doc/clip_loss.md derives it; contrastive_loss_plain
-// (plain.h) is the same with the whole matrix at hand.
+// CLIP's contrastive loss over all pairs of a batch, and its gradients. The (n,n) logits are computed tile by
+// tile and never held as a whole, so that even 32,768 pairs need only megabytes. doc/clip_loss.md derives it;
+// contrastive_loss_plain (plain.h) computes the same with the whole matrix in memory.
 #ifndef CLIPC_LOSS_H
 #define CLIPC_LOSS_H
 
@@ -12,10 +12,10 @@ enum {
     LOSS_COLUMNS = 256 // columns that a thread takes at a time
 };
 
-// A logit that is left out: e^(this - any log-sum-exp) is 0 in fp32, and its products stay finite.
+// The value of a masked logit: e^(this - any log-sum-exp) is 0 in fp32, and products with it stay finite.
 static const float LOSS_MASKED = -1e4f;
 
-// What both passes over the tiles share. T[i][j], the target of logit (i, j), is target_weight[i] for the
+// The state of both passes over the tiles. T[i][j], the target of logit (i, j), is target_weight[i] for the
 // positives of row i, else 0.
 typedef struct {
     const Kernels *kernels;
@@ -26,7 +26,7 @@ typedef struct {
     float scale;            // exp(logit_scale)
     float *logits, *scaled; // (tile,n), (tile,E): scale * image of the tile's rows
     float *row_lse;         // (n) log-sum-exp of each row
-    float *column_lse;      // (n) of each column; until all rows are seen, their running maximum
+    float *column_lse;      // (n) of each column; its running maximum until all rows are seen
     double *column_sum;     // (n) sum of e^(logit - running maximum)
     float *target_weight;   // (n) 1 / number of positives of the row
     double *target_logit;   // (n) sum over j of T[i][j] logit[i][j]
@@ -36,7 +36,7 @@ static inline bool is_positive(const ContrastiveLoss *l, int i, int j) {
     return i == j || (l->positives == POSITIVES_SOFT && l->keys[i] == l->keys[j]);
 }
 
-// Where in row i positives may be: its own column, with soft targets anywhere.
+// The columns that can hold positives of row i: its own, with soft targets all.
 static inline int first_positive(const ContrastiveLoss *l, int i) {
     return l->positives == POSITIVES_SOFT ? 0 : i;
 }
@@ -44,7 +44,8 @@ static inline int end_of_positives(const ContrastiveLoss *l, int i) {
     return l->positives == POSITIVES_SOFT ? l->n : i + 1;
 }
 
-// Log-sum-exps of the m rows of a tile from i0 on, and the running maximum and sum of the columns.
+// Computes the log-sum-exps of the m rows of a tile from i0 on, and updates the columns' running maxima and
+// sums.
 static inline void loss_reduce_tile(ContrastiveLoss *l, int i0, int m) {
     const int n = l->n;
 #pragma omp parallel
@@ -85,7 +86,7 @@ static inline void loss_logits_tile(ContrastiveLoss *l, int i0, int m) {
             if (i != j && l->keys[i] == l->keys[j]) l->logits[(size_t)(i - i0) * N + (size_t)j] = LOSS_MASKED;
 }
 
-// The targets of rows i0 … i0+m-1: target_weight, target_logit.
+// Computes target_weight and target_logit of rows i0 … i0+m-1.
 static inline void loss_targets_tile(ContrastiveLoss *l, int i0, int m) {
 #pragma omp parallel for schedule(static)
     for (int i = i0; i < i0 + m; i++) {
@@ -118,8 +119,8 @@ static inline double loss_forward(ContrastiveLoss *l) {
     return loss;
 }
 
-// The tile of logits becomes its own gradient, (softmax over the row + softmax over the column - 2 T) / 2n.
-// Returns the sum of gradient * logit, the tile's part of the gradient by the logarithm of the scale.
+// Replaces the tile of logits by its gradient, (softmax over the row + softmax over the column - 2 T) / 2n.
+// Returns the sum of gradient * logit, the tile's share of the gradient of logit_scale.
 static inline double loss_logits_backward(ContrastiveLoss *l, int i0, int m) {
     const int n = l->n;
     double row_dot[LOSS_TILE], dscale = 0;
@@ -136,14 +137,14 @@ static inline double loss_logits_backward(ContrastiveLoss *l, int i0, int m) {
     return dscale;
 }
 
-// Second pass: dimage = scale * dlogits text, dtext = dlogitsᵀ (scale * image). Returns the gradient by the
-// logarithm of the scale: logits = exp(logit_scale) * cosine, so d logits / d logit_scale = logits.
+// Second pass: dimage = scale * dlogits text, dtext = dlogitsᵀ (scale * image). Returns the gradient of
+// logit_scale: logits = exp(logit_scale) * cosine, so d logits / d logit_scale = logits.
 static inline double loss_backward(ContrastiveLoss *l, float *dimage, float *dtext) {
     const size_t N = (size_t)l->n, E = (size_t)l->E;
     double dscale = 0;
     for (int i0 = 0; i0 < l->n; i0 += l->tile) {
         const int m = min_int(l->tile, l->n - i0);
-        if (l->n > l->tile) loss_logits_tile(l, i0, m); // else they are still there
+        if (l->n > l->tile) loss_logits_tile(l, i0, m); // else the only tile is still there
         dscale += loss_logits_backward(l, i0, m);
         gemm(l->kernels, fp32(dimage + (size_t)i0 * E), E, matrix(l->logits, N, 1), matrix(l->text, E, 1), m,
             l->E, l->n, epilogue_of(EPILOGUE_STORE, NULL));
@@ -154,14 +155,13 @@ static inline double loss_backward(ContrastiveLoss *l, float *dimage, float *dte
     return dscale;
 }
 
-// loss = 1/2 [CE(s X Yᵀ) + CE(s Y Xᵀ)], mean over rows, pair i is row i of both (Radford et al. 2021, figure
-// 3; open_clip's ClipLoss). Logits in fp32, sums in double; the same bits for any number of threads.
+// loss = 1/2 [CE(s X Yᵀ) + CE(s Y Xᵀ)], mean over rows, pair i is row i of both (Radford et al. 2021,
+// figure 3; open_clip's ClipLoss). Logits in fp32, sums in double; the same bits for any number of threads.
 //   image, text   (n,E) X and Y, L2-normalised
-//   keys          (n) pairs of equal keys are treated as `positives` says; may be NULL with
-//       POSITIVES_DIAGONAL
+//   keys          (n) pairs of equal keys are treated as `positives` says; NULL with POSITIVES_DIAGONAL only
 //   scale         s = exp(logit_scale)
 //   dimage, dtext (n,E) gradients, overwritten; NULL: the loss only
-//   dlogit_scale  gradient by the logarithm of s; NULL with dimage
+//   dlogit_scale  gradient of logit_scale, the logarithm of s; NULL if dimage is NULL
 static inline double contrastive_loss(const Kernels *kernels, float *dimage, float *dtext,
     double *dlogit_scale, const float *image, const float *text, const uint64_t *keys, Positives positives,
     int n, int E, float scale) {

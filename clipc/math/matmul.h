@@ -1,23 +1,22 @@
-// Matrix products on a CPU: C (M,N) = A (M,K) · B (K,N), A and B with any strides, so that forward pass,
+// Matrix products on a CPU: C (M,N) = A (M,K) · B (K,N). A and B may have any strides, so that forward pass,
 // input gradient and weight gradient need no transposed copies:
 //     forward           out (M,N)  = inp (M,K) · weight (N,K)ᵀ
 //     input gradient    dinp (M,K) = dout (M,N) · weight (N,K)
 //     weight gradient   dweight (N,K) += dout (M,N)ᵀ · inp (M,K)
 //
-// The words, as BLIS has them (Van Zee and van de Geijn 2015; doc/matmul.md derives each step):
-//     register tile   mr x nr entries of C whose sums live in registers: TileKernel.rows x
-//         Kernels.tile_columns
-//     micro-panel     of B: nr columns, all of K, packed in the order in which the tile reads them ("panel"
-//         for short);
-//                     of A: mr rows, packed likewise where they are not contiguous in memory
-//     kc, mc          units of a micro-panel of B that stay in L1 (TileKernel.k_block); rows of A that stay
-//         in L2
+// Terms, as in BLIS (Van Zee and van de Geijn 2015; doc/matmul.md derives each step):
+//     register tile   mr x nr entries of C whose sums are held in registers
+//                     (mr: TileKernel.rows, nr: Kernels.tile_columns)
+//     micro-panel     of B ("panel" for short): nr columns and all of K, packed in the order in which the
+//                     tile reads them; of A: mr rows, packed likewise if not contiguous in memory
+//     kc              depth of a panel that stays in L1 (TileKernel.k_block)
+//     mc              rows of A that stay in L2 (chosen by gemm_mc())
 //     epilogue        what happens to each sum before it is stored: bias, residual, activation (Epilogue)
 //
-// Operands are fp32 or bf16, sums always fp32. Both are counted in units of 32 bits: one fp32, or two bf16
-// that are neighbours along K, so that one text serves both. Weights, which are multiplied often, are packed
-// once a step. Every tile of C has one owner and K is cut at fixed places: the same bits for any number of
-// threads.
+// Operands are fp32 or bf16, sums always fp32. K is counted in units of 32 bits: one fp32, or two bf16 that
+// are adjacent along K, so that the same code serves both. Weights are used in many products and therefore
+// packed once a step. Every tile of C is computed by one thread and K is split at fixed places: the same bits
+// for any number of threads.
 #ifndef CLIPC_MATMUL_H
 #define CLIPC_MATMUL_H
 
@@ -30,23 +29,22 @@
 #endif
 
 enum {
-    UNIT_BLOCK = 16,  // packing goes by blocks of 16 x 16 units
+    UNIT_BLOCK = 16,  // packing works in blocks of 16 x 16 units
     GEMM_ROWS = 256,  // the largest mc
     PACK_PANELS = 8,  // panels that a thread packs at a time
-    PACK_DEPTH = 128, // rows of B that it packs of them at a time
+    PACK_DEPTH = 128, // rows of these panels that it packs at a time
     STORE_PANELS = 4, // panels whose sums are stored together
-    GEMM_K_MOST = 768 // units of K at a time where the epilogue allows it: so more rows of A stay in L2
+    GEMM_K_MOST = 768 // units: longer sums are split where possible, so that more rows of A stay in L2
 };
 
-// A matrix with any strides. As right side of a product it may be packed already.
+// A matrix with any strides. The B of a product may be packed already.
 typedef struct {
     Operand x;
     size_t row, col;        // entries from one row, one column to the next
-    const uint32_t *panels; // from pack_panels(), in the type that the left side has; NULL: not packed
+    const uint32_t *panels; // from pack_panels(), in A's number format; NULL: not packed
     size_t pitch;           // units from one panel to the next
-    bool
-        // rows end in zeros up to a multiple of 32 entries: whole steps can be read where they are
-        padded;
+    // rows end in zeros up to a multiple of 32 entries, so that the kernel can read whole steps in place
+    bool padded;
 } Matrix;
 
 static inline Matrix operand_matrix(Operand x, size_t row, size_t col) {
@@ -62,22 +60,23 @@ static inline int units_of(int K, bool bf16) { return (K + unit_entries(bf16) - 
 
 // ---------------------------------------------------------------- packing
 
-// The matrix that is packed: entry (k, c) of K x N.
+// A matrix to be packed: entry (k, c) of K x N; columns c are those of B, or the rows of A.
 typedef struct {
     Operand x;
     size_t along, across; // entries from one k, one c to the next
     int K, N;
 } Source;
 
-// Where a block of units goes: unit u of column c to p[u * pitch + c], or with `columns` to p[c * pitch + u].
+// Where a block of units is stored: unit u of column c in p[u * pitch + c], or with `columns` in
+// p[c * pitch + u].
 typedef struct {
     uint32_t *p;
     size_t pitch;
     bool columns;
 } Destination;
 
-// Units first … last-1 of columns 0 … n-1 entry by entry; entries beyond K are zero. For what the kernels
-// cannot take: entries that are not contiguous in either direction, half a unit.
+// Packs units first … last-1 of columns 0 … n-1 entry by entry; entries past K are zero. For what the kernels
+// cannot do: entries that are contiguous in neither direction, and half a unit at the end of K.
 static inline void pack_entries(
     Destination to, const Source *s, int k, int c, int n, int first, int last, bool bf16) {
     const int e = unit_entries(bf16);
@@ -98,7 +97,7 @@ static inline void pack_entries(
         }
 }
 
-// Packs 16 units from entry k on of n <= 16 columns from c on, zeros beyond the edges of the matrix.
+// Packs 16 units from entry k on of the n <= 16 columns from c on; zeros past the edges of the matrix.
 static inline void pack_block(
     const Kernels *kernels, Destination to, const Source *s, int k, int c, int n, bool bf16) {
     const int e = unit_entries(bf16);
@@ -126,7 +125,7 @@ static inline void pack_block(
     }
 }
 
-// Units from one micro-panel of a (K,N) matrix to the next; how many there are.
+// The size of a micro-panel of a (K,N) matrix in units; the number of its panels.
 static inline size_t panel_pitch(const Kernels *kernels, int K, bool bf16) {
     return round_up((size_t)units_of(K, bf16), UNIT_BLOCK) * (size_t)kernels->tile_columns;
 }
@@ -140,7 +139,7 @@ static inline void pack_panels(const Kernels *kernels, uint32_t *panels, Matrix 
     const Source source = {B.x, B.row, B.col, K, N};
     const int e = unit_entries(bf16), width = kernels->tile_columns, n = min_int(width, UNIT_BLOCK);
     const size_t pitch = panel_pitch(kernels, K, bf16);
-    for (int k = k0; k < k1; k += UNIT_BLOCK * e) // all panels at these rows before the next rows
+    for (int k = k0; k < k1; k += UNIT_BLOCK * e) // these rows of all panels before the next rows
         for (int p = first; p < last; p++)
             for (int c = 0; c < width; c += n) {
                 const Destination to = {
@@ -166,8 +165,8 @@ static inline void pack_a_panels(const Kernels *kernels, uint32_t *a_panels, siz
             }
 }
 
-// Copies `rows` rows of K contiguous numbers into rows `pitch` units apart, zeros at their ends and in rows
-// up to `all`.
+// Copies `rows` rows of K contiguous numbers, `distance` entries apart, to rows `pitch` units apart. The rest
+// of each row and the rows up to `all` are filled with zeros.
 static inline void copy_rows(
     uint32_t *to, size_t pitch, Operand x, size_t distance, int K, int rows, int all) {
     const size_t bytes = (size_t)K * operand_bytes(x.bf16), row = 4 * pitch;
@@ -180,7 +179,7 @@ static inline void copy_rows(
 
 // ---------------------------------------------------------------- products
 
-// A product in progress.
+// A product: operands, sizes, blocking.
 typedef struct {
     const Kernels *kernels;
     const TileKernel *t;
@@ -188,14 +187,14 @@ typedef struct {
     size_t ldc;
     Matrix A;
     int M, N, K;
-    bool bf16, in_place; // in_place: whole tiles of A are read where they are, not packed or copied
-    int rows, units;     // mc: rows of A that are taken at a time; K in units
-    size_t pitch;        // units from row to row of A where its rows are copied, an odd number of cache lines
+    bool bf16, in_place; // in_place: whole tiles of A are read from A itself, not packed or copied
+    int rows, units;     // mc; K in units
+    size_t pitch;        // units from one copied row of A to the next: an odd number of cache lines
     const Epilogue *epilogue;
 } Gemm;
 
-// Whether the rows of a tile, `bytes` apart, fall into the same few sets of L1 (64 sets of 64 bytes, 8 or 12
-// ways) and evict each other.
+// Do the rows of a tile, `bytes` apart, fall into so few sets of L1 that they evict each other? (64 sets of
+// 64-byte lines, 8 or 12 ways.)
 static inline bool rows_collide(size_t bytes, int rows) {
     const size_t lines = bytes / 64 | 64;
     const size_t step = lines & (~lines + 1); // sets between two rows: the largest power of two in `lines`
@@ -231,34 +230,35 @@ static inline Gemm gemm_plan(const Kernels *kernels, Operand C, size_t ldc, Matr
     return g;
 }
 
-// How the tile addresses A: base pointer; bytes between rows and between units of the matrix; the bytes by
-// which the kernel itself goes from row to row and from step to step.
+// How the micro-kernel addresses A: base pointer; bytes between rows and between units of the matrix; the
+// bytes by which the kernel itself goes from row to row and from step to step.
 typedef struct {
     const char *p;
     size_t matrix_row, matrix_unit, row, step;
 } LeftAddress;
 
-static inline LeftAddress gemm_read_in_place(const Gemm *g, int first) {
+static inline LeftAddress gemm_address_in_place(const Gemm *g, int first) {
     const size_t row = g->A.row * operand_bytes(g->bf16);
     const char *p = (const char *)g->A.x.p + (size_t)first * row;
     const LeftAddress left = {p, row, 4, row, 4 * (size_t)g->t->step};
     return left;
 }
 
-// Rows that were copied as they are, or micro-panels.
-static inline LeftAddress gemm_read_packed(const Gemm *g, const uint32_t *a_panels) {
+// Rows that were copied unchanged, or micro-panels.
+static inline LeftAddress gemm_address_packed(const Gemm *g, const uint32_t *a_panels) {
     const size_t step = 4 * (size_t)g->t->step, rows = (size_t)g->t->rows, row = 4 * g->pitch;
     const LeftAddress copied = {(const char *)a_panels, row, 4, row, step};
     const LeftAddress packed = {(const char *)a_panels, row, 4 * rows, step, step * rows};
     return g->A.col == 1 ? copied : packed;
 }
 
-// Whether a tile of m rows is read from the packed copy: with step > 1 also the last one of a block, which
-// has fewer rows.
+// Is a tile of m rows read from the packed copy? With step > 1 (AMX) that includes the last tile of a block
+// if it has fewer rows.
 static inline bool gemm_reads_packed(const Gemm *g, int m) {
     return !g->in_place || (g->t->step > 1 && m < g->t->rows);
 }
 
+// Copies or packs those of `rows` rows of A from `row` on that are not read in place.
 static inline void gemm_pack_rows(const Gemm *g, uint32_t *a_panels, int row, int rows) {
     const int tile = g->t->rows, whole = g->in_place ? rows / tile * tile : 0, left = rows - whole;
     if (left == 0 || !gemm_reads_packed(g, left)) return;
@@ -271,21 +271,21 @@ static inline void gemm_pack_rows(const Gemm *g, uint32_t *a_panels, int row, in
         (left + tile - 1) / tile * tile);
 }
 
-// Scratch of gemm_block(): floats of sums for each panel, units of packed rows of A.
+// Scratch for gemm_block(): floats of sums per panel; units of packed rows of A.
 static inline size_t gemm_sum_floats(const Gemm *g) {
     return (size_t)(g->rows + g->t->rows) * g->kernels->tile_columns;
 }
 static inline size_t gemm_packed_units(const Gemm *g) { return (size_t)(g->rows + g->t->rows) * g->pitch; }
 
-// Rows row … row+rows-1 of C by the columns of panels first … last-1, the first of them at `panels`. All sums
-// are complete before the first is stored: rows of C lie pages apart, and storing a line or two of each at a
-// time would cost as much as the product.
+// Computes rows row … row+rows-1 of C in the columns of panels first … last-1; `panels` points to panel
+// `first`. All sums are completed before the first is stored: rows of C are pages apart, and storing a cache
+// line or two of each at a time would cost as much as the product.
 static inline void gemm_block(const Gemm *g, int row, int rows, const uint32_t *a_panels, int first, int last,
     const uint32_t *panels, size_t pitch, float *sums) {
     const TileKernel *t = g->t;
     const int width = g->kernels->tile_columns;
     const size_t panel_sums = gemm_sum_floats(g);
-    const LeftAddress in_place = gemm_read_in_place(g, row), packed = gemm_read_packed(g, a_panels);
+    const LeftAddress in_place = gemm_address_in_place(g, row), packed = gemm_address_packed(g, a_panels);
     for (int p = 0; p < last - first; p++)
         for (int u = 0; u < g->units; u += t->k_block) {
             const int depth = min_int(g->units - u, t->k_block);
@@ -313,7 +313,7 @@ static inline void products_end(const Kernels *kernels, bool bf16) {
     if (bf16 && kernels->end) kernels->end();
 }
 
-// How many parts the panels are cut into, so that there is work for all threads.
+// Into how many parts the panels are divided, so that all threads have work.
 static inline int gemm_parts(int row_blocks, int panels) {
     int threads = 1;
 #ifdef _OPENMP
@@ -322,7 +322,7 @@ static inline int gemm_parts(int row_blocks, int panels) {
     return min_int(panels, threads == 1 ? 1 : (4 * threads + row_blocks - 1) / row_blocks);
 }
 
-// Packs B (K,N), shared out among the threads of the parallel region around it.
+// Packs B (K,N); the threads of the enclosing parallel region divide the work.
 static inline void gemm_pack_b(const Gemm *g, uint32_t *panels, Matrix B) {
     const int count = panel_count(g->kernels, g->N);
     const int groups = (count + PACK_PANELS - 1) / PACK_PANELS;
@@ -335,7 +335,7 @@ static inline void gemm_pack_b(const Gemm *g, uint32_t *panels, Matrix B) {
     }
 }
 
-// CLIPC_ISA=plain: the three loops that all of this file is about.
+// CLIPC_ISA=plain: a matrix product as three loops.
 static inline void gemm_plain(float *C, size_t ldc, Matrix A, Matrix B, int M, int N, int K, bool add) {
     const float *a = (const float *)A.x.p, *b = (const float *)B.x.p;
     for (int i = 0; i < M; i++)
@@ -348,7 +348,8 @@ static inline void gemm_plain(float *C, size_t ldc, Matrix A, Matrix B, int M, i
         }
 }
 
-// What gemm() asks of its operands: shapes, a known epilogue, bf16 results from bf16 alone, aligned panels.
+// The preconditions of gemm(): valid sizes, a known epilogue, bf16 in B or C only if A is bf16, aligned
+// panels.
 static inline bool gemm_can_take(
     Operand C, size_t ldc, Matrix A, Matrix B, int M, int N, int K, const Epilogue *epilogue) {
     return M > 0 && N > 0 && K > 0 && ldc >= (size_t)N && C.p && A.x.p && B.x.p &&
@@ -356,29 +357,29 @@ static inline bool gemm_can_take(
            (uintptr_t)B.panels % 64 == 0;
 }
 
-// C (M,N), rows ldc apart, = A (M,K) · B (K,N) with the epilogue, in the precision of A; B may be fp32 beside
-// an A of bf16. By all threads: call it from outside of parallel regions.
+// C (M,N), rows ldc apart, = epilogue(A (M,K) · B (K,N)), computed in A's number format; if A is bf16, B may
+// be fp32. Uses all threads: call it outside of parallel regions.
 static inline void gemm(const Kernels *kernels, Operand C, size_t ldc, Matrix A, Matrix B, int M, int N,
     int K, Epilogue epilogue) {
-    const int units = units_of(K, A.x.bf16), pieces = (units + GEMM_K_MOST - 1) / GEMM_K_MOST;
+    const int units = units_of(K, A.x.bf16), chunks = (units + GEMM_K_MOST - 1) / GEMM_K_MOST;
     assert(gemm_can_take(C, ldc, A, B, M, N, K, &epilogue));
     if (kernels->plain) {
-        assert(
-            epilogue.kind <= EPILOGUE_ADD && !epilogue.bias && !A.x.bf16); // others: linear_forward_plain …
+        // layers with another epilogue call the loops of plain.h instead
+        assert(epilogue.kind <= EPILOGUE_ADD && !epilogue.bias && !A.x.bf16);
         gemm_plain((float *)C.p, ldc, A, B, M, N, K, epilogue.kind == EPILOGUE_ADD);
         return;
     }
-    // a long sum is cut along K; bias and residual come with its first piece, an activation needs it whole
-    if (pieces > 1 && !C.bf16 && epilogue.kind <= EPILOGUE_RESIDUAL) {
-        const int piece = (int)round_up((size_t)((K + pieces - 1) / pieces), (size_t)UNIT_BLOCK * 2);
-        for (int k = 0; k < K; k += piece) {
+    // a long sum is split along K: the first chunk adds bias and residual; an activation needs the whole sum
+    if (chunks > 1 && !C.bf16 && epilogue.kind <= EPILOGUE_RESIDUAL) {
+        const int chunk = (int)round_up((size_t)((K + chunks - 1) / chunks), (size_t)UNIT_BLOCK * 2);
+        for (int k = 0; k < K; k += chunk) {
             const size_t first_unit = (size_t)(k / unit_entries(A.x.bf16));
             Matrix a = A, b = B;
             a.x = operand_at(A.x, (size_t)k * A.col);
             b.x = operand_at(B.x, (size_t)k * B.row);
             if (B.panels) b.panels = B.panels + first_unit * (size_t)kernels->tile_columns;
             if (k) epilogue = epilogue_of(EPILOGUE_ADD, NULL);
-            gemm(kernels, C, ldc, a, b, M, N, min_int(K - k, piece), epilogue);
+            gemm(kernels, C, ldc, a, b, M, N, min_int(K - k, chunk), epilogue);
         }
         return;
     }
@@ -397,7 +398,7 @@ static inline void gemm(const Kernels *kernels, Operand C, size_t ldc, Matrix A,
         if (packed) gemm_pack_b(&g, packed, B);
         int packed_row = -1;
 #pragma omp for schedule(dynamic)
-        for (int item = 0; item < row_blocks * parts; item++) { // neighbours share the rows of A
+        for (int item = 0; item < row_blocks * parts; item++) { // consecutive items share rows of A
             const int row = item / parts * g.rows;
             const int part = item % parts;
             const int rows = min_int(M - row, g.rows);
@@ -423,8 +424,8 @@ static inline size_t gemm_serial_scratch(const Kernels *kernels, int M, int K) {
     return rows * (size_t)kernels->tile_columns + rows * depth + depth * (size_t)kernels->tile_columns;
 }
 
-// gemm() by the calling thread alone, for products within a parallel region (one head of attention), between
-// products_begin() and products_end().
+// gemm() on the calling thread alone, for products inside a parallel region (a head of attention). Call it
+// between products_begin() and products_end().
 static inline void gemm_serial(const Kernels *kernels, float *scratch, Operand C, size_t ldc, Matrix A,
     Matrix B, int M, int N, int K, Epilogue epilogue) {
     const int tile = kernels->products[A.x.bf16].rows;

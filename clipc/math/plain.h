@@ -1,11 +1,11 @@
-// Every layer of CLIP as the loop that its equation is: what train_clip.c's fast layers, the GPU's kernels
-// and the tests are compared with, and what CLIPC_ISA=plain runs the whole program on. Slow, and meant to be
-// obviously right. In the order of train_clip.c, under the same names with _plain behind them.
+// Every layer of CLIP as a plain loop over its equation. The tests compare train_clip.c's fast layers and the
+// GPU's kernels with these loops, and CLIPC_ISA=plain runs the whole program on them. Slow, and meant to be
+// obviously right. Order and names are those of train_clip.c, with _plain appended.
 //
-// Numbers are of type `real`: float in the programs; dev/test/plain64.h includes this file once more with
-// double. Sums are double in both. Outputs first, gradients begin with d, sizes last; rows of `ld` are that
-// many entries apart. `accumulate`: parameter gradients are added to what is there, else they overwrite it;
-// NULL gradients are not computed.
+// Numbers have the type `real`: float in the programs; dev/test/plain64.h includes this file again with
+// double. Sums are double in both. Outputs come first, sizes last; the names of gradients begin with d. An
+// array marked `ld` has rows that are ld entries apart. `accumulate`: parameter gradients are added to those
+// already there, else they overwrite them. NULL gradients are not computed.
 #ifndef CLIPC_PLAIN_H
 #define CLIPC_PLAIN_H
 
@@ -27,10 +27,10 @@
 typedef enum { ACTIVATION_GELU, ACTIVATION_QUICK_GELU } Activation;
 
 // What the loss does with pairs i != j of equal keys, which are false negatives of each other:
-//   DIAGONAL  nothing, as open_clip
-//   SOFT      all of them are positives, T[i][j] = 1 / their number: soft cross-entropy (UniCL, Yang et al.
-//       2022, eq. 3-5)
-//   MASK      they are left out of row and column
+//   DIAGONAL  they are negatives like all others, as in open_clip
+//   SOFT      they are positives, T[i][j] = 1 / their number: soft cross-entropy
+//             (UniCL, Yang et al. 2022, eq. 3-5)
+//   MASK      they are left out of the softmax of the row and of the column
 typedef enum { POSITIVES_DIAGONAL, POSITIVES_SOFT, POSITIVES_MASK } Positives;
 #endif
 
@@ -94,11 +94,11 @@ static inline void layernorm_forward_plain(real *out, real *mean, real *rstd, co
 
 // With n = (x - mean) rstd and g = dout gain:
 //   dx (N,C) = skip + rstd (g - mean(g) - n mean(g n));  dgain (C) (+)= sum dout n;  dbias (C) (+)= sum dout
-// skip (N,C) is the gradient that passes by on the residual stream: NULL, or dx itself.
+// skip (N,C) is the gradient of the residual connection around the LayerNorm: NULL, or dx itself.
 static inline void layernorm_backward_plain(real *dx, real *dgain, real *dbias, const real *skip,
     const real *dout, const real *x, const real *gain, const real *mean, const real *rstd, int N, int C,
     bool accumulate) {
-    for (int c = 0; c < C; c++) { // parameters first, since dx may overwrite skip but never dout and x
+    for (int c = 0; c < C; c++) { // dx may overwrite skip, but never dout or x
         double sum_gain = accumulate && dgain ? dgain[c] : 0, sum_bias = accumulate && dbias ? dbias[c] : 0;
         for (int i = 0; i < N; i++) {
             const size_t at = (size_t)i * C + c;
@@ -126,11 +126,11 @@ static inline void layernorm_backward_plain(real *dx, real *dgain, real *dbias, 
 // ---------------------------------------------------------------- attention
 
 // Sequence b has the rows start[b] … start[b+1]-1 of qkv (R,3C): queries, keys, values of all heads side by
-// side. causal: a query sees the keys up to itself. pooled_row (B): only the query of that row of each
-// sequence, one row of output a sequence; NULL: all queries.
+// side. causal: a query sees the keys up to its own position. pooled_row (B): of each sequence only the query
+// of that row is computed, which gives one row of output per sequence; NULL: all queries.
 
-// probabilities (T) of query `row` of sequence b for the keys that it sees, softmax(q kᵀ / sqrt(HS)); returns
-// how many
+// p (T) = softmax(q kᵀ / sqrt(HS)) of query `row`, over those keys of the rows first … last-1 that it sees;
+// returns the number of these keys
 static inline int attention_probabilities_plain(
     double *p, const real *qkv, int first, int last, int row, int C, int HS, int head, bool causal) {
     const int n = causal ? row + 1 - first : last - first;
@@ -249,9 +249,9 @@ static inline void activation_backward_plain(
 
 // ---------------------------------------------------------------- embeddings
 
-// x (B,1+N,C): row 0 of each image is the class token, row 1+j is patch j's; to each its position's vector
-// (T,C) is added. embedded (B,N,C) are the patches after conv1; patch (B,N): which of the image's patches the
-// j-th is.
+// x (B,1+N,C): row 0 of each image is the class token, row 1+j is patch j; to each row the embedding of its
+// position is added, a row of positions (T,C). embedded (B,N,C) are the patches after conv1; patch (B,N) is
+// the index of each in its image (with patch dropout, N patches of all).
 static inline void image_embedding_forward_plain(real *x, const real *embedded, const real *class_embedding,
     const real *positions, const int *patch, int B, int N, int C) {
     for (int b = 0; b < B; b++)
@@ -279,8 +279,8 @@ static inline void image_embedding_backward_plain(real *dembedded, real *dclass_
             }
 }
 
-// x (R,C) = the token's vector (V,C) + the position's (T,C); tokens (B,T), sequence b has the rows start[b] …
-// start[b+1]-1
+// x (R,C) = the token's embedding (V,C) + the position's (T,C); tokens (B,T); sequence b has the rows
+// start[b] … start[b+1]-1
 static inline void text_embedding_forward_plain(real *x, const int *tokens, const int *start,
     const real *token_embedding, const real *positions, int B, int T, int C) {
     for (int b = 0; b < B; b++)
@@ -331,8 +331,7 @@ static inline void normalize_backward_plain(
 
 // ---------------------------------------------------------------- contrastive loss
 
-// What the logit of pair (i, j) should be answered with: T[i][j], rows of which add up to 1; -1: the pair is
-// left out.
+// T[i][j], the target probability of logit (i, j); a row sums to 1. -1: the logit is masked out.
 static inline double contrastive_target_plain(
     const uint64_t *keys, Positives positives, int n, int i, int j) {
     const bool equal = i == j || (keys && keys[i] == keys[j]);
@@ -343,8 +342,8 @@ static inline double contrastive_target_plain(
     return 1.0 / count;
 }
 
-// One direction: adds the cross-entropy of the rows of logits (n,n), and dlogits if given. transposed: of the
-// columns.
+// One direction of the loss: returns the cross-entropy summed over the rows of logits (n,n), and adds its
+// gradient to dlogits unless that is NULL. transposed: over the columns.
 static inline double cross_entropy_plain(double *dlogits, const double *logits, const uint64_t *keys,
     Positives positives, int n, bool transposed) {
     double loss = 0;
@@ -367,7 +366,8 @@ static inline double cross_entropy_plain(double *dlogits, const double *logits, 
 
 // loss = 1/2 [CE(s X Yᵀ) + CE(s Y Xᵀ)], mean over n rows (Radford et al. 2021, figure 3): image X and text Y
 // (n,E) are L2-normalised, pair i is row i of both, s = exp(logit_scale). keys (n): see Positives. Gradients
-// overwrite; dimage NULL: the loss only. *dlogit_scale is the gradient by the logarithm of s.
+// are overwritten; dimage NULL: the loss only. *dlogit_scale is the gradient of logit_scale, the logarithm of
+// s.
 static inline double contrastive_loss_plain(real *dimage, real *dtext, double *dlogit_scale,
     const real *image, const real *text, const uint64_t *keys, Positives positives, int n, int E,
     double scale) {
@@ -396,8 +396,8 @@ static inline double contrastive_loss_plain(real *dimage, real *dtext, double *d
 
 // ---------------------------------------------------------------- AdamW
 
-// One step (Loshchilov and Hutter 2019, algorithm 2, as torch.optim.AdamW) on p (n) with gradient g, times
-// grad_scale, and moments m, v; `step` counts from 1.
+// One step (Loshchilov and Hutter 2019, algorithm 2, as torch.optim.AdamW) on p (n), with gradient g times
+// grad_scale and moments m, v; `step` counts from 1.
 static inline void adamw_plain(real *p, const real *g, real *m, real *v, size_t n, double grad_scale,
     double lr, double beta1, double beta2, double eps, double weight_decay, int64_t step) {
     for (size_t i = 0; i < n; i++) {

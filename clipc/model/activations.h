@@ -1,6 +1,6 @@
-// The activations of a tower, the same for CPU and GPU: the sequences of a batch, the shape of a tower, what
-// a forward pass saves, where each array lies in one allocation; and the random weights that training from
-// scratch begins with.
+// The activations of a tower, for CPU and GPU: the sequences of a batch, the shape of a tower, which
+// activations a forward pass saves, and how they are placed in one allocation. Also the packed weights of the
+// CPU, and the random initial weights for training from scratch.
 //
 // B sequences, R rows (all tokens of a batch), C channels, NH heads, F hidden width of the MLP, L layers, E
 // embedding.
@@ -12,8 +12,8 @@
 
 // ---------------------------------------------------------------- sequences of a batch
 
-// Sequences are packed, one after another: sequence b has the rows start[b] … start[b+1]-1, and the head of
-// the tower reads row pooled_row[b] alone (class token, end of text).
+// Sequences are packed one after another: sequence b has the rows start[b] … start[b+1]-1. Of the last
+// block's output only row pooled_row[b] is used (class token, end of text).
 typedef struct {
     int B, R, longest;
     int *start;      // (B+1)
@@ -27,7 +27,7 @@ static inline void sequences_reserve(Sequences *s, int B) {
     s->R = s->longest = s->start[0] = 0;
 }
 
-// Appends sequence b of T tokens, of which the one at `pooled` is read.
+// Appends sequence b of T tokens; token `pooled` becomes its pooled row.
 static inline void sequences_add(Sequences *s, int b, int T, int pooled) {
     s->start[b] = s->R;
     s->pooled_row[b] = s->R + pooled;
@@ -41,7 +41,7 @@ static inline void sequences_free(Sequences *s) {
     free(s->pooled_row);
 }
 
-// How many patches of an image are computed, and which is the j-th.
+// The number of patches of an image that are computed; the index in image b of the j-th of them.
 static inline int batch_patches(const ClipBatch *batch, const ClipConfig *c) {
     return batch->kept ? batch->kept_count : config_image_tokens(c) - 1;
 }
@@ -49,8 +49,8 @@ static inline int batch_patch(const ClipBatch *batch, int b, int j) {
     return batch->kept ? batch->kept[b * batch->kept_count + j] : j;
 }
 
-// Patch dropout (Li et al. 2023, open_clip's --force-patch-dropout): patch_index (count) = `count` of an
-// image's `patches`, ascending; a function of the seed, the step and the image's place in the step.
+// Patch dropout (Li et al. 2023, open_clip's --force-patch-dropout): draws `count` of an image's `patches`
+// indices, in ascending order; a function of the seed, the step, and the index of the image in the step.
 static inline void draw_patch_index(
     int *patch_index, int count, int patches, uint64_t seed, int64_t step, int image) {
     Rand r = rand_for(seed ^ 0x706174636865736bull /* "patchesk" */, (uint64_t)step, (uint64_t)image);
@@ -59,8 +59,8 @@ static inline void draw_patch_index(
         if ((int)rand_below(&r, (uint64_t)(patches - patch)) < count - chosen) patch_index[chosen++] = patch;
 }
 
-// How many tokens of sequence b a tower computes: class token and patches; a caption up to its end of text; 1
-// where the batch brings pooled features.
+// The number of tokens of sequence b that a tower computes: class token and patches; a caption up to its end
+// of text (the rest is dropped here); 1 if the batch has pooled features.
 static inline int batch_tokens(const ClipBatch *batch, int tower, int b, const ClipConfig *c) {
     if (batch->pooled[tower]) return 1;
     if (tower == IMAGE_TOWER) return batch_patches(batch, c) + 1;
@@ -68,7 +68,7 @@ static inline int batch_tokens(const ClipBatch *batch, int tower, int b, const C
     return caption_length(tokens, c->context_length, c->eot_id);
 }
 
-// Is every token that is computed in the vocabulary?
+// Are all token ids that are computed in the vocabulary?
 static inline bool batch_tokens_are_known(const ClipBatch *batch, const ClipConfig *c) {
     for (int b = 0; b < batch->size; b++)
         for (int t = 0; t < batch_tokens(batch, TEXT_TOWER, b, c); t++) {
@@ -114,8 +114,8 @@ static inline int first_trainable_group(const Clip *clip, int tower) {
     return first;
 }
 
-// Which activations the forward pass saves: those of blocks from first_block on (L: of none); whether a
-// backward pass follows; whether of each block its input alone is saved (gradient checkpointing).
+// Which activations the forward pass saves: those of blocks first_block … L-1 (first_block L: none); whether
+// a backward pass follows; whether only the input of each block is saved (gradient checkpointing).
 typedef struct {
     int first_block;
     bool backward, inputs_only;
@@ -137,8 +137,8 @@ typedef struct {
     float *mean, *rstd; // (N)
 } RowStats;
 
-// What a block saves. Q = R rows, in the last block Q = B: only pooled rows. An Operand is bf16 in amp_bf16,
-// else fp32; the residual stream is always fp32.
+// The activations that a block saves. Q is R, but B in the last block, which computes pooled rows only. An
+// Operand is bf16 in amp_bf16, else fp32; the residual stream is always fp32.
 typedef struct {
     float *x;           // (R,C) input, the residual stream
     RowStats ln_1;      // (R)
@@ -166,24 +166,24 @@ typedef struct {
 typedef struct {
     Sequences seq;
     BlockActivations *blocks; // (L)
-    float *embedding;         // (R,C) before ln_pre; NULL where there is no ln_pre
+    float *embedding;         // (R,C) input of ln_pre; NULL if there is no ln_pre
     RowStats ln_pre;          // (R)
     float *last;              // (B,C) output of the last block
     RowStats ln_final;        // (B)
-    float *pooled;            // (B,C) after the final LayerNorm: from here on all is fp32
+    float *pooled;            // (B,C) after the final LayerNorm; all later arrays are fp32
     float *dpooled;           // (B,C) its gradient; on a GPU only
     float *projected;         // (B,E) before L2 normalisation; later its gradient
     float *norm;              // (B) L2 norms of `projected`
-    float *features;          // (B,E) of clip_encode_…; on a GPU only
-    Operand patches;          // (R-B,3*P*P) image tower: pixels under each patch
+    float *features;          // (B,E) result of clip_encode_…; on a GPU only
+    Operand patches;          // (R-B,3*P*P) image tower: pixels of each patch
     void *embedded;           // (R-B,C) image tower: output of conv1
     Scratch scratch;
     char *arena;     // all of the above but seq and blocks
     size_t capacity; // bytes of the arena
 } TowerActivations;
 
-// One allocation that is handed out array by array, each at a multiple of `alignment` bytes. base NULL: only
-// counts.
+// One allocation, handed out array by array; each array starts at a multiple of `alignment` bytes. base NULL:
+// only counts the bytes.
 typedef struct {
     char *base;
     size_t used, alignment;
@@ -210,7 +210,7 @@ static inline RowStats arena_row_stats(Arena *a, size_t rows) {
     return s;
 }
 
-// For which sequences and which device a tower is laid out.
+// B sequences of R rows in all, the number format and the device for which a tower is laid out.
 typedef struct {
     size_t B, R;
     bool bf16, gpu;
@@ -228,8 +228,8 @@ static inline void block_layout(
     block->mlp_hidden = arena_operand(a, Q * (size_t)d->F, n->bf16);
 }
 
-// Blocks that are not saved share one set of activations, except for their inputs, of which there are two in
-// turn.
+// Blocks that are not saved share one set of activations, except for their inputs, which alternate between
+// two buffers.
 static inline void blocks_layout(
     Arena *a, BlockActivations *blocks, const TowerShape *d, SavePolicy save, const LayoutSizes *n) {
     const size_t RC = n->R * (size_t)d->C;
@@ -267,8 +267,8 @@ static inline void scratch_layout(
     }
 }
 
-// Lays the arrays of a tower out from `base` on for n.B sequences of n.R rows in all. Returns the bytes
-// needed; base NULL: only counts. t->blocks (L) is the caller's.
+// Places the arrays of a tower in memory from `base` on, for n.B sequences of n.R rows in all. Returns the
+// number of bytes; base NULL: only counts them. The caller allocates t->blocks (L).
 static inline size_t tower_layout(
     TowerActivations *t, char *base, const ClipConfig *c, int tower, SavePolicy save, LayoutSizes n) {
     Arena a = {base, 0, n.gpu ? (size_t)256 : (size_t)64};
@@ -307,13 +307,13 @@ static inline size_t tower_bytes(const ClipConfig *c, int tower, SavePolicy save
 
 // ---------------------------------------------------------------- weights packed for products (CPU)
 
-// The weights that products multiply with, packed into micro-panels (clipc/math/matmul.h): as a table of
-// tensors of its own, which has a place for those that are packed only. Once a step, chunk by chunk, beside
-// the update of the weights.
+// The weights of matrix products, packed into micro-panels (clipc/math/matmul.h). The struct has a tensor
+// table of its own, in which only packed tensors have memory. clip_update() packs them again, chunk by chunk,
+// as it updates the weights.
 typedef struct {
     const Kernels *kernels;
-    bool bf16, backward; // type of the units; for dout weight rather than for x weightᵀ
-    TensorTable table;   // count: units of a tensor's panels; trainable: it has a place here
+    bool bf16, backward; // format of the units; packed for dout weight, not for x weightᵀ
+    TensorTable table;   // count: units of a tensor's panels; trainable: it is packed here
     float *arena;        // units; NULL: nothing is packed
     TensorPointers at;
 } Panels;
@@ -323,14 +323,14 @@ enum { PACK_ROWS = 32 }; // rows of a weight are packed in multiples of this man
 static inline int tensor_rows(const Tensor *x) { return x->shape[0]; }
 static inline int tensor_columns(const Tensor *x) { return (int)(x->count / (size_t)x->shape[0]); }
 
-// Is this tensor the right side of products (O,C): of the blocks, or forward of the patch embedding? The
-// projections are small: fp32, and packed as they are multiplied.
+// Is this tensor a packed weight (O,C): of a linear layer in a block, or (forward only) of the patch
+// embedding? The final projections are small: they stay fp32, and gemm() packs them each time.
 static inline bool tensor_is_packed(const Tensor *x, bool backward) {
     const bool block_weight = x->ndim == 2 && strstr(x->name, "resblocks") && ends_with(x->name, "weight");
     return block_weight || (!backward && x->ndim == 4);
 }
 
-// K and N of the products with the weight (O,C) on their right side.
+// K and N of the product in which the weight (O,C) is B.
 static inline int panels_K(const Panels *p, const Tensor *x) {
     return p->backward ? tensor_rows(x) : tensor_columns(x);
 }
@@ -338,12 +338,12 @@ static inline int panels_N(const Panels *p, const Tensor *x) {
     return p->backward ? tensor_columns(x) : tensor_rows(x);
 }
 
-// Units from one micro-panel of a weight (O,C) to the next.
+// The size of a micro-panel of a weight (O,C) in units.
 static inline size_t panels_pitch(const Kernels *kernels, bool bf16, bool backward, int C, int O) {
     return panel_pitch(kernels, backward ? O : C, bf16);
 }
 
-// A place for the weights of products from each tower's group first[tower] on; empty where none is left.
+// Allocates the packed weights of each tower's groups from first[tower] on.
 static inline void panels_create(Panels *p, const Kernels *kernels, const ClipConfig *config, bool bf16,
     bool backward, const int first[2]) {
     memset(p, 0, sizeof *p);
@@ -369,13 +369,13 @@ static inline void panels_free(Panels *p) {
     memset(p, 0, sizeof *p);
 }
 
-// Does tensor `index` have a place?
+// Is tensor `index` packed here?
 static inline bool panels_hold(const Panels *p, int index) {
     return p->arena && p->table.list[index].trainable;
 }
 
-// Packs rows o0 … o1-1 (multiples of PACK_ROWS, or the last) of tensor `index`, whose values are w, by the
-// calling thread.
+// Packs rows o0 … o1-1 of tensor `index`, whose values are w, on the calling thread. o0 and o1 are multiples
+// of PACK_ROWS, or o1 is the end of the tensor.
 static inline void panels_pack_rows(Panels *p, const Tensor *x, int index, const float *w, int o0, int o1) {
     const Kernels *k = p->kernels;
     const size_t C = (size_t)tensor_columns(x);
@@ -419,7 +419,7 @@ static inline void tensor_init(float *x, const Tensor *t, const ClipConfig *c, R
                                    : constant);
 }
 
-// All tensors, each from its own stream of numbers: the same for any number of threads.
+// Draws all tensors, each from a random stream of its own: the same for any number of threads.
 static inline void tensors_init(float *arena, const TensorTable *t, const ClipConfig *c, uint64_t seed) {
 #pragma omp parallel for schedule(dynamic)
     for (int i = 0; i < t->count; i++) {

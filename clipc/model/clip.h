@@ -27,22 +27,21 @@ typedef struct {
     Backend *back;
 } Clip;
 
-// Images and captions as the model takes them. Exactly one of pixels and images is given, or neither where
-// only text is encoded.
+// The input of the model. Exactly one of pixels and images is set, or neither if only text is encoded.
 typedef struct {
     int size;              // B
     const uint8_t *pixels; // (B,3,S,S), 0 … 255: normalised with the configuration's mean and std
     const float *images;   // (B,3,S,S), normalised already
-    const int *tokens;     // (B,T), T = context_length; computed up to the first end of text
-    // (B,C) of the image and of the text tower, from clip_pool(), in place of pixels and tokens; or NULL
+    const int *tokens;     // (B,T), T = context_length; read up to the first end-of-text token
+    // (B,C) for each tower: pooled features from clip_pool(), used instead of pixels or tokens; NULL: none
     const float *pooled[2];
-    // (B,kept_count) patch dropout (Li et al. 2023): the patches of each image that are computed, ascending;
-    // NULL: all
+    // (B,kept_count) patch dropout (Li et al. 2023): indices of the patches of each image that are computed,
+    // ascending; NULL: all
     const int *kept;
     int kept_count;
 } ClipBatch;
 
-// A batch of that size with nothing in it yet: set pixels, tokens or what else the model is to take.
+// An empty batch of `size` pairs: the caller sets pixels, tokens or other inputs.
 static inline ClipBatch clip_batch(int size) {
     ClipBatch batch;
     memset(&batch, 0, sizeof batch);
@@ -54,11 +53,11 @@ static inline ClipBatch clip_batch(int size) {
 typedef struct {
     int k, B;
     ClipBatch *micro;    // (k) of size B each
-    uint64_t *keys;      // (k*B) equal for pairs that show the same thing; see contrastive_loss()
+    uint64_t *keys;      // (k*B) equal keys mark pairs with the same content; see Positives
     Positives positives; // how the loss takes such pairs
 } StepBatch;
 
-// The optimizer's settings for one step (Loshchilov and Hutter 2019; as torch.optim.AdamW, which open_clip
+// The optimizer's settings for one step (Loshchilov and Hutter 2019; as in torch.optim.AdamW, which open_clip
 // uses).
 typedef struct {
     double lr, beta1, beta2, eps, weight_decay;
@@ -68,7 +67,8 @@ typedef struct {
     int64_t step; // counted from 1: the exponent in the bias correction
 } AdamW;
 
-// The constants of this step for one tensor; grad_scale: the factor of gradient clipping, the same for all.
+// The constants of this step for one tensor; grad_scale is the gradient-clipping factor, the same for all
+// tensors.
 static inline AdamWTerms adamw_terms(const AdamW *a, const Tensor *x, double grad_scale) {
     const double lr = a->lr * x->lr_scale, decay = x->decay ? a->weight_decay : 0;
     const double t = (double)a->step;
@@ -85,18 +85,19 @@ static inline AdamWTerms adamw_terms(const AdamW *a, const Tensor *x, double gra
     return terms;
 }
 
-// The arrays of a model that can be read and written, tensor by tensor.
+// The arrays of a model that clip_read() and clip_write() copy, tensor by tensor; M and V are AdamW's
+// moments.
 typedef enum { ARENA_PARAMETERS, ARENA_GRADIENTS, ARENA_M, ARENA_V, ARENA_EMA } ClipArena;
 
-// Logits are exp(logit_scale) times cosines; the parameter is kept in [0, ln 100] after every update (Radford
-// et al. 2021, 2.5).
+// Logits are cosines times exp(logit_scale). The parameter is clamped to [0, ln 100] after every update
+// (Radford et al. 2021, 2.5).
 #define LOGIT_SCALE_INIT 2.6592600369327779 // ln(1 / 0.07)
 #define LOGIT_SCALE_MAX 4.6051701859880914  // ln 100
 
 // ---------------------------------------------------------------- the back end's functions
 
-// A model read from a packed file; a wrong file ends the program with one line. Ready to encode, not yet to
-// train.
+// Reads a model from a packed weight file; an invalid file ends the program with a one-line message. The
+// model can encode; clip_start_training() prepares it for training.
 Clip *clip_load(const char *path);
 
 // A model whose weights are all zero, to be filled with clip_write(); merges may be NULL (no tokenizer).
@@ -110,16 +111,16 @@ uint64_t clip_save(Clip *clip, SafeFile *out);
 
 void clip_free(Clip *clip);
 
-// How a model is to be trained; see open_clip's options of these names.
+// Training settings; open_clip has options of the same names.
 typedef struct {
-    int pairs; // a step, over all micro-batches
-    bool ema;  // keep a moving average of the trainable tensors, beginning with their values now
-    bool grad_checkpointing; // save each block's input alone, and compute the rest again: the same bits
+    int pairs; // pairs per step, over all micro-batches
+    bool ema;  // keep a moving average of the trainable tensors, starting from their current values
+    bool grad_checkpointing; // save only the blocks' inputs, recompute the rest: the same bits
 } ClipTraining;
 
-// What the operands of matrix products are rounded to. Weights, gradients, m and v, sums, softmax, LayerNorm
-// and the loss are fp32 in each of them (open_clip's --precision fp32 and amp_bf16; tf32 exists on GPUs
-// alone).
+// The number format to which the operands of matrix products are rounded. Weights, gradients, m and v, sums,
+// softmax, LayerNorm and the loss are fp32 in all three (open_clip's --precision fp32 and amp_bf16; tf32
+// exists on GPUs only).
 typedef enum { PRECISION_FP32, PRECISION_AMP_BF16, PRECISION_TF32, PRECISIONS } Precision;
 
 // NONE: unsupported. SLOW: emulated, correct but no faster. NATIVE: full hardware speed.
@@ -127,24 +128,24 @@ typedef enum { SUPPORT_NONE, SUPPORT_SLOW, SUPPORT_NATIVE } PrecisionSupport;
 
 PrecisionSupport clip_precision_support(Precision precision);
 
-// A model computes in fp32 until this is called, after locking and before clip_start_training(). The
+// Call it after locking and before clip_start_training(); without it the model computes in fp32. The
 // precision must be supported.
 void clip_set_precision(Clip *clip, Precision precision);
 
 // Allocates gradients and optimizer state of the trainable tensors (m = v = 0), and the features of a step.
-// Locking comes before.
+// Call it after locking.
 void clip_start_training(Clip *clip, const ClipTraining *how);
 
 // Bytes of parameters; of gradients and optimizer state; of activations and scratch for training on batches
-// of `batch_size` pairs whose captions fill the context, the most that a batch can need.
+// of `batch_size` pairs whose captions fill the context (the most that such a batch can need).
 void clip_memory(const Clip *clip, int batch_size, size_t *parameters, size_t *training, size_t *activations);
 
 // Features of images (B,E) or captions (B,E), L2-normalised; no activations are kept.
 void clip_encode_image(Clip *clip, const ClipBatch *batch, float *features);
 void clip_encode_text(Clip *clip, const ClipBatch *batch, float *features);
 
-// What a tower computes before its projection (B,C), after the last LayerNorm: all that a locked tower's
-// later epochs need.
+// pooled (B,C) = the output of a tower before its projection, after the final LayerNorm. For a locked tower
+// it can be cached and used again in later epochs.
 void clip_pool(Clip *clip, int tower, const ClipBatch *batch, float *pooled);
 
 // Encodes a micro-batch into rows first_row … first_row + size - 1 of the step's features. keep: saves the
@@ -152,10 +153,11 @@ void clip_pool(Clip *clip, int tower, const ClipBatch *batch, float *pooled);
 void clip_forward(Clip *clip, const ClipBatch *batch, int first_row, bool keep);
 
 // The contrastive loss over the first `pairs` rows of features; for `positives` and keys (pairs) see
-// contrastive_loss(). gradient: computes the gradients by features and logit_scale, too.
+// contrastive_loss(). gradient: also computes the gradients of the features and of logit_scale.
 double clip_loss(Clip *clip, int pairs, const uint64_t *keys, Positives positives, bool gradient);
 
-// Adds to the gradients what the micro-batch of the last clip_forward(…, first_row, keep = true) contributes.
+// Backward pass of the micro-batch of the last clip_forward(…, first_row, keep = true); adds to the
+// gradients.
 void clip_backward(Clip *clip, const ClipBatch *batch, int first_row);
 
 // One AdamW step over all trainable tensors; the next clip_backward() overwrites the gradients instead of
@@ -175,7 +177,8 @@ float clip_logit_scale(const Clip *clip);
 void clip_read(const Clip *clip, ClipArena arena, const Tensor *x, float *values);
 void clip_write(Clip *clip, ClipArena arena, const Tensor *x, const float *values);
 
-// Which kernels compute, e.g. "avx512": another path rounds differently, so a state file names it.
+// Name of the kernels in use, e.g. "avx512". Other kernels round differently, so the training state records
+// it.
 const char *clip_kernels(const Clip *clip);
 
 // ---------------------------------------------------------------- the same for every back end
@@ -196,8 +199,8 @@ static inline void clip_lock(Clip *clip, int tower, int unlocked_groups) {
     tensor_table_pack(&clip->tensors);
 }
 
-// Does the tower compute the same for the same input throughout training, up to its projection (which may
-// train)? Then what clip_pool() gives can be kept.
+// Is everything in the tower frozen but its projection, which may train? Then the result of clip_pool() can
+// be cached.
 static inline bool tower_is_frozen(const Clip *clip, int tower) {
     for (int i = 0; i < clip->tensors.count; i++) {
         const Tensor *x = &clip->tensors.list[i];
@@ -207,8 +210,9 @@ static inline bool tower_is_frozen(const Clip *clip, int tower) {
     return true;
 }
 
-// Layer-wise rates (open_clip's --image-layer-decay, --text-layer-decay; Clark et al. 2020): decay^(groups
-// above), times the tower's own factor on the rate. logit_scale keeps the plain rate.
+// Layer-wise rates (open_clip's --image-layer-decay, --text-layer-decay; Clark et al. 2020): the rate of a
+// group is multiplied by decay^(number of groups above it) and by the tower's own factor. logit_scale keeps
+// the base rate.
 static inline void clip_scale_rates(Clip *clip, int tower, double decay, double factor) {
     const int groups = clip_tower_layers(&clip->config, tower) + 2;
     for (int i = 0; i < clip->tensors.count; i++) {
@@ -217,8 +221,8 @@ static inline void clip_scale_rates(Clip *clip, int tower, double decay, double 
     }
 }
 
-// open_clip's --wd-exclude: no weight decay where a pattern (as of file names) matches a tensor's name.
-// Returns how many it matches.
+// open_clip's --wd-exclude: no weight decay for tensors whose name matches the pattern (a shell pattern,
+// fnmatch). Returns the number of matches.
 static inline int clip_exclude_decay(Clip *clip, const char *pattern) {
     int matched = 0;
     for (int i = 0; i < clip->tensors.count; i++)
@@ -229,8 +233,8 @@ static inline int clip_exclude_decay(Clip *clip, const char *pattern) {
     return matched;
 }
 
-// The number of tokens up to and including the first end of text; the whole row if there is none, where
-// open_clip's argmax over ids reads the largest id (the tokenizer makes no such rows).
+// The number of tokens up to and including the first end-of-text token: what a text tower computes. The whole
+// row if there is none (open_clip's argmax then takes the largest id; the tokenizer never makes such a row).
 static inline int caption_length(const int *tokens, int context, int eot_id) {
     for (int t = 0; t < context; t++)
         if (tokens[t] == eot_id) return t + 1;

@@ -383,7 +383,7 @@ static inline void monitor_name_metrics(Monitor *m, const Options *o, const Zero
     }
 }
 
-// Opens where the records go beside metrics.jsonl. `step`: steps done so far.
+// Opens the places to which records go besides metrics.jsonl. `step`: steps done so far.
 static inline void monitor_open(Monitor *m, const Options *o, Logger *log, const char *folder, int64_t step) {
     m->tensorboard = report_goes_to(o, "tensorboard");
     if (m->tensorboard) events_open(&m->events, folder, step);

@@ -270,7 +270,7 @@ static inline Evaluation evaluation_from(
     return e;
 }
 
-// Room for one more validation set, all zero.
+// Adds a validation set, all zero.
 static inline ValidationSet *sets_add_validation(EvaluationSets *s) {
     s->val = (ValidationSet *)realloc_check(s->val, (s->val_count + 1) * sizeof *s->val);
     memset(&s->val[s->val_count], 0, sizeof *s->val);

@@ -224,7 +224,7 @@ static inline int sweep_best(const Sweep *s, const SweepPoint *points, int count
     return best;
 }
 
-// The α to try next, by golden section (Brent 1973, chapter 5): in the wider of the two gaps beside the best
+// The α to try next, by golden section (Brent 1973, chapter 5): in the wider of the two gaps next to the best
 // point. `points` are sorted by α. NaN when no gap is wider than `least`.
 static inline double sweep_next_alpha(
     const Sweep *s, const SweepPoint *points, int count, SweepMeasure what, double least) {

@@ -1,4 +1,4 @@
-// Where a run's records go beside metrics.jsonl (--report-to): TensorBoard event files, and a companion
+// Where a run's records go besides metrics.jsonl (--report-to): TensorBoard event files, and a companion
 // process that sends them elsewhere. Whatever goes wrong here never ends a run.
 //
 //     EventFile events;

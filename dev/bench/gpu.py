@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The GPU program measured (make bench-gpu): kernels, training steps at growing batches beside open_clip's, data feeding. Prints Markdown.
+"""The GPU program measured (make bench-gpu): kernels, training steps at growing batches compared with open_clip's, data feeding. Prints Markdown.
 
   dev/bench/gpu.py [PART...] [--models ViT-B-32,ViT-B-16,ViT-L-14] [--batches 256,...] [--peak 990]   parts: kernels steps feeding; default: all three
   dev/bench/gpu.py limits [--copy 4.3 --product 790]     what a step cannot be faster than on a card of these TB/s and TFLOP/s; needs no GPU

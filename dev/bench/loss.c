@@ -105,8 +105,8 @@ int main(int argc, char **argv) {
             largest = fmax(largest, fabs(d[2 + side][i]));
             if (!(error <= worst)) worst = error;
         }
-    printf("%d pairs of %d, %s kernels: in tiles %.1f s and %.0f MB, plain %.1f s and %.0f MB beside the "
-           "features\n",
+    printf("%d pairs of %d, %s kernels: in tiles %.1f s and %.0f MB, plain %.1f s and %.0f MB, without "
+           "the features\n",
         n, E, k->name, seconds[0], megabytes[0], seconds[1], megabytes[1]);
     printf("loss %.9g and %.9g, gradients within %.1e of their largest entry, that of logit_scale %.9g and "
            "%.9g\n",

@@ -210,7 +210,7 @@ def turning():
     return [whole, single, pairs, fours, eights]
 
 
-def strips():
+def transposition():
     f = Figure("strips", 250, "Four rounds of 16 instructions transpose a block of 16 x 16 units")
     labels = ["as in memory", "single units change", "pairs change", "fours change", "eights: transposed"]
     for s, (state, label) in enumerate(zip(turning(), labels)):
@@ -266,13 +266,13 @@ def amx():
 
 def bars(f, rows, x, y, scale, height=24, gap=12):
     """Stacked bars: (label, [(amount, color, label)], text after them)."""
-    for label, pieces, behind in rows:
+    for label, parts, after in rows:
         f.text(x - 10, y + height / 2 + 4, label, "l", "end")
         at = x
-        for amount, color, name in pieces:
+        for amount, color, name in parts:
             f.box(at, y, amount * scale, height, color, name)
             at += amount * scale
-        f.text(at + 8, y + height / 2 + 4, behind, "h")
+        f.text(at + 8, y + height / 2 + 4, after, "h")
         y += height + gap
 
 
@@ -350,7 +350,7 @@ def rounding():
     f.text(560, y + 131, "below: residual stream, its gradient,")
     f.text(560, y + 146, "weights and theirs, m, v, the loss")
     f.text(40, y + 160, "rounding to bf16 moves a number by at most 1/256 of itself; the test allows a product")
-    f.text(40, y + 175, "1e-6 of the sum of |a b| beside the rounding of what it writes")
+    f.text(40, y + 175, "1e-6 of the sum of |a b|, plus the rounding of what it writes")
     return f
 
 
@@ -381,7 +381,7 @@ def main():
     folder = sys.argv[1] if len(sys.argv) > 1 else os.path.join(ROOT, "doc", "img")
     with open(os.path.join(ROOT, "doc", "matmul.md"), encoding="utf-8") as file:
         page = file.read()
-    for figure in (loops(), tile(), panels(), blocks(), strips(), amx(), end(), update(), threads(), rounding(), steps(page)):
+    for figure in (loops(), tile(), panels(), blocks(), transposition(), amx(), end(), update(), threads(), rounding(), steps(page)):
         figure.write(folder)
 
 

@@ -28,7 +28,7 @@ T='' part "build" build_gpu || { total; exit 1; }
 part "kernels" "$BUILD/test_gpu_kernelscu"
 part "steps" "$BUILD/test_gpu_stepcu"
 part "kernel laboratory" "$BUILD/labcu"
-part "runs beside the CPU program" env GPU_PROGRAM="${BIN}train_clipcu" "$PYTHON" dev/test/test_gpu_run.py
+part "runs compared with the CPU program" env GPU_PROGRAM="${BIN}train_clipcu" "$PYTHON" dev/test/test_gpu_run.py
 if [ -d "$GOLDEN" ]; then
     mkdir -p "$BUILD/golden/train"
     for folder in "$GOLDEN"/model/*/activations.npz; do

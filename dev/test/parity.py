@@ -147,7 +147,7 @@ def check_clip(images):
 
 
 def check_tower(what, bin_file, model_json, features, images):
-    """LiT: a step beside the locked tower; the tower's features, projected as ours, are what train_clip computes. features(images) -> (B,C)."""
+    """LiT: a step with the other tower locked; the tower's features, projected as ours, are what train_clip computes. features(images) -> (B,C)."""
     works(PROGRAM, "--precision", "fp32", "--pretrained-image", bin_file, "--model", model_json, "--lock-image", "--aug-cfg", "none", "--train-data", "pairs.csv",
           "--batch-size", 4, "--steps", 1, "--warmup", 0, "--logs", "logs", "--name", f"lit-{what}")
     trained = max(glob.glob(f"logs/lit-{what}/checkpoints/*.bin"), key=os.path.getmtime)

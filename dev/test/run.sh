@@ -46,7 +46,7 @@ house_parts() {
     for name in format lengths layers; do part "house, $name" "$PYTHON" dev/test/check_house.py $name; done
 }
 
-# A random model of each activation, sizes that are no multiple of anything, against the definition in float64.
+# A random model of each activation, sizes that are not multiples of anything, against the definition in float64.
 reference_config() { # NAME
     case $1 in
     gelu) echo '{"embed_dim": 21,

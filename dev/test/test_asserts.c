@@ -79,7 +79,7 @@ static void a_product_without_rows(Doors *d) {
 static void rows_of_C_that_overlap(Doors *d) {
     product(d, fp32(d->floats + 999), fp32(d->floats), 2, 4, 3, 5, epilogue_of(EPILOGUE_STORE, NULL));
 }
-static void bias_beside_what_is_added_to(Doors *d) {
+static void bias_with_add_epilogue(Doors *d) {
     product(d, fp32(d->floats + 999), fp32(d->floats), 3, 4, 3, 5, epilogue_of(EPILOGUE_ADD, d->floats));
 }
 static void an_activation_without_a_place_for_it(Doors *d) {
@@ -231,7 +231,7 @@ static void test_what_a_door_does_not_take_ends_in_an_assert(void) {
         DOOR(training_without_pairs), DOOR(a_loss_over_more_pairs_than_there_are),
         DOOR(a_backward_pass_of_another_batch), DOOR(a_precision_that_a_cpu_does_not_have),
         DOOR(a_step_that_is_not_counted_from_one), DOOR(a_product_without_rows), DOOR(rows_of_C_that_overlap),
-        DOOR(bias_beside_what_is_added_to), DOOR(an_activation_without_a_place_for_it),
+        DOOR(bias_with_add_epilogue), DOOR(an_activation_without_a_place_for_it),
         DOOR(a_residual_that_is_missing), DOOR(bf16_out_of_fp32), DOOR(panels_that_are_not_aligned),
         DOOR(soft_positives_without_keys), DOOR(one_gradient_of_two), DOOR(a_loss_of_no_pairs),
         DOOR(a_loader_of_empty_batches), DOOR(a_loader_of_images_without_a_size),

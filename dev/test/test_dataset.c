@@ -64,7 +64,7 @@ static void test_csv_rows_become_samples(void) {
     size_t bytes = make_png(png, sizeof png, 1, 5, 4);
     make_directories(at("csv/images"));
     write_file(at("csv/images/a b.png"), png, bytes);
-    write_file(at("here.png"), png, bytes); // beside no CSV: from the working directory
+    write_file(at("here.png"), png, bytes); // no CSV is next to it: found from the working directory
     make_directories(at("csv/folder.png"));
     mkfifo(at("csv/pipe.png"), 0600);
     snprintf(text, sizeof text,
@@ -325,7 +325,7 @@ static void test_tar_members_become_samples(void) {
     d = dataset_open(at("kinds.tar"), &c, 1);
     EXPECT_CAPTION(&d, 1, &b, "of json");
     EXPECT_STATUS(
-        &d, 2, &b, SAMPLE_NO_CAPTION); // e.json is no object; c has neither image nor JSON and is no sample
+        &d, 2, &b, SAMPLE_NO_CAPTION); // e.json is not an object; c has neither image nor JSON: not a sample
     EXPECT_STATUS(&d, 3, &b, SAMPLE_NO_CAPTION);
     EXPECT_STATUS(&d, 6, &b, SAMPLE_OK);
     EXPECT(b.caption_bytes == 4 && !memcmp(b.caption, "\xc3\xa9\0x", 4));
@@ -409,7 +409,7 @@ static void test_tar_that_is_broken_gives_what_is_whole(void) {
     OpenCase c = open_of(at("a.tar::b.tar"));
     EXPECT_DEATH(open_case, &c, "no such shard");
     write_text(at("zero.tar"), "");
-    write_text(at("garbage.tar"), "this is no tar file at all, whatever its name says");
+    write_text(at("garbage.tar"), "this is not a tar file at all, whatever its name says");
     c = open_of(at("{zero,garbage}.tar"));
     EXPECT(run_child(open_case, &c) == EXIT_USAGE && strstr(child_output, "zero.tar: broken shard") &&
                strstr(child_output, "garbage.tar: broken shard") &&

@@ -393,13 +393,13 @@ def test_imagenet_vits_are_read_in_every_form():
                                             "image_std": [0.229, 0.224, 0.225], "resample": 3, "size": size})
         out, err = convert_and_expect(["hf"], ours, "a processor", mean_r=0.485, std_b=0.225, interpolation=0,
                                       resize_mode=1)
-        check(not err, f"told statistics need no warning: {err}")
+        check(not err, f"given statistics need no warning: {err}")
     put("hf/config.json", vit_json(hidden_act="gelu_new"))
     refused(["hf"], "hidden_act", "another activation")
 
 
 def test_a_vit_without_configuration_is_read_or_refused():
-    """Without a configuration: heads by --model or by the usual width of a head; what is no plain ViT is
+    """Without a configuration: heads by --model or by the usual width of a head; what is not a plain ViT is
     refused by name."""
     w = timm_weights()
     write_safetensors("vit.safetensors", w)
@@ -451,7 +451,7 @@ def trained(*arguments):
 
 
 def test_a_locked_vit_trains_as_lit():
-    """Training beside a locked ViT: its features are those of the float64 ViT, its projection trains,
+    """Training with a locked ViT: its features are those of the float64 ViT, its projection trains,
     nothing else of it changes; the result goes on in open_clip's form."""
     w = timm_weights()
     put("vit/config.json", timm_json())

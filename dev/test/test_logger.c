@@ -296,7 +296,7 @@ static void test_axis_maps_values_to_pixels(void) {
     PlotAxis line = {-1, 3, 0, 8, false, false, false};
     EXPECT_CLOSE(axis_pixel(&log_axis, 1e-2), 30, 1e-9);
     EXPECT_CLOSE(axis_pixel(&line, 0), 2, 1e-9);
-    PlotAxis logit = {0.2, 0.8, 0, 100, false, true, true}; // 0.2 and 0.8 lie ln 4 beside 0.5
+    PlotAxis logit = {0.2, 0.8, 0, 100, false, true, true}; // 0.2 and 0.8 are ln 4 away from 0.5
     EXPECT_CLOSE(axis_pixel(&logit, 0.5), 50, 1e-9);
     EXPECT_CLOSE(axis_pixel(&logit, 1 / 1.5), 75, 1e-9); // odds of 2: half of ln 4
     EXPECT(!axis_shows(&logit, 0) && !axis_shows(&logit, 1) && axis_shows(&logit, 0.999), "axis_shows");

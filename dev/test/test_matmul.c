@@ -43,7 +43,7 @@ static double slope_of(double x, Activation activation) {
 
 typedef struct {
     bool bf16, c_bf16, packed, a_transposed, b_transposed;
-    bool b_fp32; // the right side in fp32 beside a left side in bf16
+    bool b_fp32; // B in fp32 while A is bf16
     EpilogueKind kind;
     bool bias;
     Activation activation;
@@ -72,7 +72,7 @@ static void check_gemm_serial(const Kernels *k, Operand out, Operand serial, siz
     free(scratch);
 }
 
-// C (M,N) with gaps behind its rows, all kinds of operands and ends that are used
+// C (M,N) with gaps after its rows, all kinds of operands and epilogues that are used
 static void check_gemm(const Kernels *k, int M, int N, int K, GemmCase c) {
     const size_t ldc = (size_t)N + 3;
     const size_t size_of_C = (size_t)M * ldc; // gaps included
@@ -140,7 +140,7 @@ static void check_gemm(const Kernels *k, int M, int N, int K, GemmCase c) {
         "activated %g",
         k->name, M, N, K, c.bf16, c.c_bf16, c.b_fp32, c.packed, c.a_transposed, c.b_transposed, c.kind, worst,
         worst_activated);
-    EXPECT(untouched == 3 * M, "%s M=%d N=%d K=%d: wrote beside its columns", k->name, M, N, K);
+    EXPECT(untouched == 3 * M, "%s M=%d N=%d K=%d: wrote outside its columns", k->name, M, N, K);
     if (c.kind <= EPILOGUE_ADD && !c.bias && K <= GEMM_K_MOST)
         check_gemm_serial(k, out, random_operand(3, size_of_C, c.c_bf16), size_of_C, ldc, A, B, M, N, K, e);
     free(a.p);

@@ -157,7 +157,7 @@ static void test_sources_of_all_kinds_are_mixed(void) {
     EXPECT(ends_with(origin, "m.tar:00.png"), "%s", origin);
     dataset_origin(&d, ALL - 1, origin, sizeof origin);
     EXPECT(ends_with(origin, "f/deep/9.png"), "%s", origin);
-    for (int64_t epoch = 0; epoch < 20; epoch++) { // each sample once, and all of them in any stretch
+    for (int64_t epoch = 0; epoch < 20; epoch++) { // each sample once, and each source in either half
         int seen[ALL] = {0}, half[3] = {0};
         dataset_order(&d, 5, epoch, true, order);
         for (int i = 0; i < ALL; i++) seen[order[i]]++;
@@ -677,9 +677,8 @@ static void test_labels_of_class_folders_become_prompts(void) {
     string_list_free(&names);
 }
 
-// A CSV with labels and no captions beside one with captions and no labels, and a shard whose class 3 has no
-// name.
-static void test_labels_become_prompts_beside_captions(void) {
+// A CSV with labels and no captions, one with captions and no labels, and a shard whose class 3 has no name.
+static void test_labels_become_prompts_next_to_captions(void) {
     char spec[2 * PATH_SIZE];
     static Seen seen;
     StringList names, templates = make_prompts(&names);
@@ -767,7 +766,7 @@ int main(void) {
     RUN(test_distinct_order_has_no_key_twice_in_a_step);
     RUN(test_distinct_batches_survive_broken_samples);
     RUN(test_labels_of_class_folders_become_prompts);
-    RUN(test_labels_become_prompts_beside_captions);
+    RUN(test_labels_become_prompts_next_to_captions);
     RUN(test_first_json_key_with_words_is_the_caption);
     tokenizer_free(tokenizer);
     remove_test_folder();

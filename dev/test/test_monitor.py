@@ -25,7 +25,7 @@ SMALL = {"embed_dim": 9, "vision_cfg": {"image_size": 19, "patch_size": 6, "widt
 WORDS = {"embed_dim": 8, "vision_cfg": {"image_size": 32, "patch_size": 16, "width": 24, "head_width": 12, "layers": 2},
          "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 4, "heads": 2, "layers": 1}}
 SYNTHETIC = "--model small.json --train-data synthetic --train-num-samples 50 --batch-size 8"
-PICTURES = "--model words.json --train-data shapes/train.csv --batch-size 8"
+IMAGES = "--model words.json --train-data shapes/train.csv --batch-size 8"
 LABELLED = "--zeroshot-data target=shapes/val.csv --zeroshot-data shapes/val.csv --classnames shapes/classnames.txt"
 
 
@@ -109,19 +109,19 @@ def test_eval_steps():
 
 def test_sets():
     """Several validation sets, each under its name."""
-    text = run(f"{PICTURES} --name sets --val-data one=shapes/val.csv --val-data shapes/few.csv {LABELLED} --epochs 1 --preset quick --lr 1e-3")
+    text = run(f"{IMAGES} --name sets --val-data one=shapes/val.csv --val-data shapes/few.csv {LABELLED} --epochs 1 --preset quick --lr 1e-3")
     record = [record for record in metrics("sets") if "val_loss" in record][-1]
     for name in ("val_loss/one", "val_loss", "image_to_text_R@1/one", "text_to_image_median_rank", "zeroshot_top1/target", "zeroshot_top1"):
         check(name in record, f"{name} is measured")
     check(record["val_loss"] != record["val_loss/one"], "the sets differ")
     check("best.bin, zeroshot_top1/target" in text, "the first zero-shot set is the target")
-    check("same name" in run(f"{PICTURES} --name x --val-data shapes/val.csv --val-data shapes/few.csv", code=2), "names are needed to tell sets apart")
-    check("--best-metric" in run(f"{PICTURES} --name x --best-metric zeroshot_top1 --val-split 0.1", code=2), "a metric that is not measured")
-    check("--best-metric" in run(f"{PICTURES} --name x --best-metric loss --val-split 0.1", code=2), "a metric that no evaluation has")
+    check("same name" in run(f"{IMAGES} --name x --val-data shapes/val.csv --val-data shapes/few.csv", code=2), "names are needed to tell sets apart")
+    check("--best-metric" in run(f"{IMAGES} --name x --best-metric zeroshot_top1 --val-split 0.1", code=2), "a metric that is not measured")
+    check("--best-metric" in run(f"{IMAGES} --name x --best-metric loss --val-split 0.1", code=2), "a metric that no evaluation has")
 
 
 def test_presets():
-    params = open("logs/sets/params.txt").read() if os.path.exists("logs/sets/params.txt") else run(f"{PICTURES} --name sets --preset quick --lr 1e-3 --epochs 1") and ""
+    params = open("logs/sets/params.txt").read() if os.path.exists("logs/sets/params.txt") else run(f"{IMAGES} --name sets --preset quick --lr 1e-3 --epochs 1") and ""
     params = params or open("logs/sets/params.txt").read()
     values = dict(line.split(None, 1) for line in params.splitlines())
     for name, value in {"lr": "0.001", "epochs": "1", "batch-size": "8", "wd": "0.1", "grad-clip-norm": "1", "lock-image": "true", "lock-image-unlocked-groups": "2"}.items():
@@ -166,7 +166,7 @@ class Page(html.parser.HTMLParser):
 
 def test_report():
     name = "<b>&co"
-    run_arguments = f"{PICTURES} --name {name} --val-data shapes/hostile.csv {LABELLED} --epochs 2"
+    run_arguments = f"{IMAGES} --name {name} --val-data shapes/hostile.csv {LABELLED} --epochs 2"
     run(run_arguments)
     text = open(f"logs/{name}/report.html", encoding="utf-8").read()
     page = Page(text)
@@ -180,7 +180,7 @@ def test_report():
     check(text.count("<tr><td>") == 3, "a row for each evaluation")
     run(f"{SYNTHETIC} --name bare --epochs 1")
     check(Page(open("logs/bare/report.html").read()).good, "a run without evaluation has a page")
-    run(f"{PICTURES} --name labelled {LABELLED} --epochs 1")
+    run(f"{IMAGES} --name labelled {LABELLED} --epochs 1")
     check("classes" in open("logs/labelled/report.html").read(), "labelled images where there are no captioned ones")
 
 
@@ -188,9 +188,9 @@ def test_report_to():
     package = pathlib.Path("fake")
     package.mkdir(exist_ok=True)
     (package / "wandb.py").write_text("raise ImportError('none')")
-    text = run(f"{SYNTHETIC} --name told --epochs 2 --report-to tensorboard,wandb", PYTHONPATH=str(package.resolve()))
+    text = run(f"{SYNTHETIC} --name tracked --epochs 2 --report-to tensorboard,wandb", PYTHONPATH=str(package.resolve()))
     check(text.count("wandb package is not installed") == 1 and "done" in text, "without wandb the run goes on, and says it once")
-    check(len(glob.glob("logs/told/events.out.tfevents.*")) == 1, "an event file")
+    check(len(glob.glob("logs/tracked/events.out.tfevents.*")) == 1, "an event file")
     (package / "wandb.py").write_text((ROOT / "dev/test/test_report_wandb.py").read_text().partition("FAKE = '''")[2].partition("'''")[0].replace("\\\\", "\\"))
     run(f"{SYNTHETIC} --name told2 --epochs 2 --val-split 0.1 --report-to wandb --wandb-project-name mine", PYTHONPATH=str(package.resolve()), FAKE_LOG="sent.jsonl")
     sent = [json.loads(line) for line in open("sent.jsonl")]
@@ -205,7 +205,7 @@ def test_advice():
     text = run(f"{SYNTHETIC} --name wild --val-split 0.2 --epochs 8 --lr 3 --warmup 0 --lr-scheduler const")
     check(re.search(r"^advice       rate too high: .*--lr", text, re.M), "a rate too high")
     check("rate too high:</b>" in open("logs/wild/report.html").read(), "and on the page")
-    check("\nadvice" not in run(f"{PICTURES} --name sane --val-data shapes/val.csv {LABELLED} --epochs 2 --lr 1e-3"), "nothing to say")
+    check("\nadvice" not in run(f"{IMAGES} --name sane --val-data shapes/val.csv {LABELLED} --epochs 2 --lr 1e-3"), "nothing to say")
 
 
 def make_data():

@@ -205,7 +205,7 @@ static void test_captions_are_cleaned_as_by_ftfy(const Tokenizer *t) {
         {"AHÅ™, the new sofa from IKEA®", "ahå™, the new sofa from ikea®"},
         {"(-1/2)! = √π", "(-1/2)! = √π"},
         {"├┤a┼┐", "├┤a┼┐"},
-        // bytes that are no UTF-8: as Python's errors="replace"
+        // bytes that are not UTF-8: as Python's errors="replace"
         {"a\xff\xe2\x82z", "a\ufffd\ufffdz"},
         {"\xed\xa0\x80", "\ufffd\ufffd\ufffd"},
         {"\xf0\x9f\x98", "\ufffd"},

@@ -13,12 +13,12 @@ static double direct_weight(double x, Interpolation filter) {
 // rounded to a level.
 static void direct_pass(double *out, int n_out, const double *in, int n_in, int lines, int in_line,
     int out_line, int in_step, int out_step, Interpolation filter) {
-    double scale = (double)n_in / n_out, stretch = scale > 1 ? scale : 1;
+    double scale = (double)n_in / n_out, filter_scale = scale > 1 ? scale : 1;
     for (int line = 0; line < lines; line++) {
         for (int o = 0; o < n_out; o++) {
             double sum = 0, total = 0;
             for (int i = 0; i < n_in; i++) {
-                double w = direct_weight(((i + 0.5) - (o + 0.5) * scale) / stretch, filter);
+                double w = direct_weight(((i + 0.5) - (o + 0.5) * scale) / filter_scale, filter);
                 sum += w * in[line * in_line + i * in_step];
                 total += w;
             }

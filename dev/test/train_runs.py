@@ -19,7 +19,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 PROGRAM = os.path.join(ROOT, os.environ.get("BIN", ""), "train_clip")
 LIMIT = 120  # seconds; every run is shorter
 
-# Sizes that are no multiple of anything. SMALL has no tokenizer, so it trains on synthetic pairs alone.
+# Sizes that are not multiples of anything. SMALL has no tokenizer, so it trains on synthetic pairs alone.
 SMALL = {"embed_dim": 9, "vision_cfg": {"image_size": 19, "patch_size": 6, "width": 15, "head_width": 5, "layers": 2},
          "text_cfg": {"context_length": 7, "vocab_size": 97, "width": 12, "heads": 3, "layers": 2}}
 WORDS = {"embed_dim": 8, "vision_cfg": {"image_size": 32, "patch_size": 16, "width": 24, "head_width": 12, "layers": 2},
