@@ -14,7 +14,7 @@
 
 #ifdef TILE // ------------------------------------------------- the register tile of a matrix product
 
-// Included with
+// For the terms unit, micro-panel and tile see clipc/math/matmul.h. Included with
 //   TILE          the name of the function to define
 //   DOT(c, a, b)  c + a * b on vectors of units; a unit is one float, or two bf16 whose products are summed
 //

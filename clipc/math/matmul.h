@@ -188,7 +188,7 @@ typedef struct {
     Matrix A;
     int M, N, K;
     bool bf16, in_place; // in_place: whole tiles of A are read from A itself, not packed or copied
-    int rows, units;     // mc; K in units
+    int mc, units;       // rows of A that are multiplied at a time; K in units
     size_t pitch;        // units from one copied row of A to the next: an odd number of cache lines
     const Epilogue *epilogue;
 } Gemm;
@@ -260,22 +260,22 @@ static inline bool gemm_reads_packed(const Gemm *g, int m) {
 
 // Copies or packs those of `rows` rows of A from `row` on that are not read in place.
 static inline void gemm_pack_rows(const Gemm *g, uint32_t *a_panels, int row, int rows) {
-    const int tile = g->t->rows, whole = g->in_place ? rows / tile * tile : 0, left = rows - whole;
-    if (left == 0 || !gemm_reads_packed(g, left)) return;
+    const int tile = g->t->rows, whole = g->in_place ? rows / tile * tile : 0, rest = rows - whole;
+    if (rest == 0 || !gemm_reads_packed(g, rest)) return;
     if (g->A.col != 1) {
         pack_a_panels(g->kernels, a_panels, g->pitch * (size_t)tile, g->A, g->M, g->K, row, rows, g->bf16);
         return;
     }
     const Operand from = operand_at(g->A.x, (size_t)(row + whole) * g->A.row);
-    copy_rows(a_panels + (size_t)whole * g->pitch, g->pitch, from, g->A.row, g->K, left,
-        (left + tile - 1) / tile * tile);
+    copy_rows(a_panels + (size_t)whole * g->pitch, g->pitch, from, g->A.row, g->K, rest,
+        (rest + tile - 1) / tile * tile);
 }
 
 // Scratch for gemm_block(): floats of sums per panel; units of packed rows of A.
 static inline size_t gemm_sum_floats(const Gemm *g) {
-    return (size_t)(g->rows + g->t->rows) * g->kernels->tile_columns;
+    return (size_t)(g->mc + g->t->rows) * g->kernels->tile_columns;
 }
-static inline size_t gemm_packed_units(const Gemm *g) { return (size_t)(g->rows + g->t->rows) * g->pitch; }
+static inline size_t gemm_packed_units(const Gemm *g) { return (size_t)(g->mc + g->t->rows) * g->pitch; }
 
 // Computes rows row … row+rows-1 of C in the columns of panels first … last-1; `panels` points to panel
 // `first`. All sums are completed before the first is stored: rows of C are pages apart, and storing a cache
@@ -386,7 +386,7 @@ static inline void gemm(const Kernels *kernels, Operand C, size_t ldc, Matrix A,
     const int mc = gemm_mc(&kernels->products[A.x.bf16], units);
     const Gemm g = gemm_plan(kernels, C, ldc, A, M, N, K, mc, &epilogue);
     const int panels = panel_count(kernels, N);
-    const int row_blocks = (M + g.rows - 1) / g.rows;
+    const int row_blocks = (M + g.mc - 1) / g.mc;
     const int parts = gemm_parts(row_blocks, panels);
     const size_t pitch = B.panels ? B.pitch : panel_pitch(kernels, K, g.bf16);
     uint32_t *packed = B.panels ? NULL : (uint32_t *)aligned_malloc_check((size_t)panels * pitch * 4);
@@ -399,9 +399,9 @@ static inline void gemm(const Kernels *kernels, Operand C, size_t ldc, Matrix A,
         int packed_row = -1;
 #pragma omp for schedule(dynamic)
         for (int item = 0; item < row_blocks * parts; item++) { // consecutive items share rows of A
-            const int row = item / parts * g.rows;
+            const int row = item / parts * g.mc;
             const int part = item % parts;
-            const int rows = min_int(M - row, g.rows);
+            const int rows = min_int(M - row, g.mc);
             if (row != packed_row) gemm_pack_rows(&g, a_panels, row, rows);
             packed_row = row;
             const int last = panels * (part + 1) / parts;
