@@ -320,8 +320,8 @@ static inline void model_start_training(Clip *clip, const Options *o) {
 }
 
 // A checkpoint may come from a stranger, so its settings do not act: what would run a command, start a
-// program or choose a place to write is taken from the command line alone. Says what this setting would do; "" for a
-// place that follows from where the checkpoint is; NULL when it does not act.
+// program or choose a place to write is taken from the command line alone. Says what this setting would do;
+// "" for a place that follows from where the checkpoint is; NULL when it does not act.
 static inline const char *setting_action(const char *option, const char *value) {
     const bool data = matches_any("train-data|val-data|zeroshot-data", option);
     if (data && strstr(value, "pipe:")) return "runs a command (pipe:)";
