@@ -1,12 +1,9 @@
-// For tests of data: a temporary folder, image files and tar shards in it, child processes whose exit is
-// checked.
+// For tests of data: a temporary folder, image files and tar shards in it, data sets and loaders over them.
 #ifndef CLIPC_TEST_DATA_FILES_H
 #define CLIPC_TEST_DATA_FILES_H
 
 #include "clipc/data/dataloader.h"
-#include "dev/test/test.h"
-
-#include <sys/wait.h>
+#include "dev/test/child.h"
 
 static char folder[512]; // the temporary folder: make_test_folder()
 
@@ -113,41 +110,7 @@ static inline void tar_plain(const char *path, struct archive **a) {
     *a = tar_create(path, archive_write_set_format_ustar, archive_write_add_filter_none);
 }
 
-// ---------------------------------------------------------------- child processes
-
-static char child_output[65536];
-
-// Runs f(argument) in a child; returns its exit code (-1: killed by a signal), its stderr is in child_output.
-static inline int run_child(void (*f)(const void *), const void *argument) {
-    int ends[2], status;
-    if (pipe(ends)) die(EXIT_RUNTIME, "pipe: %s", strerror(errno));
-    fflush(stdout);
-    pid_t child = fork();
-    if (child == 0) {
-        dup2(ends[1], STDERR_FILENO);
-        close(ends[0]);
-        close(ends[1]);
-        f(argument);
-        _exit(0);
-    }
-    close(ends[1]);
-    size_t n = 0;
-    for (ssize_t got; (got = read(ends[0], child_output + n, sizeof child_output - 1 - n)) > 0;)
-        n += (size_t)got;
-    child_output[n] = 0;
-    close(ends[0]);
-    waitpid(child, &status, 0);
-    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-}
-
-// Exit code 2 and one line that holds `text`.
-#define EXPECT_DEATH(function, argument, text)                                             \
-    do {                                                                                   \
-        int code = run_child(function, argument);                                          \
-        char *newline = strchr(child_output, '\n');                                        \
-        EXPECT(code == EXIT_USAGE && newline && !newline[1] && strstr(child_output, text), \
-            "%s: code %d: %s", text, code, child_output);                                  \
-    } while (0)
+// ---------------------------------------------------------------- opening and reading
 
 typedef struct {
     const char *spec;

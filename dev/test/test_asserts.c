@@ -4,9 +4,7 @@
 #include "train_clip.c"
 
 #include "clipc/data/dataloader.h"
-#include "dev/test/test.h"
-
-#include <sys/wait.h>
+#include "dev/test/child.h"
 
 // The model and the arrays that the calls below take; each call spoils one of them.
 typedef struct {
@@ -198,28 +196,19 @@ static Doors doors_create(void) {
     return d;
 }
 
-// How the child that makes the call ends: 0 in peace, SIGABRT by an assert.
-static int signal_of(const Door *door) {
-    fflush(stdout);
-    const pid_t child = fork();
-    if (child == 0) {
-        if (!freopen("/dev/null", "w", stderr)) _exit(1); // the message of the assert
-        Doors d = doors_create(); // here, since OpenMP's threads do not survive a fork
-        d.batch.images = d.images;
-        d.batch.tokens = &d.tokens[0][0];
-        door->call(&d);
-        _exit(0);
-    }
-    int status = 0;
-    waitpid(child, &status, 0);
-    return WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status);
+static void call_door(const void *door) {
+    Doors d = doors_create(); // in the child, since OpenMP's threads do not survive a fork
+    d.batch.images = d.images;
+    d.batch.tokens = &d.tokens[0][0];
+    ((const Door *)door)->call(&d);
+    _exit(0); // without a check for leaks: the model is not freed
 }
 
 static void test_what_a_door_takes_passes(void) {
     const Door well[] = {{"a step", all_is_well}, {"a loader", a_loader_as_it_should_be}};
     for (int i = 0; i < 2; i++) {
-        const int ended = signal_of(&well[i]);
-        EXPECT(ended == 0, "%s: ended with %d", well[i].name, ended);
+        child_run(call_door, &well[i]);
+        EXPECT(child.code == 0, "%s: exit code %d: %s", well[i].name, child.code, child.text);
     }
 }
 
@@ -238,8 +227,8 @@ static void test_what_a_door_does_not_take_ends_in_an_assert(void) {
         DOOR(a_loader_of_captions_of_one_token), DOOR(distinct_steps_that_cut_batches)};
 #undef DOOR
     for (size_t i = 0; i < sizeof doors / sizeof *doors; i++) {
-        const int ended = signal_of(&doors[i]);
-        EXPECT(ended == SIGABRT, "%s: ended with %d", doors[i].name, ended);
+        child_run(call_door, &doors[i]);
+        EXPECT(child_asserted(""), "%s: exit code %d: %s", doors[i].name, child.code, child.text);
     }
 }
 

@@ -115,30 +115,30 @@ static void test_csv_rows_become_samples(void) {
 static void test_csv_that_cannot_be_used_ends_in_one_line(void) {
     OpenCase c = open_of(at("e.csv"));
     write_text(c.spec, "path\tcaption\tlang\na\tb\tc\n");
-    EXPECT_DEATH(
+    EXPECT_REFUSED(
         open_case, &c, "no column 'filepath' (there are: path, caption, lang); name it with --csv-img-key");
     c.config.csv_img_key = "path";
-    EXPECT_DEATH(open_case, &c, "--csv-caption-key");
+    EXPECT_REFUSED(open_case, &c, "--csv-caption-key");
     c.config.csv_caption_key = "caption";
     c.config.need_label = true;
-    EXPECT_DEATH(open_case, &c, "--csv-label-key");
+    EXPECT_REFUSED(open_case, &c, "--csv-label-key");
     c = open_of(at("e.csv"));
     write_text(c.spec, "filepath,title\n");
-    EXPECT_DEATH(open_case, &c, "is empty");
+    EXPECT_REFUSED(open_case, &c, "is empty");
     write_text(c.spec, "filepath,title\na.png,b\n");
     c.least = 2;
-    EXPECT_DEATH(open_case, &c, "at least 2 are needed");
+    EXPECT_REFUSED(open_case, &c, "at least 2 are needed");
     write_text(c.spec, "");
-    EXPECT_DEATH(open_case, &c, "is empty");
+    EXPECT_REFUSED(open_case, &c, "is empty");
     write_file(c.spec,
         "\xff\xfe"
         "f\0i\0l\0e\0",
         10);
-    EXPECT_DEATH(open_case, &c, "UTF-8");
+    EXPECT_REFUSED(open_case, &c, "UTF-8");
     c = open_of(at("not there.csv"));
-    EXPECT_DEATH(open_case, &c, "no such file");
+    EXPECT_REFUSED(open_case, &c, "no such file");
     c = open_of("a.csv::b.csv");
-    EXPECT_DEATH(open_case, &c, "a.csv: no such file or folder");
+    EXPECT_REFUSED(open_case, &c, "a.csv: no such file or folder");
 }
 
 // Tables of random pieces: any row count, no read outside (the sanitizers look after that).
@@ -188,20 +188,20 @@ static void test_braces_expand_or_are_refused(void) {
         EXPECT_STRING(joined, cases[i][1]);
         string_list_free(&s);
     }
-    EXPECT_DEATH(expand_case, "a{9..1}.tar", "runs backwards");
-    EXPECT_DEATH(expand_case, "a{a..}.tar", "not a range of numbers");
-    EXPECT_DEATH(expand_case, "a{..3}.tar", "not a range of numbers");
-    EXPECT_DEATH(expand_case, "a{1..2..3}.tar", "not a range of numbers");
-    EXPECT_DEATH(expand_case, "a{-1..2}.tar", "not a range of numbers");
-    EXPECT_DEATH(expand_case, "a{}.tar", "neither a range nor a list");
-    EXPECT_DEATH(expand_case, "a{7}.tar", "neither a range nor a list");
-    EXPECT_DEATH(expand_case, "a{1..2.tar", "{ without }");
-    EXPECT_DEATH(expand_case, "a1..2}.tar", "} without {");
-    EXPECT_DEATH(expand_case, "a{0..999999999}.tar", "more than 1000000");
-    EXPECT_DEATH(expand_case, "a{0..99999999999999999999}.tar", "not a range of numbers");
-    EXPECT_DEATH(expand_case, "{0..9}{0..9}{0..9}{0..9}{0..9}{0..9}{0..9}.tar", "more than 1000000");
-    EXPECT_DEATH(expand_case, "{{{{{{{{{{{{1,2}}}}}}}}}}}}", "neither");
-    EXPECT_DEATH(expand_case, "{1,}{1,}{1,}{1,}{1,}{1,}{1,}{1,}{1,}", "pairs of braces");
+    EXPECT_REFUSED(expand_case, "a{9..1}.tar", "runs backwards");
+    EXPECT_REFUSED(expand_case, "a{a..}.tar", "not a range of numbers");
+    EXPECT_REFUSED(expand_case, "a{..3}.tar", "not a range of numbers");
+    EXPECT_REFUSED(expand_case, "a{1..2..3}.tar", "not a range of numbers");
+    EXPECT_REFUSED(expand_case, "a{-1..2}.tar", "not a range of numbers");
+    EXPECT_REFUSED(expand_case, "a{}.tar", "neither a range nor a list");
+    EXPECT_REFUSED(expand_case, "a{7}.tar", "neither a range nor a list");
+    EXPECT_REFUSED(expand_case, "a{1..2.tar", "{ without }");
+    EXPECT_REFUSED(expand_case, "a1..2}.tar", "} without {");
+    EXPECT_REFUSED(expand_case, "a{0..999999999}.tar", "more than 1000000");
+    EXPECT_REFUSED(expand_case, "a{0..99999999999999999999}.tar", "not a range of numbers");
+    EXPECT_REFUSED(expand_case, "{0..9}{0..9}{0..9}{0..9}{0..9}{0..9}{0..9}.tar", "more than 1000000");
+    EXPECT_REFUSED(expand_case, "{{{{{{{{{{{{1,2}}}}}}}}}}}}", "neither");
+    EXPECT_REFUSED(expand_case, "{1,}{1,}{1,}{1,}{1,}{1,}{1,}{1,}{1,}", "pairs of braces");
     EXPECT(is_shard_name("x/a.tar") && is_shard_name("a.TGZ") && is_shard_name("a.tar.gz") &&
            is_shard_name("{a.tar,b.tar}"));
     EXPECT(!is_shard_name("a.targets.csv") && !is_shard_name("tar") && !is_shard_name("a.csv"));
@@ -403,22 +403,21 @@ static void test_tar_that_is_broken_gives_what_is_whole(void) {
     size_t bytes;
     char *whole = file_read_all(at("whole.tar"), &bytes);
     write_file(at("cut.tar"), whole, 2 * 2048 + 512 + 5); // within the third image
-    EXPECT(run_child(broken_shard_case, at("cut.tar")) == 0);
-    EXPECT(strstr(child_output, "cut.tar: broken shard (the file ends within 2.jpg); 2 samples can be read"),
-        "%s", child_output);
+    EXPECT(child_run(broken_shard_case, at("cut.tar")) == 0);
+    EXPECT(strstr(child.text, "cut.tar: broken shard (the file ends within 2.jpg); 2 samples can be read"),
+        "%s", child.text);
     OpenCase c = open_of(at("a.tar::b.tar"));
-    EXPECT_DEATH(open_case, &c, "no such shard");
+    EXPECT_REFUSED(open_case, &c, "no such shard");
     write_text(at("zero.tar"), "");
     write_text(at("garbage.tar"), "this is not a tar file at all, whatever its name says");
     c = open_of(at("{zero,garbage}.tar"));
-    EXPECT(run_child(open_case, &c) == EXIT_USAGE && strstr(child_output, "zero.tar: broken shard") &&
-               strstr(child_output, "garbage.tar: broken shard") &&
-               strstr(child_output, "the data set is empty"),
-        "%s", child_output);
+    EXPECT(child_run(open_case, &c) == EXIT_USAGE && strstr(child.text, "zero.tar: broken shard") &&
+               strstr(child.text, "garbage.tar: broken shard") && strstr(child.text, "the data set is empty"),
+        "%s", child.text);
     c = open_of(folder);
     c.config.type = DATASET_WEBDATASET;
-    EXPECT(run_child(open_case, &c) == EXIT_USAGE && strstr(child_output, "it is not a file"), "%s",
-        child_output);
+    EXPECT(
+        child_run(open_case, &c) == EXIT_USAGE && strstr(child.text, "it is not a file"), "%s", child.text);
 
     int saved = dup(STDERR_FILENO), nowhere = open("/dev/null", O_WRONLY),
         readable; // the lines of hundreds of broken shards are of no interest
@@ -512,7 +511,7 @@ static void test_folder_of_images_becomes_samples(void) {
     dataset_free(&d);
     make_directories(at("empty"));
     OpenCase empty = open_of(at("empty"));
-    EXPECT_DEATH(open_case, &empty, "the data set is empty");
+    EXPECT_REFUSED(open_case, &empty, "the data set is empty");
     sample_buffers_free(&b);
 }
 
@@ -542,9 +541,9 @@ static void test_class_folders_give_labels(void) {
     dataset_free(&d);
     c.config.classnames = by_order;
     c.config.classname_count = 2;
-    EXPECT_DEATH(class_case, &c, "3 class folders, but 2 class names");
+    EXPECT_REFUSED(class_case, &c, "3 class folders, but 2 class names");
     c.root = at("empty");
-    EXPECT_DEATH(class_case, &c, "no sub-folders");
+    EXPECT_REFUSED(class_case, &c, "no sub-folders");
 }
 
 // ---------------------------------------------------------------- order

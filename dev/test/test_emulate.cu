@@ -2,9 +2,7 @@
 // documentation says, and each kind of fault that the emulation promises to find is planted once in a kernel
 // and found. A fault runs in a child process, which has to fail.
 #include "clipc/math/gpu.h"
-#include "dev/test/test.h"
-
-#include <sys/wait.h>
+#include "dev/test/child.h"
 
 enum { N = 77 }; // size of blocks and buffers, odd where CUDA allows it
 
@@ -506,11 +504,13 @@ static int tensor_rows(bool fault) {
 #define GUARDED(message) message
 #endif
 
-static const struct {
+struct Fault {
     const char *name;
     int (*run)(bool fault); // returns 0: the result is right
     const char *message;
-} faults[] = {
+};
+
+static const Fault faults[] = {
     {"shared_overrun", shared_overrun,
         GUARDED("of 308 of shared memory is written (kernel shared_overrun_kernel")},
     {"write_after", write_after,
@@ -551,36 +551,16 @@ static const struct {
     {"tensor_rows", tensor_rows, "rows 18 elements apart, not a multiple of 4"},
 };
 
-// Runs one case in a child process; its exit code, and what it wrote to stderr.
-static int in_child(int (*run)(bool), bool fault, char *text, size_t size) {
-    int ends[2];
-    if (pipe(ends)) die(EXIT_RUNTIME, "pipe: %s", strerror(errno));
-    fflush(stdout);
-    const pid_t child = fork();
-    if (child < 0) die(EXIT_RUNTIME, "fork: %s", strerror(errno));
-    if (!child) {
-        dup2(ends[1], STDERR_FILENO);
-        close(ends[0]);
-        exit(run(fault));
-    }
-    close(ends[1]);
-    size_t got = 0;
-    for (ssize_t n; (n = read(ends[0], text + got, size - 1 - got)) > 0;) got += (size_t)n;
-    text[got] = '\0';
-    close(ends[0]);
-    int status;
-    waitpid(child, &status, 0);
-    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-}
+static void run_without_fault(const void *f) { exit(((const Fault *)f)->run(false)); }
+static void run_with_fault(const void *f) { exit(((const Fault *)f)->run(true)); }
 
 static void test_each_planted_fault_is_found(void) {
-    char text[65536];
-    for (const auto &f : faults) {
-        const int right = in_child(f.run, false, text, sizeof text);
-        EXPECT(right == 0, "%s, without the fault: exit code %d: %s", f.name, right, text);
-        const int wrong = in_child(f.run, true, text, sizeof text);
-        EXPECT(wrong != 0, "%s is not found", f.name);
-        EXPECT(strstr(text, f.message), "%s: '%s' instead of '%s'", f.name, text, f.message);
+    for (const Fault &f : faults) {
+        child_run(run_without_fault, &f);
+        EXPECT(child.code == 0, "%s, without the fault: exit code %d: %s", f.name, child.code, child.text);
+        child_run(run_with_fault, &f);
+        EXPECT(child.code != 0, "%s is not found", f.name);
+        EXPECT(strstr(child.text, f.message), "%s: '%s' instead of '%s'", f.name, child.text, f.message);
     }
 }
 

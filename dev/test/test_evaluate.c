@@ -4,59 +4,10 @@
 //     test_evaluate [GOLDEN/model]
 #include "clipc/train/evaluate.h"
 
+#include "dev/test/child.h"
 #include "dev/test/npz.h"
-#include "dev/test/test.h"
-
-#include <sys/wait.h>
 
 // ---------------------------------------------------------------- helpers
-
-enum { MOST_TEXT = 4096 };
-
-// Runs fn(argument) in a child; what it wrote goes to `text`. Returns its exit code. Before the first
-// parallel region of this program only: GNU's OpenMP does not survive a fork.
-static int run_child(int (*fn)(const char *), const char *argument, char text[MOST_TEXT]) {
-    int ends[2], status = -1;
-    size_t n = 0;
-    ssize_t got;
-    EXPECT(pipe(ends) == 0, "no pipe");
-    fflush(NULL);
-    pid_t child = fork();
-    if (child == 0) {
-        dup2(ends[1], 1);
-        dup2(ends[1], 2);
-        close(ends[0]);
-        close(ends[1]);
-        exit(fn(argument));
-    }
-    close(ends[1]);
-    while (n < MOST_TEXT - 1 && (got = read(ends[0], text + n, MOST_TEXT - 1 - n)) > 0) n += (size_t)got;
-    text[n] = 0;
-    close(ends[0]);
-    waitpid(child, &status, 0);
-    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-}
-
-// fn(argument) ends the program with EXIT_USAGE and one line that names `what`.
-static void expect_refused(int (*fn)(const char *), const char *argument, const char *what) {
-    char text[MOST_TEXT];
-    int code = run_child(fn, argument, text);
-    EXPECT(code == EXIT_USAGE, "exit code %d, '%s'", code, text);
-    EXPECT(strstr(text, what) && strchr(text, '\n') == text + strlen(text) - 1,
-        "'%s' does not say '%s' in one line", text, what);
-}
-
-// fn(NULL) ends with a failed assertion that names `what`; builds with NDEBUG have none.
-static void expect_assert(int (*fn)(const char *), const char *what) {
-#ifdef NDEBUG
-    (void)fn;
-    (void)what;
-#else
-    char text[MOST_TEXT];
-    EXPECT(run_child(fn, NULL, text) == -1 && strstr(text, "Assert") && strstr(text, what),
-        "'%s' is not an assertion about %s", text, what);
-#endif
-}
 
 static void write_text(const char *path, const char *text) {
     FILE *f = fopen_check(path, "wb");
@@ -183,56 +134,52 @@ static void test_rank_metrics_match_those_by_hand(void) {
         "one pair is always found");
 }
 
-static int rank_a_label_beyond_the_classes(const char *unused) {
+static void rank_a_label_beyond_the_classes(const void *unused) {
     (void)unused;
     const float logits[3] = {1, 2, 3};
-    return zeroshot_rank(logits, 3, 3);
+    zeroshot_rank(logits, 3, 3);
 }
 
-static int rank_nothing(const char *unused) {
+static void rank_nothing(const void *unused) {
     (void)unused;
     int ranks[2];
     retrieval_ranks(kernels_select(), ranks, ranks + 1, NULL, NULL, 0, E, 0);
-    return 0;
 }
 
-static int measure_a_rank_beyond_the_candidates(const char *unused) {
+static void measure_a_rank_beyond_the_candidates(const void *unused) {
     (void)unused;
     const int ranks[2] = {0, 2};
-    return rank_metrics(ranks, 2).R1 > 0;
+    rank_metrics(ranks, 2);
 }
 
-static int add_captions_without_templates(const char *unused) {
+static void add_captions_without_templates(const void *unused) {
     (void)unused;
     double sums[E] = {0};
     const float features[E] = {0};
     classifier_add(sums, features, 0, 1, 0, E);
-    return 0;
 }
 
 static void test_wrong_shapes_and_labels_are_asserted(void) {
-    expect_assert(rank_a_label_beyond_the_classes, "label");
-    expect_assert(rank_nothing, "N > 0");
-    expect_assert(measure_a_rank_beyond_the_candidates, "ranks[i]");
-    expect_assert(add_captions_without_templates, "templates");
+    EXPECT_ASSERT(rank_a_label_beyond_the_classes, NULL, "label");
+    EXPECT_ASSERT(rank_nothing, NULL, "N > 0");
+    EXPECT_ASSERT(measure_a_rank_beyond_the_candidates, NULL, "ranks[i]");
+    EXPECT_ASSERT(add_captions_without_templates, NULL, "templates");
 }
 
 // ---------------------------------------------------------------- class names, templates
 
-static int read_classnames(const char *path) {
-    StringList names = classnames_read(path);
+static void read_classnames(const void *path) {
+    StringList names = classnames_read((const char *)path);
     string_list_free(&names);
-    return 0;
 }
 
-static int read_templates(const char *path) {
-    StringList templates = templates_read(path);
+static void read_templates(const void *path) {
+    StringList templates = templates_read((const char *)path);
     string_list_free(&templates);
-    return 0;
 }
 
 static void test_classnames_and_templates_are_read(const char *folder) {
-    char path[PATH_SIZE], text[MOST_TEXT];
+    char path[PATH_SIZE];
     path_format(path, "%s/lines.txt", folder);
     write_text(path, "\xef\xbb\xbf"
                      // BOM, CRLF, blanks, no end at the end
@@ -244,21 +191,21 @@ static void test_classnames_and_templates_are_read(const char *folder) {
     EXPECT_STRING(names.list[2], "\xc3\xa9l\xc3\xa9phant");
     string_list_free(&names);
 
-    EXPECT(run_child(read_classnames, path, text) == 0 && !*text, "'%s'", text);
+    EXPECT(child_run(read_classnames, path) == 0 && !*child.text, "'%s'", child.text);
     write_text(path, "crane\nmaillot\ncrane\nmaillot\ncrane\nbird\n");
-    EXPECT(run_child(read_classnames, path, text) == 0 &&
-               strstr(text, "3 lines repeat an earlier class name, such as 'maillot'"),
-        "'%s'", text);
+    EXPECT(child_run(read_classnames, path) == 0 &&
+               strstr(child.text, "3 lines repeat an earlier class name, such as 'maillot'"),
+        "'%s'", child.text);
     write_text(path, " \r\n\n");
-    expect_refused(read_classnames, path, "no class names in it");
+    EXPECT_REFUSED(read_classnames, path, "no class names in it");
     write_text(path, "");
-    expect_refused(read_classnames, path, "no class names in it");
+    EXPECT_REFUSED(read_classnames, path, "no class names in it");
     FILE *f = fopen_check(path, "wb");
     fwrite_check("c\0a\0t\0", 6, f, path);
     fclose(f);
-    expect_refused(read_classnames, path, "UTF-8");
+    EXPECT_REFUSED(read_classnames, path, "UTF-8");
     path_format(path, "%s/none.txt", folder);
-    expect_refused(read_classnames, path, "none.txt: cannot open");
+    EXPECT_REFUSED(read_classnames, path, "none.txt: cannot open");
 
     path_format(path, "%s/sentences.txt", folder);
     write_text(path, "a photo of a {}.\n\nthe {c} in {c}, {}\r\n{}");
@@ -275,7 +222,7 @@ static void test_classnames_and_templates_are_read(const char *folder) {
     EXPECT_STRING(caption, "a {} in braces{");
     string_list_free(&templates);
     write_text(path, "a photo of a {}.\na photo of { }.\n");
-    expect_refused(read_templates, path, "no {} in 'a photo of { }.'");
+    EXPECT_REFUSED(read_templates, path, "no {} in 'a photo of { }.'");
     templates = templates_read(NULL);
     EXPECT(templates.count == 1, "%zu templates", templates.count);
     template_fill(&caption, &capacity, templates.list[0], "dog");
@@ -686,8 +633,9 @@ static void test_ctrl_c_ends_an_evaluation(Evaluation e, const char *folder) {
 
 static const char *folder_of_child; // where the fixtures are
 
-// argument: "SPEC CLASSNAMES", both within the folder; CLASSNAMES may be missing
-static int open_zeroshot(const char *argument) {
+// words: "SPEC CLASSNAMES", both within the folder; CLASSNAMES may be missing
+static void open_zeroshot(const void *words) {
+    const char *argument = (const char *)words;
     char spec[PATH_SIZE], names[PATH_SIZE];
     const char *blank = strchr(argument, ' ');
     DatasetConfig keys = dataset_config_default();
@@ -696,25 +644,24 @@ static int open_zeroshot(const char *argument) {
     path_format(names, "%s/%s", folder_of_child, blank ? blank + 1 : "");
     ZeroshotSet set = zeroshot_open("zeroshot-data", spec, blank ? names : NULL, NULL, &keys);
     zeroshot_close(&set);
-    return 0;
 }
 
 static void test_wrong_zeroshot_sets_are_named(void) {
-    char text[MOST_TEXT];
-    int code = run_child(open_zeroshot, "labels.csv names.txt", text);
-    EXPECT(code == 0 && !*text, "%d: %s", code, text);
-    expect_refused(open_zeroshot, "labels.csv five.txt", "4 of 24 samples have no label among the 5 names");
-    expect_refused(open_zeroshot, "labels.csv", "--classnames");
-    expect_refused(open_zeroshot, "classes five.txt", "6 class folders, but 5 class names");
-    expect_refused(open_zeroshot, "none.csv names.txt", "none.csv");
-    expect_refused(open_zeroshot, "classes/red", "no sub-folders");
+    int code = child_run(open_zeroshot, "labels.csv names.txt");
+    EXPECT(code == 0 && !*child.text, "%d: %s", code, child.text);
+    EXPECT_REFUSED(open_zeroshot, "labels.csv five.txt", "4 of 24 samples have no label among the 5 names");
+    EXPECT_REFUSED(open_zeroshot, "labels.csv", "--classnames");
+    EXPECT_REFUSED(open_zeroshot, "classes five.txt", "6 class folders, but 5 class names");
+    EXPECT_REFUSED(open_zeroshot, "none.csv names.txt", "none.csv");
+    EXPECT_REFUSED(open_zeroshot, "classes/red", "no sub-folders");
 }
 
-// argument: images within the folder, a blank between them; a leading ! takes the tokenizer away
-static int classify_images(const char *argument) {
+// list: images within the folder, a blank between them; a leading ! takes the tokenizer away
+static void classify_images(const void *list) {
+    const char *argument = (const char *)list;
     Evaluation e = toy_create();
     Tokenizer *tokenizer = (Tokenizer *)(uintptr_t)e.loader.tokenizer;
-    char names_path[PATH_SIZE], words[MOST_TEXT];
+    char names_path[PATH_SIZE], words[256];
     StringList paths = {NULL, 0, 0}, templates = templates_read(NULL);
     path_format(names_path, "%s/names.txt", folder_of_child);
     StringList names = classnames_read(names_path);
@@ -734,26 +681,26 @@ static int classify_images(const char *argument) {
     string_list_free(&templates);
     e.loader.tokenizer = tokenizer;
     toy_free(&e);
-    return code;
+    exit(code);
 }
 
 static void test_classes_of_single_images_are_printed(void) {
-    char text[MOST_TEXT], name[64] = "";
-    int code = run_child(classify_images,
-        "classes/blue/0.png classes/red/broken.png none.png classes classes/red/1.png", text);
-    EXPECT(code == 0, "exit code %d: %s", code, text);
-    EXPECT(strstr(text, "broken.png: unknown image format") && strstr(text, "none.png: no such file") &&
-               strstr(text, "classes: cannot be read"),
-        "%s", text);
-    const char *blue = strstr(text, "blue/0.png\n"), *red = strstr(text, "red/1.png\n");
-    EXPECT(blue && red, "%s", text);
+    char name[64] = "";
+    int code = child_run(
+        classify_images, "classes/blue/0.png classes/red/broken.png none.png classes classes/red/1.png");
+    EXPECT(code == 0, "exit code %d: %s", code, child.text);
+    EXPECT(strstr(child.text, "broken.png: unknown image format") &&
+               strstr(child.text, "none.png: no such file") && strstr(child.text, "classes: cannot be read"),
+        "%s", child.text);
+    const char *blue = strstr(child.text, "blue/0.png\n"), *red = strstr(child.text, "red/1.png\n");
+    EXPECT(blue && red, "%s", child.text);
     double share[3] = {0, 0, 0};
     int got =
         blue ? sscanf(blue, "%*s %lf%% %63s %lf%% %*s %lf%%", &share[0], name, &share[1], &share[2]) : 0;
-    EXPECT(got == 4, "%s", text);
+    EXPECT(got == 4, "%s", child.text);
     EXPECT(share[0] >= share[1] && share[1] >= share[2] && share[2] >= 0 &&
                share[0] + share[1] + share[2] <= 100.02,
-        "%s", text);
+        "%s", child.text);
 
     Evaluation e = toy_create(); // the first probability, from the definition
     double rgb[3], sum = 0, first = 0;
@@ -775,9 +722,9 @@ static void test_classes_of_single_images_are_printed(void) {
     EXPECT_STRING(name, best);
     EXPECT(fabs(share[0] - 100 * first / sum) <= 0.0051, "%g%% instead of %g%%", share[0], 100 * first / sum);
     toy_free(&e);
-    EXPECT(run_child(classify_images, "classes/red/broken.png none.png", text) == EXIT_USAGE,
-        "nothing usable: %s", text);
-    expect_refused(classify_images, "!classes/red/0.png", "no tokenizer");
+    EXPECT(child_run(classify_images, "classes/red/broken.png none.png") == EXIT_USAGE, "nothing usable: %s",
+        child.text);
+    EXPECT_REFUSED(classify_images, "!classes/red/0.png", "no tokenizer");
 }
 
 // ---------------------------------------------------------------- golden arrays
@@ -904,7 +851,7 @@ int main(int argc, char **argv) {
     if (!mkdtemp(folder)) die(EXIT_RUNTIME, "%s: cannot make the folder", folder);
     write_images(folder);
     folder_of_child = folder;
-    RUN(test_classnames_and_templates_are_read, folder); // those with children first: see run_child()
+    RUN(test_classnames_and_templates_are_read, folder); // those with children first: see child.h
     RUN(test_wrong_zeroshot_sets_are_named);
     RUN(test_classes_of_single_images_are_printed);
     RUN(test_wrong_shapes_and_labels_are_asserted);

@@ -5,9 +5,7 @@
 #include "train_clip.cu"
 #include "clipc/math/plain.h"
 #include "dev/cuda/arrays.h"
-#include "dev/test/test.h"
-
-#include <sys/wait.h>
+#include "dev/test/child.h"
 
 static Gpu gpu;
 
@@ -595,19 +593,12 @@ static void test_adamw_is_the_plain_one_in_chunks(void) {
 // ---------------------------------------------------------------- doors
 
 #if defined(CLIPC_EMULATE) && !defined(NDEBUG) // a process that uses a GPU cannot be forked
+template <typename Call> static void call_it(const void *call) { (*(const Call *)call)(); }
+
 // `call` in a child process ends by an assert.
 template <typename Call> static void expect_assert(const char *what, Call call) {
-    fflush(stdout);
-    const pid_t child = fork();
-    if (child == 0) {
-        if (!freopen("/dev/null", "w", stderr)) _exit(1);
-        call();
-        _exit(0);
-    }
-    int status;
-    EXPECT(child > 0 && waitpid(child, &status, 0) == child && WIFSIGNALED(status) &&
-               WTERMSIG(status) == SIGABRT,
-        "%s is let in", what);
+    child_run(call_it<Call>, &call);
+    EXPECT(child_asserted(""), "%s is let in: %s", what, child.text);
 }
 
 static void test_doors_refuse_what_kernels_are_not_made_for(void) {

@@ -171,11 +171,11 @@ static void test_wrong_or_damaged_files_are_refused(void) {
     Dataset d = dataset_open(at("set/t.csv"), &dc, 2), other = dataset_open(at("set/s0.tar"), &dc, 2);
     LoaderConfig c = loading(NULL, false);
     const OpenFile good = {&d, keeping(&c)};
-    const int code = run_child(make_on_full_disk, &good);
-    EXPECT(code == EXIT_RUNTIME && strstr(child_output, "kept: cannot write (") && !file_exists(at("kept")) &&
+    const int code = child_run(make_on_full_disk, &good);
+    EXPECT(code == EXIT_RUNTIME && strstr(child.text, "kept: cannot write (") && !file_exists(at("kept")) &&
                !file_exists(at("kept.part")),
-        "%d: %s", code, child_output);
-    EXPECT(run_child(make_file, &good) == 0 && run_child(open_file, &good) == 0);
+        "%d: %s", code, child.text);
+    EXPECT(child_run(make_file, &good) == 0 && child_run(open_file, &good) == 0);
     for (int i = 0; i < 7; i++) {
         OpenFile o = good;
         if (i == 0) o.k.size = 32;
@@ -185,15 +185,16 @@ static void test_wrong_or_damaged_files_are_refused(void) {
         if (i == 4) o.k.exif_rotate = true;
         if (i == 5) o.k.max_pixels = 30000;
         if (i == 6) o.d = &other;
-        EXPECT_DEATH(open_file, &o, "holds the images of other data, or for other image settings; remove it");
+        EXPECT_REFUSED(
+            open_file, &o, "holds the images of other data, or for other image settings; remove it");
     }
     const int64_t first = d.samples[0].image; // the same samples in another order
     d.samples[0].image = d.samples[1].image;
     d.samples[1].image = first;
-    EXPECT_DEATH(open_file, &good, "other data");
+    EXPECT_REFUSED(open_file, &good, "other data");
     d.samples[1].image = d.samples[0].image;
     d.samples[0].image = first;
-    EXPECT(run_child(open_file, &good) == 0);
+    EXPECT(child_run(open_file, &good) == 0);
 
     size_t bytes;
     char *whole = file_read_all(at("kept"), &bytes);
@@ -201,21 +202,21 @@ static void test_wrong_or_damaged_files_are_refused(void) {
     const int64_t far = (int64_t)bytes - 100, negative = -5;
     const int32_t wide = 1 << 30, unknown = 1000;
     overwrite(last + offsetof(ImageEntry, offset), &far, sizeof far);
-    EXPECT_DEATH(open_file, &good, "is damaged; remove it");
+    EXPECT_REFUSED(open_file, &good, "is damaged; remove it");
     overwrite(last + offsetof(ImageEntry, offset), &negative, sizeof negative);
-    EXPECT_DEATH(open_file, &good, "is damaged; remove it");
+    EXPECT_REFUSED(open_file, &good, "is damaged; remove it");
     write_file(at("kept"), whole, bytes);
     overwrite(last + offsetof(ImageEntry, width), &wide, sizeof wide);
-    EXPECT_DEATH(open_file, &good, "is damaged; remove it");
+    EXPECT_REFUSED(open_file, &good, "is damaged; remove it");
     write_file(at("kept"), whole, bytes);
     overwrite(last + offsetof(ImageEntry, status), &unknown, sizeof unknown);
-    EXPECT_DEATH(open_file, &good, "is damaged; remove it");
+    EXPECT_REFUSED(open_file, &good, "is damaged; remove it");
     write_file(at("kept"), whole, 100);
-    EXPECT_DEATH(open_file, &good, "is not complete; remove it");
+    EXPECT_REFUSED(open_file, &good, "is not complete; remove it");
     write_file(at("kept"), whole, 10);
-    EXPECT_DEATH(open_file, &good, "is not a file of images");
+    EXPECT_REFUSED(open_file, &good, "is not a file of images");
     write_text(at("kept"), "something else that is long enough for a header");
-    EXPECT_DEATH(open_file, &good, "is not a file of images; give --cache-images another name");
+    EXPECT_REFUSED(open_file, &good, "is not a file of images; give --cache-images another name");
     free(whole);
     dataset_free(&d);
     dataset_free(&other);

@@ -1,10 +1,8 @@
 // A run's log (numbers, records, files, resuming, a full disk, the bar) and the charts drawn from it.
 #include "clipc/base/plot.h"
-#include "dev/test/test.h"
+#include "dev/test/child.h"
 
-#include <signal.h>
 #include <sys/resource.h>
-#include <sys/wait.h>
 
 static char folder[PATH_SIZE]; // scratch, removed at the end
 
@@ -20,41 +18,6 @@ static void write_file(const char *path, const char *text) {
     FILE *f = fopen_check(path, "wb");
     fputs(text, f);
     fclose(f);
-}
-
-// ---------------------------------------------------------------- children: what they print, how they end
-
-static char printed[65536];
-typedef void Work(const char *path);
-
-// Runs `work` in a child whose stdout and stderr go to `printed`, by way of a terminal if so asked. Returns
-// its exit code; -2 where there is no terminal to be had.
-static int in_child(Work *work, const char *path, bool terminal) {
-    int ends[2] = {-1, -1}, status = 0;
-    fflush(stdout);
-    if (terminal) {
-        ends[0] = posix_openpt(O_RDWR | O_NOCTTY);
-        if (ends[0] < 0 || grantpt(ends[0]) || unlockpt(ends[0])) return -2;
-        if ((ends[1] = open(ptsname(ends[0]), O_RDWR | O_NOCTTY)) < 0) return -2;
-    } else if (pipe(ends)) return -2;
-    pid_t child = fork();
-    if (child == 0) {
-        setenv("TERM", "xterm", 1);
-        dup2(ends[1], 1);
-        dup2(ends[1], 2);
-        close(ends[0]);
-        close(ends[1]);
-        work(path);
-        exit(0);
-    }
-    close(ends[1]);
-    size_t n = 0;
-    for (ssize_t got; (got = read(ends[0], printed + n, sizeof printed - 1 - n)) > 0;)
-        n += (size_t)got; // a terminal ends with EIO
-    printed[n] = 0;
-    close(ends[0]);
-    waitpid(child, &status, 0);
-    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
 }
 
 static int count_of(const char *text, const char *part) {
@@ -117,7 +80,7 @@ static void log_steps(Logger *l, int from, int to) {
     }
 }
 
-static void work_run(const char *path) {
+static void work_run(const void *path) {
     Logger l;
     logger_open(&l, path, false);
     logger_print(&l, "%d parameters", 42);
@@ -128,50 +91,53 @@ static void work_run(const char *path) {
 
 static void test_run_writes_whole_lines(void) {
     const char *path = in_folder("logs/run");
-    EXPECT(in_child(work_run, path, false) == 0, "%s", printed);
+    EXPECT(child_run(work_run, path) == 0, "%s", child.text);
     char *out = file_read_all(in_folder("logs/run/out.log"), NULL);
     char *metrics = file_read_all(in_folder("logs/run/metrics.jsonl"), NULL);
     EXPECT(strncmp(out, "42 parameters\nstep 5/34  epoch 0.50  loss 0.5000  lr 0.0001  88.2 samples/s  0:0",
                78) == 0,
         "%s", out);
     EXPECT(count_of(out, "\nstep ") == 7 && strstr(out, "step 34/34"), "%s", out); // 5, 10 … 30 and the last
-    EXPECT(strstr(out, "warning: 3 images are broken\n") && strstr(printed, ": 3 images are broken\n"), "%s",
-        printed);
-    EXPECT(strncmp(printed, out, strlen(out) - strlen("warning: 3 images are broken\n")) == 0,
-        "console:\n%s\nout.log:\n%s", printed, out);
-    EXPECT(!strchr(printed, '\r') && !strchr(out, '\r'), "%s", printed);
+    EXPECT(strstr(out, "warning: 3 images are broken\n") && strstr(child.text, ": 3 images are broken\n"),
+        "%s", child.text);
+    EXPECT(strncmp(child.text, out, strlen(out) - strlen("warning: 3 images are broken\n")) == 0,
+        "console:\n%s\nout.log:\n%s", child.text, out);
+    EXPECT(!strchr(child.text, '\r') && !strchr(out, '\r'), "%s", child.text);
     EXPECT(strncmp(metrics, "{\"step\": 1, \"loss\": 2.5, \"lr\": 0.0001}\n", 39) == 0 &&
                count_of(metrics, "\n") == 34,
         "%s", metrics);
-    EXPECT(in_child(work_run, path, false) == EXIT_USAGE && strstr(printed, "exists already") &&
-               count_of(printed, "\n") == 1,
-        "%s", printed);
+    EXPECT(child_run(work_run, path) == EXIT_USAGE && strstr(child.text, "exists already") &&
+               count_of(child.text, "\n") == 1,
+        "%s", child.text);
     char *again = file_read_all(in_folder("logs/run/metrics.jsonl"), NULL);
     EXPECT_STRING(again, metrics);
     free(out);
     free(metrics);
     free(again);
     write_file(in_folder("file"), "");
-    EXPECT(in_child(work_run, in_folder("file/run"), false) == EXIT_RUNTIME && count_of(printed, "\n") == 1,
-        "%s", printed);
+    EXPECT(child_run(work_run, in_folder("file/run")) == EXIT_RUNTIME && count_of(child.text, "\n") == 1,
+        "%s", child.text);
 }
 
 static void test_terminal_shows_a_bar(void) {
-    const int ended = in_child(work_run, in_folder("logs/bar"), true);
-    if (ended == -2) { // a bare chroot has no /dev/pts
+    const int from = posix_openpt(O_RDWR | O_NOCTTY);
+    const int to = from < 0 || grantpt(from) || unlockpt(from) ? -1 : open(ptsname(from), O_RDWR | O_NOCTTY);
+    if (to < 0) { // a bare chroot has no /dev/pts
         printf("no pseudo-terminal here: the progress bar is not tested\n");
         return;
     }
-    EXPECT(ended == 0, "%s", printed);
-    EXPECT(strstr(printed, "\r\033[K"), "no bar: %s", printed);
-    EXPECT(strstr(printed, "% ") && strstr(printed, " step 1/34  loss 2.5000"), "%s", printed);
-    EXPECT(strstr(printed, "\033[Kstep 34/34  epoch 3.40"), "the last line does not stand: %s", printed);
+    setenv("TERM", "xterm", 1);
+    EXPECT(child_run_between(from, to, work_run, in_folder("logs/bar")) == 0, "%s", child.text);
+    EXPECT(strstr(child.text, "\r\033[K"), "no bar: %s", child.text);
+    EXPECT(strstr(child.text, "% ") && strstr(child.text, " step 1/34  loss 2.5000"), "%s", child.text);
+    EXPECT(
+        strstr(child.text, "\033[Kstep 34/34  epoch 3.40"), "the last line does not stand: %s", child.text);
     char *out = file_read_all(in_folder("logs/bar/out.log"), NULL);
     EXPECT(count_of(out, "\nstep ") == 7 && !strchr(out, '\033'), "%s", out);
     free(out);
 }
 
-static void work_resume(const char *path) {
+static void work_resume(const void *path) {
     Logger l;
     logger_open(&l, path, true);
     logger_truncate_after(&l, 7);
@@ -187,7 +153,7 @@ static void test_resuming_cuts_later_records(void) {
     write_file(in_folder("logs/torn/metrics.jsonl"),
         "{\"step\": 6, \"loss\": 0.1}\n{\"step\": 7, \"zeroshot_top1\": null}\nrubbish\n{\"note\": 1}\n"
         "{\"step\": 8, \"loss\": 5}\n[7]\n{\"step\": 9, \"lo");
-    EXPECT(in_child(work_resume, path, false) == 0, "%s", printed);
+    EXPECT(child_run(work_resume, path) == 0, "%s", child.text);
     char *out = file_read_all(in_folder("logs/torn/out.log"), NULL);
     char *metrics = file_read_all(in_folder("logs/torn/metrics.jsonl"), NULL);
     EXPECT_STRING(out, "first\nhal\ngoes on\n");
@@ -198,8 +164,8 @@ static void test_resuming_cuts_later_records(void) {
     EXPECT(!file_exists(in_folder("logs/torn/metrics.jsonl.part")), "the file aside was left");
     free(out);
     free(metrics);
-    EXPECT(in_child(work_resume, in_folder("logs/fresh"), false) == 0, "%s",
-        printed); // its logs were thrown away
+    EXPECT(child_run(work_resume, in_folder("logs/fresh")) == 0, "%s",
+        child.text); // its logs were thrown away
     metrics = file_read_all(in_folder("logs/fresh/metrics.jsonl"), NULL);
     EXPECT(count_of(metrics, "\n") == 2, "%s", metrics);
     free(metrics);
@@ -207,7 +173,7 @@ static void test_resuming_cuts_later_records(void) {
 
 // A file size limit simulates the full disk: writes beyond it fail with EFBIG, at first in the middle of a
 // line.
-static void work_full_disk(const char *path) {
+static void work_full_disk(const void *path) {
     struct rlimit limit;
     getrlimit(RLIMIT_FSIZE, &limit);
     signal(SIGXFSZ, SIG_IGN);
@@ -223,10 +189,10 @@ static void work_full_disk(const char *path) {
 }
 
 static void test_full_disk_is_reported_once(void) {
-    EXPECT(in_child(work_full_disk, in_folder("logs/full"), false) == 0, "%s", printed);
-    EXPECT(count_of(printed, "cannot write") == 1 &&
-               count_of(printed, "\nstep ") + (strncmp(printed, "step ", 5) == 0) >= 5,
-        "%s", printed);
+    EXPECT(child_run(work_full_disk, in_folder("logs/full")) == 0, "%s", child.text);
+    EXPECT(count_of(child.text, "cannot write") == 1 &&
+               count_of(child.text, "\nstep ") + (strncmp(child.text, "step ", 5) == 0) >= 5,
+        "%s", child.text);
     FILE *f = fopen_check(in_folder("logs/full/metrics.jsonl"), "rb");
     char *line = NULL;
     size_t capacity = 0;
@@ -448,8 +414,8 @@ static void test_smoothing_is_a_moving_average(void) {
     free(s);
 }
 
-static void work_no_metrics(const char *path) { exit(plot_curves(path, in_folder("none.svg"))); }
-static void work_no_place(const char *path) { exit(plot_curves(in_folder("curves.jsonl"), path)); }
+static void work_no_metrics(const void *path) { exit(plot_curves(path, in_folder("none.svg"))); }
+static void work_no_place(const void *path) { exit(plot_curves(in_folder("curves.jsonl"), path)); }
 
 static void test_curves_are_drawn_from_metrics(void) {
     FILE *f = fopen_check(in_folder("curves.jsonl"), "wb");
@@ -477,19 +443,17 @@ static void test_curves_are_drawn_from_metrics(void) {
         EXPECT(strstr(svg, parts[i]), "%s is missing", parts[i]);
     EXPECT(count_of(svg, "class=\"h\"") == 4, "%d panels", count_of(svg, "class=\"h\""));
     free(svg);
-    EXPECT(
-        in_child(work_no_place, in_folder("no/such/curves.svg"), false) == 0 && count_of(printed, "\n") == 1,
-        "%s", printed);
+    EXPECT(child_run(work_no_place, in_folder("no/such/curves.svg")) == 0 && count_of(child.text, "\n") == 1,
+        "%s", child.text);
     const char *empty[] = {
         "", "{}\n", "{\"step\": 1}\n", "{\"step\": 1, \"grad_norm\": 2}\n", "{\"loss\": 2}\n", "\x00\xff"};
     for (size_t i = 0; i < sizeof empty / sizeof *empty; i++) {
         write_file(in_folder("empty.jsonl"), empty[i]);
-        EXPECT(
-            in_child(work_no_metrics, in_folder("empty.jsonl"), false) == 0 && count_of(printed, "\n") == 1,
-            "%s: %s", empty[i], printed);
+        EXPECT(child_run(work_no_metrics, in_folder("empty.jsonl")) == 0 && count_of(child.text, "\n") == 1,
+            "%s: %s", empty[i], child.text);
     }
-    EXPECT(in_child(work_no_metrics, in_folder("missing.jsonl"), false) == 0 && count_of(printed, "\n") == 1,
-        "%s", printed);
+    EXPECT(child_run(work_no_metrics, in_folder("missing.jsonl")) == 0 && count_of(child.text, "\n") == 1,
+        "%s", child.text);
     EXPECT(!file_exists(in_folder("none.svg")), "a image of nothing");
     const char *odd[] = {"{\"step\": 0, \"zeroshot_top1\": 1}\n", "{\"step\": 3, \"loss\": null}\n",
         "{\"step\": 5, \"loss\": 1e300, \"lr\": 0}\n{\"step\": 6, \"loss\": -1e300}\n",

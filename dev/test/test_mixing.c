@@ -195,31 +195,31 @@ static void test_sources_of_all_kinds_are_mixed(void) {
 static void test_wrong_sources_end_in_one_line(void) {
     char spec[2 * PATH_SIZE];
     OpenCase c = open_of(join(spec, at("m/m.csv"), at("gone.csv")));
-    EXPECT_DEATH(open_case, &c, "gone.csv: no such file");
+    EXPECT_REFUSED(open_case, &c, "gone.csv: no such file");
     c = open_of(join(spec, at("f"), at("gone-{0..1}.tar")));
-    EXPECT_DEATH(open_case, &c, "no such shard");
+    EXPECT_REFUSED(open_case, &c, "no such shard");
     c = open_of(join(spec, at("f"), ""));
-    EXPECT_DEATH(open_case, &c, "nothing on one side of ::");
+    EXPECT_REFUSED(open_case, &c, "nothing on one side of ::");
     c = open_of(join(spec, at("f"), at("m.tar")));
     c.config.type = DATASET_WEBDATASET;
-    EXPECT(run_child(open_case, &c) == 0 && strstr(child_output, "it is not a file"), "%s",
-        child_output); // a broken shard, the other one is read
+    EXPECT(child_run(open_case, &c) == 0 && strstr(child.text, "it is not a file"), "%s",
+        child.text); // a broken shard, the other one is read
     c = open_of(mixed);
     c.config.upsampling_factors = "1::2";
-    EXPECT_DEATH(open_case, &c, "2 factors for 3 sources");
+    EXPECT_REFUSED(open_case, &c, "2 factors for 3 sources");
     c.config.upsampling_factors = "1::2::x";
-    EXPECT_DEATH(open_case, &c, "'x' is not a number");
+    EXPECT_REFUSED(open_case, &c, "'x' is not a number");
     c.config.upsampling_factors = "1::-2::1";
-    EXPECT_DEATH(open_case, &c, "'-2' is not a number from 0");
+    EXPECT_REFUSED(open_case, &c, "'-2' is not a number from 0");
     c.config.upsampling_factors = "nan::1::1";
-    EXPECT_DEATH(open_case, &c, "'nan' is not a number");
+    EXPECT_REFUSED(open_case, &c, "'nan' is not a number");
     c.config.upsampling_factors = "0::0::0";
-    EXPECT_DEATH(open_case, &c, "leaves no data");
+    EXPECT_REFUSED(open_case, &c, "leaves no data");
     c.config.upsampling_factors = NULL;
     c.config.positives_key = "colour";
-    EXPECT_DEATH(open_case, &c, "no column 'colour'");
+    EXPECT_REFUSED(open_case, &c, "no column 'colour'");
     c.spec = at("m.tar");
-    EXPECT_DEATH(open_case, &c, "needs a CSV with this column");
+    EXPECT_REFUSED(open_case, &c, "needs a CSV with this column");
 }
 
 static void skip_case(const void *spec) {
@@ -249,12 +249,12 @@ static void test_skipped_samples_are_counted_by_source(
     write_text(at("bad/b.txt"), "none");
     write_text(at("bad/c.png"), "y");
     write_text(at("bad/c.txt"), "none");
-    EXPECT(run_child(skip_case, join(spec, at("bad.csv"), at("bad"))) == 0, "%s", child_output);
-    EXPECT(strstr(child_output,
+    EXPECT(child_run(skip_case, join(spec, at("bad.csv"), at("bad"))) == 0, "%s", child.text);
+    EXPECT(strstr(child.text,
                "bad.csv: 3 of 5 samples skipped (1 missing file, 1 without caption, 1 unknown image format)"),
-        "%s", child_output);
-    EXPECT(strstr(child_output, "bad: 3 of 3 samples skipped (1 empty file, 2 unknown image formats)"), "%s",
-        child_output);
+        "%s", child.text);
+    EXPECT(strstr(child.text, "bad: 3 of 3 samples skipped (1 empty file, 2 unknown image formats)"), "%s",
+        child.text);
 }
 
 // ---------------------------------------------------------------- factors, replacement
@@ -376,18 +376,18 @@ static void test_shard_of_a_command_is_read(void) {
 
     OpenCase o = open_of(spec);
     snprintf(spec, sizeof spec, "pipe:cat %s; exit 3", path);
-    EXPECT(run_child(open_case, &o) == EXIT_RUNTIME &&
-               strstr(child_output, "exit 3: the command failed with exit status 3"),
-        "%s", child_output);
+    EXPECT(child_run(open_case, &o) == EXIT_RUNTIME &&
+               strstr(child.text, "exit 3: the command failed with exit status 3"),
+        "%s", child.text);
     snprintf(spec, sizeof spec, "pipe:no_such_program_here 2>/dev/null");
-    EXPECT(run_child(open_case, &o) == EXIT_RUNTIME && strstr(child_output, "exit status 127"), "%s",
-        child_output);
+    EXPECT(
+        child_run(open_case, &o) == EXIT_RUNTIME && strstr(child.text, "exit status 127"), "%s", child.text);
     snprintf(spec, sizeof spec, "pipe:kill -9 $$");
-    EXPECT(run_child(open_case, &o) == EXIT_RUNTIME && strstr(child_output, "was ended by signal 9"), "%s",
-        child_output);
+    EXPECT(child_run(open_case, &o) == EXIT_RUNTIME && strstr(child.text, "was ended by signal 9"), "%s",
+        child.text);
     snprintf(spec, sizeof spec, "pipe:true");
-    EXPECT(run_child(open_case, &o) == EXIT_USAGE && strstr(child_output, "the data set is empty"), "%s",
-        child_output);
+    EXPECT(child_run(open_case, &o) == EXIT_USAGE && strstr(child.text, "the data set is empty"), "%s",
+        child.text);
 }
 
 // ---------------------------------------------------------------- keys
@@ -593,7 +593,7 @@ static void test_distinct_batches_survive_broken_samples(void) {
     }
     dataset_free(&d);
     write_text(at("m/few.csv"), "filepath,title\n0.png,a\n1.png,b\n2.png,c\n3.png,A\n99.png,d\n");
-    EXPECT_DEATH(no_step_case, at("m/few.csv"), "fewer than 4 different keys");
+    EXPECT_REFUSED(no_step_case, at("m/few.csv"), "fewer than 4 different keys");
 }
 
 // ---------------------------------------------------------------- prompts
@@ -719,9 +719,9 @@ static void test_labels_become_prompts_next_to_captions(void) {
     OpenCase o = {at("captions.csv"), dataset_config_default(), 2};
     o.config.csv_caption_key = "none";
     o.config.prompts = true;
-    EXPECT_DEATH(open_case, &o, "--csv-caption-key");
+    EXPECT_REFUSED(open_case, &o, "--csv-caption-key");
     o.spec = at("f/deep");
-    EXPECT_DEATH(open_case, &o, "has no sub-folders");
+    EXPECT_REFUSED(open_case, &o, "has no sub-folders");
     string_list_free(&templates);
     string_list_free(&names);
 }

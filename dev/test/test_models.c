@@ -1,10 +1,9 @@
 // clipc/model/architectures.h: the table of known models, and configurations in open_clip's JSON form, good
 // and refused.
 #include "clipc/model/architectures.h"
-#include "dev/test/test.h"
+#include "dev/test/child.h"
 
 #include <fcntl.h>
-#include <sys/wait.h>
 
 static char folder[] = "/tmp/test_models_XXXXXX";
 static char json_path[PATH_SIZE];
@@ -15,34 +14,9 @@ static void write_json(const char *text) {
     fclose(f);
 }
 
-// model_load() in a child: its exit code (0: loaded), and what it wrote to stderr
-static int load_in_child(const char *name, char *message, size_t size) {
-    int ends[2];
-    if (pipe(ends)) return -1;
-    fflush(stdout);
-    pid_t child = fork();
-    if (child == 0) {
-        dup2(ends[1], 2);
-        ClipConfig c;
-        model_load(name, &c);
-        _exit(0);
-    }
-    close(ends[1]);
-    size_t n = 0;
-    for (ssize_t got; n < size - 1 && (got = read(ends[0], message + n, size - 1 - n)) > 0;) n += (size_t)got;
-    message[n] = 0;
-    close(ends[0]);
-    int status = -1;
-    waitpid(child, &status, 0);
-    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-}
-
-static void expect_refused(const char *name, const char *says) {
-    char message[4096];
-    int code = load_in_child(name, message, sizeof message);
-    const char *newline = strchr(message, '\n');
-    EXPECT(code == EXIT_USAGE && strstr(message, says) && newline && !newline[1],
-        "%s: exit %d, '%s' should say '%s' in one line", name, code, message, says);
+static void load(const void *name) {
+    ClipConfig c;
+    model_load((const char *)name, &c);
 }
 
 static void test_the_known_models_are_those_of_open_clip(void) {
@@ -77,9 +51,9 @@ static void test_the_known_models_are_those_of_open_clip(void) {
     for (size_t i = 0; i < sizeof wide / sizeof *wide; i++)
         EXPECT(model_find(wide[i].name, &c) && c.image_heads == wide[i].heads && c.image_mlp == wide[i].mlp,
             "%s: %d, %d", c.name, c.image_heads, c.image_mlp);
-    expect_refused("ViT-B-23", "did you mean ViT-B-32?");
-    expect_refused("ViT-L-14-quickgel", "did you mean ViT-L-14-quickgelu?");
-    expect_refused("/tmp", "folder");
+    EXPECT_REFUSED(load, "ViT-B-23", "did you mean ViT-B-32?");
+    EXPECT_REFUSED(load, "ViT-L-14-quickgel", "did you mean ViT-L-14-quickgelu?");
+    EXPECT_REFUSED(load, "/tmp", "folder");
 }
 
 #define IMAGE                                                                                      \
@@ -148,14 +122,14 @@ static void test_a_json_file_of_another_kind_of_model_is_refused(void) {
         {"text_cfg", "hf_model_name", "null", NULL},
         {"text_cfg", "layers", "null", NULL},
     };
-    char text[1024], message[4096];
+    char text[1024];
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         const char *other = strcmp(cases[i][0], "vision_cfg") ? "vision_cfg" : "text_cfg";
         snprintf(text, sizeof text, "{\"embed_dim\": 8, \"%s\": {\"%s\": %s}, \"%s\": {}}", cases[i][0],
             cases[i][1], cases[i][2], other);
         write_json(text);
-        if (cases[i][3]) expect_refused(json_path, cases[i][3]);
-        else EXPECT(load_in_child(json_path, message, sizeof message) == 0, "%s: %s", text, message);
+        if (cases[i][3]) EXPECT_REFUSED(load, json_path, cases[i][3]);
+        else EXPECT(child_run(load, json_path) == 0, "%s: %s", text, child.text);
     }
     const char *whole[][2] = {
         {"", "not valid JSON"},
@@ -185,13 +159,13 @@ static void test_a_json_file_of_another_kind_of_model_is_refused(void) {
     };
     for (size_t i = 0; i < sizeof whole / sizeof *whole; i++) {
         write_json(whole[i][0]);
-        expect_refused(json_path, whole[i][1]);
+        EXPECT_REFUSED(load, json_path, whole[i][1]);
     }
 
     FILE *f = fopen_check(json_path, "wb"); // nested deeper than any stack
     for (int i = 0; i < 100000; i++) fputc('[', f);
     fclose(f);
-    expect_refused(json_path, "not valid JSON");
+    EXPECT_REFUSED(load, json_path, "not valid JSON");
 }
 
 // data/schema.json is what --schema prints: dev/*.py read the tables of the C headers from there.

@@ -5,12 +5,7 @@
     X(PROGRAM, INT, offset, "offset", "-5", "[-10,10]", "a number that may be negative")
 #define PROGRAM_GROUPS (~GROUP_BIT(SCHEDULE))
 #include "clipc/base/options.h"
-#include "dev/test/test.h"
-
-#include <sys/wait.h>
-
-enum { OUTPUT_SIZE = 65536 };
-static char output[OUTPUT_SIZE];
+#include "dev/test/child.h"
 
 // Splits `line` at spaces, except inside '…', into arguments that follow the program's name.
 static int split(char *line, char **argv, int size) {
@@ -28,60 +23,37 @@ static int split(char *line, char **argv, int size) {
     return argc;
 }
 
-// Parses a command line and prints the settings in a child process, whose stdout and stderr go to `output`.
-// Returns its exit code, or -1 if a signal ended it.
-static int run(const char *line) {
-    int ends[2], status = 0;
-    fflush(stdout);
-    if (pipe(ends)) return -1;
-    pid_t child = fork();
-    if (child == 0) {
-        dup2(ends[1], 1);
-        dup2(ends[1], 2);
-        close(ends[0]);
-        close(ends[1]);
-        char copy[4096], *argv[128];
-        snprintf(copy, sizeof copy, "%s", line);
-        Options o;
-        options_parse(&o, split(copy, argv, 128), argv);
-        options_print(&o, stdout);
-        options_free(&o);
-        exit(0);
-    }
-    close(ends[1]);
-    size_t n = 0;
-    for (ssize_t got; (got = read(ends[0], output + n, OUTPUT_SIZE - 1 - n)) > 0;) n += (size_t)got;
-    output[n] = 0;
-    close(ends[0]);
-    waitpid(child, &status, 0);
-    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+// Parses a command line and prints the settings; in a child.
+static void parse_and_print(const void *line) {
+    char copy[4096], *argv[128];
+    snprintf(copy, sizeof copy, "%s", (const char *)line);
+    Options o;
+    options_parse(&o, split(copy, argv, 128), argv);
+    options_print(&o, stdout);
+    options_free(&o);
 }
 
-// Expects exit code 2 and exactly one line, which contains `words`.
+// Expects exit code 2 and exactly one line, which begins with the program's name and contains `words`.
 static void expect_refused(const char *line, const char *words) {
-    int code = run(line);
-    char *end = strchr(output, '\n');
-    EXPECT(code == EXIT_USAGE, "%s: exit code %d: %s", line, code, output);
-    size_t n = strlen(program_name());
-    EXPECT(strncmp(output, program_name(), n) == 0 && output[n] == ':' && end && !end[1],
-        "%s: not one line: %s", line, output);
-    EXPECT(strstr(output, words), "%s: '%s' is not in: %s", line, words, output);
+    EXPECT_REFUSED(parse_and_print, line, words);
+    const size_t n = strlen(program_name());
+    EXPECT(strncmp(child.text, program_name(), n) == 0 && child.text[n] == ':', "%s: %s", line, child.text);
 }
 
 // Expects the line to be accepted and the settings to contain the line "name value", with any number of
 // spaces between the two; value NULL: the settings must not contain the name.
 static void expect_setting(const char *line, const char *name, const char *value) {
-    int code = run(line);
-    EXPECT(code == 0, "%s: exit code %d: %s", line, code, output);
+    int code = child_run(parse_and_print, line);
+    EXPECT(code == 0, "%s: exit code %d: %s", line, code, child.text);
     size_t n = strlen(name);
     bool found = false;
-    for (char *p = output; *p; p += strcspn(p, "\n"), p += *p == '\n') {
+    for (char *p = child.text; *p; p += strcspn(p, "\n"), p += *p == '\n') {
         if (strncmp(p, name, n) || p[n] != ' ') continue;
         char *v = p + n + strspn(p + n, " ");
         found |= !value || (strncmp(v, value, strlen(value)) == 0 && v[strlen(value)] == '\n');
     }
     EXPECT(found == (value != NULL), "%s: %s %s: settings are\n%s", line, name, value ? value : "(absent)",
-        output);
+        child.text);
 }
 
 static void test_each_kind_of_option_parses_its_values(void) {
@@ -223,14 +195,14 @@ static void test_unknown_names_are_refused_and_foreign_ones_explained(void) {
         "--fsdp", "--wandb-notes x", "--momentum 0.9", "--imagenet-val x", "--length-bucketing"};
     for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
         expect_refused(refused[i], "");
-        EXPECT(!strstr(output, "unknown option"), "%s: %s", refused[i], output);
+        EXPECT(!strstr(child.text, "unknown option"), "%s: %s", refused[i], child.text);
     }
     expect_refused("--device cuda", "CPU");
     expect_setting(
         "--local-loss --gather-with-grad --lock-text-freeze-layer-norm --device cpu --torchcompile --seed 4",
         "seed", "4");
     int lines = 0;
-    for (char *p = output; (p = strstr(p, "has no effect here")); p++) lines++;
+    for (char *p = child.text; (p = strstr(p, "has no effect here")); p++) lines++;
     EXPECT(lines == 5, "%d lines for 5 ignored options", lines);
     expect_setting("--device=cpu --torchcompile-mode default --seed=4", "seed", "4");
 }
@@ -245,9 +217,10 @@ static int longest_line(const char *text) {
 }
 
 static void test_help_lists_every_offered_option_in_100_columns(void) {
-    EXPECT(run("--help") == 0);
-    EXPECT(run("-h --unknown") == 0);
-    EXPECT(longest_line(output) <= HELP_WIDTH, "a line of --help has %d columns", longest_line(output));
+    EXPECT(child_run(parse_and_print, "--help") == 0);
+    EXPECT(child_run(parse_and_print, "-h --unknown") == 0);
+    EXPECT(
+        longest_line(child.text) <= HELP_WIDTH, "a line of --help has %d columns", longest_line(child.text));
     for (int i = 0; i < OPTION_COUNT; i++) {
         const OptionRow *row = &option_rows()[i];
         char name[128], help[4096] = "";
@@ -257,22 +230,23 @@ static void test_help_lists_every_offered_option_in_100_columns(void) {
         EXPECT(
             longest_line(help) <= HELP_WIDTH, "help of --%s has %d columns", row->name, longest_line(help));
         snprintf(name, sizeof name, "\n  --%s ", row->name);
-        EXPECT((strstr(output, name) != NULL) == (row->group != GROUP_SCHEDULE), "--%s", row->name);
+        EXPECT((strstr(child.text, name) != NULL) == (row->group != GROUP_SCHEDULE), "--%s", row->name);
         if (option_offered(row)) EXPECT(strcmp(row->name, option_nearest(row->name)) == 0, "--%s", row->name);
         for (int j = 0; j < i; j++)
             EXPECT(strcmp(row->name, option_rows()[j].name), "--%s is in the table twice", row->name);
     }
-    EXPECT(strstr(output, "[1 to 1e6; default: 64]") &&
-           strstr(output, "default: 1e-5, or 5e-4 from random weights"));
+    EXPECT(strstr(child.text, "[1 to 1e6; default: 64]") &&
+           strstr(child.text, "default: 1e-5, or 5e-4 from random weights"));
 }
 
 // The output of options_print(), given as options again, prints the same.
 static void test_printed_settings_read_back_as_options(void) {
-    char first[OUTPUT_SIZE], line[OUTPUT_SIZE] = "";
-    EXPECT(run("--lr 1e-4 --lock-image --classify x y --image-std 0.1 0.2 0.3 --aug-cfg scale=1,1 ratio=1,1 "
+    char first[sizeof child.text], line[sizeof child.text] = "";
+    EXPECT(child_run(parse_and_print,
+               "--lr 1e-4 --lock-image --classify x y --image-std 0.1 0.2 0.3 --aug-cfg scale=1,1 ratio=1,1 "
                "--model ViT-B-32") == 0);
-    memcpy(first, output, OUTPUT_SIZE);
-    for (char *p = output; *p; p += strcspn(p, "\n"), p += *p == '\n') {
+    memcpy(first, child.text, sizeof first);
+    for (char *p = child.text; *p; p += strcspn(p, "\n"), p += *p == '\n') {
         int name = (int)strcspn(p, " ");
         char *value = p + name + strspn(p + name, " ");
         int length = (int)strcspn(value, "\n");
@@ -280,8 +254,8 @@ static void test_printed_settings_read_back_as_options(void) {
         size_t n = strlen(line);
         snprintf(line + n, sizeof line - n, "--%.*s %.*s ", name, p, flag ? 0 : length, value);
     }
-    EXPECT(run(line) == 0, "%s", output);
-    EXPECT_STRING(output, first);
+    EXPECT(child_run(parse_and_print, line) == 0, "%s", child.text);
+    EXPECT_STRING(child.text, first);
 }
 
 int main(void) {

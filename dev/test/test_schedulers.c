@@ -3,9 +3,7 @@
 //     build/test_schedulers [DIR]
 #include "clipc/data/csv.h"
 #include "clipc/base/schedules.h"
-#include "dev/test/test.h"
-
-#include <sys/wait.h>
+#include "dev/test/child.h"
 
 static void expect_rates(
     const char *what, const Schedule *s, const int64_t *steps, const double *rates, int n) {
@@ -127,72 +125,62 @@ static void test_rates_stay_finite_at_the_edges(void) {
 
 // ---------------------------------------------------------------- the options
 
-// *rate: that of step t in a run of `steps` steps, 10 in an epoch, with the options of a command line. Runs
-// in a child, as wrong options end the program; returns its exit code, and in `said` its first line.
-static int rate_by_options(const char *line, int64_t steps, int64_t t, double *rate, char said[512]) {
-    int ends[2], status = 0;
-    fflush(stdout);
-    if (pipe(ends)) return -1;
-    const pid_t child = fork();
-    if (child == 0) {
-        char copy[512], *argv[64] = {(char *)"test_schedulers"};
-        int argc = 1;
-        snprintf(copy, sizeof copy, "%s", line);
-        for (char *p = strtok(copy, " "); p; p = strtok(NULL, " ")) argv[argc++] = p;
-        dup2(ends[1], 2);
-        Options o;
-        options_parse(&o, argc, argv);
-        if (!options_was_set(&o, lr)) o.lr = 1;
-        if (!options_was_set(&o, epochs)) o.epochs = steps / 10;
-        schedule_check_options(&o);
-        const Schedule s = schedule_from_options(&o, steps, 10);
-        fprintf(stderr, "%.17g\n", schedule_lr(&s, t));
-        options_free(&o);
-        exit(0);
-    }
-    close(ends[1]);
-    FILE *f = fdopen(ends[0], "r");
-    if (!f || !fgets(said, 512, f)) said[0] = 0;
-    if (f) fclose(f);
-    waitpid(child, &status, 0);
-    *rate = strtod(said, NULL);
-    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+// A command line, and the step t of a run of `steps` steps, 10 in an epoch.
+typedef struct {
+    const char *line;
+    int64_t steps, t;
+} RateCase;
+
+// Prints the learning rate.
+static void rate_by_options(const void *argument) {
+    const RateCase *r = (const RateCase *)argument;
+    char copy[512], *argv[64] = {(char *)"test_schedulers"};
+    int argc = 1;
+    snprintf(copy, sizeof copy, "%s", r->line);
+    for (char *p = strtok(copy, " "); p; p = strtok(NULL, " ")) argv[argc++] = p;
+    Options o;
+    options_parse(&o, argc, argv);
+    if (!options_was_set(&o, lr)) o.lr = 1;
+    if (!options_was_set(&o, epochs)) o.epochs = r->steps / 10;
+    schedule_check_options(&o);
+    const Schedule s = schedule_from_options(&o, r->steps, 10);
+    printf("%.17g\n", schedule_lr(&s, r->t));
+    options_free(&o);
 }
 
 static void test_options_make_the_schedule(void) {
     static const struct {
-        const char *line;
-        int64_t steps, t;
+        RateCase at;
         double rate;
     } cases[] = {
-        {"", 100, 0, .1}, // cosine, warmup 10%
-        {"", 100, 55, .5},
-        {"--warmup 33%", 100, 0, 1. / 33},
-        {"--warmup 7.9%", 100, 0, 1. / 7}, // rounded down
-        {"--warmup 0 --min-lr-ratio 0.5 --lr 2", 100, 50, 1.5},
-        {"--lr-scheduler linear --warmup 0", 100, 25, .75},
-        {"--lr-scheduler stlr", 100, 0, .03125},
-        {"--lr-scheduler stlr --cut-frac 0.5 --stlr-ratio 2", 100, 25, .75},
-        {"--lr-scheduler exponential --warmup 0", 100, 10, .95}, // an epoch
-        {"--lr-scheduler exponential --warmup 0 --step-size 5 --gamma 0.5", 100, 10, .25},
-        {"--lr-scheduler step --warmup 0", 100, 34, .1},
-        {"--lr-scheduler step --warmup 0 --step-size 5 --gamma 0.5", 100, 14, .25},
-        {"--lr-scheduler cosine-restarts --warmup 0", 100, 50, .5},
-        {"--lr-scheduler cosine-restarts --warmup 0 --t-0 10 --t-mult 1 --min-lr-ratio 0.2", 100, 95, .6},
-        {"--lr-scheduler one-cycle", 10, 1, .52},
-        {"--lr-scheduler one-cycle --anneal linear --pct-start 0.6 --div-factor 10 --final-div-factor 2", 11,
-            10, .05},
-        {"--lr-scheduler one-cycle --three-phase --pct-start 0.3", 10, 4, .04}, // down again at 2 (3 - 1)
-        {"--lr-scheduler const", 100, 99, 1},
-        {"--lr-scheduler const-cooldown --epochs-cooldown 2 --lr-cooldown-end 0.5 --lr-cooldown-power 2", 100,
-            90, .625},
+        {{"", 100, 0}, .1}, // cosine, warmup 10%
+        {{"", 100, 55}, .5},
+        {{"--warmup 33%", 100, 0}, 1. / 33},
+        {{"--warmup 7.9%", 100, 0}, 1. / 7}, // rounded down
+        {{"--warmup 0 --min-lr-ratio 0.5 --lr 2", 100, 50}, 1.5},
+        {{"--lr-scheduler linear --warmup 0", 100, 25}, .75},
+        {{"--lr-scheduler stlr", 100, 0}, .03125},
+        {{"--lr-scheduler stlr --cut-frac 0.5 --stlr-ratio 2", 100, 25}, .75},
+        {{"--lr-scheduler exponential --warmup 0", 100, 10}, .95}, // an epoch
+        {{"--lr-scheduler exponential --warmup 0 --step-size 5 --gamma 0.5", 100, 10}, .25},
+        {{"--lr-scheduler step --warmup 0", 100, 34}, .1},
+        {{"--lr-scheduler step --warmup 0 --step-size 5 --gamma 0.5", 100, 14}, .25},
+        {{"--lr-scheduler cosine-restarts --warmup 0", 100, 50}, .5},
+        {{"--lr-scheduler cosine-restarts --warmup 0 --t-0 10 --t-mult 1 --min-lr-ratio 0.2", 100, 95}, .6},
+        {{"--lr-scheduler one-cycle", 10, 1}, .52},
+        {{"--lr-scheduler one-cycle --anneal linear --pct-start 0.6 --div-factor 10 --final-div-factor 2", 11,
+             10},
+            .05},
+        {{"--lr-scheduler one-cycle --three-phase --pct-start 0.3", 10, 4}, .04}, // down again at 2 (3 - 1)
+        {{"--lr-scheduler const", 100, 99}, 1},
+        {{"--lr-scheduler const-cooldown --epochs-cooldown 2 --lr-cooldown-end 0.5 --lr-cooldown-power 2",
+             100, 90},
+            .625},
     };
-    char said[512];
-    double rate;
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        const int code = rate_by_options(cases[i].line, cases[i].steps, cases[i].t, &rate, said);
-        EXPECT(code == 0 && fabs(rate - cases[i].rate) <= 1e-12, "'%s' step %lld: %s", cases[i].line,
-            (long long)cases[i].t, said);
+        const int code = child_run(rate_by_options, &cases[i].at);
+        EXPECT(code == 0 && fabs(strtod(child.text, NULL) - cases[i].rate) <= 1e-12, "'%s' step %lld: %s",
+            cases[i].at.line, (long long)cases[i].at.t, child.text);
     }
 }
 
@@ -209,17 +197,16 @@ static void test_nonsense_is_refused(void) {
         {"--pct-start 1.5", "out of range"},
         {"--step-size 0", "out of range"},
     };
-    char said[512];
-    double rate;
     for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
-        const int code = rate_by_options(refused[i][0], 100, 0, &rate, said);
-        EXPECT(code == EXIT_USAGE && strstr(said, refused[i][1]), "'%s': exit code %d: %s", refused[i][0],
-            code, said);
+        const RateCase wrong = {refused[i][0], 100, 0};
+        EXPECT_REFUSED(rate_by_options, &wrong, refused[i][1]);
     }
-    EXPECT(rate_by_options("--gamma 0.5", 100, 0, &rate, said) == 0 && strstr(said, "--gamma has no effect"),
-        "%s", said);
-    EXPECT(rate_by_options("--lr-scheduler stlr --warmup 0", 100, 0, &rate, said) == 0, "%s",
-        said); // as in the settings of a resumed run
+    const RateCase no_effect = {"--gamma 0.5", 100, 0};
+    EXPECT(child_run(rate_by_options, &no_effect) == 0 && strstr(child.text, "--gamma has no effect"), "%s",
+        child.text);
+    const RateCase resumed = {
+        "--lr-scheduler stlr --warmup 0", 100, 0}; // as in the settings of a resumed run
+    EXPECT(child_run(rate_by_options, &resumed) == 0, "%s", child.text);
 }
 
 // ---------------------------------------------------------------- stored results

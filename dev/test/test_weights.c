@@ -1,11 +1,9 @@
 // The packed weight file: written and read back to the bit; files that are cut off, altered, or announce what
 // is not in them; the table of tensors.
 #include "clipc/model/weights.h"
-#include "dev/test/test.h"
+#include "dev/test/child.h"
 
-#include <signal.h>
 #include <sys/resource.h>
-#include <sys/wait.h>
 
 // ---------------------------------------------------------------- a small file
 
@@ -63,63 +61,35 @@ static void write_bytes(const void *data, size_t bytes) {
 
 // ---------------------------------------------------------------- in a process of its own
 
-typedef struct {
-    int code; // exit code, or 1000 + signal
-    char text[8192];
-} Outcome;
-
-// Reads the file as the program does. 0: it was taken; else what die() said.
-static Outcome try_file(void) {
-    Outcome o;
-    int ends[2], status;
-    memset(&o, 0, sizeof o);
-    fflush(stdout);
-    if (pipe(ends)) die(EXIT_RUNTIME, "pipe: %s", strerror(errno));
-    const pid_t child = fork();
-    if (!child) {
+// Reads the file as the program does.
+static void read_weights(const void *file) {
 #ifndef CLIPC_GUARDS
-        const struct rlimit most = {256 << 20,
-            256 << 20}; // what a header claims must not be allocated before the file's size is compared
-        setrlimit(RLIMIT_AS, &most);
+    // what a header claims must not be allocated before the file's size is compared
+    const struct rlimit most = {256 << 20, 256 << 20};
+    setrlimit(RLIMIT_AS, &most);
 #endif
-        dup2(ends[1], 2);
-        close(ends[0]);
-        close(ends[1]);
-        WeightFile w;
-        weight_file_open(&w, path);
-        TensorTable t = tensor_table_create(&w.config);
-        float *arena = (float *)malloc_check(t.floats * sizeof *arena);
-        weight_file_read(&w, &t, arena);
-        free(arena);
-        free(w.merges);
-        tensor_table_free(&t);
-        _exit(0);
-    }
-    close(ends[1]);
-    for (ssize_t n, at = 0; (n = read(ends[0], o.text + at, sizeof o.text - 1 - (size_t)at)) > 0;) at += n;
-    close(ends[0]);
-    waitpid(child, &status, 0);
-    o.code = WIFEXITED(status) ? WEXITSTATUS(status) : 1000 + WTERMSIG(status);
-    return o;
+    WeightFile w;
+    weight_file_open(&w, (const char *)file);
+    TensorTable t = tensor_table_create(&w.config);
+    float *arena = (float *)malloc_check(t.floats * sizeof *arena);
+    weight_file_read(&w, &t, arena);
+    free(arena);
+    free(w.merges);
+    tensor_table_free(&t);
 }
 
-static bool is_one_line(const Outcome *o) {
-    const char *newline = strchr(o->text, '\n');
-    return strstr(o->text, path) && newline && !newline[1];
-}
-
-// The file is refused with one line that holds `says`. `what` and `number` tell which file it was.
+// The file is refused with one line that holds its path and `says`. `what` and `number` tell which file it was.
 static void expect_refused(const char *says, const char *what, long long number) {
-    const Outcome o = try_file();
-    EXPECT(o.code == EXIT_USAGE && is_one_line(&o) && strstr(o.text, says),
-        "%s %lld: exit %d, '%s' should say '%s'", what, number, o.code, o.text, says);
+    child_run(read_weights, path);
+    EXPECT(child_refused(says) && strstr(child.text, path), "%s %lld: exit %d, '%s' should say '%s'", what,
+        number, child.code, child.text, says);
 }
 
 // Taken, or refused with one line; never a crash.
 static void expect_survived(const char *what, long long a, long long b) {
-    const Outcome o = try_file();
-    EXPECT((o.code == 0 && !o.text[0]) || (o.code == EXIT_USAGE && is_one_line(&o)),
-        "%s %lld %lld: exit %d, '%s'", what, a, b, o.code, o.text);
+    child_run(read_weights, path);
+    EXPECT((child.code == 0 && !child.text[0]) || child_refused(path), "%s %lld %lld: exit %d, '%s'", what, a,
+        b, child.code, child.text);
 }
 
 // ---------------------------------------------------------------- what is written is read
@@ -263,20 +233,6 @@ static void test_the_table_counts_and_aligns_tensors(void) {
     tensor_table_free(&t);
 }
 
-// In a process of its own: the signal that ends call(), 0 when it returns.
-static int signal_of(void (*call)(void)) {
-    int status;
-    fflush(stdout);
-    const pid_t child = fork();
-    if (!child) {
-        if (!freopen("/dev/null", "w", stderr)) _exit(1); // assert() writes there
-        call();
-        _exit(0);
-    }
-    waitpid(child, &status, 0);
-    return WIFSIGNALED(status) ? WTERMSIG(status) : 0;
-}
-
 static void add_tensors(int first_tower, int second_tower, int size) {
     Tensor list[2];
     memset(list, 0, sizeof list);
@@ -285,9 +241,18 @@ static void add_tensors(int first_tower, int second_tower, int size) {
     tensor_table_add(&t, second_tower, -1, "second", true, 0, &size, 1);
 }
 
-static void add_in_order(void) { add_tensors(IMAGE_TOWER, TEXT_TOWER, 3); }
-static void add_out_of_order(void) { add_tensors(TEXT_TOWER, IMAGE_TOWER, 3); }
-static void add_without_entries(void) { add_tensors(IMAGE_TOWER, TEXT_TOWER, 0); }
+static void add_in_order(const void *unused) {
+    (void)unused;
+    add_tensors(IMAGE_TOWER, TEXT_TOWER, 3);
+}
+static void add_out_of_order(const void *unused) {
+    (void)unused;
+    add_tensors(TEXT_TOWER, IMAGE_TOWER, 3);
+}
+static void add_without_entries(const void *unused) {
+    (void)unused;
+    add_tensors(IMAGE_TOWER, TEXT_TOWER, 0);
+}
 
 static void take_offset(size_t offset) {
     float arena[64];
@@ -297,14 +262,20 @@ static void take_offset(size_t offset) {
     tensor_ptr(&x, arena, PARAMETER_LAYOUT);
 }
 
-static void take_aligned(void) { take_offset(16); }
-static void take_misaligned(void) { take_offset(17); }
+static void take_aligned(const void *unused) {
+    (void)unused;
+    take_offset(16);
+}
+static void take_misaligned(const void *unused) {
+    (void)unused;
+    take_offset(17);
+}
 
 static void test_asserts_stop_wrong_tables_and_offsets(void) {
-    EXPECT(signal_of(add_in_order) == 0 && signal_of(take_aligned) == 0);
-    EXPECT(signal_of(add_out_of_order) == SIGABRT);
-    EXPECT(signal_of(add_without_entries) == SIGABRT);
-    EXPECT(signal_of(take_misaligned) == SIGABRT);
+    EXPECT(child_run(add_in_order, NULL) == 0 && child_run(take_aligned, NULL) == 0, "%s", child.text);
+    EXPECT_ASSERT(add_out_of_order, NULL, "");
+    EXPECT_ASSERT(add_without_entries, NULL, "");
+    EXPECT_ASSERT(take_misaligned, NULL, "");
 }
 
 // A tensor is in the table exactly where its condition holds.
@@ -497,7 +468,7 @@ int main(void) {
     size_t bytes;
     write_file(&c, &t, arena, "a b\nab c\n");
     char *file = file_read_all(path, &bytes);
-    EXPECT(try_file().code == 0);
+    EXPECT(child_run(read_weights, path) == 0, "%s", child.text);
     RUN(test_cut_and_lengthened_files_are_refused, file, bytes);
     RUN(test_any_value_in_the_header_is_survived, file, bytes);
     RUN(test_a_header_of_the_largest_model_allocates_nothing, file);

@@ -3,7 +3,7 @@
 #define main wise_ft_main
 #include "wise_ft.c"
 #undef main
-#include "dev/test/test.h"
+#include "dev/test/child.h"
 
 static void expect_alphas(const char *text, const char *expected) {
     WiseFt w = {0};
@@ -194,7 +194,8 @@ static void test_plot_says_what_is_there(void) {
 
 // ---------------------------------------------------------------- asserts
 
-static void combine_without_a_base(void) {
+static void combine_without_a_base(const void *unused) {
+    (void)unused;
     Tensor tensor = {.tower = NO_TOWER};
     MergeFile shape = {.tensors = {.list = &tensor, .count = 1}};
     MergeFile *members[1] = {&shape};
@@ -203,14 +204,16 @@ static void combine_without_a_base(void) {
     merge_combine(&m, 0, s.values, &s, 1);
 }
 
-static void read_beyond_a_tensor(void) {
+static void read_beyond_a_tensor(const void *unused) {
+    (void)unused;
     Tensor tensor = {.count = 4};
     float *resized[1] = {NULL}, out[2];
     const MergeFile file = {.tensors = {.list = &tensor, .count = 1}, .resized = resized};
     merge_read(&file, 0, 3, 2, out);
 }
 
-static void stock_of_one_run(void) {
+static void stock_of_one_run(const void *unused) {
+    (void)unused;
     MergeFile file = {0};
     MergeFile *members[1] = {&file};
     double ratio[1];
@@ -219,29 +222,10 @@ static void stock_of_one_run(void) {
     merge_stock_ratios(&m);
 }
 
-// A child that calls fn() ends by SIGABRT; builds with NDEBUG have no asserts.
-static void expect_assert(void (*fn)(void), const char *what) {
-#ifdef NDEBUG
-    (void)fn;
-    (void)what;
-#else
-    int status = 0;
-    fflush(NULL);
-    const pid_t child = fork();
-    if (child == 0) {
-        if (!freopen("/dev/null", "w", stderr)) _exit(1);
-        fn();
-        _exit(0);
-    }
-    EXPECT(waitpid(child, &status, 0) == child && WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT, "%s",
-        what);
-#endif
-}
-
 static void test_wrong_merges_are_asserted(void) {
-    expect_assert(combine_without_a_base, "a merge without its base");
-    expect_assert(read_beyond_a_tensor, "a chunk beyond the end of its tensor");
-    expect_assert(stock_of_one_run, "Model Stock of one run");
+    EXPECT_ASSERT(combine_without_a_base, NULL, "");
+    EXPECT_ASSERT(read_beyond_a_tensor, NULL, "");
+    EXPECT_ASSERT(stock_of_one_run, NULL, "");
 }
 
 int main(void) {
