@@ -72,6 +72,31 @@ static inline StateHeader state_header(
     return h;
 }
 
+// m, v and moving average of every trainable tensor, in the order of the file: from the model to `out`, or,
+// where that is NULL, from `in`, the file of the name `path`, to the model.
+static inline void state_transfer(Clip *clip, SafeFile *out, FILE *in, const char *path) {
+    float *values = NULL;
+    size_t capacity = 0;
+    for (int i = 0; i < clip->tensors.count; i++) {
+        const Tensor *x = &clip->tensors.list[i];
+        if (!x->trainable) continue;
+        list_grow((void **)&values, &capacity, x->count, sizeof *values);
+        for (int arena = ARENA_M; arena < ARENA_M + state_arenas(clip); arena++) {
+            if (out) {
+                clip_read(clip, (ClipArena)arena, x, values);
+                safe_file_write(out, values, x->count * sizeof *values);
+                continue;
+            }
+            fread_check(values, x->count * sizeof *values, in, path);
+            if (!all_finite(values, x->count))
+                die(EXIT_USAGE, "%s: the optimizer state of %s is not finite; take an earlier checkpoint",
+                    path, x->name);
+            clip_write(clip, (ClipArena)arena, x, values);
+        }
+    }
+    free(values);
+}
+
 // Writes STEM.bin and STEM.state. `settings`: text from which the run can be set up again (params.txt).
 static inline void checkpoint_save(Clip *clip, const char *stem, const RunState *run, const char *settings) {
     SafeFile weights, state;
@@ -85,18 +110,7 @@ static inline void checkpoint_save(Clip *clip, const char *stem, const RunState 
     const StateHeader header = state_header(clip, run, strlen(settings), hash);
     safe_file_write(&state, &header, sizeof header);
     safe_file_write(&state, settings, strlen(settings));
-    float *values = NULL;
-    size_t capacity = 0;
-    for (int i = 0; i < clip->tensors.count; i++) {
-        const Tensor *x = &clip->tensors.list[i];
-        if (!x->trainable) continue;
-        list_grow((void **)&values, &capacity, x->count, sizeof *values);
-        for (int arena = ARENA_M; arena < ARENA_M + state_arenas(clip); arena++) {
-            clip_read(clip, (ClipArena)arena, x, values);
-            safe_file_write(&state, values, x->count * sizeof *values);
-        }
-    }
-    free(values);
+    state_transfer(clip, &state, NULL, NULL);
     safe_file_sync(&weights);
     safe_file_sync(&state);
     safe_file_rename(&weights);
@@ -158,21 +172,7 @@ static inline void checkpoint_restore(const Checkpoint *c, Clip *clip) {
     FILE *f = fopen_check(c->state, "rb");
     if (fseeko(f, (off_t)sizeof c->header + c->header.settings_bytes, SEEK_SET))
         die(EXIT_RUNTIME, "%s: %s", c->state, strerror(errno));
-    float *values = NULL;
-    size_t capacity = 0;
-    for (int i = 0; i < clip->tensors.count; i++) {
-        const Tensor *x = &clip->tensors.list[i];
-        if (!x->trainable) continue;
-        list_grow((void **)&values, &capacity, x->count, sizeof *values);
-        for (int arena = ARENA_M; arena < ARENA_M + state_arenas(clip); arena++) {
-            fread_check(values, x->count * sizeof *values, f, c->state);
-            if (!all_finite(values, x->count))
-                die(EXIT_USAGE, "%s: the optimizer state of %s is not finite; take an earlier checkpoint",
-                    c->state, x->name);
-            clip_write(clip, (ClipArena)arena, x, values);
-        }
-    }
-    free(values);
+    state_transfer(clip, NULL, f, c->state);
     fclose(f);
 }
 

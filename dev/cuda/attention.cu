@@ -21,14 +21,22 @@ __device__ inline float head_dot(const bf16 *a, const bf16 *b, int HS) {
     return sum;
 }
 
+// The sequence and the head of a block: T rows from `first`, HS channels from h.
+struct BlockHead {
+    int first, T, HS, h;
+    float scale; // of the scores
+};
+
+__device__ inline BlockHead block_head(const int *start, int C, int NH) {
+    const int first = start[blockIdx.x], HS = C / NH;
+    const int T = start[blockIdx.x + 1] - first;
+    return {first, T, HS, (int)blockIdx.y * HS, 1.0f / sqrtf((float)HS)};
+}
+
 // grid: sequences, heads; T threads at most take the queries in turn
 __global__ void attention_forward_1(
     bf16 *out, float *lse, const bf16 *qkv, const int *start, int C, int NH, bool causal) {
-    const int first = start[blockIdx.x];
-    const int T = start[blockIdx.x + 1] - first;
-    const int HS = C / NH;
-    const int h = blockIdx.y * HS;
-    const float scale = 1.0f / sqrtf((float)HS);
+    const auto [first, T, HS, h, scale] = block_head(start, C, NH);
     for (int i = threadIdx.x; i < T; i += blockDim.x) {
         const bf16 *q = qkv + (size_t)(first + i) * 3 * C + h, *k = qkv + (size_t)first * 3 * C + C + h;
         const int n = causal ? i + 1 : T;
@@ -50,11 +58,7 @@ __global__ void attention_forward_1(
 
 __global__ void attention_backward_1(bf16 *dqkv, const bf16 *dout, const bf16 *out, const float *lse,
     const bf16 *qkv, const int *start, int C, int NH, bool causal) {
-    const int first = start[blockIdx.x];
-    const int T = start[blockIdx.x + 1] - first;
-    const int HS = C / NH;
-    const int h = blockIdx.y * HS;
-    const float scale = 1.0f / sqrtf((float)HS);
+    const auto [first, T, HS, h, scale] = block_head(start, C, NH);
     for (int i = threadIdx.x; i < T; i += blockDim.x) {
         const size_t row = (size_t)(first + i) * 3 * C + h;
         float dq[LARGEST_HEAD] = {0}, dk[LARGEST_HEAD] = {0}, dv[LARGEST_HEAD] = {0};

@@ -1,5 +1,5 @@
-// Calls in a child process, for tests of what ends a program: wrong usage, failed assertions, faults. The call
-// must not need OpenMP's threads if the test program has started them already: they do not survive a fork.
+// Calls in a child process, for tests of what ends a program: wrong usage, failed assertions, faults. OpenMP's
+// threads do not survive a fork: a call that uses them comes before the test program's own first use of them.
 #ifndef CLIPC_TEST_CHILD_H
 #define CLIPC_TEST_CHILD_H
 

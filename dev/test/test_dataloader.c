@@ -343,8 +343,7 @@ static void test_cifar10_is_read_as_listed(const char *data) {
     EXPECT(sizes != NULL, "%s", path);
     const char *shard;
     DatasetConfig c = dataset_config_default();
-    SampleBuffers b;
-    memset(&b, 0, sizeof b);
+    SampleBuffers b = {0};
     json_object_foreach(sizes, shard, size) {
         path_format(spec, "%s/cifar10/%s", data, shard);
         Dataset d = dataset_open(spec, &c, 2);
@@ -390,8 +389,7 @@ static void test_cifar10_is_read_as_listed(const char *data) {
 static void test_emoji_is_read_as_listed(const char *data) {
     const char *const tables[] = {"train.csv", "val.csv", "train_multilingual.csv", "val_multilingual.csv"};
     DatasetConfig c = dataset_config_default();
-    SampleBuffers b;
-    memset(&b, 0, sizeof b);
+    SampleBuffers b = {0};
     for (int k = 0; k < 4; k++) {
         char path[PATH_SIZE];
         path_format(path, "%s/emoji/%s", data, tables[k]);

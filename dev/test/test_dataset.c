@@ -80,8 +80,7 @@ static void test_csv_rows_become_samples(void) {
     c.classnames = classnames;
     c.classname_count = 4;
     Dataset d = dataset_open(at("csv/t.csv"), &c, 2);
-    SampleBuffers b;
-    memset(&b, 0, sizeof b);
+    SampleBuffers b = {0};
     EXPECT(dataset_count(&d) == 12, "%d", (int)dataset_count(&d));
     const char *const captions[4] = {"NA", "null", "  spaced ", "a, \"b\"\nc"};
     const int labels[4] = {3, 1, 0, 0};
@@ -236,8 +235,7 @@ static void test_tar_format(const char *file, ArchiveOption format, ArchiveOptio
     tar_finish(a);
     DatasetConfig c = dataset_config_default();
     Dataset d = dataset_open(at(file), &c, 1);
-    SampleBuffers b;
-    memset(&b, 0, sizeof b);
+    SampleBuffers b = {0};
     EXPECT(dataset_count(&d) == samples, "%s: %d of %d", file, (int)dataset_count(&d), samples);
     EXPECT((d.spill_fd >= 0) == (filter != archive_write_add_filter_none));
     for (int64_t i = d.count - 1; i >= 0; i--) { // any order
@@ -301,8 +299,7 @@ static void test_tar_members_become_samples(void) {
     c.classnames = classnames;
     c.classname_count = 3;
     Dataset d = dataset_open(at("kinds.tar"), &c, 1);
-    SampleBuffers b;
-    memset(&b, 0, sizeof b);
+    SampleBuffers b = {0};
     EXPECT(dataset_count(&d) == 9, "%d", (int)dataset_count(&d));
     EXPECT_CAPTION(&d, 0, &b, "best first\n");
     EXPECT(b.image.bytes == 3 && !memcmp(b.image.data, "jpg", 3) && b.label == -1);
@@ -357,8 +354,7 @@ static void test_tar_member_with_a_hole_is_unpacked(void) {
     struct stat st;
     DatasetConfig c = dataset_config_default();
     Dataset d = dataset_open(at("sparse.tar"), &c, 2);
-    SampleBuffers b;
-    memset(&b, 0, sizeof b);
+    SampleBuffers b = {0};
     EXPECT(!stat(at("sparse.tar"), &st) && st.st_size < (off_t)sizeof data && d.spill_fd >= 0, "%d",
         (int)st.st_size);
     EXPECT_CAPTION(&d, 1, &b, "without");
@@ -372,8 +368,7 @@ static void test_tar_member_with_a_hole_is_unpacked(void) {
 static int64_t read_any_shard(const char *path, int *readable) {
     DatasetConfig c = dataset_config_default();
     Dataset d = dataset_new(&c);
-    SampleBuffers b;
-    memset(&b, 0, sizeof b);
+    SampleBuffers b = {0};
     dataset_add_source(&d, path, DATASET_WEBDATASET);
     dataset_add_shard(&d, 0, path);
     *readable = 0;
@@ -452,8 +447,7 @@ static void test_tar_that_is_broken_gives_what_is_whole(void) {
     write_file(at("shrinks.tar"), whole, bytes); // a shard that becomes shorter after the list was made
     DatasetConfig config = dataset_config_default();
     Dataset d = dataset_open(at("shrinks.tar"), &config, 1);
-    SampleBuffers b;
-    memset(&b, 0, sizeof b);
+    SampleBuffers b = {0};
     if (truncate(at("shrinks.tar"), 4096)) die(EXIT_RUNTIME, "truncate");
     EXPECT_STATUS(&d, 0, &b, SAMPLE_OK);
     EXPECT_STATUS(&d, 5, &b, SAMPLE_UNREADABLE);
@@ -495,8 +489,7 @@ static void test_folder_of_images_becomes_samples(void) {
     char root[PATH_SIZE];
     path_format(root, "%s//", at("tree"));
     Dataset d = dataset_open(root, &c, 2);
-    SampleBuffers b;
-    memset(&b, 0, sizeof b);
+    SampleBuffers b = {0};
     EXPECT(dataset_count(&d) == 5, "%d",
         (int)dataset_count(&d)); // byte order: a.webp, a/deep/er/x.jpg, a/y.jpeg, b.PNG, z.png
     EXPECT_STATUS(&d, 0, &b, SAMPLE_NO_CAPTION);
@@ -599,8 +592,7 @@ static void test_split_keeps_every_sample_once(void) {
     Dataset d = dataset_open(at("kinds.tar"), &c, 2);
     Dataset whole = dataset_open(at("kinds.tar"), &c, 2);
     Dataset held = dataset_split(&d, 0.34, 5);
-    SampleBuffers b;
-    memset(&b, 0, sizeof b);
+    SampleBuffers b = {0};
     EXPECT(held.count == 3 && d.count == 6 && held.files[0].samples == 3 && d.files[0].samples == 6);
     int64_t i = 0, j = 0; // both in order, together the whole
     while (i + j < whole.count) {

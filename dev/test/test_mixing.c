@@ -139,8 +139,7 @@ static void expect_reproducible(const Dataset *d, LoaderConfig c, int64_t epoch,
 static void test_sources_of_all_kinds_are_mixed(void) {
     DatasetConfig c = dataset_config_default();
     Dataset d = dataset_open(mixed, &c, 2);
-    SampleBuffers b;
-    memset(&b, 0, sizeof b);
+    SampleBuffers b = {0};
     int64_t first[4], order[ALL];
     dataset_source_ranges(&d, first);
     EXPECT(
@@ -691,8 +690,7 @@ static void test_labels_become_prompts_next_to_captions(void) {
     char three[3 * PATH_SIZE];
     snprintf(three, sizeof three, "%s::%s", join(spec, at("labels.csv"), at("captions.csv")), at("m.tar"));
     Dataset d = dataset_open(three, &c, 2);
-    SampleBuffers b;
-    memset(&b, 0, sizeof b);
+    SampleBuffers b = {0};
     EXPECT(d.samples[0].label == 1 && d.samples[1].label == 2 && d.samples[2].label == -1);
     EXPECT_STATUS(&d, 2, &b, SAMPLE_NO_CAPTION);
     EXPECT_CAPTION(&d, 4, &b, "a cow");
@@ -740,8 +738,7 @@ static void test_first_json_key_with_words_is_the_caption(void) {
     DatasetConfig c = dataset_config_default();
     c.json_text_key = "long;short";
     Dataset d = dataset_open(at("j.tar"), &c, 2);
-    SampleBuffers b;
-    memset(&b, 0, sizeof b);
+    SampleBuffers b = {0};
     EXPECT_CAPTION(&d, 0, &b, "second");
     EXPECT_CAPTION(&d, 1, &b, "first");
     EXPECT_STATUS(&d, 2, &b, SAMPLE_NO_CAPTION);

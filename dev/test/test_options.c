@@ -35,7 +35,9 @@ static void parse_and_print(const void *line) {
 
 // Expects exit code 2 and exactly one line, which begins with the program's name and contains `words`.
 static void expect_refused(const char *line, const char *words) {
-    EXPECT_REFUSED(parse_and_print, line, words);
+    const int code = child_run(parse_and_print, line);
+    EXPECT(child_refused(words), "%s: exit code %d, '%s' should say '%s' in one line", line, code, child.text,
+        words);
     const size_t n = strlen(program_name());
     EXPECT(strncmp(child.text, program_name(), n) == 0 && child.text[n] == ':', "%s: %s", line, child.text);
 }

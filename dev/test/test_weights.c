@@ -78,7 +78,8 @@ static void read_weights(const void *file) {
     tensor_table_free(&t);
 }
 
-// The file is refused with one line that holds its path and `says`. `what` and `number` tell which file it was.
+// The file is refused with one line that holds its path and `says`. `what` and `number` tell which file it
+// was.
 static void expect_refused(const char *says, const char *what, long long number) {
     child_run(read_weights, path);
     EXPECT(child_refused(says) && strstr(child.text, path), "%s %lld: exit %d, '%s' should say '%s'", what,
