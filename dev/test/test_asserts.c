@@ -201,7 +201,6 @@ static void call_door(const void *door) {
     d.batch.images = d.images;
     d.batch.tokens = &d.tokens[0][0];
     ((const Door *)door)->call(&d);
-    _exit(0); // without a check for leaks: the model is not freed
 }
 
 static void test_what_a_door_takes_passes(void) {

@@ -171,11 +171,13 @@ static void test_wrong_shapes_and_labels_are_asserted(void) {
 static void read_classnames(const void *path) {
     StringList names = classnames_read((const char *)path);
     string_list_free(&names);
+    exit(0);
 }
 
 static void read_templates(const void *path) {
     StringList templates = templates_read((const char *)path);
     string_list_free(&templates);
+    exit(0);
 }
 
 static void test_classnames_and_templates_are_read(const char *folder) {
@@ -644,6 +646,7 @@ static void open_zeroshot(const void *words) {
     path_format(names, "%s/%s", folder_of_child, blank ? blank + 1 : "");
     ZeroshotSet set = zeroshot_open("zeroshot-data", spec, blank ? names : NULL, NULL, &keys);
     zeroshot_close(&set);
+    exit(0);
 }
 
 static void test_wrong_zeroshot_sets_are_named(void) {

@@ -87,6 +87,7 @@ static void work_run(const void *path) {
     log_steps(&l, 1, 34);
     logger_warn(&l, "%d images are broken", 3);
     logger_close(&l);
+    exit(0);
 }
 
 static void test_run_writes_whole_lines(void) {
@@ -144,6 +145,7 @@ static void work_resume(const void *path) {
     logger_print(&l, "goes on");
     log_steps(&l, 8, 9);
     logger_close(&l);
+    exit(0);
 }
 
 static void test_resuming_cuts_later_records(void) {
@@ -186,6 +188,7 @@ static void work_full_disk(const void *path) {
     setrlimit(RLIMIT_FSIZE, &limit);
     log_steps(&l, 21, 30);
     logger_close(&l);
+    exit(0);
 }
 
 static void test_full_disk_is_reported_once(void) {

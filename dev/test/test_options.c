@@ -31,6 +31,7 @@ static void parse_and_print(const void *line) {
     options_parse(&o, split(copy, argv, 128), argv);
     options_print(&o, stdout);
     options_free(&o);
+    exit(0);
 }
 
 // Expects exit code 2 and exactly one line, which begins with the program's name and contains `words`.
