@@ -319,16 +319,32 @@ static inline void model_start_training(Clip *clip, const Options *o) {
     clip_start_training(clip, &how);
 }
 
+// A line of a run's settings, as options_print() writes it.
+typedef struct {
+    char option[64];
+    char *value; // free() it
+} Setting;
+
+static inline Setting setting_of(const char *line) {
+    const size_t n = strcspn(line, " ");
+    Setting s;
+    snprintf(s.option, sizeof s.option, "%.*s", (int)n, line);
+    s.value = strdup_check(line + n + strspn(line + n, " "));
+    unescape(s.value);
+    return s;
+}
+
 // A checkpoint may come from a stranger, so its settings do not act: what would run a command, start a
 // program or choose a place to write is taken from the command line alone. Says what this setting would do;
 // "" for a place that follows from where the checkpoint is; NULL when it does not act.
-static inline const char *setting_action(const char *option, const char *value) {
-    const bool data = matches_any("train-data|val-data|zeroshot-data", option);
-    if (data && strstr(value, "pipe:")) return "runs a command (pipe:)";
-    if (matches_any("save-features|feature-cache|cache-images", option)) return "writes a file";
-    if (strcmp(option, "report-to") == 0 && strcmp(value, "tensorboard") != 0) return "starts a program";
-    if (strcmp(option, "logs") == 0) return ""; // the run goes on where its checkpoint is
-    if (strcmp(option, "name") == 0 && (value[0] == '.' || strchr(value, '/'))) return "";
+static inline const char *setting_action(const Setting *s) {
+    const bool data = matches_any("train-data|val-data|zeroshot-data", s->option);
+    if (data && strstr(s->value, "pipe:")) return "runs a command (pipe:)";
+    if (matches_any("save-features|feature-cache|cache-images", s->option)) return "writes a file";
+    if (strcmp(s->option, "report-to") == 0 && strcmp(s->value, "tensorboard") != 0)
+        return "starts a program";
+    if (strcmp(s->option, "logs") == 0) return "";
+    if (strcmp(s->option, "name") == 0 && (s->value[0] == '.' || strchr(s->value, '/'))) return "";
     return NULL;
 }
 
@@ -337,26 +353,66 @@ static inline char *settings_that_do_not_act(const char *settings, const Options
     char *kept = strdup_check(settings), *lines = strdup_check(settings), *rest = lines, *line;
     kept[0] = 0;
     while ((line = strsep(&rest, "\n"))) {
-        char option[64], *value = strdup_check(line + strcspn(line, " "));
-        snprintf(option, sizeof option, "%.*s", (int)strcspn(line, " "), line);
-        unescape(value);
-        const OptionRow *row = option_find(option);
+        const Setting s = setting_of(line);
+        const OptionRow *row = option_find(s.option);
         const bool given = row && o->set[row - option_rows()];
-        const char *action = given ? NULL : setting_action(option, value + strspn(value, " "));
-        free(value);
+        const char *action = given ? NULL : setting_action(&s);
         if (!action) strcat(strcat(kept, line), rest ? "\n" : "");
-        else if (strcmp(option, "train-data") == 0)
+        else if (strcmp(s.option, "train-data") == 0)
             die(EXIT_USAGE,
                 "--train-data: in the settings of the run it %s; only the command line can ask for that: "
-                "give --train-data again (params.txt in the run folder has it)",
+                "give "
+                "--train-data again (params.txt in the run folder has it)",
                 action);
         else if (*action)
-            warn("--%s: in the settings of the run it %s; that is left out, give the option again to "
-                 "continue with it",
-                option, action);
+            warn(
+                "--%s: in the settings of the run it %s; that is left out, give the option again to continue "
+                "with it",
+                s.option, action);
+        free(s.value);
     }
     free(lines);
     return kept;
+}
+
+// Does any line of the settings that is about this option act?
+static inline bool settings_act(const char *settings, const char *option) {
+    char *lines = strdup_check(settings), *rest = lines, *line;
+    bool acts = false;
+    while ((line = strsep(&rest, "\n"))) {
+        const Setting s = setting_of(line);
+        const char *action = setting_action(&s);
+        acts |= action && *action && strcmp(s.option, option) == 0;
+        free(s.value);
+    }
+    free(lines);
+    return acts;
+}
+
+// Logs the command that continues the run, with the options that a checkpoint does not bring, quoted for a
+// shell.
+static inline void folder_print_resume(RunFolder *folder, int64_t step) {
+    char *options = NULL, *lines = strdup_check(folder->settings), *rest = lines, *line;
+    size_t length;
+    FILE *f = open_memstream(&options, &length);
+    if (!f) die(EXIT_RUNTIME, "out of memory");
+    while ((line = strsep(&rest, "\n"))) {
+        const Setting s = setting_of(line);
+        if (settings_act(folder->settings, s.option)) {
+            fprintf(f, " --%s '", s.option);
+            for (const char *c = s.value; *c; c++) {
+                if (*c == '\'') fputs("'\\''", f);
+                else fputc(*c, f);
+            }
+            fputc('\'', f);
+        }
+        free(s.value);
+    }
+    fclose(f);
+    logger_print(&folder->log, "interrupted after step %lld; go on with: %s --resume %s.bin%s",
+        (long long)step, program_path(), folder->last_saved, options);
+    free(options);
+    free(lines);
 }
 
 // The checkpoint that --resume names, with its model. Options that were not given take the values of the run.

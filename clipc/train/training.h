@@ -512,8 +512,7 @@ static inline int train_end(Training *t) {
     if (!complete && !stopped) {
         if (!t->folder.saved) train_save_as(t, "step", s->step);
         train_draw(t);
-        logger_print(log, "interrupted after step %lld; go on with: %s --resume %s.bin", (long long)s->step,
-            program_path(), t->folder.last_saved);
+        folder_print_resume(&t->folder, s->step);
     } else train_print_end(t);
     training_free(t);
     return complete || stopped ? EXIT_SUCCESS : EXIT_INTERRUPTED;

@@ -137,7 +137,7 @@ def test_interrupted_evaluation_is_made_up_for():
         works(*shlex.split(out.splitlines()[-1].partition("go on with: ")[2])[1:])
         expect_same("evaluated_whole", name, f"interrupted in the evaluation after step {step}")
         check(read("features.safetensors") == features, f"interrupted in the evaluation after step {step}: features differ")
-        works("--resume", "latest", "--name", name)
+        works("--resume", "latest", "--name", name, says="--save-features: in the settings of the run it writes a file")
         expect_same("evaluated_whole", name, f"interrupted in the evaluation after step {step}, resumed when all was done")
 
 
