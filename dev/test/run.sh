@@ -10,7 +10,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit 1
 GOLDEN=${GOLDEN:-../shared/golden}
 if [ "${1:-}" = --sanitize ]; then
     export BUILD=build/sanitize BIN=build/sanitize/ DEBUG=1 OMP_NUM_THREADS=2 UBSAN_OPTIONS=print_stacktrace=1
-    CFLAGS="-O1 -g -fno-omit-frame-pointer -Wall -Wextra -fsanitize=address,undefined -fno-sanitize-recover=all"
+    CFLAGS="-O1 -g1 -fno-omit-frame-pointer -Wall -Wextra -fsanitize=address,undefined -fno-sanitize-recover=all"
 fi
 . "$PWD/dev/test/golden.sh"
 
@@ -104,7 +104,7 @@ short_training() {
 
 # The loader's threads under ThreadSanitizer; without OpenMP, whose threads it does not understand.
 thread_test() ( # TEST
-    export BUILD=build/thread OPENMP='' CFLAGS="-O1 -g -Wall -Wextra -Wno-unknown-pragmas -fsanitize=thread"
+    export BUILD=build/thread OPENMP='' CFLAGS="-O1 -g1 -Wall -Wextra -Wno-unknown-pragmas -fsanitize=thread"
     build "$BUILD/$1" && limited "$BUILD/$1"
 )
 
