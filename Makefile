@@ -170,7 +170,7 @@ clean:
 
 help:
 	@echo 'make              build ./train_clip, which trains and fine-tunes CLIP, ./lr_find and ./wise_ft (each with --help)'
-	@echo 'make demo         train, evaluate and fine-tune a tiny CLIP on drawn shapes, under 3 minutes'
+	@echo 'make demo         train, evaluate and fine-tune a tiny CLIP on drawn shapes, 3 to 4 minutes'
 	@echo 'make test         set up, build, make reference tensors, run every test, name the slowest'
 	@echo 'make test T=matmul   only the parts of it whose name contains the text; TEST=softmax: of them only the tests with such a name'
 	@echo 'make golden GOLDEN=DIR   compare with stored results of open_clip'

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# CLIP from random weights in three minutes (make demo): draws captioned images, trains a tiny CLIP on them,
+# CLIP from random weights in 3 to 4 minutes (make demo): draws captioned images, trains a tiny CLIP on them,
 # fine-tunes it on a second domain, and shows how accurate each model is on both. All output goes to build/demo.
 cd "$(dirname "$0")/.." || exit 1
 set -eu
