@@ -334,12 +334,23 @@ static inline Setting setting_of(const char *line) {
     return s;
 }
 
+// Can one of these sources be a command? Braces may spell one: {pipe,x}:… does, after they are expanded.
+static inline bool data_can_be_command(const char *value) {
+    if (strstr(value, "pipe:")) return true;
+    for (const char *p = value; *p; p++) {
+        const size_t before = strcspn(p, "{");
+        const bool begins = p == value || p[-1] == '=' || p[-1] == ':';
+        if (begins && p[before] && before < 5 && strncmp(p, "pipe:", before) == 0) return true;
+    }
+    return false;
+}
+
 // A checkpoint may come from a stranger, so its settings do not act: what would run a command, start a
 // program or choose a place to write is taken from the command line alone. Says what this setting would do;
 // "" for a place that follows from where the checkpoint is; NULL when it does not act.
 static inline const char *setting_action(const Setting *s) {
     const bool data = matches_any("train-data|val-data|zeroshot-data", s->option);
-    if (data && strstr(s->value, "pipe:")) return "runs a command (pipe:)";
+    if (data && data_can_be_command(s->value)) return "runs a command (pipe:)";
     if (matches_any("save-features|feature-cache|cache-images", s->option)) return "writes a file";
     if (strcmp(s->option, "report-to") == 0 && strcmp(s->value, "tensorboard") != 0)
         return "starts a program";
