@@ -25,9 +25,9 @@ endif
 
 # What pkg-config prints for a library that it knows, else the usual name: $(call package,name,flags asked for,default)
 package = $(shell pkg-config $(2) $(1) 2>/dev/null || echo $(3))
-LIBS := $(call package,libjpeg,--libs,-ljpeg) $(call package,libpng,--libs,-lpng) $(call package,libwebp,--libs,-lwebp) \
+LIBS := $(call package,zlib,--libs,-lz) $(call package,libjpeg,--libs,-ljpeg) $(call package,libpng,--libs,-lpng) $(call package,libwebp,--libs,-lwebp) \
         $(call package,libwebpdemux,--libs,-lwebpdemux) $(call package,libarchive,--libs,-larchive) $(call package,libutf8proc,--libs,-lutf8proc) $(call package,jansson,--libs,-ljansson) -lm
-INCLUDES := -I. $(sort $(foreach p,libjpeg libpng libwebp libarchive libutf8proc jansson,$(call package,$(p),--cflags,)))
+INCLUDES := -I. $(sort $(foreach p,zlib libjpeg libpng libwebp libarchive libutf8proc jansson,$(call package,$(p),--cflags,)))
 
 # -ffp-contract=off: a*b + c is rounded twice everywhere, so that compilers agree to the bit; where one rounding is meant, the code says fmaf
 COMPILE = $(CC) -std=c11 -ffp-contract=off $(CFLAGS) $(OPENMP) -pthread $(INCLUDES)

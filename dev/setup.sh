@@ -18,6 +18,7 @@ gcc       -             -          gcc,libc6-dev               gcc              
 clang     -             -          clang,libomp-dev,libc6-dev  clang,libomp-devel     -
 openmp    omp.h         -          libomp-dev                  libomp-devel           libomp
 g++       -             -          g++                         gcc-c++                -
+zlib      zlib.h        z          zlib1g-dev                  zlib-devel             -
 jpeg      jpeglib.h     jpeg       libjpeg-dev                 libjpeg-turbo-devel    jpeg-turbo
 png       png.h         png        libpng-dev                  libpng-devel           libpng
 webp      webp/demux.h  webpdemux  libwebp-dev                 libwebp-devel          webp
