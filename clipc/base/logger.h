@@ -13,7 +13,7 @@
 #ifndef CLIPC_LOGGER_H
 #define CLIPC_LOGGER_H
 
-#include "clipc/base/utils.h" // die, warn, SafeFile
+#include "clipc/base/safe_file.h" // SafeFile
 
 #include <fcntl.h>
 #include <jansson.h> // reading metrics.jsonl back

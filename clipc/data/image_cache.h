@@ -6,7 +6,8 @@
 #ifndef CLIPC_IMAGE_CACHE_H
 #define CLIPC_IMAGE_CACHE_H
 
-#include "clipc/data/sample.h" // sample_read_image, sample_decode
+#include "clipc/base/safe_file.h" // SafeFile
+#include "clipc/data/sample.h"    // sample_read_image, sample_decode
 
 #include <signal.h>
 #include <sys/mman.h>

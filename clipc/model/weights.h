@@ -12,7 +12,7 @@
 #ifndef CLIPC_WEIGHTS_H
 #define CLIPC_WEIGHTS_H
 
-#include "clipc/base/utils.h" // die, SafeFile, malloc_check
+#include "clipc/base/safe_file.h" // SafeFile
 
 #include <assert.h>
 

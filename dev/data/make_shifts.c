@@ -7,7 +7,7 @@
 // styles drawn at random, mirrored half of the time. The class is that of .cls, else the class name in the
 // caption. Styles, with a number after the colon: clean, gray, blur:SIGMA, contrast:FACTOR,
 // noise:SIGMA, dark:FACTOR, bright:PLUS, warm:FACTOR, invert.
-#include "clipc/base/utils.h"
+#include "clipc/base/safe_file.h"
 #include "clipc/data/sample.h"
 
 #include <png.h>
