@@ -47,7 +47,7 @@ golden_model() { # DIR
         part "model/$name, dev/reference.py" "$PYTHON" dev/reference.py --golden "$folder" --check
     done
     if [ -d "$1/formats" ] || [ -d "$1/bad" ]; then found=1 && part "model/formats, bad" "$PYTHON" dev/test/test_convert.py --golden "$1"; fi
-    if ls "$1"/retrieval.npz "$1"/zeroshot.npz >/dev/null 2>&1; then found=1 && part "model/retrieval, zeroshot" golden_test evaluate "$1"; fi
+    if ls "$1"/retrieval.npz "$1"/zeroshot.npz >/dev/null 2>&1; then found=1 && part "model/retrieval, zeroshot" golden_test metrics "$1"; fi
     if [ -e "$1/resize.npz" ]; then found=1 && part "model/resize" golden_test positions "$1"; fi
     if [ -e "$1/schedules.csv" ]; then found=1 && part "model/schedules" golden_test schedulers "$1"; fi
     if [ -z "$found" ]; then part model false; fi
