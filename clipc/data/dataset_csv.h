@@ -1,0 +1,59 @@
+// The samples of a table of text.
+#ifndef CLIPC_DATASET_CSV_H
+#define CLIPC_DATASET_CSV_H
+
+#include "clipc/data/csv.h"          // CsvReader
+#include "clipc/data/dataset_list.h" // Dataset
+
+// Columns of a table, -1: none.
+typedef struct {
+    int image, caption, label, key;
+} CsvColumns;
+
+// Opens the table and finds its columns. A missing column that is needed ends the program.
+static inline CsvColumns dataset_open_csv(const DatasetConfig *c, CsvReader *r, const char *path) {
+    const PositivesKey kind = positives_key(c);
+    const char *names[4] = {c->csv_img_key, c->need_caption ? c->csv_caption_key : NULL,
+        c->need_label || c->prompts ? c->csv_label_key : NULL, kind == KEY_COLUMN ? c->positives_key : NULL};
+    csv_open(r, path, c->csv_separator, names, 4);
+    CsvColumns out = {csv_need_column(r, path, c->csv_img_key, "--csv-img-key"), -1,
+        csv_find_column(r, c->csv_label_key), -1};
+    if (c->need_label) out.label = csv_need_column(r, path, c->csv_label_key, "--csv-label-key");
+    if (c->need_caption) out.caption = csv_find_column(r, c->csv_caption_key);
+    if (c->need_caption && !(c->prompts && out.label >= 0))
+        out.caption = csv_need_column(r, path, c->csv_caption_key, "--csv-caption-key");
+    if (kind == KEY_COLUMN) out.key = csv_need_column(r, path, c->positives_key, "--positives-key");
+    if (kind == KEY_CLASS) out.key = out.label;
+    return out;
+}
+
+static inline void dataset_add_csv(Dataset *d, int source, const char *path) {
+    const DatasetConfig *c = &d->config;
+    CsvReader r;
+    const CsvColumns column = dataset_open_csv(c, &r, path);
+    DataFile *f = dataset_add_file(d, source, path);
+    while (csv_read_row(&r)) {
+        const CsvField *image = csv_field(&r, column.image), *caption = csv_field(&r, column.caption);
+        const CsvField *label = csv_field(&r, column.label), *key = csv_field(&r, column.key);
+        DataSample *s = dataset_add_sample(d);
+        f->samples++;
+        if (image && image->length && image->length < PATH_SIZE) {
+            s->image = image->start - r.text;
+            s->image_bytes = (int32_t)image->length;
+        }
+        if (caption) {
+            s->caption = caption->start - r.text;
+            s->caption_bytes = (int32_t)min_i64((int64_t)caption->length, CAPTION_MOST_BYTES);
+        }
+        if (label) s->label = label_parse(c, label->start, label->length);
+        s->name = key && key->length ? key->start - r.text : -1;
+    }
+    if (r.unclosed)
+        warn("%s: %lld fields begin with a quotation mark that is never closed; it is taken literally", path,
+            (long long)r.unclosed);
+    f->text = r.text;
+    f->text_bytes = r.length;
+    free(r.fields);
+}
+
+#endif

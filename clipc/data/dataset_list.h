@@ -1,0 +1,167 @@
+// A data set's list of samples: what is known of each before it is read, and how the list is built. dataset.h
+// opens one.
+#ifndef CLIPC_DATASET_LIST_H
+#define CLIPC_DATASET_LIST_H
+
+#include "clipc/base/utils.h"      // die, list_grow
+#include "clipc/data/webdataset.h" // brace_number
+
+#include <ctype.h>
+
+typedef enum { DATASET_AUTO, DATASET_CSV, DATASET_WEBDATASET, DATASET_FOLDER, DATASET_SYNTHETIC } DatasetType;
+
+typedef struct {
+    DatasetType type;
+    const char *csv_img_key, *csv_caption_key, *csv_label_key; // names of columns
+    char csv_separator;                                        // 0: found from the header line
+    const char *image_key, *text_key; // kinds of members, the best one first: "jpg;png;jpeg;webp", "txt"
+    const char *json_text_key;        // captions are the string under this key of KEY.json; NULL: KEY.txt
+    bool need_caption, need_label;    // a sample without one is skipped; captions are read only when needed
+    int64_t num_samples;              // only the first so many samples; synthetic: how many; 0: all
+    const char *const *classnames;    // (classname_count) labels may be these names; NULL: only numbers
+    int classname_count;
+    bool prompts;              // labels replace captions (LoaderConfig.templates): folders are class folders
+    const char *positives_key; // which samples are false negatives of each other: sample_key(); or NULL
+    const char *upsampling_factors; // "A::B", one a source: how often an epoch has each sample; or NULL
+    bool resampled; // an epoch is num_samples draws with replacement (0: as many as there are samples)
+} DatasetConfig;
+
+static inline DatasetConfig dataset_config_default(void) {
+    DatasetConfig c = {DATASET_AUTO, "filepath", "title", "label", 0, "jpg;png;jpeg;webp", "txt", NULL, true,
+        false, 0, NULL, 0, false, NULL, NULL, false};
+    return c;
+}
+
+#define SYNTHETIC_SAMPLES 1000   // without --train-num-samples
+#define CAPTION_MOST_BYTES 65536 // of one caption, more than any context needs; the rest is cut off
+
+typedef struct {
+    // where: in the shard (tar), at ~where in the unpacked data (tar), or in the file's text; CSV and folders
+    // have the path of the image there
+    int64_t image, caption;
+    int64_t name;          // where in the file's text: the member (tar), the positives' key (CSV; -1: none)
+    int32_t image_bytes;   // -1: there is no image
+    int32_t caption_bytes; // -1: there is no caption; folders: not known before it is read
+    int32_t label;         // -1: none
+    int32_t file;          // index of its DataFile
+} DataSample;
+
+// One of the parts that `::` joins.
+typedef struct {
+    char *spec;
+    DatasetType type; // never auto
+    double factor;    // how often an epoch has each sample; resampled: the weight of each
+} DataSource;
+
+#define MOST_FACTOR 1e6 // the largest factor
+
+// A shard, a CSV file, or a folder.
+typedef struct {
+    char *path;
+    int source; // index of its DataSource
+    char *text; // CSV: the fields; folder: the paths; tar: the members' names; each ends with a NUL
+    size_t text_bytes, text_capacity;
+    int64_t samples; // how many samples of the data set come from this file
+} DataFile;
+
+typedef struct {
+    DatasetConfig config;
+    DataSource *sources; // (source_count)
+    size_t source_count, source_capacity;
+    DataSample *samples; // (count), consecutive for each file and each source
+    int64_t count;
+    size_t capacity;
+    DataFile *files; // (file_count)
+    size_t file_count, file_capacity;
+    int spill_fd; // unnamed temporary file with the unpacked data of compressed shards and commands, or -1
+    int64_t spill_bytes;
+    StringList class_folders; // names of the class folders by label
+    uint64_t *keys;           // (count) of dataset_read_keys(), or NULL
+    bool borrowed; // sources, text of the files and spill_fd belong to another Dataset (dataset_split)
+} Dataset;
+
+static inline int64_t dataset_count(const Dataset *d) { return d->count; }
+static inline DatasetType sample_type(const Dataset *d, const DataSample *s) {
+    return d->sources[d->files[s->file].source].type;
+}
+
+// Whether the sample's label replaces its caption.
+static inline bool sample_is_prompted(const Dataset *d, const DataSample *s) {
+    return d->config.prompts && s->label >= 0;
+}
+
+// first (source_count + 1): the samples of source s are first[s] … first[s + 1] - 1.
+static inline void dataset_source_ranges(const Dataset *d, int64_t *first) {
+    memset(first, 0, (d->source_count + 1) * sizeof *first);
+    for (size_t i = 0; i < d->file_count; i++) first[d->files[i].source + 1] += d->files[i].samples;
+    for (size_t s = 0; s < d->source_count; s++) first[s + 1] += first[s];
+}
+
+// What false negatives of each other have in common.
+typedef enum { KEY_CAPTION, KEY_IMAGE, KEY_CLASS, KEY_COLUMN } PositivesKey;
+static inline PositivesKey positives_key(const DatasetConfig *c) {
+    const char *name = c->positives_key;
+    return !name || !strcmp(name, "caption") ? KEY_CAPTION
+           : !strcmp(name, "image")          ? KEY_IMAGE
+           : !strcmp(name, "cls")            ? KEY_CLASS
+                                             : KEY_COLUMN;
+}
+
+// ---------------------------------------------------------------- making the list
+
+static inline void dataset_add_source(Dataset *d, const char *spec, DatasetType type) {
+    list_grow((void **)&d->sources, &d->source_capacity, d->source_count + 1, sizeof *d->sources);
+    DataSource *s = &d->sources[d->source_count++];
+    s->spec = strdup_check(spec);
+    s->type = type;
+    s->factor = 1;
+}
+
+static inline DataFile *dataset_add_file(Dataset *d, int source, const char *path) {
+    list_grow((void **)&d->files, &d->file_capacity, d->file_count + 1, sizeof *d->files);
+    DataFile *f = &d->files[d->file_count++];
+    memset(f, 0, sizeof *f);
+    f->path = strdup_check(path);
+    f->source = source;
+    return f;
+}
+
+// Adds a sample to the file added last.
+static inline DataSample *dataset_add_sample(Dataset *d) {
+    list_grow((void **)&d->samples, &d->capacity, (size_t)d->count + 1, sizeof *d->samples);
+    DataSample *s = &d->samples[d->count++];
+    memset(s, 0, sizeof *s);
+    s->image_bytes = s->caption_bytes = s->label = -1;
+    s->file = (int32_t)d->file_count - 1;
+    return s;
+}
+
+// Appends the text with its NUL; returns its offset.
+static inline int64_t data_file_add_text(DataFile *f, const char *text) {
+    size_t n = strlen(text) + 1, at = f->text_bytes;
+    list_grow((void **)&f->text, &f->text_capacity, at + n, 1);
+    memcpy(f->text + at, text, n);
+    f->text_bytes += n;
+    return (int64_t)at;
+}
+
+// The index of a class name, or -1.
+static inline int class_index(const DatasetConfig *c, const char *name, size_t length) {
+    for (int i = 0; i < c->classname_count; i++)
+        if (strlen(c->classnames[i]) == length && !memcmp(c->classnames[i], name, length)) return i;
+    return -1;
+}
+
+// A label is a number from 0 on or the name of a class; -1 if it is neither, or no class has this number.
+static inline int label_parse(const DatasetConfig *c, const char *text, size_t length) {
+    while (length && isspace((unsigned char)text[0])) {
+        text++;
+        length--;
+    }
+    while (length && isspace((unsigned char)text[length - 1])) length--;
+    int64_t number = length <= 9 ? brace_number(text, length) : -1;
+    if (number >= 0) return c->classnames && number >= c->classname_count ? -1 : (int)number;
+    return class_index(c, text, length);
+}
+
+#endif
