@@ -1076,10 +1076,10 @@ uint64_t clip_save(Clip *clip, SafeFile *out) {
     float *arena = (float *)aligned_malloc_check(clip->tensors.floats * sizeof(float));
     for (int i = 0; i < clip->tensors.count; i++)
         clip_read(clip, ARENA_PARAMETERS, &clip->tensors.list[i], arena + clip->tensors.list[i].offset);
-    const uint64_t hash =
+    const uint64_t identity =
         weight_file_write(out, &clip->config, clip->merges, clip->merges_bytes, &clip->tensors, arena);
     free(arena);
-    return hash;
+    return identity;
 }
 
 void clip_free(Clip *clip) {

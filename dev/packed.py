@@ -3,12 +3,14 @@ files that are whole or absent."""
 import math
 import os
 import struct
+import zlib
 
 import numpy as np
 
 from checkpoints import CHUNK, WEIGHT_DTYPES, Checkpoint, Entry, Refused, itemsize, product, reader_of
 from models import ALIGNMENT, CONFIG_FIELDS, CONSTANTS, HEADER_INTS, NAME_BYTES, check_config, tensor_shapes
 
+SEAL_BLOCK, SEAL_MAGIC = CONSTANTS["SEAL_BLOCK"], CONSTANTS["SEAL_MAGIC"]
 DTYPE_CODES = {"F32": CONSTANTS["DTYPE_FP32"], "BF16": CONSTANTS["DTYPE_BF16"]}
 
 
@@ -20,7 +22,8 @@ def header_of(config, dtype, merges_bytes, tensors):
     header = [0] * HEADER_INTS
     for key, value in (("MAGIC", CONSTANTS["WEIGHTS_MAGIC"]), ("VERSION", CONSTANTS["WEIGHTS_VERSION"]),
                        ("DTYPE", DTYPE_CODES[dtype]), ("FIELDS", len(CONFIG_FIELDS)),
-                       ("MERGES_BYTES", merges_bytes), ("TENSORS", tensors)):
+                       ("MERGES_BYTES", merges_bytes), ("TENSORS", tensors),
+                       ("TOKENIZER", CONSTANTS["TOKENIZER_MERGES"])):
         header[CONSTANTS["HEADER_" + key]] = value
     for i, (kind, name, _, _) in enumerate(CONFIG_FIELDS):
         value = config[name]
@@ -35,6 +38,20 @@ def header_of(config, dtype, merges_bytes, tensors):
 
 def padding(length):
     return -length % ALIGNMENT
+
+
+def seal_bytes(contents):
+    """How many bytes the seal of a file adds to that many bytes of contents."""
+    return -(-contents // SEAL_BLOCK) * 4 + 16
+
+
+def seal_of(file, contents):
+    """The checksums that end a sealed file (clipc/base/safe_file.h), of its first `contents` bytes."""
+    file.seek(0)
+    checksums = b""
+    for start in range(0, contents, SEAL_BLOCK):
+        checksums += struct.pack("<I", zlib.crc32(file.read(min(SEAL_BLOCK, contents - start))))
+    return checksums + struct.pack("<4I", zlib.crc32(checksums), len(checksums) // 4, SEAL_BLOCK, SEAL_MAGIC)
 
 
 def shortest(value):
@@ -55,7 +72,8 @@ def open_packed(path):
                                                 for k in ("VERSION", "DTYPE", "FIELDS", "MERGES_BYTES",
                                                           "TENSORS"))
         dtype = next((d for d, c in DTYPE_CODES.items() if c == code), None)
-        if (version != CONSTANTS["WEIGHTS_VERSION"] or dtype is None or not 1 <= stored <= len(CONFIG_FIELDS)
+        if (not 1 <= version <= CONSTANTS["WEIGHTS_VERSION"] or header[CONSTANTS["HEADER_TOKENIZER"]]
+            != CONSTANTS["TOKENIZER_MERGES"] or dtype is None or not 1 <= stored <= len(CONFIG_FIELDS)
             or not 0 <= merges <= 1 << 24):
             raise Refused(f"{path}: version {version}, number format {code}, {stored} fields, {merges} "
                           "bytes of merges: not a packed file that this program can read")
@@ -73,9 +91,13 @@ def open_packed(path):
             places[name] = offset
             offset += product(shape) * itemsize(dtype)
             offset += padding(offset)
-        if count != len(shapes) or size != offset:
-            raise Refused(f"{path}: {size} bytes and {count} tensors, its header announces {offset} and "
+        announced = offset + (seal_bytes(offset) if version > 1 else 0)
+        if count != len(shapes) or size != announced:
+            raise Refused(f"{path}: {size} bytes and {count} tensors, its header announces {announced} and "
                           f"{len(shapes)}; is it complete?")
+        if version > 1 and seal_of(f, offset) != f.read():
+            raise Refused(f"{path}: is damaged (its checksums differ); take another copy")
+        f.seek(len(raw))
         text = f.read(merges) if merges else None
     entries = {name: Entry(dtype, shape, reader_of(path, places[name], dtype, shape))
                for name, shape in shapes.items()}
@@ -138,7 +160,7 @@ class Aside:
 
     def __enter__(self):
         os.makedirs(os.path.dirname(self.path) or ".", exist_ok=True)
-        self.file = open(self.path + ".part", "wb")
+        self.file = open(self.path + ".part", "w+b")
         return self.file
 
     def __exit__(self, kind, error, trace):
@@ -175,4 +197,5 @@ def write_packed(model, path):
             for chunk in converted_chunks(model.where, name, entry, model.dtype):
                 f.write(chunk)
             f.write(bytes(padding(product(entry.shape) * itemsize(model.dtype))))
+        f.write(seal_of(f, f.tell()))
     return [path]

@@ -1,8 +1,10 @@
-// Files that are whole or absent.
+// Files that are whole or absent, and that say when they are damaged.
 #ifndef CLIPC_SAFE_FILE_H
 #define CLIPC_SAFE_FILE_H
 
 #include "clipc/base/utils.h" // die, fopen_check, path_format
+
+#include <zlib.h> // crc32
 
 // A file that is whole or absent: written as PATH.part, then fsync and rename. A run that is killed before
 // safe_file_commit() leaves the previous file untouched; the next attempt overwrites what is left of `.part`.
@@ -16,7 +18,7 @@ static inline void safe_file_open(SafeFile *s, const char *path) {
     s->goes_with = NULL;
     path_format(s->path, "%s", path);
     path_format(s->part, "%s.part", path);
-    s->f = fopen_check(s->part, "wb");
+    s->f = fopen_check(s->part, "w+b"); // read again by safe_file_seal()
 }
 
 static inline void safe_file_failed(SafeFile *s) {
@@ -44,6 +46,132 @@ static inline void safe_file_rename(SafeFile *s) {
 static inline void safe_file_commit(SafeFile *s) {
     safe_file_sync(s);
     safe_file_rename(s);
+}
+
+// ---------------------------------------------------------------- seals
+
+// A sealed file ends with checksums, by which a reader notices damage anywhere in it. After the contents:
+//   checksums  CRC-32 (zlib's) of each block of SEAL_BLOCK bytes; the last block may be shorter
+//   end        four uint32, little-endian: CRC-32 of the checksums, their number, SEAL_BLOCK, SEAL_MAGIC
+// Any flipped bit is found, as is any damage of up to 32 bits in a row; of other damage to a block all but
+// one in 2^32.
+enum { SEAL_BLOCK = 1 << 20, SEAL_END_BYTES = 16 };
+#define SEAL_MAGIC 0x4c414553u // the bytes "SEAL"
+
+typedef struct {
+    int64_t contents;    // bytes before the checksums
+    size_t blocks;       // that these are divided into
+    uint32_t *checksums; // (blocks); free() it
+    uint64_t identity;   // of the contents, from the checksums: a state names its weights by it
+} Seal;
+
+static inline size_t seal_blocks(int64_t contents) {
+    return (size_t)((contents + SEAL_BLOCK - 1) / SEAL_BLOCK);
+}
+
+// Bytes that a seal adds to a file.
+static inline int64_t seal_bytes(int64_t contents) {
+    return (int64_t)seal_blocks(contents) * 4 + SEAL_END_BYTES;
+}
+
+// pread() until all is there; false at the end of the file or on an error.
+static inline bool pread_all(int fd, void *data, size_t bytes, int64_t at) {
+    for (size_t done = 0; done < bytes;) {
+        const ssize_t got = pread(fd, (char *)data + done, bytes - done, (off_t)(at + (int64_t)done));
+        if (got < 0 && errno == EINTR) continue;
+        if (got <= 0) return false;
+        done += (size_t)got;
+    }
+    return true;
+}
+
+// The checksums (blocks) of the first `contents` bytes of a file; false when they cannot be read.
+static inline bool seal_compute(uint32_t *checksums, int fd, int64_t contents) {
+    const int64_t blocks = (int64_t)seal_blocks(contents);
+    bool whole = true;
+#pragma omp parallel if (blocks > 1)
+    {
+        unsigned char *block = (unsigned char *)malloc_check(SEAL_BLOCK);
+#pragma omp for schedule(dynamic) reduction(&& : whole)
+        for (int64_t i = 0; i < blocks; i++) {
+            const size_t bytes = (size_t)min_i64(SEAL_BLOCK, contents - i * SEAL_BLOCK);
+            whole = whole && pread_all(fd, block, bytes, i * SEAL_BLOCK);
+            checksums[i] = (uint32_t)crc32(0, block, (uInt)bytes);
+        }
+        free(block);
+    }
+    return whole;
+}
+
+static inline uint32_t seal_checksum(const uint32_t *checksums, size_t blocks) {
+    return (uint32_t)crc32_z(0, (const unsigned char *)checksums, blocks * sizeof *checksums);
+}
+
+static inline uint64_t seal_identity(int64_t contents, const uint32_t *checksums, size_t blocks) {
+    return hash_bytes(
+        hash_bytes(HASH_START, &contents, sizeof contents), checksums, blocks * sizeof *checksums);
+}
+
+// Ends a file, of which everything is written, with its seal; safe_file_commit() it next. Returns its
+// identity.
+static inline uint64_t safe_file_seal(SafeFile *s) {
+    struct stat st;
+    if (fflush(s->f) || fstat(fileno(s->f), &st) || fseeko(s->f, 0, SEEK_END)) safe_file_failed(s);
+    const size_t blocks = seal_blocks(st.st_size);
+    uint32_t *checksums = (uint32_t *)malloc_check(blocks * sizeof *checksums);
+    if (!seal_compute(checksums, fileno(s->f), st.st_size)) safe_file_failed(s);
+    const uint32_t end[] = {
+        seal_checksum(checksums, blocks), (uint32_t)blocks, (uint32_t)SEAL_BLOCK, SEAL_MAGIC};
+    safe_file_write(s, checksums, blocks * sizeof *checksums);
+    safe_file_write(s, end, sizeof end);
+    const uint64_t identity = seal_identity(st.st_size, checksums, blocks);
+    free(checksums);
+    return identity;
+}
+
+// Reads the seal of an open file. False when it has none, or a damaged one.
+static inline bool seal_read(Seal *seal, int fd) {
+    struct stat st;
+    uint32_t end[SEAL_END_BYTES / 4];
+    memset(seal, 0, sizeof *seal);
+    if (fstat(fd, &st) || st.st_size < SEAL_END_BYTES ||
+        !pread_all(fd, end, sizeof end, st.st_size - SEAL_END_BYTES))
+        return false;
+    seal->blocks = end[1];
+    seal->contents = st.st_size - SEAL_END_BYTES - 4 * (int64_t)seal->blocks;
+    if (end[2] != SEAL_BLOCK || end[3] != SEAL_MAGIC || seal->contents < 0 ||
+        seal_blocks(seal->contents) != seal->blocks)
+        return false;
+    seal->checksums = (uint32_t *)malloc_check(seal->blocks * sizeof *seal->checksums);
+    if (!pread_all(fd, seal->checksums, seal->blocks * sizeof *seal->checksums, seal->contents) ||
+        seal_checksum(seal->checksums, seal->blocks) != end[0]) {
+        free(seal->checksums);
+        seal->checksums = NULL;
+        return false;
+    }
+    seal->identity = seal_identity(seal->contents, seal->checksums, seal->blocks);
+    return true;
+}
+
+// Are the blocks undamaged that hold the first `bytes` bytes of the contents?
+static inline bool seal_holds(const Seal *seal, int fd, int64_t bytes) {
+    const size_t blocks = seal_blocks(min_i64(bytes, seal->contents));
+    const int64_t covered = min_i64(seal->contents, (int64_t)blocks * SEAL_BLOCK);
+    uint32_t *checksums = (uint32_t *)malloc_check(blocks * sizeof *checksums);
+    const bool same = seal_compute(checksums, fd, covered) &&
+                      memcmp(checksums, seal->checksums, blocks * sizeof *checksums) == 0;
+    free(checksums);
+    return same;
+}
+
+// Is a sealed file undamaged, from its first to its last bit? Then its identity.
+static inline bool sealed_file_holds(int fd, uint64_t *identity) {
+    Seal seal;
+    if (!seal_read(&seal, fd)) return false;
+    const bool holds = seal_holds(&seal, fd, seal.contents);
+    *identity = seal.identity;
+    free(seal.checksums);
+    return holds;
 }
 
 #endif

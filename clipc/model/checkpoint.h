@@ -1,7 +1,7 @@
 // Checkpoints: a pair of files, STEM.bin with the weights and STEM.state with all else that a run needs to
 // continue bit for bit.
 //
-// The state holds the hash of its .bin; a pair that does not match is not a checkpoint. Both files are on
+// The state holds the identity of its .bin; a pair that does not match is not a checkpoint. Both files are on
 // disk before either is renamed, the .bin first, and a state that was not renamed before a kill is also
 // looked for under its temporary name. So whenever the program is killed, one whole pair is left.
 #ifndef CLIPC_CHECKPOINT_H
@@ -12,7 +12,7 @@
 #include <dirent.h>
 
 #define STATE_MAGIC 0x54534c43 // the bytes "CLST"
-#define STATE_VERSION 2
+#define STATE_VERSION 3 // version 2, which is read as well, has no seal and knows its .bin by file_hash()
 enum { STATE_SETTINGS_MOST = 1 << 20 };
 
 // Position of a run: the data order, all random numbers and the schedule are functions of it and of the
@@ -39,10 +39,10 @@ static inline bool run_state_is_possible(const RunState *s) {
 }
 
 // The beginning of a .state file, little-endian. After it: the settings (text), then m, v and moving average
-// of each trainable tensor in order.
+// of each trainable tensor in order, and a seal (clipc/base/safe_file.h).
 typedef struct {
     int32_t magic, version;
-    uint64_t weights_hash; // of the .bin
+    uint64_t weights_identity; // of the .bin: its seal's
     RunState run;
     char kernels[16]; // clip_kernels() of the run: others round differently
     int64_t settings_bytes;
@@ -55,12 +55,12 @@ typedef struct {
 static inline int state_arenas(const Clip *clip) { return clip_has_ema(clip) ? 3 : 2; }
 
 static inline StateHeader state_header(
-    const Clip *clip, const RunState *run, size_t settings_bytes, uint64_t weights_hash) {
+    const Clip *clip, const RunState *run, size_t settings_bytes, uint64_t weights_identity) {
     StateHeader h;
     memset(&h, 0, sizeof h);
     h.magic = STATE_MAGIC;
     h.version = STATE_VERSION;
-    h.weights_hash = weights_hash;
+    h.weights_identity = weights_identity;
     h.run = *run;
     h.settings_bytes = (int64_t)settings_bytes;
     snprintf(h.kernels, sizeof h.kernels, "%s", clip_kernels(clip));
@@ -103,14 +103,15 @@ static inline void checkpoint_save(Clip *clip, const char *stem, const RunState 
     char path[PATH_SIZE];
     path_format(path, "%s.bin", stem);
     safe_file_open(&weights, path);
-    const uint64_t hash = clip_save(clip, &weights);
+    const uint64_t identity = clip_save(clip, &weights);
     path_format(path, "%s.state", stem);
     safe_file_open(&state, path);
     state.goes_with = &weights;
-    const StateHeader header = state_header(clip, run, strlen(settings), hash);
+    const StateHeader header = state_header(clip, run, strlen(settings), identity);
     safe_file_write(&state, &header, sizeof header);
     safe_file_write(&state, settings, strlen(settings));
     state_transfer(clip, &state, NULL, NULL);
+    safe_file_seal(&state);
     safe_file_sync(&weights);
     safe_file_sync(&state);
     safe_file_rename(&weights);
@@ -136,21 +137,36 @@ typedef struct {
     char *settings; // NUL-terminated; free() it
 } Checkpoint;
 
+// What is wrong with a state file of which the header is read, or NULL. The part that holds header and
+// settings must be undamaged; checkpoint_load() looks at the rest.
+static inline const char *state_fault(const StateHeader *h, int fd) {
+    struct stat st;
+    Seal seal;
+    if (h->magic != STATE_MAGIC) return "is not a training state";
+    if (h->version < 2 || h->version > STATE_VERSION) return "was written by another version of this program";
+    if (fstat(fd, &st)) return "cannot be read";
+    if (h->settings_bytes < 0 || h->settings_bytes > STATE_SETTINGS_MOST || h->floats < 0 ||
+        h->floats > st.st_size)
+        return "is damaged";
+    const int64_t head = (int64_t)sizeof *h + h->settings_bytes, contents = head + 4 * h->floats;
+    if (st.st_size != contents + (h->version > 2 ? seal_bytes(contents) : 0)) return "is not complete";
+    bool sound = run_state_is_possible(&h->run);
+    if (sound && h->version > 2) {
+        sound = seal_read(&seal, fd);
+        if (sound) sound = seal_holds(&seal, fd, head);
+        free(seal.checksums);
+    }
+    return sound ? NULL : "is damaged";
+}
+
 // Reads header and settings of c->state. Returns NULL, or what is wrong with the file.
 static inline const char *checkpoint_open(Checkpoint *c) {
     FILE *f = fopen(c->state, "rb");
-    struct stat st;
     const char *why = NULL;
     c->settings = NULL;
-    if (!f || fstat(fileno(f), &st)) why = "cannot be opened";
-    else if (fread(&c->header, 1, sizeof c->header, f) != sizeof c->header || c->header.magic != STATE_MAGIC)
-        why = "is not a training state";
-    else if (c->header.version != STATE_VERSION) why = "was written by another version of this program";
-    else if (!run_state_is_possible(&c->header.run)) why = "is damaged";
-    else if (c->header.settings_bytes < 0 || c->header.settings_bytes > STATE_SETTINGS_MOST ||
-             c->header.floats < 0 || c->header.floats > st.st_size ||
-             st.st_size != (int64_t)sizeof c->header + c->header.settings_bytes + 4 * c->header.floats)
-        why = "is not complete";
+    if (!f) why = "cannot be opened";
+    else if (fread(&c->header, 1, sizeof c->header, f) != sizeof c->header) why = "is not a training state";
+    else why = state_fault(&c->header, fileno(f));
     if (!why) {
         c->settings = (char *)calloc_check((size_t)c->header.settings_bytes + 1, 1);
         if (fread(c->settings, 1, (size_t)c->header.settings_bytes, f) != (size_t)c->header.settings_bytes)
@@ -207,10 +223,25 @@ static inline Checkpoint *checkpoint_list(const char *folder, size_t *count) {
     return list;
 }
 
-// Loads the weights of a checkpoint; NULL when the file's hash is not the one in the state.
-static inline Clip *checkpoint_load(const Checkpoint *c) {
-    uint64_t hash;
-    return file_hash(c->weights, &hash) && hash == c->header.weights_hash ? clip_load(c->weights) : NULL;
+// Is a sealed file undamaged? Then its identity.
+static inline bool file_holds(const char *path, uint64_t *identity) {
+    FILE *f = fopen(path, "rb");
+    const bool holds = f && sealed_file_holds(fileno(f), identity);
+    if (f) fclose(f);
+    return holds;
+}
+
+// What keeps a pair from being a checkpoint, and in *path the file with that fault; NULL when both files are
+// undamaged and belong together.
+static inline const char *checkpoint_fault(const Checkpoint *c, const char **path) {
+    const bool old = c->header.version == 2;
+    uint64_t weights, state;
+    *path = c->state;
+    if (!old && !file_holds(c->state, &state)) return "is damaged";
+    *path = c->weights;
+    if (!(old ? file_hash : file_holds)(c->weights, &weights)) return "is missing or damaged";
+    *path = c->state;
+    return weights == c->header.weights_identity ? NULL : "is not the state of the .bin beside it";
 }
 
 // Removes the temporary files of checkpoints that were being written when a run was killed.
@@ -232,13 +263,14 @@ static inline Clip *checkpoint_load_latest(Checkpoint *out, const char *folder) 
     Checkpoint *list = checkpoint_list(folder, &count);
     Clip *clip = NULL;
     for (size_t i = 0; i < count; i++) {
-        if (!clip && (clip = checkpoint_load(&list[i]))) {
+        const char *path, *why = clip ? NULL : checkpoint_fault(&list[i], &path);
+        if (!clip && !why) {
+            clip = clip_load(list[i].weights);
             *out = list[i];
             continue;
         }
-        if (!clip && file_exists(list[i].weights) && !ends_with(list[i].state, ".part"))
-            warn("%s: is damaged or not the file that %s belongs to; taking the checkpoint before it",
-                list[i].weights, list[i].state);
+        if (why && file_exists(list[i].weights) && !ends_with(list[i].state, ".part"))
+            warn("%s: %s; taking the checkpoint before it", path, why);
         free(list[i].settings);
     }
     free(list);
@@ -264,12 +296,13 @@ static inline Clip *checkpoint_load_pair(Checkpoint *out, const char *path) {
     if (why)
         die(EXIT_USAGE, "%s: %s; to begin a new run from the weights alone use --pretrained %s", out->state,
             why, out->weights);
-    Clip *clip = checkpoint_load(out);
-    if (!clip)
+    const char *path_at_fault;
+    why = checkpoint_fault(out, &path_at_fault);
+    if (why)
         die(EXIT_USAGE,
-            "%s: is not the state of %s; to begin a new run from the weights alone use --pretrained %s",
-            out->state, out->weights, out->weights);
-    return clip;
+            "%s: %s; take another checkpoint, or begin a new run from weights alone with --pretrained",
+            path_at_fault, why);
+    return clip_load(out->weights);
 }
 
 // ---------------------------------------------------------------- snapshots

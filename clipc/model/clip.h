@@ -106,7 +106,7 @@ Clip *clip_create_empty(const ClipConfig *config, const char *merges, size_t mer
 // A model with random weights, drawn as open_clip draws them from `seed`; merges may be NULL (no tokenizer).
 Clip *clip_create(const ClipConfig *config, const char *merges, size_t merges_bytes, uint64_t seed);
 
-// Writes a packed fp32 file into `out`, which the caller opens and commits; returns its hash.
+// Writes a packed fp32 file into `out`, which the caller opens and commits; returns its identity.
 uint64_t clip_save(Clip *clip, SafeFile *out);
 
 void clip_free(Clip *clip);

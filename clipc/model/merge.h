@@ -445,11 +445,12 @@ static inline double merge_save(const Merge *m, const char *path) {
     }
     const size_t tokenizer = round_up(shape->w.merges_bytes, WEIGHTS_ALIGNMENT);
     const size_t total = HEADER_BYTES + tokenizer + weights_tensor_bytes(&shape->tensors, DTYPE_FP32);
-    const int fd = fileno(s.f), dtype = DTYPE_FP32;
+    const int fd = fileno(s.f), dtype = DTYPE_FP32, version = WEIGHTS_VERSION;
     char *head = (char *)malloc_check(HEADER_BYTES + tokenizer);
     if (pread(fileno(shape->w.f), head, HEADER_BYTES + tokenizer, 0) != (ssize_t)(HEADER_BYTES + tokenizer))
         die(EXIT_RUNTIME, "%s: cannot read; has the file changed?", shape->w.path);
     memcpy(head + HEADER_DTYPE * sizeof(int32_t), &dtype, sizeof(int32_t));
+    memcpy(head + HEADER_VERSION * sizeof(int32_t), &version, sizeof(int32_t));
     if (ftruncate(fd, (off_t)total) || !merge_write(fd, head, HEADER_BYTES + tokenizer, 0))
         safe_file_failed(&s); // ftruncate: the padding between tensors reads as zeros
     free(head);
@@ -458,6 +459,7 @@ static inline double merge_save(const Merge *m, const char *path) {
         if (!merge_tensor(m, i, NULL, fd, at)) safe_file_failed(&s);
         at += round_up(shape->tensors.list[i].count * sizeof(float), WEIGHTS_ALIGNMENT);
     }
+    safe_file_seal(&s);
     safe_file_commit(&s);
     double bytes = (double)total;
     for (int k = m->base ? -1 : 0; k < m->count; k++)

@@ -1,10 +1,11 @@
 // The packed weight file (.bin): what a CLIP is made of, and its layout on disk.
 //
-// Little-endian, three parts, each beginning at a multiple of 64 bytes:
+// Little-endian, four parts, each beginning at a multiple of 64 bytes:
 //   header     256 int32, see the HEADER_ constants: the configuration in the order of CONFIG_FIELDS (floats
 //              by their bits), and in the last 256 bytes a name, padded with NUL
 //   tokenizer  the text of the BPE merges, one pair a line (absent for vocabularies other than 49,408)
 //   tensors    in the order of the tables below, each at a multiple of 64 bytes, padded with zeros
+//   seal       checksums of all that, see clipc/base/safe_file.h (absent in version 1)
 //
 // The tables CONFIG_FIELDS and …_TENSORS are the only place that knows fields, names, shapes and order:
 // loading, saving, locking, weight decay and layer-wise rates walk them. `train_clip --schema` prints them
@@ -19,10 +20,11 @@
 // ---------------------------------------------------------------- configuration
 
 #define WEIGHTS_MAGIC 0x50494c43 // the bytes "CLIP"
-#define WEIGHTS_VERSION 1
+#define WEIGHTS_VERSION 2        // version 1, which is read as well, has no seal
 #define WEIGHTS_ALIGNMENT 64
 enum { HEADER_INTS = 256, HEADER_BYTES = 4 * HEADER_INTS, NAME_BYTES = 256, CLIP_VOCABULARY = 49408 };
 enum { DTYPE_FP32 = 0, DTYPE_BF16 = 1 };
+enum { TOKENIZER_MERGES = 0 };
 // positions in the header, in int32
 enum {
     HEADER_MAGIC = 0,
@@ -31,6 +33,7 @@ enum {
     HEADER_FIELDS = 3,
     HEADER_MERGES_BYTES = 4,
     HEADER_TENSORS = 5,
+    HEADER_TOKENIZER = 6, // how the tokenizer section is meant: TOKENIZER_MERGES
     HEADER_CONFIG = 16,
     HEADER_NAME = 192
 };
@@ -418,8 +421,8 @@ static inline void weight_file_read_config(WeightFile *w, const int32_t header[H
         if ((unsigned char)*p < ' ' || *p == 127) *p = '?'; // it is printed, and names a folder
 }
 
-// Compares the number of tensors, the size of the tokenizer section and the size of the file with what the
-// configuration implies; ends the program when one differs.
+// Compares the number of tensors, the kind and size of the tokenizer section and the size of the file with
+// what the configuration implies; ends the program when one differs.
 static inline void weight_file_check_size(const WeightFile *w, const int32_t header[HEADER_INTS]) {
     TensorTable t = tensor_table_create(&w->config);
     const int64_t merges = header[HEADER_MERGES_BYTES];
@@ -428,11 +431,15 @@ static inline void weight_file_check_size(const WeightFile *w, const int32_t hea
     if (merges < 0 || merges > 1 << 24)
         die(EXIT_USAGE, "%s: %lld bytes of tokenizer merges; convert it again with dev/convert.py", w->path,
             (long long)merges);
+    if (header[HEADER_TOKENIZER] != TOKENIZER_MERGES)
+        die(EXIT_USAGE, "%s: tokenizer of kind %d, this program knows kind %d; get a newer clip.c", w->path,
+            header[HEADER_TOKENIZER], TOKENIZER_MERGES);
     if (header[HEADER_TENSORS] != t.count)
         die(EXIT_USAGE, "%s: %d tensors, its configuration has %d; convert it again with dev/convert.py",
             w->path, header[HEADER_TENSORS], t.count);
-    const int64_t expected = HEADER_BYTES + (int64_t)round_up((size_t)merges, WEIGHTS_ALIGNMENT) +
+    const int64_t contents = HEADER_BYTES + (int64_t)round_up((size_t)merges, WEIGHTS_ALIGNMENT) +
                              (int64_t)weights_tensor_bytes(&t, w->dtype);
+    const int64_t expected = contents + (header[HEADER_VERSION] > 1 ? seal_bytes(contents) : 0);
     tensor_table_free(&t);
     const int64_t short_of = expected - st.st_size;
     if (short_of)
@@ -442,8 +449,8 @@ static inline void weight_file_check_size(const WeightFile *w, const int32_t hea
             short_of > 0 ? "short of" : "longer than", (long long)expected);
 }
 
-// Opens `path` and checks every field and the exact size before anything is allocated by them; any fault ends
-// the program with one line that says what is wrong and what to do.
+// Opens `path` and checks every field, the exact size and the seal before anything is allocated by them; any
+// fault ends the program with one line that says what is wrong and what to do.
 static inline void weight_file_open(WeightFile *w, const char *path) {
     memset(w, 0, sizeof *w);
     path_format(w->path, "%s", path);
@@ -456,9 +463,10 @@ static inline void weight_file_open(WeightFile *w, const char *path) {
         die(EXIT_USAGE,
             "%s: not a packed weight file; convert a checkpoint with dev/convert.py %s -o OUT.bin", path,
             path);
-    if (header[HEADER_VERSION] != WEIGHTS_VERSION)
-        die(EXIT_USAGE, "%s: version %d, this program reads version %d; convert it again with dev/convert.py",
-            path, header[HEADER_VERSION], WEIGHTS_VERSION);
+    if (header[HEADER_VERSION] < 1 || header[HEADER_VERSION] > WEIGHTS_VERSION)
+        die(EXIT_USAGE,
+            "%s: version %d, this program reads versions 1 to %d; convert it again with dev/convert.py", path,
+            header[HEADER_VERSION], WEIGHTS_VERSION);
     w->dtype = header[HEADER_DTYPE];
     if (w->dtype != DTYPE_FP32 && w->dtype != DTYPE_BF16)
         die(EXIT_USAGE,
@@ -466,6 +474,12 @@ static inline void weight_file_open(WeightFile *w, const char *path) {
             w->dtype);
     weight_file_read_config(w, header);
     weight_file_check_size(w, header);
+    uint64_t identity;
+    if (header[HEADER_VERSION] > 1 && !sealed_file_holds(fileno(w->f), &identity))
+        die(EXIT_USAGE,
+            "%s: is damaged (its checksums differ); take another copy, or convert it again with "
+            "dev/convert.py",
+            path);
 
     w->merges_bytes = (size_t)header[HEADER_MERGES_BYTES];
     if (!w->merges_bytes) return;
@@ -499,18 +513,8 @@ static inline void weight_file_read(WeightFile *w, const TensorTable *t, float *
     w->f = NULL;
 }
 
-// Continues a hash by `data`, padded with zeros to a multiple of WEIGHTS_ALIGNMENT.
-static inline uint64_t hash_padded(uint64_t hash, const void *data, size_t bytes) {
-    const size_t whole = bytes / WEIGHTS_ALIGNMENT * WEIGHTS_ALIGNMENT;
-    char last[WEIGHTS_ALIGNMENT] = {0};
-    hash = hash_bytes(hash, data, whole);
-    if (whole == bytes) return hash;
-    memcpy(last, (const char *)data + whole, bytes - whole);
-    return hash_bytes(hash, last, sizeof last);
-}
-
-// Writes a weight file into `s`, which the caller opens and commits; returns the file's hash. `merges` may be
-// NULL.
+// Writes a weight file into `s`, which the caller opens and commits; returns the file's identity. `merges`
+// may be NULL.
 static inline uint64_t weight_file_write(SafeFile *s, const ClipConfig *c, const char *merges,
     size_t merges_bytes, const TensorTable *t, const float *arena) {
     int32_t header[HEADER_INTS] = {0};
@@ -520,6 +524,7 @@ static inline uint64_t weight_file_write(SafeFile *s, const ClipConfig *c, const
     header[HEADER_DTYPE] = DTYPE_FP32;
     header[HEADER_MERGES_BYTES] = (int32_t)merges_bytes;
     header[HEADER_TENSORS] = t->count;
+    header[HEADER_TOKENIZER] = TOKENIZER_MERGES;
 #define X(type, name, low, high) memcpy(&header[field++], &c->name, 4);
     CONFIG_FIELDS(X)
 #undef X
@@ -527,21 +532,18 @@ static inline uint64_t weight_file_write(SafeFile *s, const ClipConfig *c, const
     memcpy(&header[HEADER_NAME], c->name, NAME_BYTES);
     const char zeros[WEIGHTS_ALIGNMENT] = {0};
 
-    uint64_t hash = hash_bytes(HASH_START, header, sizeof header);
     safe_file_write(s, header, sizeof header);
     if (merges_bytes) {
         safe_file_write(s, merges, merges_bytes);
         safe_file_write(s, zeros, round_up(merges_bytes, WEIGHTS_ALIGNMENT) - merges_bytes);
-        hash = hash_padded(hash, merges, merges_bytes);
     }
     for (int i = 0; i < t->count; i++) {
         const Tensor *x = &t->list[i];
         const size_t used = x->count * sizeof(float);
         safe_file_write(s, arena + x->offset, used);
         safe_file_write(s, zeros, round_up(used, WEIGHTS_ALIGNMENT) - used);
-        hash = hash_padded(hash, arena + x->offset, used);
     }
-    return hash;
+    return safe_file_seal(s);
 }
 
 #endif

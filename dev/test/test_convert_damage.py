@@ -14,6 +14,7 @@ import numpy as np
 import checkpoint_files
 from checkpoint_files import (CONFIG, TorchPickler, TorchTensor, check, convert_and_expect, put, refused,
                               run, tensors, torch_legacy, torch_zip, weights, write_safetensors)
+from seals import unsealed
 
 
 # Pickles that try to run something: by every opcode that calls or names anything.
@@ -133,6 +134,26 @@ def test_malformed_torch_and_npz_files_are_refused():
     with zipfile.ZipFile("x.zip", "w") as z:
         z.writestr("readme.txt", "text")
     refused(["x.zip"], "neither torch's", "some other zip")
+
+
+def test_a_packed_file_says_when_it_is_damaged():
+    """Any flipped bit is noticed; version 1, which had no seal, is still read, and gives the same file."""
+    put("config.json", CONFIG)
+    write_safetensors("x.safetensors", weights())
+    run("x.safetensors", "-o", "good.bin")
+    with open("good.bin", "rb") as f:
+        good = f.read()
+    for at in [*range(0, len(good), len(good) // 40), *range(len(good) - 20, len(good))]:
+        bad = bytearray(good)
+        bad[at] ^= 1 << at % 8
+        put("bad.bin", bytes(bad))
+        refused(["bad.bin"], "bad.bin: ", f"a bit flipped in byte {at} of {len(good)}")
+    old = bytearray(unsealed(good))
+    struct.pack_into("<i", old, 4, 1)
+    put("old.bin", bytes(old))
+    run("old.bin", "-o", "new.bin")
+    with open("new.bin", "rb") as f:
+        check(f.read() == good, "version 1 becomes version 2")
 
 
 def test_damaged_files_never_raise():

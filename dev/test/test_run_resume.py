@@ -5,6 +5,7 @@ import shutil
 import struct
 import sys
 
+from seals import sealed, unsealed
 from train_runs import (IMAGES, SYNTHETIC, check, checkpoint, expect_same, folder, header_bytes, main,
                         moments, read, records, refused, run, stems, works, write)
 
@@ -113,11 +114,20 @@ def test_resuming_from_files_that_are_not_a_pair_is_refused():
     refused("cannot be opened", "--resume", "nothing.bin")
 
 
+def fnv_by_words(data):
+    """file_hash() of clipc/base/utils.h, by which version 2 of the state knew its .bin; a multiple of 8 bytes."""
+    value = 0xcbf29ce484222325
+    for word, in struct.iter_unpack("<Q", data):
+        value = (value ^ word) * 0x100000001b3 % 2**64
+        value ^= value >> 32
+    return value
+
+
 def test_resuming_from_a_damaged_state_is_refused():
     works(*SYNTHETIC, "--steps", 8, "--save-steps", 3, "--name", "run")
     state, weights = read(checkpoint("run", "step_3.state")), read(checkpoint("run", "step_3.bin"))
     write("x.bin", weights)
-    header = header_bytes(state)[0]
+    header, settings = header_bytes(unsealed(state))
     for length in [0, 1, header - 1, header, header + 1, 200, len(state) // 2, len(state) - 1]:
         write("x.state", state[:length])
         refused("x.state: ", "--resume", "x.bin")
@@ -125,23 +135,40 @@ def test_resuming_from_a_damaged_state_is_refused():
     refused("is not complete", "--resume", "x.bin")
     for at in range(0, header, 4):
         for value in (-1, 0x7fffffff, 0):
-            altered = bytearray(state)
+            altered = bytearray(unsealed(state))
             struct.pack_into("<i", altered, at, value)
-            write("x.state", altered)
+            write("x.state", sealed(altered))
             code, _, err = run("--resume", "x.bin", "--name", "altered")
             check(code in (0, 2) and err.count("\n") <= 1, f"state header at byte {at} = {value}: exit {code}, {err[-300:]!r}")
             shutil.rmtree(folder("altered"), ignore_errors=True)
-    altered = bytearray(state)
+    altered = bytearray(unsealed(state))
     altered[-4:] = struct.pack("<f", float("nan"))
-    write("x.state", altered)
+    write("x.state", sealed(altered))
     refused("is not finite", "--resume", "x.bin", "--name", "altered", writes=True)
+    for name, data in (("x.state", state), ("x.bin", weights)):
+        for at in [*range(0, header, 7), *range(header, len(data), len(data) // 40), *range(len(data) - 20, len(data))]:
+            write("x.state", state)
+            write("x.bin", weights)
+            altered = bytearray(data)
+            altered[at] ^= 1 << at % 8
+            write(name, altered)
+            refused(name + ": ", "--resume", "x.bin", "--name", "altered")
+    # version 2, which had no seal and knew its .bin by a hash, in the version 1 of that
+    old, plain = bytearray(unsealed(state)), bytearray(unsealed(weights))
+    struct.pack_into("<i", plain, 4, 1)
+    struct.pack_into("<iQ", old, 4, 2, fnv_by_words(plain))
+    write("x.state", old)
+    write("x.bin", plain)
+    works("--resume", "x.bin", "--name", "old", "--logs", "logs")
+    works(*SYNTHETIC, "--steps", 8, "--name", "straight")
+    expect_same("straight", "old", "a checkpoint of the version before", log=False)
     for name in ("x.bin", "x.state"):
         os.unlink(name)
 
 
 def stranger(stem, steps=None, **settings):
     """A copy of the checkpoint of run `acts`, as a stranger could send it: with other settings, or another count of steps."""
-    data = read(checkpoint("acts", "step_3.state"))
+    data = unsealed(read(checkpoint("acts", "step_3.state")))
     end, length = header_bytes(data)
     lines = [line for line in data[end:end + length].decode().splitlines() if line.split(" ")[0] not in [key.replace("_", "-") for key in settings]]
     text = "".join(line + "\n" for line in lines + [f"{key.replace('_', '-'):28} {value}" for key, value in settings.items()]).encode()
@@ -149,7 +176,7 @@ def stranger(stem, steps=None, **settings):
     struct.pack_into("<q", header, end - 24, len(text))
     if steps is not None:
         struct.pack_into("<q", header, 16, steps)
-    write(stem + ".state", bytes(header) + text + data[end + length:])
+    write(stem + ".state", sealed(bytes(header) + text + data[end + length:]))
     shutil.copy(checkpoint("acts", "step_3.bin"), stem + ".bin")
     return stem + ".state"
 

@@ -43,20 +43,29 @@ static float *random_arena(const TensorTable *t, unsigned seed) {
     return arena;
 }
 
-// Writes a file of the configuration; returns its hash as the writer says.
+// Writes a file of the configuration; returns its identity as the writer says.
 static uint64_t write_file(
     const ClipConfig *c, const TensorTable *t, const float *arena, const char *merges) {
     SafeFile s;
     safe_file_open(&s, path);
-    const uint64_t hash = weight_file_write(&s, c, merges, merges ? strlen(merges) : 0, t, arena);
+    const uint64_t identity = weight_file_write(&s, c, merges, merges ? strlen(merges) : 0, t, arena);
     safe_file_commit(&s);
-    return hash;
+    return identity;
 }
 
 static void write_bytes(const void *data, size_t bytes) {
     FILE *f = fopen_check(path, "wb");
     fwrite_check(data, bytes, f, path);
     fclose(f);
+}
+
+// The same with a seal after them.
+static void write_sealed(const void *contents, size_t bytes) {
+    SafeFile s;
+    safe_file_open(&s, path);
+    safe_file_write(&s, contents, bytes);
+    safe_file_seal(&s);
+    safe_file_commit(&s);
 }
 
 // ---------------------------------------------------------------- in a process of its own
@@ -100,10 +109,10 @@ static void test_what_is_written_is_read_back_to_the_bit(const char *merges) {
     TensorTable t = tensor_table_create(&c);
     float *arena = random_arena(&t, 1), *back = (float *)calloc_check(t.floats, sizeof *back);
     const uint64_t written = write_file(&c, &t, arena, merges);
-    uint64_t hash;
-    EXPECT(file_hash(path, &hash) && hash == written);
+    uint64_t identity;
     WeightFile w;
     weight_file_open(&w, path);
+    EXPECT(sealed_file_holds(fileno(w.f), &identity) && identity == written);
     EXPECT(memcmp(&w.config, &c, sizeof c) == 0);
     EXPECT(merges ? w.merges_bytes == strlen(merges) && strcmp(w.merges, merges) == 0
                   : !w.merges && !w.merges_bytes);
@@ -113,7 +122,7 @@ static void test_what_is_written_is_read_back_to_the_bit(const char *merges) {
             memcmp(arena + t.list[i].offset, back + t.list[i].offset, t.list[i].count * sizeof(float)) == 0,
             "%s", t.list[i].name);
     free(w.merges);
-    // one bit of any tensor gives another hash
+    // one bit of any tensor gives another identity
     for (int i = 0; i < t.count; i++) {
         float *x = arena + t.list[i].offset + t.list[i].count - 1;
         const float before = *x;
@@ -140,6 +149,7 @@ static void test_bf16_is_read_as_fp32(void) {
     fread_check(header, sizeof header, f, path);
     fclose(f);
     header[HEADER_DTYPE] = DTYPE_BF16;
+    header[HEADER_VERSION] = 1; // which had no seal
     f = fopen_check(path, "wb");
     fwrite_check(header, sizeof header, f, path);
     for (int i = 0; i < t.count; i++) {
@@ -355,6 +365,40 @@ static void test_cut_and_lengthened_files_are_refused(const char *file, size_t b
     free(longer);
 }
 
+static void test_any_flipped_bit_is_noticed(const char *file, size_t bytes) {
+    char *copy = (char *)malloc_check(bytes);
+    for (size_t n = 0; n<bytes; n += n + 40> bytes ? 1 : 13) {
+        memcpy(copy, file, bytes);
+        copy[n] ^= (char)(1 << n % 8);
+        write_bytes(copy, bytes);
+        expect_refused(path, "bit flipped in byte", (long long)n);
+    }
+    free(copy);
+}
+
+static void test_damage_anywhere_in_a_file_of_several_blocks_is_noticed(void) {
+    const size_t bytes = 3 * SEAL_BLOCK + 777;
+    char *data = (char *)calloc_check(bytes, 1);
+    Seal seal;
+    uint64_t identity, again;
+    write_sealed(data, bytes);
+    FILE *f = fopen_check(path, "r+b");
+    EXPECT(sealed_file_holds(fileno(f), &identity) && seal_read(&seal, fileno(f)));
+    EXPECT(seal.contents == (int64_t)bytes && seal.blocks == 4);
+    for (size_t at = 5; at < bytes; at += SEAL_BLOCK - 1) {
+        const bool in_first = at < SEAL_BLOCK;
+        EXPECT(pwrite(fileno(f), "x", 1, (off_t)at) == 1);
+        EXPECT(!sealed_file_holds(fileno(f), &again), "byte %zu", at);
+        EXPECT(seal_holds(&seal, fileno(f), SEAL_BLOCK) == !in_first, "byte %zu", at);
+        EXPECT(pwrite(fileno(f), "", 1, (off_t)at) == 1);
+    }
+    EXPECT(sealed_file_holds(fileno(f), &again) && again == identity);
+    EXPECT(ftruncate(fileno(f), SEAL_BLOCK) == 0 && !sealed_file_holds(fileno(f), &again));
+    fclose(f);
+    free(seal.checksums);
+    free(data);
+}
+
 static void test_any_value_in_the_header_is_survived(const char *file, size_t bytes) {
     const int32_t values[] = {0, -1, 1, 2, 7, 255, 65536, 1 << 24, 0x7fffffff, INT32_MIN,
         0x7f800000 /* inf */, 0x7fc00000 /* NaN */, 0x3f800000 /* 1.0 */};
@@ -363,7 +407,7 @@ static void test_any_value_in_the_header_is_survived(const char *file, size_t by
         for (size_t v = 0; v < sizeof values / sizeof *values; v++) {
             memcpy(copy, file, bytes);
             memcpy(copy + 4 * field, &values[v], 4);
-            write_bytes(copy, bytes);
+            write_sealed(copy, bytes);
             expect_survived("field, value:", field, values[v]);
         }
         if (field >= HEADER_CONFIG + 8) field += field > HEADER_CONFIG + 40 ? 15 : 0; // what nobody reads
@@ -378,7 +422,7 @@ static void test_any_value_in_the_header_is_survived(const char *file, size_t by
                                                  : (int32_t)((seed >> 33) % 64);
             memcpy(copy + 4 * (HEADER_FIELDS + (seed >> 20) % 45), &value, 4);
         }
-        write_bytes(copy, bytes - seed % 2 * (seed >> 8) % bytes);
+        write_sealed(copy, bytes - seed % 2 * (seed >> 8) % bytes);
         expect_survived("mix", i, 0);
     }
     free(copy);
@@ -418,7 +462,7 @@ static void test_a_number_that_is_not_finite_is_refused_with_its_tensor(
         const float bad[] = {NAN, INFINITY, -INFINITY};
         memcpy(copy, file, bytes);
         memcpy(copy + at + 4 * (i % 2 ? t->list[i].count - 1 : 0), &bad[i % 3], 4);
-        write_bytes(copy, bytes);
+        write_sealed(copy, bytes);
         expect_refused(t->list[i].name, "not finite: tensor", i);
         at += round_up(t->list[i].count * sizeof(float), WEIGHTS_ALIGNMENT);
     }
@@ -437,7 +481,7 @@ static void test_files_of_other_kinds_are_refused(const char *file, size_t bytes
     expect_refused("version 9", "other file", 0);
     memcpy(copy, file, bytes);
     memset(copy + 4 * HEADER_NAME, '\n', NAME_BYTES); // no end, no letter
-    write_bytes(copy, bytes);
+    write_sealed(copy, bytes);
     WeightFile w;
     weight_file_open(&w, path);
     EXPECT(strlen(w.config.name) == NAME_BYTES - 1 && strspn(w.config.name, "?") == NAME_BYTES - 1);
@@ -466,11 +510,14 @@ int main(void) {
     const ClipConfig c = small_config();
     TensorTable t = tensor_table_create(&c);
     float *arena = random_arena(&t, 4);
-    size_t bytes;
+    size_t whole;
     write_file(&c, &t, arena, "a b\nab c\n");
-    char *file = file_read_all(path, &bytes);
+    char *file = file_read_all(path, &whole);
+    const size_t bytes = whole - (SEAL_END_BYTES + 4); // without its seal, of one block
     EXPECT(child_run(read_weights, path) == 0, "%s", child.text);
-    RUN(test_cut_and_lengthened_files_are_refused, file, bytes);
+    RUN(test_cut_and_lengthened_files_are_refused, file, whole);
+    RUN(test_any_flipped_bit_is_noticed, file, whole);
+    RUN(test_damage_anywhere_in_a_file_of_several_blocks_is_noticed);
     RUN(test_any_value_in_the_header_is_survived, file, bytes);
     RUN(test_a_header_of_the_largest_model_allocates_nothing, file);
     RUN(test_a_number_that_is_not_finite_is_refused_with_its_tensor, &t, file, bytes);

@@ -21,6 +21,7 @@ sys.path.insert(0, os.path.join(ROOT, "dev"))
 import checks
 from checks import check as expect
 import convert
+from seals import sealed, unsealed
 
 BIN = os.path.join(ROOT, os.environ.get("BIN", ""))
 folder = tempfile.TemporaryDirectory(prefix="test_wise_ft_")
@@ -59,13 +60,13 @@ def data(path):
 
 def write_like(path, like, arrays):
     """A copy of the fp32 file `like` with other tensors."""
-    blob, old = bytearray(data(like)), read(like)
+    blob, old = bytearray(unsealed(data(like))), read(like)
     at = len(blob)
     for name in reversed(list(old)):
         at -= -(-old[name].nbytes // 64) * 64
         blob[at:at + old[name].nbytes] = np.ascontiguousarray(arrays[name], dtype="<f4").tobytes()
     with open(path, "wb") as f:
-        f.write(blob)
+        f.write(sealed(blob))
 
 
 def equal(path, want, what, ulps=0):
@@ -327,11 +328,11 @@ def test_bad_input(files, sets):
     with open("wider.json", "w") as f:
         json.dump(wider, f)
     converter("--model", "wider.json", "--random", 1, "-o", "wider.bin")
-    blob = bytearray(data(b))
+    blob = bytearray(unsealed(data(b)))
     at = blob.index(b"\nt h\n")
     blob[at:at + 5] = b"\nt j\n"
     with open("words.bin", "wb") as f:
-        f.write(blob)
+        f.write(sealed(blob))
     os.symlink(b, "link.bin")
     os.makedirs("over", exist_ok=True)
     with open("over/alpha_0.5.bin", "wb") as f:

@@ -14,6 +14,7 @@ import time
 
 import checks
 from checks import check
+from seals import unsealed
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 PROGRAM = os.path.join(ROOT, os.environ.get("BIN", ""), "train_clip")
@@ -132,7 +133,7 @@ def curve(name):
 
 
 def header_bytes(data):
-    """Of a state file: its header ends with the bytes of settings, the count of tensors, the count of numbers."""
+    """Of a state file without its seal: its header ends with the bytes of settings, the count of tensors, the count of numbers."""
     for end in range(64, 256, 8):
         settings, _, floats = struct.unpack_from("<3q", data, end - 24)
         if end + settings + 4 * floats == len(data):
@@ -142,7 +143,7 @@ def header_bytes(data):
 
 def moments(path):
     """Steps done, and the numbers (m, v, moving average) of a state file."""
-    data = read(path)
+    data = unsealed(read(path))
     return struct.unpack_from("<q", data, 16)[0], data[sum(header_bytes(data)):]
 
 
