@@ -242,9 +242,9 @@ typedef struct {
         "labelled images for zero-shot evaluation: a folder of class folders, a CSV, or tars with .cls " \
         "members; may be repeated") \
     X(EVALUATION, TEXT, classnames, "classnames", "(folder names)", "FILE", \
-        "class names, one per line; line i names class i") \
+        "class names, one per line or as a JSON list; line i names class i, see doc/evaluation.md") \
     X(EVALUATION, TEXT, templates, "templates", "(a photo of a {}.)", "FILE", \
-        "prompts, one per line, with {} for the class name") \
+        "prompts, one per line or as a list in JSON or Python, with {} for the class name") \
     X(EVALUATION, INT, zeroshot_frequency, "zeroshot-frequency", "1", "[0,1e6]", \
         "zero-shot evaluation every N epochs; 0: never") \
     X(EVALUATION, INT, val_frequency, "val-frequency", "1", "[0,1e6]", \

@@ -39,29 +39,23 @@ static inline void dataset_add_folder(Dataset *d, int source, const char *root) 
 }
 
 // The label of a class folder when there are no classnames: its index in d->class_folders, to which it is
-// added if it is new.
+// added if no folder of another source has this class name.
 static inline int class_folder_label(Dataset *d, const char *name) {
     for (size_t i = 0; i < d->class_folders.count; i++)
-        if (!strcmp(d->class_folders.list[i], name)) return (int)i;
+        if (!compare_name_pointers(&d->class_folders.list[i], &name)) return (int)i;
     string_list_add(&d->class_folders, name);
     return (int)d->class_folders.count - 1;
 }
 
-// labels (folders->count) of class folders with sorted names; see dataset_open_class_folders
+// labels (folders->count) of class folders with sorted names: by the class names, else in their order.
 static inline int *class_folder_labels(Dataset *d, const char *root, const StringList *folders) {
-    const DatasetConfig *c = &d->config;
+    const ClassList classes = dataset_classes(&d->config);
     int *labels = (int *)malloc_check(folders->count * sizeof *labels);
-    bool named = c->classnames != NULL;
-    for (size_t i = 0; i < folders->count && named; i++) {
-        labels[i] = class_index(c, folders->list[i], strlen(folders->list[i]));
-        named = labels[i] >= 0;
-    }
-    if (!named && c->classnames && folders->count != (size_t)c->classname_count)
-        die(EXIT_USAGE, "%s: %zu class folders, but %d class names; give --classnames one line a folder",
-            root, folders->count, c->classname_count);
+    if (classes.count) folders_label(labels, root, folders, &classes);
+    else folders_check_names(root, folders);
     for (size_t i = 0; i < folders->count; i++) {
-        int place = class_folder_label(d, folders->list[i]);
-        if (!named) labels[i] = c->classnames ? (int)i : place;
+        const int place = class_folder_label(d, folders->list[i]);
+        if (!classes.count) labels[i] = place;
     }
     return labels;
 }
@@ -210,6 +204,7 @@ static inline void dataset_finish(Dataset *d, const char *spec, int64_t least) {
         ".jpg .jpeg .png or .webp files (tar shards are given by name: FOLDER/{00000..00009}.tar)", ""};
     if (d->count == 0)
         die(EXIT_USAGE, "%s: the data set is empty; it needs %s", spec, hint[d->sources[0].type]);
+    dataset_settle_labels(d, spec);
     if (d->config.num_samples && !d->config.resampled) dataset_cut(d, d->config.num_samples);
     if (d->count < least)
         die(EXIT_USAGE, "%s: %lld samples, at least %lld are needed; give more data", spec,
@@ -227,9 +222,8 @@ static inline Dataset dataset_open(const char *spec, const DatasetConfig *config
     return d;
 }
 
-// A folder with one sub-folder for each class; labels are needed, captions are not. A label is the index of
-// the sub-folder's name in config->classnames if all of them are named there; else the index among the
-// sorted names, and then there must be as many as classnames, if those are given.
+// A folder with one sub-folder for each class; labels are needed, captions are not. With config->classnames
+// folders_label() matches the sub-folders to them; without, a label is the index among the sorted names.
 static inline Dataset dataset_open_class_folders(const char *root, const DatasetConfig *config) {
     Dataset d = dataset_new(config);
     d.config.need_caption = false;
@@ -251,6 +245,7 @@ static inline void dataset_free(Dataset *d) {
         for (size_t i = 0; i < d->source_count; i++) free(d->sources[i].spec);
         if (d->spill_fd >= 0) close(d->spill_fd);
         string_list_free(&d->class_folders);
+        labels_free(&d->labels);
         free(d->sources);
     }
     free(d->samples);

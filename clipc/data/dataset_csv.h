@@ -45,7 +45,7 @@ static inline void dataset_add_csv(Dataset *d, int source, const char *path) {
             s->caption = caption->start - r.text;
             s->caption_bytes = (int32_t)min_i64((int64_t)caption->length, CAPTION_MOST_BYTES);
         }
-        if (label) s->label = label_parse(c, label->start, label->length);
+        if (label) s->label = dataset_label(d, d->count - 1, label->start, label->length);
         s->name = key && key->length ? key->start - r.text : -1;
     }
     if (r.unclosed)

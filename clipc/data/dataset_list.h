@@ -3,10 +3,8 @@
 #ifndef CLIPC_DATASET_LIST_H
 #define CLIPC_DATASET_LIST_H
 
-#include "clipc/base/utils.h"      // die, list_grow
-#include "clipc/data/webdataset.h" // brace_number
-
-#include <ctype.h>
+#include "clipc/base/utils.h"  // die, list_grow
+#include "clipc/data/labels.h" // ClassList, LabelReading
 
 typedef enum { DATASET_AUTO, DATASET_CSV, DATASET_WEBDATASET, DATASET_FOLDER, DATASET_SYNTHETIC } DatasetType;
 
@@ -76,9 +74,15 @@ typedef struct {
     int spill_fd; // unnamed temporary file with the unpacked data of compressed shards and commands, or -1
     int64_t spill_bytes;
     StringList class_folders; // names of the class folders by label
+    LabelReading labels;      // of tables and shards
     uint64_t *keys;           // (count) of dataset_read_keys(), or NULL
     bool borrowed; // sources, text of the files and spill_fd belong to another Dataset (dataset_split)
 } Dataset;
+
+static inline ClassList dataset_classes(const DatasetConfig *c) {
+    const ClassList classes = {c->classnames, c->classname_count};
+    return classes;
+}
 
 static inline int64_t dataset_count(const Dataset *d) { return d->count; }
 static inline DatasetType sample_type(const Dataset *d, const DataSample *s) {
@@ -145,23 +149,30 @@ static inline int64_t data_file_add_text(DataFile *f, const char *text) {
     return (int64_t)at;
 }
 
-// The index of a class name, or -1.
-static inline int class_index(const DatasetConfig *c, const char *name, size_t length) {
-    for (int i = 0; i < c->classname_count; i++)
-        if (strlen(c->classnames[i]) == length && !memcmp(c->classnames[i], name, length)) return i;
-    return -1;
+// The label of the sample `index` of the list, from the text beside it.
+static inline int dataset_label(Dataset *d, int64_t index, const char *text, size_t length) {
+    const ClassList classes = dataset_classes(&d->config);
+    return label_parse(&d->labels, &classes, index, text, length);
 }
 
-// A label is a number from 0 on or the name of a class; -1 if it is neither, or no class has this number.
-static inline int label_parse(const DatasetConfig *c, const char *text, size_t length) {
-    while (length && isspace((unsigned char)text[0])) {
-        text++;
-        length--;
+// Numbers that may be names of classes as well, once all labels are read: they are the one if all of them can
+// be, else the other; where both are possible, the program ends.
+static inline void dataset_settle_labels(Dataset *d, const char *spec) {
+    LabelReading *r = &d->labels;
+    const bool names = r->as_name == r->numbers;
+    for (size_t i = 0; names && i < r->doubtful_count; i++) {
+        DataSample *s = &d->samples[r->doubtful[i].sample];
+        const int by_name = r->doubtful[i].by_name;
+        if (r->as_number == r->numbers && s->label != by_name)
+            die(EXIT_USAGE,
+                "%s: its labels are numbers of classes and names of others: '%s' is the name of class %d; "
+                "give "
+                "class names that are not numbers",
+                spec, d->config.classnames[by_name], by_name);
+        s->label = by_name;
+        r->beyond.count = 0;
     }
-    while (length && isspace((unsigned char)text[length - 1])) length--;
-    int64_t number = length <= 9 ? brace_number(text, length) : -1;
-    if (number >= 0) return c->classnames && number >= c->classname_count ? -1 : (int)number;
-    return class_index(c, text, length);
+    r->doubtful_count = 0;
 }
 
 #endif

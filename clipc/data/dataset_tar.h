@@ -60,7 +60,7 @@ static inline bool member_group_add(MemberGroup *g, Dataset *d, TarReader *t, Ta
     if (role == MEMBER_LABEL) {
         char text[256];
         int64_t n = tar_read(t, text, sizeof text);
-        if (n >= 0) s->label = label_parse(&d->config, text, (size_t)n);
+        if (n >= 0) s->label = dataset_label(d, d->count, text, (size_t)n);
         return n >= 0;
     }
     if (m->offset < 0) { // compressed, or from a command

@@ -262,6 +262,36 @@ static inline void dataset_origin(const Dataset *d, int64_t index, char *out, si
     make_one_line(out);
 }
 
+// Ends the program where a label of a table or shard is no class, with the first such label; says so where the
+// numbers do not reach from the first class name to the last. `names` says where the class names are from.
+static inline void dataset_check_labels(const Dataset *d, const char *names) {
+    const LabelReading *r = &d->labels;
+    const int classes = d->config.classname_count;
+    const LabelNote *note = r->unknown.count ? &r->unknown : &r->beyond;
+    char origin[2 * PATH_SIZE];
+    if (r->beyond.count && r->lowest > 0 && r->highest == classes && !r->unknown.count)
+        die(EXIT_USAGE,
+            "%s: its labels count from %d to %d, but the %d names in %s have the labels 0 to %d; subtract 1, "
+            "or "
+            "write names",
+            d->files[0].path, r->lowest, r->highest, classes, names, classes - 1);
+    if (note->count) {
+        dataset_origin(d, note->sample, origin, sizeof origin);
+        die(EXIT_USAGE,
+            "%.2000s: '%s' is not a class, as for %lld of %lld samples: they have no label among the %d "
+            "names in "
+            "%s; give one line a class, and labels from 0 or by name",
+            origin, note->text, (long long)(r->unknown.count + r->beyond.count), (long long)dataset_count(d),
+            classes, names);
+    }
+    if (r->numbers && !r->number_names && classes && (r->lowest > 0 || r->highest < classes - 1))
+        warn("%s: its labels are %d to %d, and the names in %s are those of 0 ('%s') to %d ('%s'); check "
+             "that they "
+             "belong together",
+            d->files[0].path, r->lowest, r->highest, names, d->config.classnames[0], classes - 1,
+            d->config.classnames[classes - 1]);
+}
+
 // Random pixels (3,size,size), a function of the sample alone.
 static inline void dataset_synthetic_pixels(int64_t index, uint8_t *out, int size) {
     Rand r = rand_for(0x73796e7468 /* "synth" */, (uint64_t)index, 0);
@@ -385,109 +415,6 @@ static inline void dataset_read_keys(Dataset *d) {
     if (show && d->count > 9999) fprintf(stderr, "\r\033[K");
     sample_buffers_free(&buffers);
     d->keys = keys;
-}
-
-// ---------------------------------------------------------------- class names and the sentences around them
-
-// Templates are sentences with a place for the name of a class: what zero-shot classification asks the text
-// tower, and the captions of training on labels (FLYP, Goyal et al. 2023).
-#define DEFAULT_TEMPLATE "a photo of a {}." // where no --templates are given
-
-// The lines of a UTF-8 file of `what` ("class names", "templates"): stripped of blanks and CRs at both ends,
-// empty lines left out. A file with no lines, or with a NUL byte, ends the program. Free with
-// string_list_free().
-static inline StringList lines_read(const char *path, const char *what) {
-    StringList lines = {NULL, 0, 0};
-    size_t length;
-    char *text = file_read_all(path, &length), *line = text, *next;
-    if (memchr(text, 0, length))
-        die(EXIT_USAGE, "%s: holds a NUL byte; save the %s as UTF-8 text, one a line", path, what);
-    if (strncmp(text, "\xef\xbb\xbf", 3) == 0) line += 3; // a byte order mark
-    for (; *line; line = next) {
-        char *end = line + strcspn(line, "\n");
-        next = end + (*end == '\n');
-        line += strspn(line, " \t\r");
-        while (end > line && strchr(" \t\r", end[-1])) end--;
-        if (end <= line) continue;
-        *end = 0;
-        string_list_add(&lines, line);
-    }
-    free(text);
-    if (!lines.count) die(EXIT_USAGE, "%s: no %s in it; write one a line", path, what);
-    return lines;
-}
-
-// Where the class name goes in a template, and how many bytes the placeholder has; NULL when there is none.
-static inline const char *template_slot(const char *sentence, int *bytes) {
-    const char *a = strstr(sentence, "{}"), *b = strstr(sentence, "{c}");
-    *bytes = a && (!b || a < b) ? 2 : 3;
-    return *bytes == 2 ? a : b;
-}
-
-// Templates, one a line, with `{}` or `{c}` (as in open_clip's own files) in place of the class name. Without
-// a path: DEFAULT_TEMPLATE.
-static inline StringList templates_read(const char *path) {
-    StringList templates = {NULL, 0, 0};
-    if (!path) {
-        string_list_add(&templates, DEFAULT_TEMPLATE);
-        return templates;
-    }
-    templates = lines_read(path, "templates");
-    for (size_t i = 0; i < templates.count; i++) {
-        int bytes;
-        if (!template_slot(templates.list[i], &bytes))
-            die(EXIT_USAGE, "%s: no {} in '%.80s'; mark where the class name goes", path, templates.list[i]);
-    }
-    return templates;
-}
-
-// Writes the template with the name in every slot to *out, which grows as needed (start with NULL and 0).
-static inline void template_fill(char **out, size_t *capacity, const char *sentence, const char *name) {
-    size_t length = 0, name_length = strlen(name);
-    for (int bytes;;) {
-        const char *slot = template_slot(sentence, &bytes);
-        size_t before = slot ? (size_t)(slot - sentence) : strlen(sentence);
-        list_grow((void **)out, capacity, length + before + name_length + 1, 1);
-        memcpy(*out + length, sentence, before);
-        length += before;
-        (*out)[length] = 0;
-        if (!slot) return;
-        memcpy(*out + length, name, name_length);
-        length += name_length;
-        sentence = slot + bytes;
-    }
-}
-
-// Class names, one a line, that of label 0 first. Equal names are accepted with a warning: no text can tell
-// such classes apart.
-static inline StringList classnames_read(const char *path) {
-    StringList names = lines_read(path, "class names");
-    char **sorted = (char **)malloc_check(names.count * sizeof *sorted);
-    memcpy(sorted, names.list, names.count * sizeof *sorted);
-    qsort(sorted, names.count, sizeof *sorted, compare_strings);
-    const char *twice = NULL;
-    int repeated = 0;
-    for (size_t i = 1; i < names.count; i++)
-        if (strcmp(sorted[i - 1], sorted[i]) == 0) {
-            twice = sorted[i];
-            repeated++;
-        }
-    if (twice)
-        warn("%s: %d lines repeat an earlier class name, such as '%s'; of equal names the first wins", path,
-            repeated, twice);
-    free(sorted);
-    return names;
-}
-
-// Class names from those of folders: golden_retriever becomes "golden retriever".
-static inline StringList classnames_from_folders(char *const *folders, int count) {
-    StringList names = {NULL, 0, 0};
-    for (int i = 0; i < count; i++) {
-        string_list_add(&names, folders[i]);
-        for (char *c = names.list[i]; *c; c++)
-            if (*c == '_') *c = ' ';
-    }
-    return names;
 }
 
 #endif

@@ -132,9 +132,7 @@ static inline ZeroshotSet zeroshot_open(const char *option, const char *spec, co
     config.classname_count = (int)set.classnames.count;
     if (is_directory(path)) {
         set.data = dataset_open_class_folders(path, &config);
-        if (!classnames)
-            set.classnames =
-                classnames_from_folders(set.data.class_folders.list, (int)set.data.class_folders.count);
+        if (!classnames) set.classnames = classnames_from_folders(path, &set.data.class_folders);
     } else {
         if (!classnames)
             die(EXIT_USAGE,
@@ -142,6 +140,7 @@ static inline ZeroshotSet zeroshot_open(const char *option, const char *spec, co
                 "label 0 first",
                 option, path);
         set.data = dataset_open(path, &config, 1);
+        dataset_check_labels(&set.data, classnames);
         int64_t none = 0; // samples without a label: without them it would be another test set
         for (int64_t i = 0; i < dataset_count(&set.data); i++) none += set.data.samples[i].label < 0;
         if (none)

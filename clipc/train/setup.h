@@ -152,15 +152,14 @@ static inline DatasetConfig data_config(TrainData *d, const Options *o) {
 static inline void data_open_prompts(TrainData *d, const Options *o) {
     int64_t labelled = 0;
     if (!o->train_templates) return;
+    if (o->classnames) dataset_check_labels(&d->train, o->classnames);
     for (int64_t i = 0; i < dataset_count(&d->train); i++) labelled += d->train.samples[i].label >= 0;
     if (!labelled)
         die(EXIT_USAGE,
             "--train-templates: no sample of %s has a label; give class folders, a CSV with --csv-label-key, "
             "or tars with .cls",
             o->train_data);
-    if (!o->classnames)
-        d->classnames =
-            classnames_from_folders(d->train.class_folders.list, (int)d->train.class_folders.count);
+    if (!o->classnames) d->classnames = classnames_from_folders(o->train_data, &d->train.class_folders);
     if (!d->classnames.count)
         die(EXIT_USAGE, "--train-templates: the classes have no names; give --classnames FILE, one name per "
                         "line, that of label 0 first");
