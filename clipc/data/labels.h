@@ -24,8 +24,8 @@ typedef struct {
 
 // ---------------------------------------------------------------- names
 
-// The next character of a name in its plain form: small letters, ' ' for a run of blanks and underscores, 0 at
-// the end, before which blanks do not count.
+// The next character of a name in its plain form: small letters, ' ' for a run of blanks and underscores, 0
+// at the end, before which blanks do not count.
 static inline int name_next(const char **at, const char *end) {
     const char *s = *at;
     bool blank = false;
@@ -75,9 +75,9 @@ static inline int class_number(const char *text, size_t length) {
     return length && length <= 9 ? (int)brace_number(text, length) : -1;
 }
 
-// to (IMAGENET_CLASSES): the label of each class of ImageNet-1k, or CLASS_NONE. A list of 1,000 names in which
-// no name of ImageNet stands at another place is a list of ImageNet's classes, however it words some of them;
-// in any other list the names say where a class is.
+// to (IMAGENET_CLASSES): the label of each class of ImageNet-1k, or CLASS_NONE. A list of 1,000 names in
+// which no name of ImageNet stands at another place is a list of ImageNet's classes, however it words some of
+// them; in any other list the names say where a class is.
 static inline void imagenet_labels(int *to, const ClassList *c) {
     bool same_order = c->count == IMAGENET_CLASSES;
     for (int i = 0; i < IMAGENET_CLASSES; i++) {
@@ -142,8 +142,8 @@ static inline FolderKinds folders_kinds(const StringList *folders) {
     return k;
 }
 
-// Ends the program where the folders' names cannot be what classes are called, so that --classnames is needed:
-// numbers, and WordNet ids other than ImageNet's.
+// Ends the program where the folders' names cannot be what classes are called, so that --classnames is
+// needed: numbers, and WordNet ids other than ImageNet's.
 static inline void folders_check_words(const char *root, const StringList *folders) {
     const FolderKinds kinds = folders_kinds(folders);
     if (kinds.numbers == folders->count)
@@ -275,8 +275,8 @@ static inline void folders_say_spelling(
 }
 
 // labels (folders->count) of class folders with sorted names. All are names of the list, or all are class
-// numbers, or WordNet ids; or none is a name and there are as many: then the sorted folders are the classes in
-// their order, and a line says so. Anything else ends the program.
+// numbers, or WordNet ids; or none is a name and there are as many: then the sorted folders are the classes
+// in their order, and a line says so. Anything else ends the program.
 static inline void folders_label(
     int *labels, const char *root, const StringList *folders, const ClassList *c) {
     const FolderKinds kinds = folders_kinds(folders);
@@ -304,8 +304,8 @@ static inline void folders_label(
     else folders_say_spelling(root, folders, labels, c);
 }
 
-// Class names from those of folders: golden_retriever becomes "golden retriever", n01440764 "tench". Numbers and
-// other WordNet ids end the program.
+// Class names from those of folders: golden_retriever becomes "golden retriever", n01440764 "tench". Numbers
+// and other WordNet ids end the program.
 static inline StringList classnames_from_folders(const char *root, const StringList *folders) {
     StringList names = {NULL, 0, 0};
     folders_check_words(root, folders);
@@ -387,8 +387,8 @@ static inline int label_of_wordnet_id(LabelReading *r, const ClassList *c, const
     return r->imagenet[class_of];
 }
 
-// The label of a sample: a number from 0 on, the name of a class, or a WordNet id; CLASS_NONE if it is none of
-// these, or no class has this number. Without class names only numbers are labels.
+// The label of a sample: a number from 0 on, the name of a class, or a WordNet id; CLASS_NONE if it is none
+// of these, or no class has this number. Without class names only numbers are labels.
 static inline int label_parse(
     LabelReading *r, const ClassList *c, int64_t sample, const char *text, size_t length) {
     if (!r->begun) labels_begin(r, c);

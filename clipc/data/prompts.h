@@ -1,5 +1,6 @@
-// Files of class names and of prompts: sentences with a place for the name of a class, which are what zero-shot
-// classification asks the text tower, and the captions of training on labels (FLYP, Goyal et al. 2023).
+// Files of class names and of prompts: sentences with a place for the name of a class, which are what
+// zero-shot classification asks the text tower, and the captions of training on labels (FLYP, Goyal et al.
+// 2023).
 //
 // A file has one name or prompt a line, or it is a list as JSON or Python has it, with open_clip's
 // `lambda c: f'a photo of a {c}.'`. What could be read in another way ends the program with one line.
@@ -67,7 +68,8 @@ static inline bool python_string(PythonReader *r) {
     return whole;
 }
 
-// NAME = before the list, lambda NAME:, and behind a string .format(NAME) or % NAME. False for any other code.
+// NAME = before the list, lambda NAME:, and behind a string .format(NAME) or % NAME. False for any other
+// code.
 static inline bool python_code(PythonReader *r) {
     char word[64];
     int n = 0;
@@ -160,8 +162,8 @@ static inline void split_lines(const char *path, const char *what, char *text, S
     }
 }
 
-// The entries of a UTF-8 file of `what` ("class names", "templates"): a list in JSON or Python, else its lines.
-// A file without entries, or with a NUL byte, ends the program. Free with string_list_free().
+// The entries of a UTF-8 file of `what` ("class names", "templates"): a list in JSON or Python, else its
+// lines. A file without entries, or with a NUL byte, ends the program. Free with string_list_free().
 static inline StringList entries_read(const char *path, const char *what) {
     StringList out = {NULL, 0, 0};
     size_t length;

@@ -262,8 +262,9 @@ static inline void dataset_origin(const Dataset *d, int64_t index, char *out, si
     make_one_line(out);
 }
 
-// Ends the program where a label of a table or shard is no class, with the first such label; says so where the
-// numbers do not reach from the first class name to the last. `names` says where the class names are from.
+// Ends the program where a label of a table or shard is no class, with the first such label; says so where
+// the numbers do not reach from the first class name to the last. `names` says where the class names are
+// from.
 static inline void dataset_check_labels(const Dataset *d, const char *names) {
     const LabelReading *r = &d->labels;
     const int classes = d->config.classname_count;

@@ -1,5 +1,5 @@
-// Labels and class names: which class a folder, a label of a table or a member of a shard stands for, and what
-// ends the program instead; files of class names and prompts in all the forms that people have them in.
+// Labels and class names: which class a folder, a label of a table or a member of a shard stands for, and
+// what ends the program instead; files of class names and prompts in all the forms that people have them in.
 #include "clipc/train/evaluate.h"
 
 #include "dev/test/child.h"
