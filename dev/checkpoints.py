@@ -2,30 +2,36 @@
 archives, safetensors, npz.
 
 Each gives a Checkpoint: entries by name, of which only shapes, dtypes and places are read. Files are not
-trusted: no name in a pickle is imported, every length is checked against the file before it is used, and
-whatever is wrong raises Refused with one line.
-
+trusted: no name in a pickle is imported, every length is checked against the file before it is used, time
+and memory are in proportion to the size of the file (doc/limits.md), and whatever is wrong raises Refused
+with one line.
 """
+import ast
+import collections
 import io
 import json
 import os
-import pickle
 import struct
-import typing
 import zipfile
 
 import numpy as np
+
+from pickles import (LONGEST_NAME, MOST_AXES, Malformed, Pickle, ScriptModule, Tensor, is_count, product,
+                     span_of)
 
 # dtype -> numpy's; bf16 as its bits, since numpy has no such type
 WEIGHT_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 OTHER_DTYPES = {"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U64": "<u8", "U32": "<u4",
                 "U16": "<u2", "U8": "u1", "BOOL": "?", "F8_E4M3": "u1", "F8_E5M2": "u1", "F8_E8M0": "u1"}
 DTYPES = {**WEIGHT_DTYPES, **OTHER_DTYPES}
-TORCH_STORAGES = {"DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16",
-                  "BFloat16Storage": "BF16", "LongStorage": "I64", "IntStorage": "I32", "ShortStorage": "I16",
-                  "CharStorage": "I8", "ByteStorage": "U8", "BoolStorage": "BOOL"}
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # torch.save before 1.6: first pickle of the file
 LARGEST_HEADER = 100_000_000  # bytes of a safetensors header or of a pickle; real ones are below 1 MB
+SMALL_PICKLE = 1 << 20  # bytes of a deflated pickle that may be more than the whole file has
+LONGEST_NPY_HEADER = 512  # bytes; numpy's own have 118
+LONGEST_JSON_NUMBER = 40  # characters; the digits of a float64 and its exponent are below 30
+# tensors of a file may have this many bytes, and this many times as many as the file: deflated zeros, or
+# many tensors in the same storage
+SMALL_TENSORS, MOST_INFLATION = 1 << 25, 16
 CHUNK = 1 << 24
 
 
@@ -41,23 +47,20 @@ class Entry:
         self.dtype, self.shape, self.read = dtype, tuple(shape), read
 
 
+def check_inflation(path, amount):
+    """amount: how many bytes reading all tensors of the file goes through."""
+    size = os.path.getsize(path)
+    if amount > SMALL_TENSORS + MOST_INFLATION * size:
+        raise Refused(f"{path}: its {size} bytes describe tensors of {amount}; real weights do not shrink "
+                      "like that")
+
+
 class Checkpoint:
     """entries: name -> Entry. kind: the form of the file, in words. module_types: the class names in a
     TorchScript archive, else None."""
 
     def __init__(self, path, kind, entries, module_types=None):
         self.path, self.kind, self.entries, self.module_types = path, kind, entries, module_types
-
-
-def is_count(x):
-    return type(x) is int and x >= 0
-
-
-def product(shape):
-    n = 1
-    for x in shape:
-        n *= x
-    return n
 
 
 def itemsize(dtype):
@@ -84,8 +87,8 @@ def reader_of(path, offset, dtype, shape):
 def no_duplicates(pairs):
     seen = dict(pairs)
     if len(seen) != len(pairs):
-        names = [k for k, _ in pairs]
-        raise Refused(f"{next(k for k in names if names.count(k) > 1)} appears twice")
+        twice = collections.Counter(k for k, _ in pairs).most_common(1)[0][0]
+        raise Refused(f"{twice} appears twice")
     return seen
 
 
@@ -93,10 +96,20 @@ def no_constant(word):
     raise ValueError(f"{word} is not allowed in JSON")
 
 
+def short_number(kind):
+    """int or float of a JSON number; the time that int() takes grows with the square of the digits."""
+    def parse(digits):
+        if len(digits) > LONGEST_JSON_NUMBER:
+            raise ValueError(f"a number of {len(digits)} characters")
+        return kind(digits)
+    return parse
+
+
 def parse_json(data, path):
     """Strict: UTF-8, no key twice, no NaN, no depth that exhausts the stack."""
     try:
-        return json.loads(data.decode("utf-8"), object_pairs_hook=no_duplicates, parse_constant=no_constant)
+        return json.loads(data.decode("utf-8"), object_pairs_hook=no_duplicates, parse_constant=no_constant,
+                          parse_int=short_number(int), parse_float=short_number(float))
     except Refused as e:
         raise Refused(f"{path}: {e}") from None
     except RecursionError:
@@ -114,7 +127,7 @@ def safetensors_range(path, name, entry, data_bytes):
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise Refused(f"{path}: {name}: unknown dtype {dtype!r}")
-    if not isinstance(shape, list) or not all(map(is_count, shape)):
+    if not isinstance(shape, list) or len(shape) > MOST_AXES or not all(map(is_count, shape)):
         raise Refused(f"{path}: {name}: shape {str(shape)[:60]} is not a list of sizes")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(is_count, offsets)):
         raise Refused(f"{path}: {name}: data_offsets {str(offsets)[:60]} are not two positions")
@@ -189,6 +202,9 @@ def open_zip(path):
         members = {i.filename: i for i in archive.infolist()}
     except Exception as e:  # a forged directory can raise nearly anything
         raise Refused(f"{path}: not a whole zip archive ({e}); is it complete?") from None
+    for name, member in members.items():  # others (bzip2, LZMA) inflate further and reserve more memory
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise Refused(f"{path}: {name} is neither stored nor deflated; save the checkpoint again")
     pickles = [n for n in members if n.split("/")[-1] == "data.pkl" and n.count("/") <= 1]
     if len(pickles) == 1:
         return open_torch_zip(path, archive, members, pickles[0][:-len("data.pkl")])
@@ -197,16 +213,28 @@ def open_zip(path):
     raise Refused(f"{path}: a zip archive, but neither torch's (data.pkl) nor numpy's (.npy)")
 
 
+def npy_header(file):
+    """-> shape, whether in Fortran order, numpy's dtype, bytes of the header. numpy's own reader has no
+    bound for the header, nor for the time that it takes."""
+    start = {(1, 0): "<H", (2, 0): "<I"}[np.lib.format.read_magic(file)]
+    length = struct.unpack(start, file.read(struct.calcsize(start)))[0]
+    if length > LONGEST_NPY_HEADER:
+        raise ValueError(f"a header of {length} bytes")
+    header = ast.literal_eval(file.read(length).decode("latin-1").strip())
+    shape, kind = header["shape"], header["descr"]
+    if not isinstance(shape, tuple) or len(shape) > MOST_AXES or not all(map(is_count, shape)):
+        raise ValueError("its shape is not a tuple of sizes")
+    if not isinstance(kind, str):
+        raise ValueError("it holds records")
+    return shape, bool(header["fortran_order"]), np.dtype(kind), file.tell()
+
+
 def open_npz(path, archive, members):
     entries = {}
     for name, info in members.items():
         try:
             with archive.open(name) as f:
-                version = np.lib.format.read_magic(f)
-                reader = {(1, 0): np.lib.format.read_array_header_1_0,
-                          (2, 0): np.lib.format.read_array_header_2_0}[version]
-                shape, fortran, kind = reader(f)
-                offset = f.tell()
+                shape, fortran, kind, offset = npy_header(f)
         except Exception as e:
             raise Refused(f"{path}: {name}: not a readable numpy array ({e})") from None
         text = "<V2" if kind.str == "|V2" else kind.str  # numpy's name for the bf16 of other packages
@@ -221,127 +249,31 @@ def open_npz(path, archive, members):
         entries[name[:-len(".npy")]] = Entry(
             dtype, shape, lambda n=name, o=offset, d=dtype, s=shape, order=order:
             read_member(archive, path, n, o, d, product(s)).reshape(s, order=order))
+    check_inflation(path, sum(info.file_size for info in members.values()))
     return Checkpoint(path, "numpy .npz", entries)
 
 
 # ---------------------------------------------------------------- pickles of torch
 
-class Storage(typing.NamedTuple):  # immutable: a pickle cannot alter what was checked
-    dtype: str
-    key: str
-    count: int
-
-
-class Tensor(typing.NamedTuple):
-    """A tensor as the pickle describes it: which numbers of which storage."""
-    storage: Storage
-    offset: int
-    shape: tuple
-    strides: tuple
-
-
-class State(dict):
-    """In place of subclasses of dict; ignores attributes (torch's _metadata)."""
-
-    def __setstate__(self, state):
-        pass
-
-
-class ScriptModule:
-    """A module of a TorchScript archive: its attributes."""
-    type_name = ""
-
-    def __setstate__(self, state):
-        self.attributes = state if isinstance(state, dict) else {}
-
-
-def rebuild_tensor(storage, offset, shape, strides, *_):
-    if (not isinstance(storage, Storage) or not is_count(offset) or not isinstance(shape, tuple)
-        or not isinstance(strides, tuple) or len(shape) != len(strides)):
-        raise pickle.UnpicklingError("a malformed tensor")
-    if not all(map(is_count, shape + strides)) or len(shape) > 8:
-        raise pickle.UnpicklingError("a tensor of impossible shape")
-    span = 1 + sum((n - 1) * s for n, s in zip(shape, strides)) if product(shape) else 0
-    if offset + span > storage.count:
-        raise pickle.UnpicklingError(f"a tensor reaches beyond its storage {storage.key}")
-    return Tensor(storage, offset, shape, strides)
-
-
-def first_argument(value, *_):
-    return value
-
-
-def nothing(*_):
-    return None
-
-
-# All that a pickle may name. Every right side is harmless with any arguments.
-ADMITTED = {("collections", "OrderedDict"): State, ("torch._utils", "_rebuild_tensor_v2"): rebuild_tensor,
-            ("torch._utils", "_rebuild_tensor"): rebuild_tensor,
-            ("torch._utils", "_rebuild_parameter"): first_argument,
-            ("torch._utils", "_rebuild_parameter_with_state"): first_argument,
-            ("torch.nn.parameter", "Parameter"): first_argument, ("torch", "Size"): first_argument,
-            ("torch", "device"): nothing, ("torch.jit._pickle", "restore_type_tag"): first_argument,
-            ("torch.jit._pickle", "build_intlist"): first_argument,
-            ("torch.jit._pickle", "build_doublelist"): first_argument,
-            ("torch.jit._pickle", "build_boollist"): first_argument,
-            ("torch.jit._pickle", "build_tensorlist"): first_argument,
-            **{("torch", name): None for name in ("float64", "float32", "float16", "bfloat16", "int64",
-                                                  "int32", "int16", "int8", "uint8", "bool")},}
-
-
-# the version in Python: its memo is a dict, so a huge index takes no memory
-class Unpickler(pickle._Unpickler):
-    def __init__(self, file):
-        super().__init__(file, encoding="utf-8")
-        self.storages, self.script_types = {}, set()
-
-    def find_class(self, module, name):
-        if (module, name) in ADMITTED:
-            return ADMITTED[module, name]
-        if module in ("torch", "torch.storage") and name in TORCH_STORAGES:
-            return TORCH_STORAGES[name]
-        if module.split(".")[0] == "__torch__":
-            self.script_types.add(name)
-            return type("ScriptModule", (ScriptModule,), {"type_name": name})
-        raise Refused(f"its pickle asks for {module}.{name}, which is not part of a tensor; it may be "
-                      "hostile, nothing in it was run")
-
-    def get_extension(self, code):
-        raise pickle.UnpicklingError("an extension code")
-
-    def persistent_load(self, pid):
-        if (not isinstance(pid, tuple) or len(pid) not in (5, 6) or pid[0] != "storage"
-            or (len(pid) == 6 and pid[5] is not None)):
-            raise pickle.UnpicklingError("an unknown persistent id")
-        dtype, key, count = pid[1], str(pid[2]), pid[4]
-        if not isinstance(dtype, str) or dtype not in DTYPES or not is_count(count):
-            raise pickle.UnpicklingError("a malformed storage")
-        known = self.storages.setdefault(key, Storage(dtype, key, count))
-        if (known.dtype, known.count) != (dtype, count):
-            raise pickle.UnpicklingError(f"storage {key} is described in two ways")
-        return known
-
-
-def unpickle(path, unpickler):
+def unpickle(path, pickle):
     try:
-        return unpickler.load()
-    except Refused as e:
+        return pickle.load()
+    except Malformed as e:
         raise Refused(f"{path}: {e}") from None
-    except Exception as e:  # a damaged pickle can raise anything
-        raise Refused(f"{path}: its pickle is damaged ({str(e)[:100] or type(e).__name__})") from None
 
 
 def flatten_script(path, root):
     """The tensors of a tree of script modules by their dotted names; other attributes (training, …) are
-    ignored."""
+    ignored. The length of names bounds the depth: each level repeats the names above it."""
     found, todo, seen = {}, [("", root)], set()
     while todo:
         prefix, module = todo.pop()
         if id(module) in seen:
             raise Refused(f"{path}: its tree of modules contains itself")
         seen.add(id(module))
-        for key, value in getattr(module, "attributes", {}).items():
+        if len(prefix) > LONGEST_NAME:
+            raise Refused(f"{path}: a module's name has {len(prefix)} characters")
+        for key, value in module.attributes.items():
             if isinstance(value, Tensor):
                 found[f"{prefix}{key}"] = value
             elif isinstance(value, ScriptModule):
@@ -359,7 +291,7 @@ def state_dict(path, root):
     if not isinstance(root, dict):
         raise Refused(f"{path}: holds a {type(root).__name__} instead of a state dict")
     for key, value in root.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor):
+        if not isinstance(value, Tensor):
             raise Refused(f"{path}: {str(key)[:80]} is {type(value).__name__.lower()}, not a tensor; give "
                           "the state dict, or a checkpoint with a state_dict")
     return root
@@ -372,7 +304,7 @@ def tensor_entry(tensor, read_storage):
     for n, s in zip(reversed(shape), reversed(strides)):
         plain &= n == 1 or s == contiguous
         contiguous *= n
-    span = 1 + sum((n - 1) * s for n, s in zip(shape, strides)) if product(shape) else 0
+    span = span_of(shape, strides)
 
     def read():
         flat = read_storage(tensor.storage, tensor.offset, span)
@@ -383,33 +315,46 @@ def tensor_entry(tensor, read_storage):
     return Entry(tensor.storage.dtype, shape, read)
 
 
+def torch_entries(path, tensors, read_storage, deflated=()):
+    """The entries of a state dict. deflated: keys of storages that must be inflated up to a tensor's end."""
+    amount = 0
+    for storage, offset, shape, strides in tensors.values():
+        numbers = max(product(shape), span_of(shape, strides) + (offset if storage.key in deflated else 0))
+        amount += numbers * itemsize(storage.dtype)
+    check_inflation(path, amount)
+    return {name: tensor_entry(tensor, read_storage) for name, tensor in tensors.items()}
+
+
 def open_torch_zip(path, archive, members, prefix):
-    if members[prefix + "data.pkl"].file_size > LARGEST_HEADER:
-        raise Refused(f"{path}: a pickle of {members[prefix + 'data.pkl'].file_size} bytes; real ones are "
-                      "far smaller")
+    file_size, pickle_size = os.path.getsize(path), members[prefix + "data.pkl"].file_size
+    if pickle_size > min(LARGEST_HEADER, max(SMALL_PICKLE, file_size)):
+        raise Refused(f"{path}: a pickle of {pickle_size} bytes in a file of {file_size}; real ones are far "
+                      "smaller")
     byteorder = members.get(prefix + "byteorder")
     if (byteorder and byteorder.file_size < 16
         and bytes(read_member(archive, path, byteorder.filename, 0, "U8", byteorder.file_size)) != b"little"):
         raise Refused(f"{path}: its numbers are not little-endian; save it again on a common machine")
-    data = read_member(archive, path, prefix + "data.pkl", 0, "U8", members[prefix + "data.pkl"].file_size)
-    unpickler = Unpickler(io.BytesIO(data.tobytes()))
-    root = unpickle(path, unpickler)
-    for s in unpickler.storages.values():
+    data = read_member(archive, path, prefix + "data.pkl", 0, "U8", pickle_size)
+    pickle = Pickle(io.BytesIO(data.tobytes()), pickle_size)
+    root = unpickle(path, pickle)
+    deflated = set()
+    for s in pickle.storages.values():
         member = members.get(f"{prefix}data/{s.key}")
         if member is None:
             raise Refused(f"{path}: data/{s.key} is missing from the archive")
         if member.file_size != s.count * itemsize(s.dtype):
             raise Refused(f"{path}: data/{s.key} has {member.file_size} bytes, its tensor needs "
                           f"{s.count * itemsize(s.dtype)}")
-        if (member.compress_type == zipfile.ZIP_STORED
-            and member.header_offset + member.file_size > os.path.getsize(path)):
+        if member.compress_type != zipfile.ZIP_STORED:
+            deflated.add(s.key)
+        elif member.header_offset + member.file_size > file_size:
             raise Refused(f"{path}: data/{s.key} reaches beyond the end of the file; is it complete?")
 
     def read_storage(s, first, count):
         return read_member(archive, path, f"{prefix}data/{s.key}", first * itemsize(s.dtype), s.dtype, count)
-    entries = {name: tensor_entry(t, read_storage) for name, t in state_dict(path, root).items()}
+    entries = torch_entries(path, state_dict(path, root), read_storage, deflated)
     if isinstance(root, ScriptModule):
-        return Checkpoint(path, "TorchScript archive", entries, unpickler.script_types)
+        return Checkpoint(path, "TorchScript archive", entries, pickle.script_types)
     return Checkpoint(path, "torch checkpoint", entries)
 
 
@@ -420,35 +365,35 @@ def open_torch_legacy(path):
     if size == 0:
         raise Refused(f"{path}: is empty")
     with open(path, "rb") as f:
-        if unpickle(path, Unpickler(f)) != LEGACY_MAGIC or unpickle(path, Unpickler(f)) != 1001:
+        if unpickle(path, Pickle(f, size)) != LEGACY_MAGIC or unpickle(path, Pickle(f, size)) != 1001:
             raise Refused(f"{path}: a pickle, but not one that torch.save wrote")
-        machine = unpickle(path, Unpickler(f))
+        machine = unpickle(path, Pickle(f, size))
         if isinstance(machine, dict) and machine.get("little_endian") is False:
             raise Refused(f"{path}: its numbers are not little-endian; save it again on a common machine")
-        unpickler = Unpickler(f)
-        root = unpickle(path, unpickler)
-        keys = unpickle(path, Unpickler(f))
+        pickle = Pickle(f, size)
+        root = unpickle(path, pickle)
+        keys = unpickle(path, Pickle(f, size))
         offset = f.tell()
         places = {}
         for key in keys if isinstance(keys, list) else []:
-            s = unpickler.storages.get(str(key))
+            s = pickle.storages.get(key) if isinstance(key, str) else None
             f.seek(offset)
             count = f.read(8)
             if s is None or len(count) != 8 or struct.unpack("<q", count)[0] != s.count:
-                raise Refused(f"{path}: storage {str(key)[:40]} does not fit its tensors; is the file "
+                raise Refused(f"{path}: the numbers of its storages do not fit its tensors; is the file "
                               "complete?")
             places[s.key] = offset + 8
             offset += 8 + s.count * itemsize(s.dtype)
     if offset != size:
         raise Refused(f"{path}: {size} bytes, its storages end at {offset}; is it complete?")
-    if set(unpickler.storages) - set(places):
-        raise Refused(f"{path}: the numbers of storage {min(set(unpickler.storages) - set(places))} are "
+    if set(pickle.storages) - set(places):
+        raise Refused(f"{path}: the numbers of storage {min(set(pickle.storages) - set(places))} are "
                       "missing")
 
     def read_storage(s, first, count):
         return read_range(path, places[s.key] + first * itemsize(s.dtype), s.dtype, count)
     return Checkpoint(path, "torch checkpoint of the older form",
-                      {name: tensor_entry(t, read_storage) for name, t in state_dict(path, root).items()})
+                      torch_entries(path, state_dict(path, root), read_storage))
 
 
 # ---------------------------------------------------------------- any file

@@ -9,12 +9,14 @@ import zipfile
 
 import numpy as np
 
-from checkpoints import TORCH_STORAGES, Entry, Refused, itemsize, product
+from checkpoints import Entry, Refused, itemsize, product
 from models import CLIP_VOCABULARY, INTERPOLATIONS, RESIZE_MODES
 from names import HF_CLIP, from_ours
 from packed import Aside, converted_chunks, rounded, shortest, to_float32
+from pickles import TORCH_STORAGES
 
 END_OF_TEXT = "<|endoftext|>"
+CLIP_MERGES = CLIP_VOCABULARY - 2 * 256 - 2  # without the bytes, alone and as ends of words, and two marks
 
 
 # ---------------------------------------------------------------- what all formats share
@@ -181,7 +183,12 @@ def bpe_symbols():
 
 def write_hf_tokenizer(model, place):
     """The files of transformers' CLIPTokenizer."""
-    lines = model.merges.decode("utf-8").splitlines()
+    try:
+        lines = model.merges.decode("utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise Refused(f"{model.where}: its merges are not UTF-8") from None
+    if len(lines) != CLIP_MERGES:
+        raise Refused(f"{model.where}: holds {len(lines)} merges; CLIP's vocabulary has {CLIP_MERGES}")
     symbols = bpe_symbols()
     words = (symbols + [s + "</w>" for s in symbols] + ["".join(line.split()) for line in lines]
              + ["<|startoftext|>", END_OF_TEXT])
