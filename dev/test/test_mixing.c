@@ -198,6 +198,12 @@ static void test_resampling_draws_by_factor(void) {
     d.config.num_samples = 100; // a place's draw does not depend on how many there are
     dataset_order(&d, 5, 0, true, other);
     EXPECT(dataset_epoch_length(&d) == 100 && !memcmp(order, other, 100 * sizeof *order));
+    d.config.num_samples = 60;
+    d.sources[2].factor = 2.9; // 20 and 29 of 49
+    int64_t *shares = dataset_source_shares(&d);
+    EXPECT(shares[0] == 0 && shares[1] == 24 && shares[2] == 36, "%d, %d", (int)shares[1], (int)shares[2]);
+    free(shares);
+    d.sources[2].factor = 3;
     d.config.num_samples = 0;
     EXPECT(dataset_epoch_length(&d) == ALL);
     expect_reproducible(&d, loader_config(1), 0, 9, 2);
