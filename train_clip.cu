@@ -1355,7 +1355,7 @@ static int train(Options *o) {
         if (epoch_ends) train_end_epoch(&t);
         train_evaluate(&t);
         train_save(&t);
-        if (epoch_ends) train_draw(&t);
+        if (epoch_ends && train_goes_on(&t)) train_draw(&t);
     }
     return train_end(&t);
 }

@@ -277,6 +277,9 @@ typedef struct {
         "also keep the newest checkpoint under the name latest") \
     X(OUTPUT, INT, keep_checkpoints, "keep-checkpoints", "0", "[0,1e6]", \
         "keep only the N newest checkpoints, besides latest and best; 0: keep all") \
+    X(OUTPUT, INT, keep_states, "keep-states", "2", "[0,1e6]", \
+        "keep the training state of only the N newest of them, besides latest and best: from the others " \
+        "nothing resumes, but their weights stay; 0: keep all") \
     X(OUTPUT, FLAG, delete_previous_checkpoint, "delete-previous-checkpoint", "", "", \
         "keep only the newest checkpoint") \
     X(OUTPUT, INT, log_every_n_steps, "log-every-n-steps", "1", "[1,1e9]", \

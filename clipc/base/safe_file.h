@@ -6,31 +6,52 @@
 
 #include <zlib.h> // crc32
 
-// A file that is whole or absent: written as PATH.part, then fsync and rename. A run that is killed before
-// safe_file_commit() leaves the previous file untouched; the next attempt overwrites what is left of `.part`.
+// A file that is whole or absent: written as PATH.part, then fsync, rename, and fsync of its folder. A run
+// that is killed before safe_file_commit() leaves the previous file untouched; the next attempt overwrites
+// what is left of `.part`.
 typedef struct SafeFile {
     FILE *f;
     char path[PATH_SIZE], part[PATH_SIZE];
-    const struct SafeFile *goes_with; // another file whose part is useless without this one; or NULL
+    const struct SafeFile
+        *set; // (SAFE_FILE_SET) files that are saved together, this one of them; NULL: alone
 } SafeFile;
+enum { SAFE_FILE_SET = 10 };
 
 static inline void safe_file_open(SafeFile *s, const char *path) {
-    s->goes_with = NULL;
+    s->set = NULL;
     path_format(s->path, "%s", path);
     path_format(s->part, "%s.part", path);
     s->f = fopen_check(s->part, "w+b"); // read again by safe_file_seal()
 }
 
+// Removes what was written so far, of the whole set.
+static inline void safe_file_drop(const SafeFile *s) {
+    for (int i = SAFE_FILE_SET - 1; s->set && i >= 0; i--)
+        if (s->set[i].part[0]) unlink(s->set[i].part);
+    unlink(s->part);
+}
+
 static inline void safe_file_failed(SafeFile *s) {
     int error = errno;
-    unlink(s->part);
-    if (s->goes_with) unlink(s->goes_with->part);
+    safe_file_drop(s);
     die(EXIT_RUNTIME, "%s: cannot write (%s); free some space, the previous file is untouched", s->path,
         strerror(error));
 }
 
 static inline void safe_file_write(SafeFile *s, const void *data, size_t bytes) {
     if (bytes && fwrite(data, 1, bytes, s->f) != bytes) safe_file_failed(s);
+}
+
+// Makes the names in a folder last through a power cut. False: it failed. A file system that has no such
+// thing has done what it can.
+static inline bool folder_sync(const char *folder) {
+    const int fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0) return false;
+    const bool done = fsync(fd) == 0 || errno == EINVAL || errno == ENOTSUP || errno == ENOSYS;
+    const int error = errno;
+    close(fd);
+    errno = error;
+    return done;
 }
 
 // The two halves of safe_file_commit(), for files that change together: all are on disk before the first is
@@ -44,8 +65,15 @@ static inline void safe_file_rename(SafeFile *s) {
 }
 
 static inline void safe_file_commit(SafeFile *s) {
+    char folder[PATH_SIZE];
     safe_file_sync(s);
     safe_file_rename(s);
+    const char *slash = strrchr(s->path, '/');
+    path_format(folder, "%.*s", slash ? (int)(slash - s->path) + 1 : 1, slash ? s->path : ".");
+    if (!folder_sync(folder))
+        die(EXIT_RUNTIME,
+            "%s: is written, but may not last through a power cut: fsync of its folder failed (%s)", s->path,
+            strerror(errno));
 }
 
 // ---------------------------------------------------------------- seals

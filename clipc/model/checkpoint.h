@@ -1,15 +1,15 @@
 // Checkpoints: a pair of files, STEM.bin with the weights and STEM.state with all else that a run needs to
 // continue bit for bit.
 //
-// The state holds the identity of its .bin; a pair that does not match is not a checkpoint. Both files are on
-// disk before either is renamed, the .bin first, and a state that was not renamed before a kill is also
-// looked for under its temporary name. So whenever the program is killed, one whole pair is left.
+// The state holds the identity of its .bin; a pair that does not match is not a checkpoint. A pair, its
+// moving average and their other names (best, latest) are written as one set, which is whole or absent
+// whenever the program is killed: clipc/base/file_set.h. Earlier versions renamed the two files of a pair one
+// after the other, so a state is also looked for under its temporary name.
 #ifndef CLIPC_CHECKPOINT_H
 #define CLIPC_CHECKPOINT_H
 
-#include "clipc/model/clip.h" // clip_save, clip_read, clip_write
-
-#include <dirent.h>
+#include "clipc/base/file_set.h" // FileSet
+#include "clipc/model/clip.h"    // clip_save, clip_read, clip_write
 
 #define STATE_MAGIC 0x54534c43 // the bytes "CLST"
 #define STATE_VERSION 3 // version 2, which is read as well, has no seal and knows its .bin by file_hash()
@@ -72,6 +72,16 @@ static inline StateHeader state_header(
     return h;
 }
 
+// A checkpoint that cannot be trained on is not saved: it must not take the place of one that can.
+static inline void checkpoint_check_finite(const SafeFile *out, const Tensor *x, const float *values) {
+    if (all_finite(values, x->count)) return;
+    safe_file_drop(out);
+    die(EXIT_RUNTIME,
+        "%s: is not saved, since %s is not finite; go on from the checkpoint before it, with a lower --lr or "
+        "--grad-clip-norm 1",
+        out->path, x->name);
+}
+
 // m, v and moving average of every trainable tensor, in the order of the file: from the model to `out`, or,
 // where that is NULL, from `in`, the file of the name `path`, to the model.
 static inline void state_transfer(Clip *clip, SafeFile *out, FILE *in, const char *path) {
@@ -84,6 +94,7 @@ static inline void state_transfer(Clip *clip, SafeFile *out, FILE *in, const cha
         for (int arena = ARENA_M; arena < ARENA_M + state_arenas(clip); arena++) {
             if (out) {
                 clip_read(clip, (ClipArena)arena, x, values);
+                checkpoint_check_finite(out, x, values);
                 safe_file_write(out, values, x->count * sizeof *values);
                 continue;
             }
@@ -97,35 +108,73 @@ static inline void state_transfer(Clip *clip, SafeFile *out, FILE *in, const cha
     free(values);
 }
 
-// Writes STEM.bin and STEM.state. `settings`: text from which the run can be set up again (params.txt).
-static inline void checkpoint_save(Clip *clip, const char *stem, const RunState *run, const char *settings) {
-    SafeFile weights, state;
-    char path[PATH_SIZE];
-    path_format(path, "%s.bin", stem);
-    safe_file_open(&weights, path);
-    const uint64_t identity = clip_save(clip, &weights);
-    path_format(path, "%s.state", stem);
-    safe_file_open(&state, path);
-    state.goes_with = &weights;
-    const StateHeader header = state_header(clip, run, strlen(settings), identity);
-    safe_file_write(&state, &header, sizeof header);
-    safe_file_write(&state, settings, strlen(settings));
-    state_transfer(clip, &state, NULL, NULL);
-    safe_file_seal(&state);
-    safe_file_sync(&weights);
-    safe_file_sync(&state);
-    safe_file_rename(&weights);
-    safe_file_rename(&state);
+// Writes the weights into `out`, if they are finite; returns the file's identity.
+static inline uint64_t checkpoint_write_weights(Clip *clip, SafeFile *out) {
+    float *values = NULL;
+    size_t capacity = 0;
+    for (int i = 0; i < clip->tensors.count; i++) {
+        const Tensor *x = &clip->tensors.list[i];
+        if (!x->trainable) continue;
+        list_grow((void **)&values, &capacity, x->count, sizeof *values);
+        clip_read(clip, ARENA_PARAMETERS, x, values);
+        checkpoint_check_finite(out, x, values);
+    }
+    free(values);
+    return clip_save(clip, out);
 }
 
-static inline void checkpoint_delete(const char *stem) {
+// Sizes of the files of a checkpoint, in bytes.
+typedef struct {
+    int64_t weights; // .bin, and as much again _ema.bin if there is a moving average
+    int64_t state;   // .state
+} CheckpointBytes;
+
+static inline CheckpointBytes checkpoint_bytes(const Clip *clip, const char *settings) {
+    RunState none;
+    memset(&none, 0, sizeof none);
+    const StateHeader h = state_header(clip, &none, 0, 0);
+    const int64_t weights = HEADER_BYTES + (int64_t)round_up(clip->merges_bytes, WEIGHTS_ALIGNMENT) +
+                            (int64_t)weights_tensor_bytes(&clip->tensors, DTYPE_FP32);
+    const int64_t state = (int64_t)sizeof h + (int64_t)strlen(settings) + 4 * h.floats;
+    const CheckpointBytes bytes = {
+        (clip_has_ema(clip) ? 2 : 1) * (weights + seal_bytes(weights)), state + seal_bytes(state)};
+    return bytes;
+}
+
+static const char *const checkpoint_endings[] = {".bin", "_ema.bin", ".state"};
+
+// Adds NAME.bin, NAME.state and, where there is a moving average of the weights, that as a model of its own,
+// NAME_ema.bin, to a set. `settings`: text from which the run can be set up again (params.txt).
+static inline void checkpoint_write(
+    FileSet *set, Clip *clip, const char *name, const RunState *run, const char *settings) {
     char path[PATH_SIZE];
-    path_format(path, "%s.state", stem); // first, so that no state is left without its weights
-    unlink(path);
-    path_format(path, "%s.bin", stem);
-    unlink(path);
-    path_format(path, "%s_ema.bin", stem);
-    unlink(path);
+    path_format(path, "%s.bin", name);
+    const uint64_t identity = checkpoint_write_weights(clip, file_set_add(set, path));
+    file_set_wrote(set, identity);
+    if (clip_has_ema(clip)) {
+        path_format(path, "%s_ema.bin", name);
+        clip_swap_ema(clip);
+        file_set_wrote(set, clip_save(clip, file_set_add(set, path)));
+        clip_swap_ema(clip);
+    }
+    path_format(path, "%s.state", name);
+    SafeFile *state = file_set_add(set, path);
+    const StateHeader header = state_header(clip, run, strlen(settings), identity);
+    safe_file_write(state, &header, sizeof header);
+    safe_file_write(state, settings, strlen(settings));
+    state_transfer(clip, state, NULL, NULL);
+    file_set_wrote(set, safe_file_seal(state));
+}
+
+// Gives the checkpoint NAME of a set a second name; `ema`: its moving average, too.
+static inline void checkpoint_link(FileSet *set, const char *name, const char *second, bool ema) {
+    char path[PATH_SIZE], as[PATH_SIZE];
+    for (int i = 0; i < 3; i++) {
+        if (i == 1 && !ema) continue;
+        path_format(path, "%s%s", name, checkpoint_endings[i]);
+        path_format(as, "%s%s", second, checkpoint_endings[i]);
+        file_set_link(set, path, as);
+    }
 }
 
 // ---------------------------------------------------------------- reading
@@ -192,12 +241,18 @@ static inline void checkpoint_restore(const Checkpoint *c, Clip *clip) {
     fclose(f);
 }
 
+// latest and best often are other names of a numbered checkpoint.
+static inline bool checkpoint_is_second(const char *weights) {
+    return ends_with(weights, "/latest.bin") || ends_with(weights, "/best.bin");
+}
+
 static inline int checkpoint_newer(const void *a, const void *b) {
     const Checkpoint *x = (const Checkpoint *)a, *y = (const Checkpoint *)b;
     const RunState *p = &x->header.run, *q = &y->header.run;
     if (p->step != q->step) return p->step < q->step ? 1 : -1;
     if (p->evaluated != q->evaluated) return p->evaluated < q->evaluated ? 1 : -1;
-    return strcmp(x->state, y->state);
+    const bool second = checkpoint_is_second(x->weights), other = checkpoint_is_second(y->weights);
+    return second != other ? second - other : strcmp(x->state, y->state);
 }
 
 // All state files of a folder that can be read, those not yet renamed included, newest first. The caller
@@ -244,18 +299,6 @@ static inline const char *checkpoint_fault(const Checkpoint *c, const char **pat
     return weights == c->header.weights_identity ? NULL : "is not the state of the .bin beside it";
 }
 
-// Removes the temporary files of checkpoints that were being written when a run was killed.
-static inline void checkpoint_clear_parts(const char *folder) {
-    char path[PATH_SIZE];
-    DIR *d = opendir(folder);
-    for (struct dirent *e; d && (e = readdir(d));) {
-        if (!ends_with(e->d_name, ".part")) continue;
-        path_format(path, "%s/%s", folder, e->d_name);
-        unlink(path);
-    }
-    if (d) closedir(d);
-}
-
 // The newest whole pair in a run's folder of checkpoints, with its model; ends the program when there is
 // none.
 static inline Clip *checkpoint_load_latest(Checkpoint *out, const char *folder) {
@@ -282,7 +325,7 @@ static inline Clip *checkpoint_load_latest(Checkpoint *out, const char *folder) 
         out->state[strlen(out->state) - strlen(".part")] = 0;
         if (rename(aside, out->state)) die(EXIT_RUNTIME, "%s: cannot rename (%s)", aside, strerror(errno));
     }
-    checkpoint_clear_parts(folder);
+    file_set_drop(folder);
     return clip;
 }
 
@@ -293,6 +336,8 @@ static inline Clip *checkpoint_load_pair(Checkpoint *out, const char *path) {
     path_format(out->weights, "%.*s.bin", (int)(strlen(path) - tail), path);
     path_format(out->state, "%.*s.state", (int)(strlen(path) - tail), path);
     const char *why = checkpoint_open(out);
+    if (!file_exists(out->state) && file_exists(out->weights))
+        why = "is not there (--keep-states keeps the newest alone)";
     if (why)
         die(EXIT_USAGE, "%s: %s; to begin a new run from the weights alone use --pretrained %s", out->state,
             why, out->weights);

@@ -1,4 +1,4 @@
-// A run before its first step: defaults, what it trains on, what it is measured on, the folder it writes to.
+// A run before its first step: defaults, what it trains on, what it is measured on, what it goes on from.
 #ifndef CLIPC_SETUP_H
 #define CLIPC_SETUP_H
 
@@ -9,6 +9,7 @@
 #include "clipc/model/open_model.h" // model_open
 #include "clipc/train/evaluate.h"   // Evaluation, ZeroshotSet, ValidationSet
 #include "clipc/train/monitor.h"    // monitor_check_options
+#include "clipc/train/run_folder.h" // RunFolder, folder_take
 
 // What a run trains on, and how images and captions are read. `loading` points to its neighbours: not to be
 // copied.
@@ -31,15 +32,6 @@ typedef struct {
     ZeroshotSet *zeroshot; // (zeroshot_count)
     size_t val_count, zeroshot_count;
 } EvaluationSets;
-
-// Where a run writes.
-typedef struct {
-    char path[PATH_SIZE];       // LOGS/NAME
-    char last_saved[PATH_SIZE]; // stem of the checkpoint saved last, or resumed from; "" before there is one
-    bool saved;                 // nothing was trained since
-    char *settings;             // as options_print() writes them; part of every checkpoint
-    Logger log;
-} RunFolder;
 
 // ---------------------------------------------------------------- Ctrl-C
 
@@ -425,42 +417,51 @@ static inline void folder_print_resume(RunFolder *folder, int64_t step) {
     free(lines);
 }
 
-// The checkpoint that --resume names, with its model. Options that were not given take the values of the run.
-static inline Clip *model_open_checkpoint(Options *o, Checkpoint *c) {
-    char folder[PATH_SIZE], *slash;
-    Clip *clip;
+// The run folder that a resumed run goes on in: LOGS/NAME where the command line names it, else the one that
+// the checkpoint lies in, wherever that was moved. False when neither tells.
+static inline bool resume_folder(char folder[PATH_SIZE], const Options *o) {
+    path_format(folder, "%s/%s", o->logs, o->name ? o->name : "");
     if (strcmp(o->resume, "latest") == 0) {
         if (!o->name)
             die(EXIT_USAGE,
                 "--resume latest: which run? give its --name (a folder in %s), or --resume a file of the "
                 "checkpoint",
                 o->logs);
-        path_format(folder, "%s/%s/checkpoints", o->logs, o->name);
-        if (!is_directory(folder))
-            die(EXIT_USAGE, "--resume latest: %s/%s is not a run folder; see --logs and --name", o->logs,
-                o->name);
-        clip = checkpoint_load_latest(c, folder);
-    } else {
-        clip = checkpoint_load_pair(c, o->resume);
+        char checkpoints[PATH_SIZE];
+        path_format(checkpoints, "%s/checkpoints", folder);
+        if (!is_directory(checkpoints))
+            die(EXIT_USAGE, "--resume latest: %s is not a run folder; see --logs and --name", folder);
+        return true;
     }
-    const bool named = options_was_set(o, name) || options_was_set(o, logs);
+    if (options_was_set(o, name) || options_was_set(o, logs)) return o->name != NULL;
+    // LOGS/NAME/checkpoints/STEM.state
+    char *absolute = strstr(o->resume, "/checkpoints/") ? NULL : realpath(o->resume, NULL);
+    path_format(folder, "%s", absolute ? absolute : o->resume);
+    free(absolute);
+    char *slash = strstr(folder, "/checkpoints/");
+    if (slash) *slash = 0;
+    return slash != NULL;
+}
+
+// The checkpoint that --resume names, with its model. Options that were not given take the values of the run.
+static inline Clip *model_open_checkpoint(Options *o, Checkpoint *c) {
+    char folder[PATH_SIZE], checkpoints[PATH_SIZE];
+    const bool known = resume_folder(folder, o), named = options_was_set(o, name) || options_was_set(o, logs);
+    if (known) folder_take(folder);
+    path_format(checkpoints, "%s/checkpoints", folder);
+    Clip *clip = strcmp(o->resume, "latest") == 0 ? checkpoint_load_latest(c, checkpoints)
+                                                  : checkpoint_load_pair(c, o->resume);
     if (o->lr == RATE_AUTO) o->set[OPTION_lr] = false; // the settings hold the rate that was found then
+    if (!options_was_set(o, keep_states) && !strstr(c->settings, "\nkeep-states "))
+        o->keep_states = 0; // the run began before there was this option
     char *settings = settings_that_do_not_act(c->settings, o);
     options_adopt(o, settings, o->resume_override);
     free(settings);
-    if (named) return clip;
-    // c->state is LOGS/NAME/checkpoints/STEM.state: the run goes on where its files are now
-    char *absolute = strstr(c->state, "/checkpoints/") ? NULL : realpath(c->state, NULL);
-    path_format(folder, "%s", absolute ? absolute : c->state);
-    free(absolute);
-    if ((slash = strstr(folder, "/checkpoints/"))) {
-        *slash = 0;
-        slash = strrchr(folder, '/');
-        char *name = o->owned[OPTION_name] = strdup_check(slash ? slash + 1 : folder);
-        if (slash) *slash = 0;
-        o->name = name;
-        o->logs = o->owned[OPTION_logs] = strdup_check(slash ? folder : ".");
-    }
+    if (named || !known) return clip;
+    char *slash = strrchr(folder, '/');
+    o->name = o->owned[OPTION_name] = strdup_check(slash ? slash + 1 : folder);
+    if (slash) *slash = 0;
+    o->logs = o->owned[OPTION_logs] = strdup_check(slash ? folder : ".");
     return clip;
 }
 
@@ -507,74 +508,6 @@ static inline void print_model(Logger *log, const Clip *clip, const Options *o) 
         "memory       %.2f GB weights, %.2f GB gradients and optimizer, at most %.2f GB activations",
         (double)parameters / 1e9, (double)training / 1e9, (double)activations / 1e9);
     logger_print(log, "kernels      %s", clip_kernels(clip));
-}
-
-// ---------------------------------------------------------------- the run folder
-
-// LOGS/NAME; NAME is by default made of the time, the model, the rate and the batch.
-static inline void folder_choose_path(RunFolder *f, Options *o, const Clip *clip) {
-    if (!o->name) {
-        char when[32], *name = (char *)malloc_check(PATH_SIZE);
-        time_t now = time(NULL);
-        strftime(when, sizeof when, "%Y_%m_%d-%H_%M_%S", localtime(&now));
-        char rate[32] = "auto";
-        if (o->lr != RATE_AUTO) snprintf(rate, sizeof rate, "%g", o->lr);
-        path_format(name, "%s-%.64s-lr_%s-b_%lld", when, clip->config.name[0] ? clip->config.name : "clip",
-            rate, (long long)o->batch_size);
-        for (char *p = name; *p; p++)
-            if (*p == '/') *p = '-';
-        o->name = o->owned[OPTION_name] = name;
-    }
-    path_format(f->path, "%s/%s", o->logs, o->name);
-}
-
-// Makes the folder with its log. One that exists is an error, except for a resumed run.
-static inline void folder_open(RunFolder *f, bool resume) {
-    char checkpoints[PATH_SIZE];
-    logger_open(&f->log, f->path, resume);
-    path_format(checkpoints, "%s/checkpoints", f->path);
-    make_directories(checkpoints);
-}
-
-// Takes away a folder in which nothing was saved.
-static inline void folder_remove(const RunFolder *f) {
-    char path[PATH_SIZE];
-    static const char *const made[] = {"out.log", "metrics.jsonl"};
-    for (int i = 0; i < 2; i++) {
-        path_format(path, "%s/%s", f->path, made[i]);
-        unlink(path);
-    }
-    path_format(path, "%s/checkpoints", f->path);
-    rmdir(path);
-    rmdir(f->path);
-}
-
-// The options as text, and the number of samples that they stood for.
-static inline char *settings_text(const Options *o, int64_t samples) {
-    char *text = NULL;
-    size_t length;
-    FILE *f = open_memstream(&text, &length);
-    if (!f) die(EXIT_RUNTIME, "out of memory");
-    options_print(o, f);
-    fprintf(f, "%-28s %lld\n", "samples", (long long)samples);
-    fclose(f);
-    return text;
-}
-
-// The sample count recorded in an earlier run's settings, or -1.
-static inline int64_t settings_samples(const char *settings) {
-    const char *line = strstr(settings, "\nsamples ");
-    return line ? strtoll(line + strlen("\nsamples "), NULL, 10) : -1;
-}
-
-// params.txt
-static inline void folder_write_settings(const RunFolder *f) {
-    char path[PATH_SIZE];
-    SafeFile s;
-    path_format(path, "%s/params.txt", f->path);
-    safe_file_open(&s, path);
-    safe_file_write(&s, f->settings, strlen(f->settings));
-    safe_file_commit(&s);
 }
 
 #endif

@@ -94,6 +94,7 @@ static inline void train_restore(Training *t) {
     checkpoint_restore(c, t->clip);
     t->state = c->header.run;
     path_format(t->folder.last_saved, "%.*s", (int)(strlen(c->weights) - strlen(".bin")), c->weights);
+    folder_prune(&t->folder, t->o, t->state.step, t->data.steps_per_epoch); // if it was killed before it did
     logger_truncate_after(log, t->state.step);
     const int64_t samples = settings_samples(c->settings), now = dataset_count(&t->data.train);
     if (samples >= 0 && samples != now)
@@ -230,29 +231,11 @@ static inline bool evaluate_sets(const EvaluationSets *s, Monitor *m, const RunS
     return true;
 }
 
-// STEM_ema.bin: the moving average of the weights, where there is one, as a model of its own.
-static inline void save_ema(Clip *clip, const char *stem) {
-    char path[PATH_SIZE];
-    SafeFile file;
-    if (!clip_has_ema(clip)) return;
-    path_format(path, "%s_ema.bin", stem);
-    safe_file_open(&file, path);
-    clip_swap_ema(clip);
-    clip_save(clip, &file);
-    clip_swap_ema(clip);
-    safe_file_commit(&file);
-}
-
-// After an evaluation: saves checkpoints/best if this is the best model so far, and logs what the curves
-// show.
+// After an evaluation: is this the best model so far? train_save() then saves it as checkpoints/best. Logs
+// what the curves show.
 static inline void train_judge(Training *t) {
-    char stem[PATH_SIZE];
     if (!t->monitor.last[0].length) return;
-    if (monitor_judge(&t->monitor, &t->state)) {
-        path_format(stem, "%s/checkpoints/best", t->folder.path);
-        checkpoint_save(t->clip, stem, &t->state, t->folder.settings);
-        save_ema(t->clip, stem);
-    }
+    t->folder.best = monitor_judge(&t->monitor, &t->state);
     monitor_advise(&t->monitor, &t->folder.log, t->state.step);
 }
 
@@ -280,58 +263,75 @@ static inline void train_evaluate(Training *t) {
 
 // ---------------------------------------------------------------- save
 
-// Is `stem` a checkpoint of this run other than latest and best?
-static inline bool folder_has_numbered(const RunFolder *f, const char *stem) {
-    char own[PATH_SIZE];
-    path_format(own, "%s/checkpoints/", f->path);
-    return strncmp(stem, own, strlen(own)) == 0 && !ends_with(stem, "/latest") && !ends_with(stem, "/best");
+// Bytes of disk that the checkpoints of the run will take, more than they do now.
+static inline double train_disk_need(const Training *t, CheckpointBytes each) {
+    const bool best = t->monitor.best_metric[0] != 0;
+    return fmax(0,
+        folder_bytes(t->o, each, t->schedule.total, t->data.steps_per_epoch, best) - folder_used(&t->folder));
 }
 
-// Deletes the run's numbered checkpoints up to `step` but for the `keep` newest, one of which is the one
-// saved last.
-static inline void folder_prune(const RunFolder *f, int64_t step, int64_t keep) {
-    char checkpoints[PATH_SIZE];
-    size_t count;
-    path_format(checkpoints, "%s/checkpoints", f->path);
-    Checkpoint *list = checkpoint_list(checkpoints, &count); // newest first
-    for (size_t i = 0; i < count; i++) {
-        char *stem = list[i].weights;
-        stem[strlen(stem) - strlen(".bin")] = 0;
-        const bool counts = folder_has_numbered(f, stem) && list[i].header.run.step <= step;
-        if (counts && keep <= 0 && strcmp(stem, f->last_saved) != 0) checkpoint_delete(stem);
-        if (counts) keep--;
-        free(list[i].settings);
-    }
-    free(list);
-}
-
-// checkpoints/KIND_NUMBER, with --save-most-recent also checkpoints/latest.
-static inline void train_save_as(Training *t, const char *kind, int64_t number) {
-    const Options *o = t->o;
+// Warns once when the rest of the run may not fit on the disk, and before each save that does not fit.
+static inline void train_check_disk(Training *t) {
     RunFolder *f = &t->folder;
-    char stem[PATH_SIZE];
-    path_format(stem, "%s/checkpoints/%s_%lld", f->path, kind, (long long)number);
-    checkpoint_save(t->clip, stem, &t->state, f->settings);
-    save_ema(t->clip, stem);
-    path_format(f->last_saved, "%s", stem);
-    f->saved = true;
-    if (o->delete_previous_checkpoint || o->keep_checkpoints > 0)
-        folder_prune(f, t->state.step, o->delete_previous_checkpoint ? 1 : o->keep_checkpoints);
-    if (o->save_most_recent) {
-        path_format(stem, "%s/checkpoints/latest", f->path);
-        checkpoint_save(t->clip, stem, &t->state, f->settings);
-    }
+    const CheckpointBytes each = checkpoint_bytes(t->clip, f->settings);
+    const double unused = folder_free(f), one = (double)(each.weights + each.state);
+    const double need = train_disk_need(t, each);
+    char free_now[32], of_one[32], of_all[32];
+    if (unused >= one && (f->short_of_disk || unused >= need)) return;
+    bytes_format(free_now, unused);
+    bytes_format(of_one, one);
+    bytes_format(of_all, need);
+    logger_warn(&f->log,
+        "%s: %s of disk are free, and the run needs up to %s more for its checkpoints of %s; free some "
+        "space, "
+        "or keep fewer (--keep-checkpoints, --keep-states)",
+        f->path, free_now, of_all, of_one);
+    f->short_of_disk = true;
 }
 
-// The checkpoint that is due after an epoch, by --save-steps, or at the end.
+static inline void train_describe_disk(Training *t) {
+    const CheckpointBytes each = checkpoint_bytes(t->clip, t->folder.settings);
+    char free_now[32], of_one[32], of_all[32];
+    bytes_format(free_now, folder_free(&t->folder));
+    bytes_format(of_one, (double)(each.weights + each.state));
+    bytes_format(of_all, train_disk_need(t, each));
+    logger_print(&t->folder.log, "disk         at most %s for checkpoints of %s; %s are free", of_all, of_one,
+        free_now);
+    train_check_disk(t);
+}
+
+// Saves the run: as epoch_N or step_N if `numbered`, then with --save-most-recent also as latest, and as best
+// if it is the best so far. All that is one set, whole or absent.
+static inline void train_save_as(Training *t, bool numbered) {
+    const Options *o = t->o;
+    const RunState *s = &t->state;
+    RunFolder *f = &t->folder;
+    const bool epoch = s->step > 0 && train_epoch_ends(t);
+    char name[64] = "best";
+    if (!numbered && !f->best) return;
+    if (numbered)
+        snprintf(
+            name, sizeof name, "%s_%lld", epoch ? "epoch" : "step", (long long)(epoch ? s->epoch : s->step));
+    train_check_disk(t);
+    FileSet *set = file_set_open(f->checkpoints);
+    checkpoint_write(set, t->clip, name, s, f->settings);
+    if (numbered && f->best) checkpoint_link(set, name, "best", clip_has_ema(t->clip));
+    if (numbered && o->save_most_recent) checkpoint_link(set, name, "latest", false);
+    file_set_commit(set);
+    f->best = false;
+    if (!numbered) return;
+    path_format(f->last_saved, "%s/%s", f->checkpoints, name);
+    f->saved = true;
+    folder_prune(f, o, s->step, t->data.steps_per_epoch);
+}
+
+// The checkpoint that is due after an epoch, by --save-steps, or at the end; and the best.
 static inline void train_save(Training *t) {
     const Options *o = t->o;
     const RunState *s = &t->state;
-    const bool epoch = train_epoch_ends(t);
-    const bool due = epoch ? due_after_epoch(s->epoch, o->save_frequency, false)
-                           : due_at_step(o->save_steps, s->step, t->data.steps_per_epoch);
-    if (!due && !train_ends(t) && !monitor_stops(o, s)) return;
-    train_save_as(t, epoch ? "epoch" : "step", epoch ? s->epoch : s->step);
+    const bool due = train_epoch_ends(t) ? due_after_epoch(s->epoch, o->save_frequency, false)
+                                         : due_at_step(o->save_steps, s->step, t->data.steps_per_epoch);
+    train_save_as(t, due || train_ends(t) || monitor_stops(o, s));
 }
 
 // report.html. Its images are encoded anew, unless Ctrl-C came.
@@ -382,13 +382,14 @@ static inline void train_start(Training *t) {
     train_describe(t);
     features_open(t->features, o, t->clip, &t->data, &f->log);
     train_start_monitor(t);
+    train_describe_disk(t);
     path_format(t->data.skipped, "%s/skipped.txt", f->path);
     t->data.loading.skipped_path = t->data.skipped;
     step_loader_open(&t->loader, o, t->clip, &t->data, t->features, 0);
     loader_start_epoch(t->loader.loader, t->state.epoch, t->state.position);
     const int64_t evaluated = t->state.evaluated;
     train_evaluate(t);
-    if (t->state.step > 0 && t->state.evaluated != evaluated) train_save_as(t, "step", t->state.step);
+    if (t->state.step > 0 && t->state.evaluated != evaluated) train_save_as(t, true);
 }
 
 // The micro-batches of the next step, in t->loader.batch; false when Ctrl-C came first.
@@ -504,16 +505,13 @@ static inline int train_end(Training *t) {
     const bool complete = s->step >= t->schedule.total && evaluated;
     const bool stopped = !train_interrupted && monitor_stops(t->o, s);
     step_loader_free(&t->loader);
-    if (stopped) {
+    if (stopped)
         logger_print(log, "stopped      val_loss has not fallen below %.4g for %lld evaluations",
             s->best_val_loss, (long long)s->evaluations_without_better);
-        train_draw(t);
-    }
-    if (!complete && !stopped) {
-        if (!t->folder.saved) train_save_as(t, "step", s->step);
-        train_draw(t);
-        folder_print_resume(&t->folder, s->step);
-    } else train_print_end(t);
+    if (!complete && !stopped && !t->folder.saved) train_save_as(t, true);
+    train_draw(t);
+    if (complete || stopped) train_print_end(t);
+    else folder_print_resume(&t->folder, s->step);
     training_free(t);
     return complete || stopped ? EXIT_SUCCESS : EXIT_INTERRUPTED;
 }

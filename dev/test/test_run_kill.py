@@ -163,18 +163,18 @@ def test_full_disk_leaves_the_last_checkpoint_whole():
     works(*options, "--name", "space")
     weights, state = os.path.getsize(checkpoint("space", "step_4.bin")), os.path.getsize(checkpoint("space", "step_4.state"))
     for what, most in (("the weights do not fit", weights - 1000), ("the state does not fit", state - 1000), ("the state's last byte does not fit", state - 1)):
-        shutil.rmtree(folder("full"), ignore_errors=True)
-        shutil.copytree(folder("space"), folder("full"))
+        shutil.rmtree(folder("tight"), ignore_errors=True)
+        shutil.copytree(folder("space"), folder("tight"))
         for stem in ("step_8", "epoch_1", "step_12", "epoch_2"):
             for end in (".bin", ".state"):
-                if os.path.exists(checkpoint("full", stem + end)):
-                    os.unlink(checkpoint("full", stem + end))
-        before = {name: read(checkpoint("full", name)) for name in os.listdir(checkpoint("full", ""))}
-        err = refused("cannot write", "--resume", "latest", "--name", "full", code=1, writes=True, preexec_fn=limit_files(most), restore_signals=False)
-        after = {name: read(checkpoint("full", name)) for name in os.listdir(checkpoint("full", ""))}
+                if os.path.exists(checkpoint("tight", stem + end)):
+                    os.unlink(checkpoint("tight", stem + end))
+        before = {name: read(checkpoint("tight", name)) for name in os.listdir(checkpoint("tight", ""))}
+        err = refused("cannot write", "--resume", "latest", "--name", "tight", code=1, writes=True, preexec_fn=limit_files(most), restore_signals=False)
+        after = {name: read(checkpoint("tight", name)) for name in os.listdir(checkpoint("tight", ""))}
         check(before == after, f"{what}: {sorted(before)} became {sorted(after)} ({err.strip()})")
-        works("--resume", "latest", "--name", "full")
-        expect_same("space", "full", what)
+        works("--resume", "latest", "--name", "tight")
+        expect_same("space", "tight", what)
     refused("cannot write", *options, "--name", "never", code=1, writes=True, preexec_fn=limit_files(3000), restore_signals=False)
 
 

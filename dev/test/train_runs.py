@@ -25,8 +25,8 @@ SMALL = {"embed_dim": 9, "vision_cfg": {"image_size": 19, "patch_size": 6, "widt
          "text_cfg": {"context_length": 7, "vocab_size": 97, "width": 12, "heads": 3, "layers": 2}}
 WORDS = {"embed_dim": 8, "vision_cfg": {"image_size": 32, "patch_size": 16, "width": 24, "head_width": 12, "layers": 2},
          "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 4, "heads": 2, "layers": 1}}
-SYNTHETIC = ["--model", "small.json", "--train-data", "synthetic", "--train-num-samples", 50, "--batch-size", 8]
-IMAGES = ["--model", "words.json", "--train-data", "shapes/train.csv", "--batch-size", 8]
+SYNTHETIC = ["--model", "small.json", "--train-data", "synthetic", "--train-num-samples", 50, "--batch-size", 8, "--keep-states", 0]
+IMAGES = ["--model", "words.json", "--train-data", "shapes/train.csv", "--batch-size", 8, "--keep-states", 0]
 LABELLED = ["--zeroshot-data", "shapes/val.csv", "--classnames", "shapes/classnames.txt"]
 
 
@@ -148,7 +148,7 @@ def moments(path):
 
 
 def newest(name):
-    return max(stems(name), key=lambda stem: (moments(checkpoint(name, stem + ".state"))[0], stem))
+    return max((stem for stem in stems(name) if os.path.exists(checkpoint(name, stem + ".state"))), key=lambda stem: (moments(checkpoint(name, stem + ".state"))[0], stem))
 
 
 def expect_same(one, other, what, log=True):
