@@ -43,17 +43,6 @@
 
 // ---------------------------------------------------------------- the commands to run next
 
-static void print_shell_word(const char *word) {
-    if (*word && strspn(word, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-+=.,:/@%") ==
-                     strlen(word)) {
-        printf(" %s", word);
-        return;
-    }
-    printf(" '");
-    for (const char *p = word; *p; p++) *p == '\'' ? fputs("'\\''", stdout) : putchar(*p);
-    putchar('\'');
-}
-
 // Does this argument begin an option that only lr_find has, or one that print_command() sets?
 static bool left_out(const char *argument) {
     char name[128];
@@ -65,15 +54,16 @@ static bool left_out(const char *argument) {
 
 // train_clip from the folder of this program, with the options given here, the rate and a schedule.
 static void print_command(char **argv, const Options *o, double rate, const char *schedule) {
-    const char *slash = strrchr(argv[0], '/');
-    char program[PATH_SIZE];
-    path_format(program, "%.*strain_clip", slash ? (int)(slash + 1 - argv[0]) : 0, argv[0]);
+    const size_t folder = strlen(argv[0]) - strlen(program_name());
+    char *program = (char *)malloc_check(folder + sizeof "train_clip");
+    sprintf(program, "%.*strain_clip", (int)folder, argv[0]);
     printf(" ");
-    print_shell_word(program);
+    shell_word(stdout, program);
+    free(program);
     bool skip = false;
     for (int i = 1; argv[i]; i++) {
         if (strncmp(argv[i], "--", 2) == 0) skip = left_out(argv[i]);
-        if (!skip) print_shell_word(argv[i]);
+        if (!skip) shell_word(stdout, argv[i]);
     }
     if (o->group) printf(" --lock-%s", strcmp(o->group, "image") == 0 ? "text" : "image");
     printf(" --lr %g --lr-scheduler %s\n", rate, schedule);
@@ -124,7 +114,9 @@ static int report(char **argv, const Options *o, const Clip *clip, RangeCurve *p
         print_command(argv, o, advice.rate, "stlr");
         if (o->group) printf("  in a run of both towers: --lr-%s %g\n", o->group, advice.rate);
     }
-    printf("\n%s\n%s\n", csv, drawn ? svg : "");
+    printf("\n");
+    output("%s", csv);
+    output("%s", drawn ? svg : "");
     range_free(&mean);
     free(readings);
     return !drawn || !isfinite(advice.rate) ? EXIT_RUNTIME : EXIT_SUCCESS;
@@ -154,6 +146,7 @@ int main(int argc, char **argv) {
     TrainData data;
     Logger log;
     memset(&data, 0, sizeof data);
+    program_begin();
     strategies_help(argc, argv);
     options_parse(&o, argc, argv);
     check_options(&o);
@@ -175,7 +168,7 @@ int main(int argc, char **argv) {
     const int count = (int)o.repeats;
     RangeCurve *passes = (RangeCurve *)malloc_check((size_t)count * sizeof *passes);
     const bool whole = range_test(&test, &config, passes, count);
-    const int code = whole ? report(argv, &o, clip, passes, count) : EXIT_INTERRUPTED;
+    const int code = whole ? report(argv, &o, clip, passes, count) : EXIT_SIGNAL + train_interrupted;
     for (int k = 0; k < count; k++) range_free(&passes[k]);
     free(passes);
     if (o.val_split > 0) dataset_free(&val);
@@ -183,5 +176,5 @@ int main(int argc, char **argv) {
     logger_close(&log);
     clip_free(clip);
     options_free(&o);
-    return code;
+    return program_end(code);
 }

@@ -1402,7 +1402,7 @@ static inline double train_step(Clip *clip, const StepBatch *step, const AdamW *
 
 // Fine-tunes. Returns the exit code.
 static int train(Options *o) {
-    Training t;
+    static Training t; // 100 KB, nearly half of a small stack
     double norm;
     train_open_model(&t, o);        // from weights, or from a checkpoint
     model_lock(t.clip, o);          // clipc/model/open_model.h
@@ -1432,9 +1432,10 @@ static int train(Options *o) {
 int main(int argc, char **argv) {
     Options o;
     int code;
+    program_begin();
     strategies_help(argc, argv);
     options_parse(&o, argc, argv);
-    if (o.schema) code = schema_print(stdout);
+    if (o.schema) code = program_end(schema_print(stdout));
     else if (o.print_schedule) code = print_schedule_main(&o);
     else if (o.classify.count) code = classify_main(&o);
     else if (o.eval_only) code = evaluate_main(&o);

@@ -335,7 +335,7 @@ static void save(const WiseFt *w, const Merge *m, const char *name) {
         if (stat(path, &st) == 0 && merge_same_file(&st, k < 0 ? &w->base->st : &w->members[k]->st))
             die(EXIT_USAGE, "%s: is one of the models that are averaged; choose another --save", path);
     const double start = seconds_now(), bytes = merge_save(m, path), seconds = seconds_now() - start;
-    printf("saved        %s: %.1f MB read and written in %.2f s, %.2f GB/s\n", path, bytes / 1e6, seconds,
+    output("saved        %s: %.1f MB read and written in %.2f s, %.2f GB/s", path, bytes / 1e6, seconds,
         bytes / 1e9 / seconds);
     if (strcmp(o->format, "bin") != 0) convert(path, o->format);
 }
@@ -405,11 +405,11 @@ static int line_main(WiseFt *w) {
     if (w->sweep.count) {
         sweep_print_header(&w->sweep, "alpha");
         for (int i = 0; i < w->alpha_count; i++)
-            if (!measure_alpha(w, &m, w->alphas[i])) return EXIT_INTERRUPTED;
+            if (!measure_alpha(w, &m, w->alphas[i])) return EXIT_SIGNAL + train_interrupted;
         const SweepMeasure what = !o->select || strcmp(o->select, "target") == 0 ? SWEEP_TARGET
                                   : strcmp(o->select, "shift") == 0              ? SWEEP_SHIFT
                                                                                  : SWEEP_MEAN;
-        if (o->select && (chosen = select_alpha(w, &m, what)) < 0) return EXIT_INTERRUPTED;
+        if (o->select && (chosen = select_alpha(w, &m, what)) < 0) return EXIT_SIGNAL + train_interrupted;
         sweep_write(&w->sweep, w->points, (int)w->point_count, chosen, folder);
     }
     for (int i = 0; o->save && i < (chosen >= 0 ? 1 : w->alpha_count); i++) {
@@ -525,7 +525,7 @@ static int many_main(WiseFt *w) {
     free(lambda);
     free(m.ratio);
     free(m.members);
-    return whole ? EXIT_SUCCESS : EXIT_INTERRUPTED;
+    return whole ? EXIT_SUCCESS : EXIT_SIGNAL + train_interrupted;
 }
 
 // ---------------------------------------------------------------- the program
@@ -546,6 +546,7 @@ static void wise_ft_free(WiseFt *w) {
 
 int main(int argc, char **argv) {
     Options options;
+    program_begin();
     strategies_help(argc, argv);
     options_parse(&options, argc, argv);
     options_check(&options);
@@ -556,5 +557,5 @@ int main(int argc, char **argv) {
     if (options.eval.count) evaluation_open(&w);
     const int code = is_line(&options) ? line_main(&w) : many_main(&w);
     wise_ft_free(&w);
-    return code;
+    return program_end(code);
 }

@@ -43,7 +43,7 @@ static inline SafeFile *file_set_next(FileSet *set, const char *name) {
 }
 
 static inline void file_set_create(SafeFile *s) {
-    s->f = fopen(s->part, "w+b");
+    s->f = file_create(s->part);
     if (!s->f) safe_file_failed(s);
 }
 

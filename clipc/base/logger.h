@@ -36,14 +36,10 @@ static inline void number_format(char text[32], double x) {
     }
 }
 
-// Copies text as valid UTF-8, which JSON and XML require; in text that is not, every byte that is not ASCII
-// becomes '?'.
+// Copies text as it may be shown: cleaned, and so valid UTF-8, which JSON and XML require.
 static inline void utf8_copy(char *out, size_t size, const char *text) {
     snprintf(out, size, "%s", text);
-    json_t *valid = json_string(out);
-    for (char *p = out; !valid && *p; p++)
-        if ((unsigned char)*p >= 0x80) *p = '?';
-    json_decref(valid);
+    make_showable(out);
 }
 
 // ---------------------------------------------------------------- a record of metrics
@@ -66,14 +62,13 @@ static inline void record_append(Record *r, const char *text) {
 
 // Adds "key": value.
 static inline void record_number(Record *r, const char *key, double value) {
-    char name[512], number[32], escape[8];
+    char name[512], number[32];
     utf8_copy(name, sizeof name, key);
     number_format(number, value);
     record_append(r, r->length ? ", \"" : "\"");
     for (char *p = name; *p; p++) {
-        bool plain = *p != '"' && *p != '\\' && (unsigned char)*p >= ' ';
-        snprintf(escape, sizeof escape, plain ? "%c" : "\\u%04x", *p);
-        record_append(r, escape);
+        const char escaped[3] = {'\\', *p, 0};
+        record_append(r, escaped + (*p != '"' && *p != '\\'));
     }
     record_append(r, "\": ");
     record_append(r, number);
@@ -128,36 +123,37 @@ typedef struct {
 
 typedef struct {
     LogFile out, metrics;
-    bool terminal, bar_shown, failure_warned;
+    bool terminal, bar_shown, failure_warned, console_failed;
     char what[64]; // the work whose progress is shown
     int64_t first_done;
     double first_time, last_drawn;
 } Logger;
 
+// Does it end in the middle of a line, after a kill or on a full disk?
+static inline bool log_file_is_torn(const LogFile *f) {
+    char last;
+    const off_t end = lseek(f->fd, 0, SEEK_END);
+    return end > 0 && pread(f->fd, &last, 1, end - 1) == 1 && last != '\n';
+}
+
 static inline void log_file_open(LogFile *f, const char *folder, const char *name, bool resume) {
     path_format(f->path, "%s/%s", folder, name);
-    f->fd = open(f->path, O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC | (resume ? 0 : O_EXCL), 0666);
+    f->fd = file_append(f->path, O_RDWR | (resume ? 0 : O_EXCL));
     if (f->fd < 0 && errno == EEXIST)
         die(EXIT_USAGE, "%s: exists already; choose another --name, or continue with --resume latest",
             f->path);
-    if (f->fd < 0) die(EXIT_RUNTIME, "%s: cannot open (%s)", f->path, strerror(errno));
-    char last;
-    // a run was killed in the middle of a line
-    f->torn = lseek(f->fd, -1, SEEK_END) >= 0 && read(f->fd, &last, 1) == 1 && last != '\n';
+    if (f->fd < 0)
+        die(EXIT_RUNTIME, "%s: cannot open (%s); it has to be a file, and no link", f->path, strerror(errno));
+    f->torn = log_file_is_torn(f);
 }
 
 // Appends a line in one write, so that a kill leaves whole lines and at most one torn line at the end.
 static inline void log_file_write(Logger *l, LogFile *f, const char *line, size_t n) {
     if (f->fd < 0) return;
-    bool failed = f->torn && write(f->fd, "\n", 1) != 1;
-    if (!failed) {
-        f->torn = false;
-        ssize_t written = write(f->fd, line, n);
-        failed = written != (ssize_t)n;
-        f->torn = failed && written > 0;
-    }
+    const bool failed = (f->torn && !write_all(f->fd, "\n", 1)) || !write_all(f->fd, line, n);
     if (failed && !l->failure_warned)
         warn("%s: cannot write (%s); the run goes on without it, free some space", f->path, strerror(errno));
+    f->torn = failed && log_file_is_torn(f);
     l->failure_warned |= failed;
 }
 
@@ -179,7 +175,7 @@ static inline void logger_truncate_after(Logger *l, int64_t step) {
     if (l->metrics.fd < 0) return;
     metrics_cut(l->metrics.path, step);
     close(l->metrics.fd);
-    l->metrics.fd = open(l->metrics.path, O_WRONLY | O_APPEND | O_CLOEXEC);
+    l->metrics.fd = file_append(l->metrics.path, O_RDWR);
     if (l->metrics.fd < 0) die(EXIT_RUNTIME, "%s: cannot open (%s)", l->metrics.path, strerror(errno));
     l->metrics.torn = false;
 }
@@ -197,20 +193,24 @@ static inline void logger_close(Logger *l) {
     l->out.fd = l->metrics.fd = -1;
 }
 
-static inline void logger_line(Logger *l, bool console, const char *format, va_list args) {
-    char line[8192];
-    int n = vsnprintf(line, sizeof line - 1, format, args);
-    if (n > (int)sizeof line - 2) n = (int)sizeof line - 2;
-    line[n] = '\n';
-    if (console) {
-        logger_clear_bar(l);
-        fwrite(line, 1, (size_t)n + 1, stdout);
-        fflush(stdout);
-    }
-    log_file_write(l, &l->out, line, (size_t)n + 1);
+// A console that is full or gone does not end a run, whose log has the lines, too.
+static inline void logger_show(Logger *l, const char *line, size_t bytes) {
+    logger_clear_bar(l);
+    const bool shown = fwrite(line, 1, bytes, stdout) == bytes && fflush(stdout) == 0;
+    if (!shown && !l->console_failed && l->out.fd >= 0)
+        warn("cannot write to the console (%s); the run goes on, its lines are in %s", strerror(errno),
+            l->out.path);
+    l->console_failed |= !shown;
 }
 
-// A line on the console and in out.log.
+static inline void logger_line(Logger *l, bool console, const char *format, va_list args) {
+    char line[LINE_SIZE];
+    const size_t bytes = line_format(line, 0, format, args);
+    if (console) logger_show(l, line, bytes);
+    log_file_write(l, &l->out, line, bytes);
+}
+
+// A line on the console and in out.log; line breaks in the text are shown as blanks.
 PRINTF_LIKE(2, 3) static inline void logger_print(Logger *l, const char *format, ...) {
     va_list args;
     va_start(args, format);

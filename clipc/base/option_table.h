@@ -291,6 +291,16 @@ typedef struct {
     X(OUTPUT, FLAG, schema, "schema", "", "", \
         "print the tables of configuration fields, tensors and models as JSON (data/schema.json), then exit")
 
+// Options that do more than read and compute. A resumed run takes them from its own command line alone, never
+// from the settings in a checkpoint, which may be a stranger's: see clipc/train/settings.h and doc/trust.md.
+// names, values that do not act (NULL: those that are no command), what the others do
+#define ACTING_OPTIONS(A) \
+    A("train-data|val-data|zeroshot-data", NULL, "runs a command (pipe:)") \
+    A("save-features|feature-cache|cache-images|print-schedule", "", "writes a file") \
+    A("report-to", "tensorboard", "starts a program") \
+    A("wandb-project-name", "clip.c", "says where a report goes") \
+    A("logs|name", "", "says where the run writes")
+
 #define OPTION_GROUPS(G) \
     G(PROGRAM, "This program") \
     G(MODEL, "Model") \

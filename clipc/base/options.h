@@ -354,7 +354,7 @@ static inline void options_parse(Options *o, int argc, char **argv) {
         char *arg = argv[i], name[128];
         if (strcmp(arg, "--help") == 0 || strcmp(arg, "-h") == 0) {
             options_help(stdout);
-            exit(0);
+            exit(program_end(EXIT_SUCCESS));
         }
         if (strncmp(arg, "--", 2) != 0 || !arg[2] || arg[2] == '=') {
             if (!previous && file_exists(arg))
@@ -383,15 +383,6 @@ static inline void options_parse(Options *o, int argc, char **argv) {
 }
 
 // ---------------------------------------------------------------- printing
-
-static inline void print_escaped(FILE *f, const char *s) {
-    for (; *s; s++) {
-        if (*s == '\\') fputs("\\\\", f);
-        else if (*s == '\t') fputs("\\t", f);
-        else if (*s == '\n') fputs("\\n", f);
-        else fputc(*s, f);
-    }
-}
 
 // Prints 15 digits if they read back as the same number, otherwise 17.
 static inline void print_number(FILE *f, double x) {
@@ -432,8 +423,8 @@ static inline void option_print_value(FILE *f, int kind, const void *field, size
     }
 }
 
-// Prints the settings, one line each: name and value (for a list, one line per value; backslash, tab and line
-// break as \\ \t \n). Options that are not set are left out; those that the program has set are included.
+// Prints the settings, one line each: name and value (for a list, one line per value; as print_escaped()
+// writes it). Options that are not set are left out; those that the program has set are included.
 static inline void options_print(const Options *o, FILE *f) {
     const OptionRow *rows = option_rows();
     Options unset;
@@ -461,18 +452,6 @@ static inline bool option_changes_result(const OptionRow *row) {
                "pretrained|resume|resume-override|cache-dir|val-data|val-num-samples|workers", row->name);
 }
 
-// Undoes print_escaped() in place.
-static inline void unescape(char *s) {
-    char *to = s;
-    for (; *s; s++) {
-        if (*s == '\\' && s[1]) {
-            s++;
-            *to++ = *s == 't' ? '\t' : *s == 'n' ? '\n' : *s;
-        } else *to++ = *s;
-    }
-    *to = 0;
-}
-
 // Takes over the settings of an earlier run, as options_print() wrote them, for every option that the command
 // line does not give. If the command line differs in an option that affects the weights, the program ends,
 // unless `override`.
@@ -487,8 +466,8 @@ static inline void options_adopt(Options *o, const char *settings, bool override
         if (!row) continue; // an option of another version
         const size_t i = (size_t)(row - option_rows());
         named[i] = true;
+        unescape(value);
         if (!o->set[i] || adopted[i]) {
-            unescape(value);
             if (!option_store(o, row, value, error))
                 die(EXIT_USAGE, "--%s, from the settings of the run: %s", row->name, error);
             o->set[i] = adopted[i] = true;
@@ -499,6 +478,7 @@ static inline void options_adopt(Options *o, const char *settings, bool override
         FILE *f = open_memstream(&mine, &length);
         option_print_value(f, row->kind, (const char *)o + row->offset, 0);
         fclose(f);
+        unescape(mine);
         if (strcmp(mine, value) != 0 && option_changes_result(row) && !override)
             die(EXIT_USAGE,
                 "--%s %s: the run was started with %s; leave the option out, or add --resume-override to "

@@ -208,7 +208,8 @@ static inline void svg_text(FILE *f, const char *text, int columns) {
         if (*p == '&') fputs("&amp;", f);
         else if (*p == '<') fputs("&lt;", f);
         else if (*p == '>') fputs("&gt;", f);
-        else fputc((unsigned char)*p < ' ' ? ' ' : *p, f);
+        else if (*p == '"') fputs("&quot;", f);
+        else fputc(*p, f);
     }
 }
 
@@ -439,7 +440,7 @@ static inline bool plot_write(const char *path, const char *title, const PlotPan
     for (int i = 0; i < count; i++) y = svg_panel(b, &panels[i], y);
     fclose(b);
     path_format(part, "%s.part", path);
-    FILE *f = fopen(part, "wb");
+    FILE *f = file_create(part);
     bool written = f != NULL;
     if (f) {
         fprintf(f,

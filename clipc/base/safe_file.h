@@ -2,7 +2,7 @@
 #ifndef CLIPC_SAFE_FILE_H
 #define CLIPC_SAFE_FILE_H
 
-#include "clipc/base/utils.h" // die, fopen_check, path_format
+#include "clipc/base/utils.h" // die, file_create, path_format
 
 #include <zlib.h> // crc32
 
@@ -21,7 +21,8 @@ static inline void safe_file_open(SafeFile *s, const char *path) {
     s->set = NULL;
     path_format(s->path, "%s", path);
     path_format(s->part, "%s.part", path);
-    s->f = fopen_check(s->part, "w+b"); // read again by safe_file_seal()
+    s->f = file_create(s->part); // read again by safe_file_seal()
+    if (!s->f) die(EXIT_RUNTIME, "%s: cannot open (%s)", s->part, strerror(errno));
 }
 
 // Removes what was written so far, of the whole set.

@@ -258,7 +258,7 @@ static inline void strategies_help(int argc, char **argv) {
         if (strcmp(argv[i], "--help") != 0 && strcmp(argv[i], "-h") != 0) continue;
         if (strcmp(argv[i + 1], "strategies") != 0) return;
         strategies_print(stdout);
-        exit(EXIT_SUCCESS);
+        exit(program_end(EXIT_SUCCESS));
     }
 }
 

@@ -1,91 +1,19 @@
 // Ground helpers: one-line errors, checked allocation and files, lists of strings, small mathematics, time.
-//
-// An error reads `program: what is wrong (where); what to do`. The exit code tells who is at fault:
-// EXIT_USAGE (2) for wrong options and wrong input, EXIT_RUNTIME (1) for what failed at run time (disk,
-// memory, a child process).
 #ifndef CLIPC_UTILS_H
 #define CLIPC_UTILS_H
 
-#ifndef _GNU_SOURCE
-#define _GNU_SOURCE // strcasestr, memmem and, on Linux, the program's name in errno.h
-#endif
-#include <errno.h>
+#include "clipc/base/program.h" // die, warn, make_showable
+
 #include <fts.h>
-#include <fcntl.h>
 #include <math.h>
 #include <spawn.h>
-#include <stdarg.h>
-#include <stdbool.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/types.h>
 #include <sys/wait.h>
 #include <time.h>
-#include <unistd.h>
-
-#define EXIT_RUNTIME 1
-#define EXIT_USAGE 2
-#define EXIT_INTERRUPTED 130 // after Ctrl-C, as a shell reports it
 
 #define PATH_SIZE 4096 // longest path we build, terminator included
-
-#if defined(__GNUC__)
-#define PRINTF_LIKE(f, a) __attribute__((format(printf, f, a)))
-#else
-#define PRINTF_LIKE(f, a)
-#endif
-
-// ---------------------------------------------------------------- messages
-
-// argv[0] as the user typed it; macOS and BSD keep only the name.
-static inline const char *program_path(void) {
-#ifdef __linux__
-    return program_invocation_name;
-#else
-    return getprogname();
-#endif
-}
-
-// The name with which messages begin.
-static inline const char *program_name(void) {
-    const char *path = program_path(), *slash = strrchr(path, '/');
-    return slash ? slash + 1 : path;
-}
-
-static inline void message_v(const char *format, va_list args) {
-    fflush(stdout);  // so that the error follows what was printed before it
-    char line[8192]; // one write a message: messages of several threads do not mix
-    int n = snprintf(line, sizeof line, "%s: ", program_name());
-    n += vsnprintf(line + n, sizeof line - (size_t)n, format, args);
-    if (n > (int)sizeof line - 2) n = (int)sizeof line - 2;
-    line[n] = '\n';
-    fwrite(line, 1, (size_t)n + 1, stderr);
-}
-
-PRINTF_LIKE(1, 2) static inline void warn(const char *format, ...) {
-    va_list args;
-    va_start(args, format);
-    message_v(format, args);
-    va_end(args);
-}
-
-#ifdef __cplusplus
-[[noreturn]]
-#else
-_Noreturn
-#endif
-PRINTF_LIKE(2, 3) static inline void die(int code, const char *format, ...) {
-    va_list args;
-    va_start(args, format);
-    message_v(format, args);
-    va_end(args);
-    exit(code);
-}
 
 // ---------------------------------------------------------------- memory
 
@@ -189,9 +117,10 @@ static inline char *strdup_check(const char *s) {
 
 // ---------------------------------------------------------------- files
 
+// Is there anything of this name? Also where that cannot be told: opening it then says why.
 static inline bool file_exists(const char *path) {
     struct stat st;
-    return stat(path, &st) == 0;
+    return stat(path, &st) == 0 || (errno != ENOENT && errno != ENOTDIR);
 }
 
 static inline bool is_directory(const char *path) {
@@ -199,12 +128,46 @@ static inline bool is_directory(const char *path) {
     return stat(path, &st) == 0 && S_ISDIR(st.st_mode);
 }
 
+// Why this is not a folder; NULL when it is one.
+static inline const char *folder_fault(const char *path) {
+    struct stat st;
+    if (stat(path, &st)) return errno == ENOENT ? "no such folder" : strerror(errno);
+    return S_ISDIR(st.st_mode) ? NULL : "not a folder";
+}
+
 static inline FILE *fopen_check(const char *path, const char *mode) {
-    FILE *f = is_directory(path) ? NULL : fopen(path, mode);
-    if (!f)
-        die(mode[0] == 'r' ? EXIT_USAGE : EXIT_RUNTIME, "%s: cannot open (%s)", path,
-            is_directory(path) ? "it is a folder" : strerror(errno));
+    const int code = mode[0] == 'r' ? EXIT_USAGE : EXIT_RUNTIME;
+    if (is_directory(path)) die(code, "%s: cannot open (it is a folder)", path);
+    FILE *f = fopen(path, mode);
+    if (!f) die(code, "%s: cannot open (%s)", path, strerror(errno));
     return f;
+}
+
+// open(), again for as long as signals interrupt it
+static inline int open_retry(const char *path, int flags) {
+    int fd;
+    do fd = open(path, flags | O_CLOEXEC, 0666);
+    while (fd < 0 && errno == EINTR);
+    return fd;
+}
+
+// A new file to write and read. What has its name already, such as the rest of a run that was killed, is
+// removed; a link that someone put there is not followed. NULL with errno where that fails.
+static inline FILE *file_create(const char *path) {
+    if (unlink(path) && errno != ENOENT) return NULL;
+    const int fd = open_retry(path, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW);
+    return fd < 0 ? NULL : fdopen(fd, "w+b");
+}
+
+// Opens a file that a run appends to, and makes it where there is none. -1 with errno where that fails; also
+// for a link or a device with that name: a run folder may come from someone else.
+static inline int file_append(const char *path, int flags) {
+    struct stat st;
+    const int fd = open_retry(path, flags | O_APPEND | O_CREAT | O_NOFOLLOW | O_NONBLOCK);
+    if (fd < 0 || (fstat(fd, &st) == 0 && S_ISREG(st.st_mode))) return fd;
+    close(fd);
+    errno = EINVAL;
+    return -1;
 }
 
 static inline void fread_check(void *out, size_t bytes, FILE *f, const char *path) {
@@ -316,8 +279,8 @@ static inline void list_files(
 
 extern char **environ;
 
-// The project's script dev/NAME: next to this program, in a folder above it (build/…), or in the working
-// directory. False when it is in none of them.
+// The project's script dev/NAME: next to this program or in a folder above it (build/…); in the working
+// directory only where the system does not tell where the program is. False when it is not there.
 static inline bool script_find(char path[PATH_SIZE], const char *name) {
     char program[PATH_SIZE];
     const ssize_t n = readlink("/proc/self/exe", program, sizeof program - 1);
@@ -328,7 +291,7 @@ static inline bool script_find(char path[PATH_SIZE], const char *name) {
         if (file_exists(path)) return true;
     }
     path_format(path, "dev/%s", name);
-    return file_exists(path);
+    return n < 0 && file_exists(path);
 }
 
 typedef struct {
@@ -354,7 +317,12 @@ static inline int process_start(Process *p, const char *const *arguments, int pi
         for (int i = 0; i < 2; i++) fcntl(ends[i], F_SETFD, FD_CLOEXEC);
         posix_spawn_file_actions_adddup2(&files, ends[theirs], piped);
     }
-    if (own_group) posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETPGROUP);
+    sigset_t pipe_signal; // ignored in this program, and by what it starts otherwise, too
+    sigemptyset(&pipe_signal);
+    sigaddset(&pipe_signal, SIGPIPE);
+    posix_spawnattr_setsigdefault(&attributes, &pipe_signal);
+    posix_spawnattr_setflags(
+        &attributes, (short)(POSIX_SPAWN_SETSIGDEF | (own_group ? POSIX_SPAWN_SETPGROUP : 0)));
     const int error =
         posix_spawnp(&p->pid, arguments[0], &files, &attributes, (char *const *)arguments, environ);
     posix_spawn_file_actions_destroy(&files);

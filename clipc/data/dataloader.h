@@ -245,6 +245,8 @@ static inline void loader_check_captions(const Dataset *data, const LoaderConfig
             data->files[0].path, config->vocab_size);
 }
 
+enum { WORKER_STACK = 2 << 20 }; // bytes: JSON nested as deep as jansson reads it takes most
+
 // Starts the workers; they are idle until loader_start_epoch(). `data` and what `config` points to must
 // outlive the loader.
 static inline Loader *loader_create(const Dataset *data, const LoaderConfig *config) {
@@ -276,17 +278,21 @@ static inline Loader *loader_create(const Dataset *data, const LoaderConfig *con
     pthread_cond_init(&l->work, NULL);
     pthread_cond_init(&l->done, NULL);
 
-    sigset_t all, before; // only the main thread receives signals
+    pthread_attr_t attributes;
+    pthread_attr_init(&attributes);
+    pthread_attr_setstacksize(&attributes, WORKER_STACK); // whatever `ulimit -s` says
+    sigset_t all, before;                                 // only the main thread receives signals
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     l->threads = (pthread_t *)malloc_check((size_t)l->config.workers * sizeof *l->threads);
     for (int i = 0; i < l->config.workers; i++) {
-        int error = pthread_create(&l->threads[i], NULL, loader_worker, l);
+        int error = pthread_create(&l->threads[i], &attributes, loader_worker, l);
         if (error)
             die(EXIT_RUNTIME, "cannot start worker %d of %d (%s); lower --workers", i + 1, l->config.workers,
                 strerror(error));
     }
     pthread_sigmask(SIG_SETMASK, &before, NULL);
+    pthread_attr_destroy(&attributes);
     return l;
 }
 
@@ -415,7 +421,8 @@ static inline bool set_bit(uint8_t *bits, int64_t i) {
 static inline void loader_name_skipped(Loader *l, const char *origin, const LoaderSlot *s) {
     if (!l->config.skipped_path || !set_bit(l->named, s->index)) return;
     if (!l->skipped) {
-        l->skipped = fopen(l->config.skipped_path, "a");
+        const int fd = file_append(l->config.skipped_path, O_WRONLY);
+        l->skipped = fd < 0 ? NULL : fdopen(fd, "a");
         if (!l->skipped) {
             warn("%s: cannot write (%s); skipped samples are only counted", l->config.skipped_path,
                 strerror(errno));
@@ -432,6 +439,7 @@ static inline void loader_name_skipped(Loader *l, const char *origin, const Load
 static inline void loader_skip(Loader *l, const LoaderSlot *s, bool first_time) {
     char origin[2 * PATH_SIZE], reasons[400];
     dataset_origin(l->data, s->index, origin, sizeof origin);
+    make_showable(origin);
     if (first_time) { // each sample once in an epoch
         l->skips[(size_t)l->data->samples[s->index].file * SAMPLE_STATUS_COUNT + (size_t)s->status]++;
         loader_name_skipped(l, origin, s);

@@ -99,8 +99,8 @@ static inline DatasetType dataset_find_type(const char *part) {
 
 // Ends the program if a shard or folder does not exist, before any source is read, which may take long.
 static inline void data_source_check(const DataSource *s) {
-    if (s->type == DATASET_FOLDER && !is_directory(s->spec))
-        die(EXIT_USAGE, "%s: no such folder; give a folder of images", s->spec);
+    if (s->type == DATASET_FOLDER && folder_fault(s->spec))
+        die(EXIT_USAGE, "%s: %s; give a folder of images", s->spec, folder_fault(s->spec));
     if (s->type != DATASET_WEBDATASET) return;
     StringList shards = shard_list(s->spec);
     for (size_t i = 0; i < shards.count; i++)
@@ -228,8 +228,8 @@ static inline Dataset dataset_open_class_folders(const char *root, const Dataset
     Dataset d = dataset_new(config);
     d.config.need_caption = false;
     d.config.need_label = true;
-    if (!is_directory(root))
-        die(EXIT_USAGE, "%s: no such folder; give a folder with one sub-folder for each class", root);
+    if (folder_fault(root))
+        die(EXIT_USAGE, "%s: %s; give a folder with one sub-folder for each class", root, folder_fault(root));
     dataset_add_source(&d, root, DATASET_FOLDER);
     dataset_add_class_folders(&d, 0, root);
     dataset_finish(&d, root, 1);

@@ -4,12 +4,10 @@
 #ifndef CLIPC_UNICODE_H
 #define CLIPC_UNICODE_H
 
-#include "clipc/base/utils.h" // first: it defines _GNU_SOURCE for the system headers
+#include "clipc/base/utils.h" // first: it defines _GNU_SOURCE for the system headers; utf8_next
 
 #include "data/text_tables.h"
 #include <utf8proc.h>
-
-#define REPLACEMENT_CHARACTER 0xFFFD
 
 // ---------------------------------------------------------------- a growing array of code points
 
@@ -47,30 +45,6 @@ static inline void text_replace(Text *t, Text *new_text) {
 }
 
 // ---------------------------------------------------------------- UTF-8
-
-// Reads one code point from n > 0 bytes; returns how many bytes it takes. Where they are not UTF-8, *c is
-// U+FFFD, *valid is false, and the bytes taken are those that Python's errors="replace" turns into one U+FFFD
-// (Unicode 3.9, maximal subparts).
-static inline size_t utf8_next(const unsigned char *p, size_t n, uint32_t *c, bool *valid) {
-    size_t need = p[0] < 0x80 ? 1 : p[0] < 0xC2 ? 0 : p[0] < 0xE0 ? 2 : p[0] < 0xF0 ? 3 : p[0] < 0xF5 ? 4 : 0;
-    *valid = need > 0;
-    *c = need == 1 ? p[0] : need == 0 ? REPLACEMENT_CHARACTER : p[0] & (0x7Fu >> need);
-    for (size_t i = 1; i < need; i++) {
-        // the second byte has narrower bounds: no overlong forms, no surrogates, nothing above U+10FFFF
-        unsigned char low = 0x80, high = 0xBF;
-        if (i == 1 && p[0] == 0xE0) low = 0xA0;
-        if (i == 1 && p[0] == 0xED) high = 0x9F;
-        if (i == 1 && p[0] == 0xF0) low = 0x90;
-        if (i == 1 && p[0] == 0xF4) high = 0x8F;
-        if (i >= n || p[i] < low || p[i] > high) {
-            *valid = false;
-            *c = REPLACEMENT_CHARACTER;
-            return i;
-        }
-        *c = *c << 6 | (p[i] & 0x3F);
-    }
-    return need ? need : 1;
-}
 
 static inline void text_append_utf8(Text *t, const char *bytes, size_t n) {
     uint32_t c;

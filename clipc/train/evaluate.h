@@ -109,6 +109,7 @@ static inline const char *set_path(const char *option, const char *spec, char na
         die(EXIT_USAGE, "--%s %s: the name before the = must have 1 to 63 bytes", option, spec);
     memcpy(name, spec, (size_t)(equals - spec));
     name[equals - spec] = 0;
+    make_showable(name);
     return equals + 1;
 }
 
@@ -418,11 +419,11 @@ static inline void classify_print(const char *path, float *logits, const StringL
     float max = logits[0];
     for (int c = 1; c < C; c++) max = logits[c] > max ? logits[c] : max;
     for (int c = 0; c < C; c++) sum += exp((double)logits[c] - max);
-    printf("%s\n", path);
+    output("%s", path);
     for (int k = 0; k < most && k < C; k++) {
         int best = 0;
         for (int c = 1; c < C; c++) best = logits[c] > logits[best] ? c : best;
-        printf("  %6.2f%%  %s\n", 100 * exp((double)logits[best] - max) / sum, names->list[best]);
+        output("  %6.2f%%  %s", 100 * exp((double)logits[best] - max) / sum, names->list[best]);
         logits[best] = -INFINITY;
     }
 }
@@ -456,7 +457,7 @@ static inline int classify(const Evaluation *e, char *const *paths, int count, c
     free(feature);
     free(logits);
     free(classifier);
-    return !go_on ? EXIT_INTERRUPTED : done ? EXIT_SUCCESS : EXIT_USAGE;
+    return !go_on ? EXIT_SIGNAL + *e->loader.interrupted : done ? EXIT_SUCCESS : EXIT_USAGE;
 }
 
 #endif

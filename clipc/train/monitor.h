@@ -372,6 +372,7 @@ static inline void monitor_name_metrics(Monitor *m, const Options *o, const Zero
     if (o->best_metric)
         snprintf(m->best_metric, sizeof m->best_metric, "%s",
             strcmp(o->best_metric, "none") == 0 ? "" : o->best_metric);
+    make_showable(m->best_metric); // as the names of metrics are
     m->facts.val_metric = m->val_metric[0] ? m->val_metric : NULL;
     m->sets = (AdviceSet *)calloc_check(set_count, sizeof *m->sets);
     m->facts.sets = m->sets;

@@ -181,7 +181,7 @@ static inline ReportGrid report_grid(const Evaluation *e, const Dataset *data, c
 typedef struct {
     const char *name, *model, *status; // the run's name; a line about the model; a line about the progress
     const char *settings;              // as options_print() writes them
-    const char *metrics, *curves;      // paths of metrics.jsonl and curves.svg
+    const char *metrics, *curves;      // paths of metrics.jsonl and curves.svg (NULL: none)
     int64_t steps_per_epoch;
     const AdviceFacts *facts;
     const ReportGrid *grid;
@@ -477,7 +477,10 @@ static inline void html_settings(FILE *f, const char *settings) {
 
 static inline void html_page(FILE *f, const Report *r, const Curves *h) {
     char text[ADVICE_SIZE];
-    fputs("<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" "
+    fputs("<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">"
+          "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; "
+          "style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'\"><meta "
+          "name=\"viewport\" "
           "content=\"width=device-width,initial-scale=1\">\n<title>",
         f);
     html_text(f, r->name);
@@ -499,9 +502,11 @@ static inline void html_page(FILE *f, const Report *r, const Curves *h) {
         html_advice(f, a, text);
         fputs("</p></section>\n", f);
     }
-    fputs("<section class=\"card curves\">", f);
-    html_insert(f, r->curves);
-    fputs("</section>\n", f);
+    if (r->curves) {
+        fputs("<section class=\"card curves\">", f);
+        html_insert(f, r->curves);
+        fputs("</section>\n", f);
+    }
     html_evaluations(f, r, h);
     html_grid(f, r->grid);
     html_settings(f, r->settings);
@@ -519,7 +524,7 @@ static inline bool report_write(const char *path, const Report *r) {
     Curves history = curves_read(metrics);
     fclose(metrics);
     path_format(part, "%s.part", path);
-    FILE *f = fopen(part, "wb");
+    FILE *f = file_create(part);
     bool written = f != NULL;
     if (f) {
         html_page(f, r, &history);

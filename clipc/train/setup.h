@@ -10,6 +10,7 @@
 #include "clipc/train/evaluate.h"   // Evaluation, ZeroshotSet, ValidationSet
 #include "clipc/train/monitor.h"    // monitor_check_options
 #include "clipc/train/run_folder.h" // RunFolder, folder_take
+#include "clipc/train/settings.h"   // settings_without_acting
 
 // What a run trains on, and how images and captions are read. `loading` points to its neighbours: not to be
 // copied.
@@ -33,23 +34,42 @@ typedef struct {
     size_t val_count, zeroshot_count;
 } EvaluationSets;
 
-// ---------------------------------------------------------------- Ctrl-C
+// ---------------------------------------------------------------- signals
 
-static volatile sig_atomic_t train_interrupted; // set by the signal handler alone
+static volatile sig_atomic_t train_interrupted; // the signal that came; set by its handler alone
 
-static inline void train_on_signal(int signal) {
-    (void)signal;
-    train_interrupted = 1;
+// The first signal asks the run to end after the step; a Ctrl-C that comes later kills it. (Schedulers and
+// closing terminals send the others several times.)
+static char train_note[192]; // what the first Ctrl-C says
+
+static inline void train_on_signal(int number) {
+    const int error = errno;
+    if (train_interrupted && number == SIGINT) {
+        signal(SIGINT, SIG_DFL);
+        raise(SIGINT); // comes when this handler returns
+    } else if (!train_interrupted && number == SIGINT) {
+        write_all(STDERR_FILENO, train_note, strlen(train_note));
+    }
+    if (!train_interrupted) train_interrupted = number;
+    errno = error;
 }
 
-// The first Ctrl-C asks the run to end after the step, the second one kills it.
+// SIGTERM comes from kill and from systems that shut down, SIGUSR1 from schedulers before the time is up,
+// SIGHUP from a terminal that closes; nohup, which ignores it, stays in force.
 static inline void train_catch_signals(void) {
-    struct sigaction action;
+    static const int numbers[] = {SIGINT, SIGTERM, SIGUSR1, SIGHUP};
+    struct sigaction action, before;
     memset(&action, 0, sizeof action);
     action.sa_handler = train_on_signal;
-    action.sa_flags = (int)SA_RESETHAND;
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
+    action.sa_flags = SA_RESTART;
+    sigfillset(&action.sa_mask);
+    snprintf(train_note, sizeof train_note,
+        "%.80s: interrupted; ends after this step, Ctrl-C again ends it at once without saving\n",
+        program_name());
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
+        sigaction(numbers[i], NULL, &before);
+        if (numbers[i] != SIGHUP || before.sa_handler != SIG_IGN) sigaction(numbers[i], &action, NULL);
+    }
 }
 
 // ---------------------------------------------------------------- options
@@ -232,7 +252,7 @@ static inline void data_cache_images(TrainData *d, const Options *o) {
     if (!path) return;
     if (!file_exists(path) && !image_cache_make(path, &d->train, &c, l->interrupted)) {
         warn("interrupted; no images were cached");
-        exit(EXIT_INTERRUPTED);
+        exit(EXIT_SIGNAL + train_interrupted);
     }
     d->images = image_cache_open(path, &d->train, &c);
     l->cache = &d->images;
@@ -310,111 +330,17 @@ static inline void model_start_training(Clip *clip, const Options *o) {
     clip_start_training(clip, &how);
 }
 
-// A line of a run's settings, as options_print() writes it.
-typedef struct {
-    char option[64];
-    char *value; // free() it
-} Setting;
-
-static inline Setting setting_of(const char *line) {
-    const size_t n = strcspn(line, " ");
-    Setting s;
-    snprintf(s.option, sizeof s.option, "%.*s", (int)n, line);
-    s.value = strdup_check(line + n + strspn(line + n, " "));
-    unescape(s.value);
-    return s;
-}
-
-// Can one of these sources be a command? Braces may spell one: {pipe,x}:… does, after they are expanded.
-static inline bool data_can_be_command(const char *value) {
-    if (strstr(value, "pipe:")) return true;
-    for (const char *p = value; *p; p++) {
-        const size_t before = strcspn(p, "{");
-        const bool begins = p == value || p[-1] == '=' || p[-1] == ':';
-        if (begins && p[before] && before < 5 && strncmp(p, "pipe:", before) == 0) return true;
-    }
-    return false;
-}
-
-// A checkpoint may come from a stranger, so its settings do not act: what would run a command, start a
-// program or choose a place to write is taken from the command line alone. Says what this setting would do;
-// "" for a place that follows from where the checkpoint is; NULL when it does not act.
-static inline const char *setting_action(const Setting *s) {
-    const bool data = matches_any("train-data|val-data|zeroshot-data", s->option);
-    if (data && data_can_be_command(s->value)) return "runs a command (pipe:)";
-    if (matches_any("save-features|feature-cache|cache-images", s->option)) return "writes a file";
-    if (strcmp(s->option, "report-to") == 0 && strcmp(s->value, "tensorboard") != 0)
-        return "starts a program";
-    if (strcmp(s->option, "logs") == 0) return "";
-    if (strcmp(s->option, "name") == 0 && (s->value[0] == '.' || strchr(s->value, '/'))) return "";
-    return NULL;
-}
-
-// A copy of a run's settings without those that act and were not given again; names each of these.
-static inline char *settings_that_do_not_act(const char *settings, const Options *o) {
-    char *kept = strdup_check(settings), *lines = strdup_check(settings), *rest = lines, *line;
-    kept[0] = 0;
-    while ((line = strsep(&rest, "\n"))) {
-        const Setting s = setting_of(line);
-        const OptionRow *row = option_find(s.option);
-        const bool given = row && o->set[row - option_rows()];
-        const char *action = given ? NULL : setting_action(&s);
-        if (!action) strcat(strcat(kept, line), rest ? "\n" : "");
-        else if (strcmp(s.option, "train-data") == 0)
-            die(EXIT_USAGE,
-                "--train-data: in the settings of the run it %s; only the command line can ask for that: "
-                "give "
-                "--train-data again (params.txt in the run folder has it)",
-                action);
-        else if (*action)
-            warn(
-                "--%s: in the settings of the run it %s; that is left out, give the option again to continue "
-                "with it",
-                s.option, action);
-        free(s.value);
-    }
-    free(lines);
-    return kept;
-}
-
-// Does any line of the settings that is about this option act?
-static inline bool settings_act(const char *settings, const char *option) {
-    char *lines = strdup_check(settings), *rest = lines, *line;
-    bool acts = false;
-    while ((line = strsep(&rest, "\n"))) {
-        const Setting s = setting_of(line);
-        const char *action = setting_action(&s);
-        acts |= action && *action && strcmp(s.option, option) == 0;
-        free(s.value);
-    }
-    free(lines);
-    return acts;
-}
-
-// Logs the command that continues the run, with the options that a checkpoint does not bring, quoted for a
-// shell.
+// Logs the command that continues the run.
 static inline void folder_print_resume(RunFolder *folder, int64_t step) {
-    char *options = NULL, *lines = strdup_check(folder->settings), *rest = lines, *line;
+    char *command = NULL;
     size_t length;
-    FILE *f = open_memstream(&options, &length);
+    FILE *f = open_memstream(&command, &length);
     if (!f) die(EXIT_RUNTIME, "out of memory");
-    while ((line = strsep(&rest, "\n"))) {
-        const Setting s = setting_of(line);
-        if (settings_act(folder->settings, s.option)) {
-            fprintf(f, " --%s '", s.option);
-            for (const char *c = s.value; *c; c++) {
-                if (*c == '\'') fputs("'\\''", f);
-                else fputc(*c, f);
-            }
-            fputc('\'', f);
-        }
-        free(s.value);
-    }
+    fprintf(f, "%s --resume %s.bin", program_path(), folder->last_saved);
+    settings_print_acting(folder->settings, f);
     fclose(f);
-    logger_print(&folder->log, "interrupted after step %lld; go on with: %s --resume %s.bin%s",
-        (long long)step, program_path(), folder->last_saved, options);
-    free(options);
-    free(lines);
+    logger_print(&folder->log, "interrupted after step %lld; go on with: %s", (long long)step, command);
+    free(command);
 }
 
 // The run folder that a resumed run goes on in: LOGS/NAME where the command line names it, else the one that
@@ -429,18 +355,18 @@ static inline bool resume_folder(char folder[PATH_SIZE], const Options *o) {
                 o->logs);
         char checkpoints[PATH_SIZE];
         path_format(checkpoints, "%s/checkpoints", folder);
-        if (!is_directory(checkpoints))
-            die(EXIT_USAGE, "--resume latest: %s is not a run folder; see --logs and --name", folder);
+        if (folder_fault(checkpoints))
+            die(EXIT_USAGE, "--resume latest: %s is not a run folder (checkpoints: %s); see --logs and --name",
+                folder, folder_fault(checkpoints));
         return true;
     }
     if (options_was_set(o, name) || options_was_set(o, logs)) return o->name != NULL;
-    // LOGS/NAME/checkpoints/STEM.state
-    char *absolute = strstr(o->resume, "/checkpoints/") ? NULL : realpath(o->resume, NULL);
-    path_format(folder, "%s", absolute ? absolute : o->resume);
-    free(absolute);
-    char *slash = strstr(folder, "/checkpoints/");
-    if (slash) *slash = 0;
-    return slash != NULL;
+    // LOGS/NAME/checkpoints/STEM.state; a checkpoint that lies elsewhere begins another folder
+    if (!realpath(o->resume, folder)) return false;
+    *strrchr(folder, '/') = 0;
+    if (!ends_with(folder, "/checkpoints")) return false;
+    *strrchr(folder, '/') = 0;
+    return true;
 }
 
 // The checkpoint that --resume names, with its model. Options that were not given take the values of the run.
@@ -454,14 +380,14 @@ static inline Clip *model_open_checkpoint(Options *o, Checkpoint *c) {
     if (o->lr == RATE_AUTO) o->set[OPTION_lr] = false; // the settings hold the rate that was found then
     if (!options_was_set(o, keep_states) && !strstr(c->settings, "\nkeep-states "))
         o->keep_states = 0; // the run began before there was this option
-    char *settings = settings_that_do_not_act(c->settings, o);
+    char *settings = settings_without_acting(c->settings, o);
     options_adopt(o, settings, o->resume_override);
     free(settings);
     if (named || !known) return clip;
     char *slash = strrchr(folder, '/');
-    o->name = o->owned[OPTION_name] = strdup_check(slash ? slash + 1 : folder);
-    if (slash) *slash = 0;
-    o->logs = o->owned[OPTION_logs] = strdup_check(slash ? folder : ".");
+    o->name = o->owned[OPTION_name] = strdup_check(slash + 1);
+    *slash = 0;
+    o->logs = o->owned[OPTION_logs] = strdup_check(*folder ? folder : "/");
     return clip;
 }
 

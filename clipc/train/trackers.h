@@ -112,7 +112,7 @@ static inline void events_write(EventFile *e, const Message *event) {
     message_append(&record, &length_crc, 4);
     message_append(&record, event->data, event->bytes);
     message_append(&record, &data_crc, 4);
-    e->failed = write(e->fd, record.data, record.bytes) != (ssize_t)record.bytes;
+    e->failed = !write_all(e->fd, record.data, record.bytes);
     if (e->failed)
         warn("%s: cannot write (%s); the run goes on without it, free some space", e->path, strerror(errno));
     if (e->failed && ftruncate(e->fd, e->whole)) warn("%s: ends in an incomplete record", e->path);
@@ -145,7 +145,7 @@ static inline void events_open(EventFile *e, const char *folder, int64_t step) {
     if (gethostname(host, sizeof host - 1) || !host[0]) snprintf(host, sizeof host, "localhost");
     path_format(e->path, "%s/events.out.tfevents.%010lld.%s", folder,
         (long long)events_next_second(folder, now), host);
-    e->fd = open(e->path, O_WRONLY | O_CREAT | O_EXCL | O_APPEND | O_CLOEXEC, 0666);
+    e->fd = file_append(e->path, O_WRONLY | O_EXCL);
     if (e->fd < 0) die(EXIT_RUNTIME, "%s: cannot open (%s)", e->path, strerror(errno));
     Message m = {NULL, 0, 0};
     event_begin(&m, (double)now, 0);

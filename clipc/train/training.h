@@ -60,7 +60,7 @@ static inline void train_open_data(Training *t) {
 // LOGS/NAME with its log. Nothing before it writes a file, except to the cache of decoded images.
 static inline void train_open_folder(Training *t) {
     const Options *o = t->o;
-    if (!o->resume && file_exists(t->folder.path))
+    if (!o->resume && !folder_fault(t->folder.path))
         die(EXIT_USAGE, "%s: exists already; choose another --name, or go on with --resume latest",
             t->folder.path);
     train_catch_signals();
@@ -83,7 +83,9 @@ static inline void train_write_settings(Training *t) {
     RunFolder *f = &t->folder;
     f->settings = settings_text(&t->given, dataset_count(&t->data.train));
     folder_write_settings(f);
-    logger_print(&f->log, "%s", f->settings);
+    for (const char *line = f->settings; *line; line += strcspn(line, "\n"), line += *line == '\n')
+        logger_print(&f->log, "%.*s", (int)strcspn(line, "\n"), line);
+    logger_print(&f->log, "%s", "");
 }
 
 // Weights, m, v and the state from the checkpoint; warns of what makes the rest of the run differ from what
@@ -369,8 +371,8 @@ static inline void train_draw(Training *t) {
     path_format(svg, "%s/curves.svg", t->folder.path);
     struct stat st;
     if (stat(metrics, &st) == 0 && st.st_size == 0) return; // interrupted before the first record
-    plot_curves(metrics, svg);
-    train_write_report(t, metrics, svg);
+    const bool drawn = plot_curves(metrics, svg);
+    train_write_report(t, metrics, drawn ? svg : NULL); // what lies there otherwise may be a stranger's
 }
 
 // ---------------------------------------------------------------- the loop
@@ -483,7 +485,7 @@ static inline int train_abandon(Training *t) {
     logger_print(&t->folder.log, "interrupted in the range test; nothing is kept");
     folder_remove(&t->folder);
     training_free(t);
-    return EXIT_INTERRUPTED;
+    return EXIT_SIGNAL + train_interrupted;
 }
 
 static inline void train_print_end(Training *t) {
@@ -513,7 +515,7 @@ static inline int train_end(Training *t) {
     if (complete || stopped) train_print_end(t);
     else folder_print_resume(&t->folder, s->step);
     training_free(t);
-    return complete || stopped ? EXIT_SUCCESS : EXIT_INTERRUPTED;
+    return complete || stopped ? EXIT_SUCCESS : EXIT_SIGNAL + train_interrupted;
 }
 
 // ---------------------------------------------------------------- other uses of the program
@@ -532,7 +534,7 @@ static inline void train_open_to_evaluate(Training *t, Options *o) {
 
 // --eval-only: measures the model, and writes its features if asked to. Returns the exit code.
 static inline int evaluate_main(Options *o) {
-    Training t;
+    static Training t;
     train_open_to_evaluate(&t, o);
     if (!o->val_data.count && !o->zeroshot_data.count)
         die(EXIT_USAGE, "--eval-only: nothing to evaluate on; give --zeroshot-data or --val-data");
@@ -543,13 +545,13 @@ static inline int evaluate_main(Options *o) {
     train_catch_signals();
     const bool done = evaluate_sets(&t.sets, &t.monitor, &t.state, true, true, false, o->save_features);
     training_free(&t);
-    return done ? EXIT_SUCCESS : EXIT_INTERRUPTED;
+    return program_end(done ? EXIT_SUCCESS : EXIT_SIGNAL + train_interrupted);
 }
 
 // --classify: prints the likeliest classes of images. Returns the exit code.
 static inline int classify_main(Options *o) {
     enum { MOST = 5 };
-    Training t;
+    static Training t;
     if (!o->classnames)
         die(EXIT_USAGE, "--classify: which classes? give --classnames FILE, one class per line");
     StringList names = classnames_read(o->classnames), templates = templates_read(o->templates);
@@ -560,7 +562,7 @@ static inline int classify_main(Options *o) {
     string_list_free(&names);
     string_list_free(&templates);
     training_free(&t);
-    return code;
+    return program_end(code);
 }
 
 // --print-schedule: draws the rate over the run, from the options and the number of samples. Returns the exit
@@ -588,7 +590,7 @@ static inline int print_schedule_main(Options *o) {
     printf("%s\n", text);
     if (o->val_split > 0) dataset_free(&val);
     data_free(&data);
-    return drawn ? EXIT_SUCCESS : EXIT_RUNTIME;
+    return program_end(drawn ? EXIT_SUCCESS : EXIT_RUNTIME);
 }
 
 #endif

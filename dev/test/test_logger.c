@@ -283,7 +283,8 @@ static void expect_svg(const char *svg, const char *what) {
     EXPECT(height > 0 && height < 5000, "%s: height %g", what, height);
     for (const char *p = svg; *p; p++) {
         if (*p == '&')
-            EXPECT(strncmp(p, "&amp;", 5) == 0 || strncmp(p, "&lt;", 4) == 0 || strncmp(p, "&gt;", 4) == 0,
+            EXPECT(strncmp(p, "&amp;", 5) == 0 || strncmp(p, "&lt;", 4) == 0 || strncmp(p, "&gt;", 4) == 0 ||
+                       strncmp(p, "&quot;", 6) == 0,
                 "%s: bare &: %.20s", what, p);
         EXPECT((unsigned char)*p >= ' ' || *p == '\n', "%s: a control character", what);
         if (*p != '<') continue;

@@ -261,7 +261,29 @@ static void test_printed_settings_read_back_as_options(void) {
     EXPECT_STRING(child.text, first);
 }
 
+// A resumed run takes its options from a checkpoint, which may be a stranger's. Each option that takes text
+// either acts, and is left out then (ACTING_OPTIONS), or is one of these: they name what is read, or nothing
+// outside of the program. A new option belongs into one of the two lists.
+static void test_each_option_that_takes_text_is_known_to_act_or_to_be_harmless(void) {
+    static const char harmless[] =
+        "pretrained|model|pretrained-image|pretrained-text|resume|cache-dir|csv-*-key|image-key|text-key|"
+        "json-text-key|train-data-upsampling-factors|train-templates|aug-cfg|wd-exclude|positives-key|"
+        "classnames|"
+        "templates|best-metric|classify";
+#define A(names, unless, does) names "|"
+    static const char acting[] = ACTING_OPTIONS(A);
+#undef A
+    for (int i = 0; i < OPTION_COUNT; i++) {
+        const OptionRow *row = &option_rows()[i];
+        const bool text = row->kind == KIND_TEXT || row->kind == KIND_WORDS || row->kind == KIND_LIST;
+        EXPECT(matches_any(acting, row->name) + (text && matches_any(harmless, row->name)) == text,
+            "--%s: does it run, start or write anything? ACTING_OPTIONS or the list above has to say",
+            row->name);
+    }
+}
+
 int main(void) {
+    RUN(test_each_option_that_takes_text_is_known_to_act_or_to_be_harmless);
     RUN(test_each_kind_of_option_parses_its_values);
     RUN(test_a_list_takes_all_words_and_may_be_repeated);
     RUN(test_options_that_are_not_given_stay_unset);
