@@ -1294,46 +1294,40 @@ static void adamw_update(Backend *b, const Tensor *x, size_t at, size_t n, const
         adamw_plain(p, g, m, v, n, scale, a->lr * x->lr_scale, a->beta1, a->beta2, a->eps,
             x->decay ? a->weight_decay : 0, a->step);
     else b->kernels->adamw(p, g, m, v, (int)n, adamw_terms(a, x, scale));
-    if (x->tower == NO_TOWER) *p = fminf(fmaxf(*p, 0), (float)LOGIT_SCALE_MAX); // logit_scale
+    if (x->tower == NO_TOWER)
+        *p = *p < 0 ? 0 : *p > (float)LOGIT_SCALE_MAX ? (float)LOGIT_SCALE_MAX : *p; // NaN stays
 }
 
 // AdamW on a tensor, chunk by chunk: while a chunk is in the cache, its moving average and packed copies are
-// updated as well. Returns the sum of squares of the tensor's gradient.
-static double tensor_update(Clip *clip, int index, const AdamW *a, double scale) {
+// updated as well.
+static void tensor_update(Clip *clip, int index, const AdamW *a, double scale) {
     Backend *b = clip->back;
     const Tensor *x = &clip->tensors.list[index];
     const size_t chunk = update_chunk(clip, index), chunks = (x->count + chunk - 1) / chunk;
     const size_t C = (size_t)tensor_columns(x);
     const float *w = b->params + x->offset;
-    double *sums = malloc_check(chunks * sizeof(double)), total = 0;
 #pragma omp parallel for schedule(static) if (chunks > 1)
     for (size_t c = 0; c < chunks; c++) {
         const size_t at = c * chunk, n = x->count - at < chunk ? x->count - at : chunk;
-        sums[c] = b->kernels->sum_squares(b->grads + x->grad_offset + at, n);
         adamw_update(b, x, at, n, a, scale);
         if (b->ema)
             b->kernels->moving_average(b->ema + x->grad_offset + at, w + at, (int)n, (float)a->ema_decay);
         panels_pack_rows(&b->forward, x, index, w, (int)(at / C), (int)((at + n) / C));
         panels_pack_rows(&b->backward, x, index, w, (int)(at / C), (int)((at + n) / C));
     }
-    for (size_t c = 0; c < chunks; c++) total += sums[c];
-    free(sums);
-    return total;
 }
 
 double clip_update(Clip *clip, const AdamW *a) {
-    double squares = 0, scale = 1;
+    double squares = 0;
     assert(clip->back->grads && a->step > 0);
-    if (a->grad_clip_norm > 0) { // clipping needs the norm first; otherwise the update computes it
-        for (int i = 0; i < clip->tensors.count; i++)
-            if (clip->tensors.list[i].trainable) squares += gradient_squares(clip, i);
-        scale = fmin(1, a->grad_clip_norm / (sqrt(squares) + 1e-6));
-        squares = 0;
-    }
     for (int i = 0; i < clip->tensors.count; i++)
-        if (clip->tensors.list[i].trainable) squares += tensor_update(clip, i, a, scale);
+        if (clip->tensors.list[i].trainable) squares += gradient_squares(clip, i);
+    const double norm = sqrt(squares);
+    const double scale = a->grad_clip_norm > 0 ? fmin(1, a->grad_clip_norm / (norm + 1e-6)) : 1;
+    for (int i = 0; isfinite(norm) && i < clip->tensors.count; i++)
+        if (clip->tensors.list[i].trainable) tensor_update(clip, i, a, scale);
     clip->back->accumulate = false;
-    return sqrt(squares);
+    return norm;
 }
 
 bool clip_has_ema(const Clip *clip) { return clip->back->ema != NULL; }
@@ -1393,7 +1387,7 @@ static inline double train_step(Clip *clip, const StepBatch *step, const AdamW *
         if (k > 1) clip_forward(clip, &step->micro[j], j * B, true);
         clip_backward(clip, &step->micro[j], j * B);
     }
-    *norm = clip_update(clip, adamw);
+    *norm = clip_update(clip, adamw); // nothing is updated where it is not finite
     return loss;
 }
 

@@ -865,6 +865,7 @@ __global__ void adamw_kernel(float *params, bf16 *params_bf16, const float *grad
     float ema_decay, int logit_scale) {
     const UpdateChunk chunk = chunks[blockIdx.x];
     const AdamWTerms t = terms[chunk.tensor];
+    if (!isfinite(*squares)) return; // NaN or infinity in a gradient: nothing is updated
     const float scale = clip_norm > 0 ? (float)fmin(1.0, clip_norm / (sqrt(*squares) + 1e-6)) : 1;
     for (int i = threadIdx.x * 4; i < chunk.count; i += blockDim.x * 4) {
         const int n = min(4, chunk.count - i);
@@ -880,7 +881,10 @@ __global__ void adamw_kernel(float *params, bf16 *params_bf16, const float *grad
             m1[j] = fmaf(m1[j], t.beta1, x * t.one_minus_beta1);
             v1[j] = fmaf(v1[j], t.beta2, x * x * t.one_minus_beta2);
             p[j] = p[j] * t.decay_factor - m1[j] * t.rate / (sqrtf(v1[j] * t.bias_correction2) + t.eps);
-            if (chunk.tensor == logit_scale) p[j] = fminf(fmaxf(p[j], 0), (float)LOGIT_SCALE_MAX);
+            if (chunk.tensor == logit_scale)
+                p[j] = p[j] < 0                        ? 0
+                       : p[j] > (float)LOGIT_SCALE_MAX ? (float)LOGIT_SCALE_MAX
+                                                       : p[j]; // NaN stays
             if (ema) average[j] = fmaf(average[j] - p[j], ema_decay, p[j]);
         }
         store_some(params + at, p, n);
@@ -1324,7 +1328,7 @@ static inline double train_step(Clip *clip, const StepBatch *step, const AdamW *
         if (k > 1) clip_forward(clip, &step->micro[j], j * B, true);
         clip_backward(clip, &step->micro[j], j * B);
     }
-    *norm = clip_update(clip, adamw);
+    *norm = clip_update(clip, adamw); // nothing is updated where it is not finite
     return loss;
 }
 

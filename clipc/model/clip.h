@@ -161,7 +161,8 @@ double clip_loss(Clip *clip, int pairs, const uint64_t *keys, Positives positive
 void clip_backward(Clip *clip, const ClipBatch *batch, int first_row);
 
 // One AdamW step over all trainable tensors; the next clip_backward() overwrites the gradients instead of
-// adding to them. Returns the L2 norm of all gradients before clipping.
+// adding to them. Returns the L2 norm of all gradients before clipping; where that
+// is not finite, nothing is updated.
 double clip_update(Clip *clip, const AdamW *hyper);
 
 // Is there a moving average of the weights?

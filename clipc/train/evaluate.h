@@ -39,6 +39,30 @@ static inline bool evaluation_goes_on(const Evaluation *e, const char *what, int
     return !(e->loader.interrupted && *e->loader.interrupted);
 }
 
+// ---------------------------------------------------------------- features
+
+// Ends the program where n features (n,E) are not all finite: no accuracy or loss could be taken from them.
+static inline void features_check(const Evaluation *e, const char *what, int n, const float *features) {
+    const ClipConfig *c = &e->clip->config;
+    if (!all_finite(features, (size_t)n * (size_t)c->embed_dim))
+        die(EXIT_RUNTIME,
+            "the model %s gives %s features that are not finite, since its weights are too large or damaged; "
+            "take an earlier checkpoint, or train with a lower --lr",
+            c->name, what);
+}
+
+// Encodes the images of a batch into features (B,E).
+static inline void encode_images(const Evaluation *e, const ClipBatch *batch, float *features) {
+    clip_encode_image(e->clip, batch, features);
+    features_check(e, "image", batch->size, features);
+}
+
+// The same for its texts.
+static inline void encode_texts(const Evaluation *e, const ClipBatch *batch, float *features) {
+    clip_encode_text(e->clip, batch, features);
+    features_check(e, "text", batch->size, features);
+}
+
 // ---------------------------------------------------------------- one pass over a data set
 
 typedef struct {
@@ -73,8 +97,8 @@ static inline int pass_next(EvaluationPass *p, float *image, float *text) {
     batch.pixels = p->batch.pixels;
     batch.tokens = p->batch.tokens;
     if (n) {
-        clip_encode_image(p->e->clip, &batch, image);
-        if (text) clip_encode_text(p->e->clip, &batch, text);
+        encode_images(p->e, &batch, image);
+        if (text) encode_texts(p->e, &batch, text);
         p->seen += n;
     }
     p->interrupted =
@@ -191,11 +215,12 @@ static inline bool zeroshot_classifier(
             tokenizer_encode(
                 e->loader.tokenizer, caption, strlen(caption), tokens + (size_t)i * (size_t)T, T);
         }
-        clip_encode_text(e->clip, &batch, features);
+        encode_texts(e, &batch, features);
         classifier_add(sums, features, first, batch.size, P, E);
         go_on = evaluation_goes_on(e, "class names", first + batch.size, captions);
     }
     classifier_normalise(classifier, sums, C, E);
+    if (go_on) features_check(e, "class", C, classifier);
     free(caption);
     free(sums);
     free(features);
@@ -333,6 +358,11 @@ static inline bool evaluate_validation(
     if (whole) {
         out->samples = pass.seen;
         out->loss = loss / (double)pass.seen;
+        if (!isfinite(out->loss))
+            die(EXIT_RUNTIME,
+                "the validation loss is not finite (logit scale %g); take an earlier checkpoint, or lower "
+                "--lr",
+                scale);
         out->retrieval = retrieval_metrics(e->kernels, image, text, (int)pass.seen, E, e->retrieval_chunk);
         if (features_path)
             save_features(features_path, e->clip->config.name, scale, image, text, indices,
@@ -446,8 +476,12 @@ static inline int classify(const Evaluation *e, char *const *paths, int count, c
         const char *wrong = classify_read(&e->loader, paths[i], pixels);
         if (wrong) warn("%s: %s; it is left out", paths[i], wrong);
         if (!wrong) {
-            clip_encode_image(e->clip, &one, feature);
+            encode_images(e, &one, feature);
             zeroshot_logits(e->kernels, logits, feature, classifier, 1, C, E, clip_logit_scale(e->clip));
+            if (!all_finite(logits, (size_t)C))
+                die(EXIT_RUNTIME,
+                    "%s: the logits are not finite (logit scale %g); take an earlier checkpoint", paths[i],
+                    clip_logit_scale(e->clip));
             classify_print(paths[i], logits, names, most);
             done++;
         }

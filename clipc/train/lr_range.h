@@ -436,7 +436,7 @@ static inline void range_pass(const RangeTest *t, RangeCurve *curve, int pass) {
             double norm;
             const AdamW adamw = adamw_from(t->o, range_rate(&curve->config, i), t->o->beta1, i);
             const double loss = t->step(t->clip, &loader.batch, &adamw, &norm);
-            goes_on = range_add(curve, loss, equal_features_loss(&loader));
+            goes_on = range_add(curve, isfinite(norm) ? loss : NAN, equal_features_loss(&loader));
             const double rate = (double)loader.batch.k * loader.batch.B / (seconds_now() - loader.start);
             const LogStep line = {i + 1, steps, (double)(i + 1) / epoch, loss, adamw.lr, rate};
             logger_step(t->log, &line, max_i64(1, steps / 10));

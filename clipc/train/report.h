@@ -140,7 +140,7 @@ static inline void grid_encode_captions(const ReportGrid *g, const Evaluation *e
             tokenizer_encode(
                 e->loader.tokenizer, caption, strlen(caption), tokens + (size_t)i * (size_t)T, T);
         }
-        clip_encode_text(e->clip, &batch, text + (size_t)first * (size_t)e->clip->config.embed_dim);
+        encode_texts(e, &batch, text + (size_t)first * (size_t)e->clip->config.embed_dim);
     }
     free(tokens);
 }
@@ -165,7 +165,7 @@ static inline ReportGrid report_grid(const Evaluation *e, const Dataset *data, c
     for (int i = 0; i < g.count; i++) {
         ClipBatch batch = clip_batch(1);
         batch.pixels = pixels + (size_t)i * size;
-        clip_encode_image(e->clip, &batch, image);
+        encode_images(e, &batch, image);
         zeroshot_logits(e->kernels, scores, image, text, 1, n, E, clip_logit_scale(e->clip));
         grid_rank(&g.list[i], scores, n);
     }

@@ -356,8 +356,9 @@ static inline bool resume_folder(char folder[PATH_SIZE], const Options *o) {
         char checkpoints[PATH_SIZE];
         path_format(checkpoints, "%s/checkpoints", folder);
         if (folder_fault(checkpoints))
-            die(EXIT_USAGE, "--resume latest: %s is not a run folder (checkpoints: %s); see --logs and --name",
-                folder, folder_fault(checkpoints));
+            die(EXIT_USAGE,
+                "--resume latest: %s is not a run folder (checkpoints: %s); see --logs and --name", folder,
+                folder_fault(checkpoints));
         return true;
     }
     if (options_was_set(o, name) || options_was_set(o, logs)) return o->name != NULL;

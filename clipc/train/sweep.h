@@ -127,7 +127,7 @@ static inline bool sweep_encode(Sweep *s, SweepSet *x) {
     for (int64_t first = 0; first < x->count; first += s->e->loader.batch_size) {
         ClipBatch batch = clip_batch((int)min_i64(s->e->loader.batch_size, x->count - first));
         batch.pixels = x->pixels + (size_t)first * 3 * S * S;
-        clip_encode_image(s->e->clip, &batch, x->features + (size_t)first * E);
+        encode_images(s->e, &batch, x->features + (size_t)first * E);
         if (!evaluation_goes_on(s->e, x->set.name, first + batch.size, x->count)) return false;
     }
     return true;

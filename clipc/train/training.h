@@ -408,18 +408,18 @@ static inline AdamW train_adamw(const Training *t) {
 }
 
 // Counts a step that is done, and logs it: the loss before the update, the rate and logit_scale that it used,
-// the norm of its gradients. A loss that is not finite ends the program.
+// the norm of its gradients. One of these that is not finite ends the program.
 static inline void train_log(Training *t, double loss, double norm, double lr, double logit_scale) {
     const Options *o = t->o;
     RunState *s = &t->state;
     const double seconds = seconds_now() - t->loader.start;
     s->step++;
     s->position = loader_position(t->loader.loader);
-    if (!isfinite(loss))
+    if (!isfinite(loss) || !isfinite(norm))
         die(EXIT_RUNTIME,
-            "step %lld: the loss is not finite; lower --lr, add --grad-clip-norm 1, and go on from the last "
-            "checkpoint in %s/checkpoints",
-            (long long)s->step, t->folder.path);
+            "step %lld: the %s is not finite, and the weights are not updated; lower --lr, add "
+            "--grad-clip-norm 1, and go on from the last checkpoint in %s/checkpoints",
+            (long long)s->step, isfinite(loss) ? "norm of the gradients" : "loss", t->folder.path);
     const double false_negatives = step_loader_false_negatives(&t->loader);
     t->false_negatives += false_negatives;
     t->steps_counted++;

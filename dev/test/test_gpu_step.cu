@@ -2,6 +2,7 @@
 // announced and does not grow while a run lasts.
 #define CLIP_WITHOUT_MAIN
 #include "train_clip.cu"
+#include "dev/test/not_finite.h"
 #include "dev/test/test.h"
 
 enum { B = 9 };
@@ -146,8 +147,20 @@ static void test_memory_is_what_was_announced_and_does_not_grow(void) {
     check_memory(PRECISION_AMP_BF16);
 }
 
+static void test_nothing_is_updated_where_a_gradient_is_not_finite(void) {
+    const float bad[] = {NAN, INFINITY, -INFINITY};
+    const ClipConfig c = test_config(true);
+    for (int i = 0; i < 3; i++) {
+        Clip *clip = test_clip(&c, PRECISION_FP32);
+        step(clip, 1, c.context_length, false);
+        expect_no_update_with(clip, bad[i], i);
+        clip_free(clip);
+    }
+}
+
 int main(void) {
     RUN(test_gradients_in_bf16_are_near_those_in_fp32);
+    RUN(test_nothing_is_updated_where_a_gradient_is_not_finite);
     RUN(test_memory_is_what_was_announced_and_does_not_grow);
     return test_report();
 }
