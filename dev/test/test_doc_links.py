@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Every relative link in the pages, and every path in the source tree that they quote, exists; so do the functions of HACKING.md's walk."""
+"""Every relative link in the pages, and every path in the source tree that they quote, exists; so do the functions of HACKING.md's walk,
+and the tests that keep the promises of doc/trust.md."""
 import glob
 import os
 import re
@@ -36,6 +37,12 @@ for page in ["README.md", "MODEL.md", "HACKING.md", *sorted(glob.glob("doc/*.md"
 for function in missing_functions(open("HACKING.md", encoding="utf-8").read()):
     failed += 1
     print(f"FAILED HACKING.md: {function} does not exist")
+tests = "".join(open(path, encoding="utf-8").read() for path in glob.glob("dev/test/test_*"))
+for name in re.findall(r"`(test_\w+)`", open("doc/trust.md", encoding="utf-8").read()):
+    defined = re.search(rf"(def|void) {name}\(", tests) is not None
+    passed, failed = passed + defined, failed + (not defined)
+    if not defined:
+        print(f"FAILED doc/trust.md: no test is called {name}")
 found = missing("doc/page.md", "[x](no_page.md) ![y](../README.md#z) [u](https://host/a) `X=1 dev/no_file.c` `doc/matmul.md`")
 if found != ["doc/no_page.md", "dev/no_file.c"]:
     failed += 1
