@@ -9,12 +9,14 @@ import random
 import re
 import shutil
 import signal
+import struct
 import sys
 import tempfile
 import time
 
 import syscalls
-from train_runs import (PROGRAM, check, curve, environment, finish, lines_in, main, read, refused, run, start, tree, wait_for, works, write)
+from seals import sealed, unsealed
+from train_runs import (PROGRAM, check, curve, environment, finish, header_bytes, main, read, run, start, tree, wait_for, works, write)
 
 ALL = bool(os.environ.get("ALL"))
 SAMPLE = 14  # calls of each test without ALL
@@ -211,6 +213,21 @@ def test_states_and_checkpoints_that_are_kept():
         write(f"kept/{NAME}{name}", "mine")
     works("--resume", NAME + "epoch_4.bin", "--keep-checkpoints", 1, cwd="kept")
     check({"epoch_5.bin", "epoch_5.state", "best.bin", "best.state", "epoch_x.bin", "epoch_01.bin", "epoch_1.bin.bin", "step_.bin", "mine.bin"} == set(os.listdir("kept/" + NAME)), f"{os.listdir('kept/' + NAME)}")
+
+
+def test_a_run_begun_before_there_was_the_option_keeps_its_states():
+    works("--model", "../small.json", "--train-data", "synthetic", "--train-num-samples", 50, "--batch-size", 8, "--epochs", 4, "--keep-states", 0, "--name", "run", cwd=place("old"))
+    for n in range(1, 5):
+        data = unsealed(read(f"old/{NAME}epoch_{n}.state"))
+        end, length = header_bytes(data)
+        text = b"".join(line for line in data[end:end + length].splitlines(True) if not line.startswith(b"keep-states "))
+        write(f"old/{NAME}epoch_{n}.state", sealed(data[:end - 24] + struct.pack("<q", len(text)) + data[end - 16:end] + text + data[end + length:]))
+    os.unlink(f"old/{NAME}epoch_4.state")
+    names = files("old")[0]
+    works("--resume", "latest", "--name", "run", cwd="old")
+    check(files("old")[0] == sorted(names + [NAME + "epoch_4.state"]), f"{files('old')[0]}")
+    works("--resume", "latest", "--name", "run", "--keep-states", 1, cwd="old")
+    check([f for f in files("old")[0] if f.endswith(".state")] == [NAME + "epoch_4.state"], f"{files('old')[0]}")
 
 
 def test_a_checkpoint_that_is_not_finite_is_not_saved():
