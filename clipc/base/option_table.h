@@ -87,7 +87,8 @@ typedef struct {
         "training pairs: a CSV, a folder of images with .txt captions, WebDataset tars ({00..09} expands, " \
         "or pipe:COMMAND), or synthetic; sources are joined by ::") \
     X(DATA, LIST, val_data, "val-data", "(none)", "[NAME=]PATH", \
-        "pairs for validation loss and retrieval, in the forms of --train-data; may be repeated") \
+        "pairs for validation loss and retrieval, in the forms of --train-data; may be repeated; the " \
+        "captions of an image all count as right, see doc/evaluation.md") \
     X(DATA, REAL, val_split, "val-split", "0", "[0,1)", \
         "fraction of the training samples kept for validation") \
     X(DATA, CHOICE, dataset_type, "dataset-type", "auto", "auto csv webdataset folder synthetic", \
@@ -182,7 +183,7 @@ typedef struct {
         "as positives (soft), or leave them out of the loss (mask)") \
     X(TRAINING, TEXT, positives_key, "positives-key", "(caption)", "KEY|COLUMN", \
         "what counts as the same key: equal caption, image (its path), cls (class), or text in this CSV " \
-        "column") \
+        "column; in retrieval cls or a column say which images and captions are right for each other") \
     X(TRAINING, FLAG, distinct_batches, "distinct-batches", "", "", \
         "never put two pairs with the same key into one step") \
     X(LOCKING, FLAG, lock_image, "lock-image", "", "", \

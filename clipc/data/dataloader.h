@@ -33,6 +33,7 @@ typedef struct {
     bool shuffle;               // else 0 … N-1
     bool one_pass;              // evaluation: one pass without wrapping, the last batch is smaller
     int context;                // tokens of a caption, 2 …; 0: images only
+    bool captions_only;         // images are neither read nor decoded; pixels stay undefined
     const Tokenizer *tokenizer; // NULL: only synthetic captions, by vocab_size
     int vocab_size;             // 3 … without a tokenizer
     // of the captions that replace labels (DatasetConfig.prompts), or NULL
@@ -177,12 +178,14 @@ static inline void loader_fill(const Loader *l, int64_t position, LoaderSlot *s,
     const uint64_t draw = (uint64_t)entry + (uint64_t)(position / l->count) * order_limit(l->data);
     s->index = order_sample(l->data, entry);
     s->rotated = false;
-    s->status = c->cache ? dataset_read_caption(l->data, s->index, b) : dataset_read(l->data, s->index, b);
+    s->status = c->cache || c->captions_only ? dataset_read_caption(l->data, s->index, b)
+                                             : dataset_read(l->data, s->index, b);
     s->label = b->label;
     s->length = c->context;
     if (s->status != SAMPLE_OK) return;
     s->key = sample_key(l->data, s->index, b->caption, b->caption_bytes);
-    if (sample_type(l->data, &l->data->samples[s->index]) == DATASET_SYNTHETIC)
+    if (c->captions_only) s->status = SAMPLE_OK;
+    else if (sample_type(l->data, &l->data->samples[s->index]) == DATASET_SYNTHETIC)
         dataset_synthetic_pixels(s->index, s->pixels, c->image.size);
     else s->status = loader_fill_pixels(l, &b->image, draw, s);
     if (s->status != SAMPLE_OK || !c->context) return;
@@ -460,7 +463,7 @@ static inline void batch_add(Batch *b, const LoaderConfig *c, const LoaderSlot *
     size_t i = (size_t)b->count++;
     size_t pixels = 3 * (size_t)c->image.size * (size_t)c->image.size;
     size_t context = (size_t)c->context;
-    memcpy(b->pixels + i * pixels, s->pixels, pixels);
+    if (!c->captions_only) memcpy(b->pixels + i * pixels, s->pixels, pixels);
     if (context) memcpy(b->tokens + i * context, s->tokens, context * sizeof(int));
     b->lengths[i] = s->length;
     b->labels[i] = s->label;

@@ -1,6 +1,7 @@
 // A data set: the list of all its samples, made once at the start; sample.h reads one of them. It has one
 // source or several, joined by `::`, each of its own kind:
-//   csv         a table of text with a column of image paths and one of captions (or labels)
+//   csv         a table of text with a column of image paths and one of captions (or labels), or one of the
+//               caption files of COCO and Flickr (caption_files.h)
 //   webdataset  tar shards: KEY.jpg with KEY.txt, KEY.json or KEY.cls
 //   folder      images at any depth, each with a .txt of the same stem; or one sub-folder for each class
 //               (DatasetConfig.prompts)
@@ -10,9 +11,10 @@
 #ifndef CLIPC_DATASET_H
 #define CLIPC_DATASET_H
 
-#include "clipc/base/utils.h"       // die, warn, list_grow
-#include "clipc/data/dataset_csv.h" // tables of text
-#include "clipc/data/dataset_tar.h" // shards
+#include "clipc/base/utils.h"         // die, warn, list_grow
+#include "clipc/data/caption_files.h" // COCO, Flickr30k
+#include "clipc/data/dataset_csv.h"   // tables of text
+#include "clipc/data/dataset_tar.h"   // shards
 
 // ---------------------------------------------------------------- folders
 
@@ -146,7 +148,7 @@ static inline void dataset_add_sources(Dataset *d, const char *spec) {
     }
     string_list_free(&parts);
     if (c->upsampling_factors) dataset_set_factors(d, c->upsampling_factors);
-    if (positives_key(c) == KEY_COLUMN && !csv)
+    if (positives_key(c) == KEY_COLUMN && !csv && !c->validation)
         die(EXIT_USAGE,
             "--positives-key %s: needs a CSV with this column, and %s is not one; give caption, image or cls",
             c->positives_key, spec);
@@ -155,6 +157,8 @@ static inline void dataset_add_sources(Dataset *d, const char *spec) {
 static inline void dataset_add_source_samples(Dataset *d, int source) {
     const DatasetConfig *c = &d->config;
     const DataSource *s = &d->sources[source];
+    const bool captions = c->type == DATASET_AUTO && !c->need_label && !c->prompts;
+    if (s->type == DATASET_CSV && captions && dataset_add_caption_file(d, source, s->spec)) return;
     if (s->type == DATASET_CSV) {
         dataset_add_csv(d, source, s->spec);
     } else if (s->type == DATASET_WEBDATASET) {

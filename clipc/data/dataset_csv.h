@@ -22,7 +22,12 @@ static inline CsvColumns dataset_open_csv(const DatasetConfig *c, CsvReader *r, 
     if (c->need_caption) out.caption = csv_find_column(r, c->csv_caption_key);
     if (c->need_caption && !(c->prompts && out.label >= 0))
         out.caption = csv_need_column(r, path, c->csv_caption_key, "--csv-caption-key");
-    if (kind == KEY_COLUMN) out.key = csv_need_column(r, path, c->positives_key, "--positives-key");
+    if (kind == KEY_COLUMN && c->validation) {
+        out.key = csv_find_column(r, c->positives_key);
+        if (out.key < 0)
+            warn("%s: no column '%s' of --positives-key; the captions of one image are right for it", path,
+                c->positives_key);
+    } else if (kind == KEY_COLUMN) out.key = csv_need_column(r, path, c->positives_key, "--positives-key");
     if (kind == KEY_CLASS) out.key = out.label;
     return out;
 }

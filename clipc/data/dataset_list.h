@@ -20,13 +20,14 @@ typedef struct {
     int classname_count;
     bool prompts;              // labels replace captions (LoaderConfig.templates): folders are class folders
     const char *positives_key; // which samples are false negatives of each other: sample_key(); or NULL
+    bool validation;           // of caption files the test split; a table may lack the column positives_key
     const char *upsampling_factors; // "A::B", one a source: how often an epoch has each sample; or NULL
     bool resampled; // an epoch is num_samples draws with replacement (0: as many as there are samples)
 } DatasetConfig;
 
 static inline DatasetConfig dataset_config_default(void) {
     DatasetConfig c = {DATASET_AUTO, "filepath", "title", "label", 0, "jpg;png;jpeg;webp", "txt", NULL, true,
-        false, 0, NULL, 0, false, NULL, NULL, false};
+        false, 0, NULL, 0, false, NULL, false, NULL, false};
     return c;
 }
 
@@ -140,13 +141,18 @@ static inline DataSample *dataset_add_sample(Dataset *d) {
     return s;
 }
 
-// Appends the text with its NUL; returns its offset.
-static inline int64_t data_file_add_text(DataFile *f, const char *text) {
-    size_t n = strlen(text) + 1, at = f->text_bytes;
-    list_grow((void **)&f->text, &f->text_capacity, at + n, 1);
-    memcpy(f->text + at, text, n);
-    f->text_bytes += n;
+// Appends the bytes and a NUL; returns their offset.
+static inline int64_t data_file_add_bytes(DataFile *f, const char *bytes, size_t n) {
+    const size_t at = f->text_bytes;
+    list_grow((void **)&f->text, &f->text_capacity, at + n + 1, 1);
+    memcpy(f->text + at, bytes, n);
+    f->text[at + n] = 0;
+    f->text_bytes += n + 1;
     return (int64_t)at;
+}
+
+static inline int64_t data_file_add_text(DataFile *f, const char *text) {
+    return data_file_add_bytes(f, text, strlen(text));
 }
 
 // The label of the sample `index` of the list, from the text beside it.

@@ -1,5 +1,5 @@
 // The order of an epoch: which samples, in which order, as a function of (seed, epoch) and the list of
-// samples alone; and the split of a data set. The length of the order is the same in every epoch, so that
+// samples alone; and parts of a data set. The length of the order is the same in every epoch, so that
 // steps, and the position from which a run is resumed, can be counted.
 //
 // An entry of an order is sample + k · (samples of the data set), if this is the k-th time, from 0, that the
@@ -275,39 +275,47 @@ static inline int64_t dataset_distinct_steps(const Dataset *d, uint64_t seed, in
     return K;
 }
 
-// ---------------------------------------------------------------- splitting
+// ---------------------------------------------------------------- parts of a data set
+
+// The samples of `d` that the list (n) names, as a data set that uses the files of `d` and has to be freed
+// before it.
+static inline Dataset dataset_subset(const Dataset *d, const int64_t *list, int64_t n) {
+    Dataset out = *d;
+    out.keys = NULL; // they belong to the old list; dataset_read_keys() makes new ones
+    out.borrowed = true;
+    out.samples = (DataSample *)malloc_check((size_t)n * sizeof *out.samples);
+    out.capacity = (size_t)n;
+    out.count = n;
+    out.files = (DataFile *)malloc_check(d->file_count * sizeof *out.files);
+    memcpy(out.files, d->files, d->file_count * sizeof *out.files);
+    for (size_t i = 0; i < d->file_count; i++) out.files[i].samples = 0;
+    for (int64_t i = 0; i < n; i++) {
+        out.samples[i] = d->samples[list[i]];
+        out.files[out.samples[i].file].samples++;
+    }
+    return out;
+}
 
 // Moves round(share · count) samples, drawn by `seed` alone, from `d` to the returned data set, which uses
 // the files of `d` and has to be freed before it. Both keep their order. share: 0 … 1.
 static inline Dataset dataset_split(Dataset *d, double share, uint64_t seed) {
     assert(share >= 0 && share <= 1);
-    Dataset out = *d;
-    int64_t take = (int64_t)((double)d->count * share + 0.5);
+    const int64_t take = (int64_t)((double)d->count * share + 0.5);
     int64_t *order = (int64_t *)malloc_check((size_t)d->count * sizeof *order);
-    int64_t kept = 0;
+    int64_t kept = 0, moved = 0;
     bool *taken = (bool *)calloc_check((size_t)d->count, sizeof *taken);
     for (int64_t i = 0; i < d->count; i++) order[i] = i;
     Rand r = rand_for(seed, 0x73706c6974 /* "split" */, 0);
     rand_shuffle(&r, order, d->count);
     for (int64_t i = 0; i < take; i++) taken[order[i]] = true;
-
-    free(d->keys); // they belong to the old list; dataset_read_keys() makes new ones
-    d->keys = out.keys = NULL;
-    out.borrowed = true;
-    out.samples = (DataSample *)malloc_check((size_t)take * sizeof *out.samples);
-    out.capacity = (size_t)take;
-    out.count = 0;
-    out.files = (DataFile *)malloc_check(d->file_count * sizeof *out.files);
-    memcpy(out.files, d->files, d->file_count * sizeof *out.files);
-    for (size_t i = 0; i < d->file_count; i++) out.files[i].samples = 0;
-    for (int64_t i = 0; i < d->count; i++) {
-        DataSample s = d->samples[i];
-        if (taken[i]) {
-            out.samples[out.count++] = s;
-            out.files[s.file].samples++;
-            d->files[s.file].samples--;
-        } else d->samples[kept++] = s;
-    }
+    for (int64_t i = 0; i < d->count; i++)
+        if (taken[i]) order[moved++] = i;
+    const Dataset out = dataset_subset(d, order, take);
+    for (int64_t i = 0; i < d->count; i++)
+        if (taken[i]) d->files[d->samples[i].file].samples--;
+        else d->samples[kept++] = d->samples[i];
+    free(d->keys);
+    d->keys = NULL;
     d->count = kept;
     free(order);
     free(taken);

@@ -367,6 +367,17 @@ static inline uint64_t key_of_caption(const char *text, size_t length) {
     return rand_mix(hash);
 }
 
+// Equal for samples with the same image: the path of its file, or its member in a shard.
+static inline uint64_t sample_image_key(const Dataset *d, int64_t index) {
+    const DataSample *s = &d->samples[index];
+    const DataFile *f = &d->files[s->file];
+    char path[2 * PATH_SIZE];
+    if (s->image_bytes < 0) return rand_for(ALONE_STREAM, (uint64_t)index, 0).state;
+    if (sample_type(d, s) != DATASET_CSV) dataset_origin(d, index, path, sizeof path);
+    else if (!csv_image_path(f, s, path)) snprintf(path, sizeof path, "%s", f->text + s->image);
+    return key_of_text(path, strlen(path));
+}
+
 // Samples with the same key are false negatives of each other when they meet in a step (--positives-key). By
 // default these are those with the same caption; where labels replace captions, those of the same class.
 // `caption` is what dataset_read gave.
@@ -380,16 +391,10 @@ static inline uint64_t sample_key(
     const DataSample *s = &d->samples[index];
     const DataFile *f = &d->files[s->file];
     PositivesKey kind = positives_key(&d->config);
-    char path[2 * PATH_SIZE];
     if (d->keys) return d->keys[index];
     if (kind == KEY_CAPTION && sample_is_prompted(d, s)) kind = KEY_CLASS;
     if (kind == KEY_CAPTION && caption_bytes) return key_of_caption(caption, caption_bytes);
-    if (kind == KEY_IMAGE) {
-        if (sample_type(d, s) != DATASET_CSV) dataset_origin(d, index, path, sizeof path);
-        else if (s->image_bytes >= 0 && !csv_image_path(f, s, path))
-            snprintf(path, sizeof path, "%s", f->text + s->image);
-        if (s->image_bytes >= 0) return key_of_text(path, strlen(path));
-    }
+    if (kind == KEY_IMAGE) return sample_image_key(d, index);
     if (kind == KEY_CLASS && s->label >= 0) return rand_for(CLASS_STREAM, (uint64_t)s->label, 0).state;
     const bool column =
         (kind == KEY_CLASS || kind == KEY_COLUMN) && sample_type(d, s) == DATASET_CSV && s->name >= 0;

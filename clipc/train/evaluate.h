@@ -1,5 +1,5 @@
-// Evaluating a model, the same for every back end: zero-shot accuracy, validation loss with retrieval, the
-// features themselves as a file, and the classes of single images.
+// Evaluating a model, the same for every back end: zero-shot accuracy, the features themselves as a file, and
+// the classes of single images. validation.h measures loss and retrieval.
 //
 // All results depend on the model and the data alone, not on threads, workers or chunk sizes; the validation
 // loss depends on the batch size too, since a pair's negatives are the other pairs of its batch.
@@ -9,8 +9,7 @@
 #include "clipc/model/clip.h"      // clip_encode_image, clip_encode_text
 #include "clipc/data/dataloader.h" // Loader
 #include "clipc/base/logger.h"     // logger_progress
-#include "clipc/math/loss.h"       // contrastive_loss
-#include "clipc/train/metrics.h"   // retrieval_metrics, zeroshot_logits
+#include "clipc/train/metrics.h"   // zeroshot_logits
 
 // Everything an evaluation needs: model, loader settings, logger.
 typedef struct {
@@ -74,13 +73,16 @@ typedef struct {
     bool interrupted;
 } EvaluationPass;
 
-// Starts the loader's workers; pass_end() ends them. Without `captions` images alone are read.
+typedef enum { PASS_PAIRS, PASS_IMAGES, PASS_CAPTIONS } PassKind; // what is read and encoded
+
+// Starts the loader's workers; pass_end() ends them.
 static inline EvaluationPass pass_start(
-    const Evaluation *e, const Dataset *data, bool captions, const char *what) {
+    const Evaluation *e, const Dataset *data, PassKind kind, const char *what) {
     EvaluationPass p;
     LoaderConfig config = e->loader;
     memset(&p, 0, sizeof p);
-    if (!captions) config.context = 0;
+    if (kind == PASS_IMAGES) config.context = 0;
+    config.captions_only = kind == PASS_CAPTIONS;
     p.e = e;
     p.what = what;
     p.loader = loader_create(data, &config);
@@ -89,15 +91,15 @@ static inline EvaluationPass pass_start(
     return p;
 }
 
-// Encodes the next batch into image (B,E) and, unless it is NULL, text (B,E). Returns how many pairs those
-// are; 0 at the end, or after Ctrl-C.
+// Encodes the next batch into image (B,E) and text (B,E), each unless it is NULL. Returns how many samples
+// those are; 0 at the end, or after Ctrl-C.
 static inline int pass_next(EvaluationPass *p, float *image, float *text) {
     int n = loader_next(p->loader, &p->batch);
     ClipBatch batch = clip_batch(n);
     batch.pixels = p->batch.pixels;
     batch.tokens = p->batch.tokens;
     if (n) {
-        encode_images(p->e, &batch, image);
+        if (image) encode_images(p->e, &batch, image);
         if (text) encode_texts(p->e, &batch, text);
         p->seen += n;
     }
@@ -243,7 +245,7 @@ static inline bool evaluate_zeroshot(const Evaluation *e, const ZeroshotSet *set
     float *logits = (float *)malloc_check(B * (size_t)C * sizeof(float));             // (B,C)
     int64_t hits1 = 0, hits5 = 0;
     EvaluationPass pass =
-        pass_start(e, &set->data, false, "zero-shot"); // the workers decode while the text tower runs
+        pass_start(e, &set->data, PASS_IMAGES, "zero-shot"); // the workers decode while the text tower runs
     pass.interrupted = !zeroshot_classifier(e, classifier, &set->classnames, &set->templates);
     for (int n; !pass.interrupted && (n = pass_next(&pass, image, NULL)) > 0;) {
         zeroshot_logits(e->kernels, logits, image, classifier, n, C, E, ZEROSHOT_SCALE);
@@ -311,70 +313,6 @@ static inline void save_features(const char *path, const char *model, float logi
     json_decref(header);
 }
 
-// ---------------------------------------------------------------- validation
-
-// Captioned images.
-typedef struct {
-    char name[64]; // "" or that of NAME=PATH
-    Dataset data;
-} ValidationSet;
-
-typedef struct {
-    double loss; // mean over the samples, each in its batch
-    RetrievalMetrics retrieval;
-    int64_t samples; // those that could be read
-} ValidationMetrics;
-
-// open_clip's evaluation on captioned images: the loss in batches of training's size (the last one may be
-// smaller), and retrieval over the whole set, for which all features are held: 8 N E bytes. They are saved to
-// `features_path` unless it is NULL. False, and *out unchanged, after Ctrl-C.
-static inline bool evaluate_validation(
-    const Evaluation *e, const Dataset *data, const char *features_path, ValidationMetrics *out) {
-    const int E = e->clip->config.embed_dim;
-    const size_t N = (size_t)dataset_count(data), W = (size_t)E;
-    const float scale = clip_logit_scale(e->clip);
-    if (N > 1 << 30)
-        die(EXIT_USAGE, "%s: %zu pairs are too many to validate on; use --val-num-samples",
-            data->files[0].path, N);
-    float *image = (float *)malloc_check(N * W * sizeof(float));
-    float *text = (float *)malloc_check(N * W * sizeof(float)); // (N,E)
-    int64_t *indices = (int64_t *)malloc_check(N * sizeof(int64_t));
-    int64_t *labels = (int64_t *)malloc_check(N * sizeof(int64_t));
-    bool labelled = false;
-    double loss = 0;
-    EvaluationPass pass = pass_start(e, data, true, "validation");
-    for (size_t first = 0;; first = (size_t)pass.seen) {
-        int n = pass_next(&pass, image + first * W, text + first * W);
-        if (!n) break;
-        loss += n * contrastive_loss(e->kernels, NULL, NULL, NULL, image + first * W, text + first * W, NULL,
-                        POSITIVES_DIAGONAL, n, E, scale);
-        for (int i = 0; i < n; i++) {
-            indices[first + (size_t)i] = pass.batch.indices[i];
-            labels[first + (size_t)i] = pass.batch.labels[i];
-            labelled |= pass.batch.labels[i] >= 0;
-        }
-    }
-    bool whole = pass_end(&pass);
-    if (whole) {
-        out->samples = pass.seen;
-        out->loss = loss / (double)pass.seen;
-        if (!isfinite(out->loss))
-            die(EXIT_RUNTIME,
-                "the validation loss is not finite (logit scale %g); take an earlier checkpoint, or lower "
-                "--lr",
-                scale);
-        out->retrieval = retrieval_metrics(e->kernels, image, text, (int)pass.seen, E, e->retrieval_chunk);
-        if (features_path)
-            save_features(features_path, e->clip->config.name, scale, image, text, indices,
-                labelled ? labels : NULL, pass.seen, E);
-    }
-    free(labels);
-    free(indices);
-    free(text);
-    free(image);
-    return whole;
-}
-
 // ---------------------------------------------------------------- metrics by name
 
 // A metric's name for the set that it was measured on: zeroshot_top1, or zeroshot_top1/birds of a set with a
@@ -406,23 +344,6 @@ static inline MetricList zeroshot_metric_list(const ZeroshotMetrics *z, const ch
     m.count = 0;
     metric_add(&m, "", "zeroshot_top1", set, z->top1);
     if (z->classes >= 5) metric_add(&m, "", "zeroshot_top5", set, z->top5);
-    return m;
-}
-
-static inline void rank_metric_add(MetricList *m, const char *prefix, const char *set, const RankMetrics *r) {
-    metric_add(m, prefix, "mean_rank", set, r->mean_rank);
-    metric_add(m, prefix, "median_rank", set, r->median_rank);
-    metric_add(m, prefix, "R@1", set, r->R1);
-    metric_add(m, prefix, "R@5", set, r->R5);
-    metric_add(m, prefix, "R@10", set, r->R10);
-}
-
-static inline MetricList validation_metric_list(const ValidationMetrics *v, const char *set) {
-    MetricList m;
-    m.count = 0;
-    metric_add(&m, "", "val_loss", set, v->loss);
-    rank_metric_add(&m, "image_to_text_", set, &v->retrieval.image_to_text);
-    rank_metric_add(&m, "text_to_image_", set, &v->retrieval.text_to_image);
     return m;
 }
 

@@ -14,20 +14,20 @@
 #define CLIPC_MONITOR_H
 
 #include "clipc/model/checkpoint.h" // RunState
-#include "clipc/train/evaluate.h"   // ZeroshotSet, ValidationSet, metric_name
+#include "clipc/train/evaluate.h"   // ZeroshotSet, metric_name
+#include "clipc/train/validation.h" // ValidationSet
 #include "clipc/base/plot.h"        // Curves
 #include "clipc/base/strategies.h"  // StrategyGiven
 #include "clipc/train/trackers.h"   // EventFile, Companion
 
 // ---------------------------------------------------------------- curves
 
-// Is this the curve of an evaluation, of a share, and one that is better the lower it is?
-static inline bool curve_is_evaluation(const char *name) {
-    return strstr(name, "zeroshot_top") || strstr(name, "val_loss") || strstr(name, "_R@") ||
-           strstr(name, "_rank");
-}
+// Is this the curve of a share, of an evaluation, and one that is better the lower it is?
 static inline bool curve_is_share(const char *name) {
-    return strstr(name, "zeroshot_top") || strstr(name, "_R@");
+    return strstr(name, "zeroshot_top") || strstr(name, "_R@") || strstr(name, "mean_recall");
+}
+static inline bool curve_is_evaluation(const char *name) {
+    return curve_is_share(name) || strstr(name, "val_loss") || strstr(name, "_rank");
 }
 static inline bool curve_falls(const char *name) { return strstr(name, "loss") || strstr(name, "_rank"); }
 

@@ -7,10 +7,11 @@
 #include "clipc/base/strategies.h"  // preset_apply
 #include "clipc/model/checkpoint.h" // Checkpoint, checkpoint_load_latest
 #include "clipc/model/open_model.h" // model_open
-#include "clipc/train/evaluate.h"   // Evaluation, ZeroshotSet, ValidationSet
+#include "clipc/train/evaluate.h"   // Evaluation, ZeroshotSet
 #include "clipc/train/monitor.h"    // monitor_check_options
 #include "clipc/train/run_folder.h" // RunFolder, folder_take
 #include "clipc/train/settings.h"   // settings_without_acting
+#include "clipc/train/validation.h" // ValidationSet
 
 // What a run trains on, and how images and captions are read. `loading` points to its neighbours: not to be
 // copied.
@@ -297,6 +298,8 @@ static inline void sets_open(EvaluationSets *s, const Options *o) {
         DatasetConfig val = keys;
         ValidationSet *set = sets_add_validation(s);
         val.num_samples = max_i64(0, o->val_num_samples);
+        val.validation = true;
+        val.positives_key = o->positives_key;
         set->data = dataset_open(set_path("val-data", o->val_data.items[i], set->name), &val, 1);
         loader_check_captions(&set->data, &s->how.loader);
         for (size_t k = 0; k < i; k++)

@@ -109,7 +109,7 @@ static inline bool sweep_read(Sweep *s, SweepSet *x) {
         x->features = (float *)malloc_check(N * E * sizeof(float));
         if (s->keeps_pixels) x->pixels = (uint8_t *)malloc_check(N * image);
     }
-    EvaluationPass pass = pass_start(s->e, &x->set.data, false, x->set.name);
+    EvaluationPass pass = pass_start(s->e, &x->set.data, PASS_IMAGES, x->set.name);
     for (size_t first = 0;; first = (size_t)pass.seen) {
         const int n = pass_next(&pass, x->features + first * E, NULL);
         if (!n) break;

@@ -441,16 +441,19 @@ static inline void train_log(Training *t, double loss, double norm, double lr, d
     monitor_record(&t->monitor, &t->folder.log, &r);
 }
 
-// A note, once: many of a pair's negatives have its own caption, so that the loss pushes true pairs apart.
+// A note, once: many of a pair's negatives have its own key or image; the loss pushes true pairs apart.
 static inline void train_note_false_negatives(Training *t) {
     const Options *o = t->o;
-    const double each = t->false_negatives / (double)max_i64(1, t->steps_counted);
-    if (each >= 0.1 && strcmp(o->train_data, "synthetic") != 0 &&
-        t->loader.batch.positives == POSITIVES_DIAGONAL && !t->false_negatives_noted)
-        logger_print(&t->folder.log,
-            "note         in a step a pair meets %.2g others with the same %s, which the loss takes for "
-            "negatives; --positives mask or --distinct-batches avoids that",
-            each, o->positives_key ? o->positives_key : "caption");
+    const char *kind[2] = {o->positives_key ? o->positives_key : "caption", "image"};
+    double met[2] = {t->false_negatives / (double)max_i64(1, t->steps_counted), 0};
+    if (t->false_negatives_noted || t->loader.batch.positives != POSITIVES_DIAGONAL) return;
+    if (strcmp(kind[0], "image")) met[1] = images_met_again(&t->data.train, o->batch_size * o->accum_freq);
+    for (int i = 0; i < 2; i++)
+        if (met[i] >= 0.1 && strcmp(o->train_data, "synthetic") != 0)
+            logger_print(&t->folder.log,
+                "note         in a step a pair meets %.2g others with the same %s, which the loss takes for "
+                "negatives; %s--positives mask or --distinct-batches avoids that",
+                met[i], kind[i], i ? "--positives-key image with " : "");
     t->false_negatives_noted = true;
 }
 

@@ -1,6 +1,6 @@
 // Evaluation: class names and templates, zero-shot and validation over a data set, feature files, single
 // images. A toy back end takes the place of the model.
-#include "clipc/train/evaluate.h"
+#include "clipc/train/validation.h"
 
 #include "dev/test/child.h"
 #include "dev/test/features.h"
@@ -335,7 +335,7 @@ static void test_zeroshot_is_the_same_over_folders_and_tables(Evaluation e, cons
 static const char *const VALIDATION_NAMES[] = {"val_loss", "image_to_text_mean_rank",
     "image_to_text_median_rank", "image_to_text_R@1", "image_to_text_R@5", "image_to_text_R@10",
     "text_to_image_mean_rank", "text_to_image_median_rank", "text_to_image_R@1", "text_to_image_R@5",
-    "text_to_image_R@10"};
+    "text_to_image_R@10", "mean_recall"};
 
 static double naive_loss(const float *image, const float *text, int n, double scale) {
     double loss = 0;
@@ -428,10 +428,10 @@ static void test_validation_measures_loss_and_retrieval_and_saves_features(Evalu
         EXPECT_CLOSE(m.loss, loss, 1e-5);
         EXPECT(memcmp(&m.retrieval, &expected, sizeof expected) == 0, "retrieval at batch %d", batches[b]);
         MetricList list = validation_metric_list(&m, "");
-        EXPECT(list.count == 11 && list.list[0].value == m.loss &&
+        EXPECT(list.count == 12 && list.list[0].value == m.loss &&
                    list.list[10].value == m.retrieval.text_to_image.R10,
             "values");
-        for (int i = 0; i < 11 && i < list.count; i++) EXPECT_STRING(list.list[i].name, VALIDATION_NAMES[i]);
+        for (int i = 0; i < 12 && i < list.count; i++) EXPECT_STRING(list.list[i].name, VALIDATION_NAMES[i]);
     }
     check_features_file(features, image, text);
     dataset_free(&data);
@@ -442,7 +442,7 @@ static void test_validation_measures_loss_and_retrieval_and_saves_features(Evalu
 static void test_ctrl_c_ends_an_evaluation(Evaluation e, const char *folder) {
     char path[PATH_SIZE], features[PATH_SIZE];
     volatile sig_atomic_t stop = 0;
-    ValidationMetrics v = {-1, {{0, 0, 0, 0, 0}, {0, 0, 0, 0, 0}}, -1};
+    ValidationMetrics v = {-1, {{0, 0, 0, 0, 0}, {0, 0, 0, 0, 0}}, -1, -1};
     ZeroshotMetrics z = {-1, -1, -1, -1};
     DatasetConfig config = dataset_config_default();
     e.loader.interrupted = e.clip->back->stop = &stop;

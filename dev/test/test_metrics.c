@@ -86,15 +86,15 @@ static void test_not_a_number_ranks_last(const Kernels *kernels) {
 static void test_rank_metrics_match_those_by_hand(void) {
     static const int ranks[] = {9, 1, 0, 5, 10, 4, 11, 2, 0, 11, 3, 6}; // sorted: 0 0 1 2 3 4 5 6 9 10 11 11
     static const int odd[] = {3, 0, 4, 1, 4}, one[] = {0};
-    RankMetrics m = rank_metrics(ranks, 12);
+    RankMetrics m = rank_metrics(ranks, 12, 12);
     EXPECT_CLOSE(m.mean_rank, 62 / 12.0 + 1, 1e-12);
     EXPECT(m.median_rank == 5, "%g: floor((4 + 5) / 2) + 1", m.median_rank);
     EXPECT_CLOSE(m.R1, 2 / 12.0, 1e-12);
     EXPECT_CLOSE(m.R5, 6 / 12.0, 1e-12);
     EXPECT_CLOSE(m.R10, 9 / 12.0, 1e-12);
-    m = rank_metrics(odd, 5);
+    m = rank_metrics(odd, 5, 5);
     EXPECT(m.median_rank == 4, "%g", m.median_rank);
-    m = rank_metrics(one, 1);
+    m = rank_metrics(one, 1, 1);
     EXPECT(m.mean_rank == 1 && m.median_rank == 1 && m.R1 == 1 && m.R5 == 1 && m.R10 == 1,
         "one pair is always found");
 }
@@ -114,7 +114,7 @@ static void rank_nothing(const void *unused) {
 static void measure_a_rank_beyond_the_candidates(const void *unused) {
     (void)unused;
     const int ranks[2] = {0, 2};
-    rank_metrics(ranks, 2);
+    rank_metrics(ranks, 2, 2);
 }
 
 static void add_captions_without_templates(const void *unused) {

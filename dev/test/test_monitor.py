@@ -111,7 +111,7 @@ def test_sets():
     """Several validation sets, each under its name."""
     text = run(f"{IMAGES} --name sets --val-data one=shapes/val.csv --val-data shapes/few.csv {LABELLED} --epochs 1 --preset quick --lr 1e-3")
     record = [record for record in metrics("sets") if "val_loss" in record][-1]
-    for name in ("val_loss/one", "val_loss", "image_to_text_R@1/one", "text_to_image_median_rank", "zeroshot_top1/target", "zeroshot_top1"):
+    for name in ("val_loss/one", "val_loss", "image_to_text_R@1/one", "mean_recall", "text_to_image_median_rank", "zeroshot_top1/target", "zeroshot_top1"):
         check(name in record, f"{name} is measured")
     check(record["val_loss"] != record["val_loss/one"], "the sets differ")
     check("best.bin, zeroshot_top1/target" in text, "the first zero-shot set is the target")
