@@ -128,8 +128,8 @@ typedef struct {
     X(DATA, INT, workers, "workers", "(cores)", "[1,256]", \
         "threads that decode images ahead of the training step") \
     X(DATA, TEXT, cache_images, "cache-images", "(none)", "FILE", \
-        "cache decoded images in this file, which the first run creates: the model's input images with " \
-        "--aug-cfg none, else the whole images") \
+        "cache decoded images in this file, to which runs add what it lacks: the model's input images " \
+        "with --aug-cfg none, else the whole images") \
     X(DATA, FLAG, no_shuffle, "no-shuffle", "", "", \
         "use the samples in the order of the data") \
     X(DATA, WORDS, aug_cfg, "aug-cfg", "(scale=0.9,1.0)", "KEY=VALUE...", \

@@ -28,7 +28,7 @@ typedef struct {
     int batch_size, workers;      // 1 …
     ImageSettings image;          // size: of the pixels, square
     const AugmentConfig *augment; // NULL: the evaluation transform
-    const ImageCache *cache;      // the images of this data set, decoded before; or NULL
+    ImageCache *cache;            // the images of this data set, decoded before; or NULL
     uint64_t seed;
     bool shuffle;               // else 0 … N-1
     bool one_pass;              // evaluation: one pass without wrapping, the last batch is smaller
@@ -111,12 +111,6 @@ static inline bool loader_crops(const LoaderConfig *c) {
     return c->augment && !c->augment->evaluation_transform;
 }
 
-// The image as the cache holds it; its pixels belong to the cache.
-static inline Image cached_image(const ImageCache *cache, const ImageEntry *e) {
-    const Image image = {e->width, e->height, (uint8_t *)(uintptr_t)(cache->map + e->offset), 1};
-    return image;
-}
-
 // Transforms an image into the slot. draw: a number for each place in the epoch, from which what is random is
 // drawn.
 static inline SampleStatus loader_transform(
@@ -129,27 +123,39 @@ static inline SampleStatus loader_transform(
     return SAMPLE_OK;
 }
 
-// The pixels of the slot's sample, from the cache or decoded from the image file.
-static inline SampleStatus loader_fill_pixels(
-    const Loader *l, const ByteBuffer *file, uint64_t draw, LoaderSlot *s) {
-    const LoaderConfig *c = &l->config;
-    if (c->cache) {
-        const ImageEntry *e = &c->cache->entries[s->index];
-        const Image image = cached_image(c->cache, e);
-        s->rotated = e->orientation != 1;
-        if (e->status != SAMPLE_OK) return e->status;
-        if (!c->cache->squares) return loader_transform(l, &image, draw, s);
-        memcpy(s->pixels, image.rgb, 3 * (size_t)c->image.size * (size_t)c->image.size);
-        return SAMPLE_OK;
-    }
+// The pixels of the slot's sample from the cache; false where it does not hold them.
+static inline bool loader_take_cached(const Loader *l, SampleBuffers *b, uint64_t draw, LoaderSlot *s) {
+    ImageCache *cache = l->config.cache;
+    const ImageEntry *e = cache ? image_cache_find(cache, s->index) : NULL;
+    if (!e) return false;
+    s->rotated = e->orientation != 1;
+    if (cache->squares) return image_cache_read(cache, e, s->pixels);
+    ByteBuffer *pixels = &b->image;
+    list_grow((void **)&pixels->data, &pixels->capacity, image_entry_bytes(e) + 1, 1);
+    if (!image_cache_read(cache, e, pixels->data)) return false;
+    const Image image = {e->width, e->height, pixels->data, 1};
+    s->status = loader_transform(l, &image, draw, s);
+    return true;
+}
+
+// The pixels of the slot's sample, decoded from its image file.
+static inline SampleStatus loader_decode(const Loader *l, SampleBuffers *b, uint64_t draw, LoaderSlot *s) {
     Image image;
-    int orientation;
-    SampleStatus status = sample_decode(&image, &orientation, file, &c->image);
+    int orientation = 1;
+    SampleStatus status = sample_read_image(l->data, &l->data->samples[s->index], b);
+    if (status == SAMPLE_OK) status = sample_decode(&image, &orientation, &b->image, &l->config.image);
     s->rotated = orientation != 1;
     if (status != SAMPLE_OK) return status;
     status = loader_transform(l, &image, draw, s);
     image_free(&image);
     return status;
+}
+
+// The pixels of the slot's sample: drawn, from the cache, or decoded.
+static inline void loader_fill_pixels(const Loader *l, uint64_t draw, LoaderSlot *s, SampleBuffers *b) {
+    if (sample_type(l->data, &l->data->samples[s->index]) == DATASET_SYNTHETIC)
+        dataset_synthetic_pixels(s->index, s->pixels, l->config.image.size);
+    else if (!loader_take_cached(l, b, draw, s)) s->status = loader_decode(l, b, draw, s);
 }
 
 // Replaces the caption by a template with the name of the sample's class (FLYP). False for a class without a
@@ -178,16 +184,12 @@ static inline void loader_fill(const Loader *l, int64_t position, LoaderSlot *s,
     const uint64_t draw = (uint64_t)entry + (uint64_t)(position / l->count) * order_limit(l->data);
     s->index = order_sample(l->data, entry);
     s->rotated = false;
-    s->status = c->cache || c->captions_only ? dataset_read_caption(l->data, s->index, b)
-                                             : dataset_read(l->data, s->index, b);
+    s->status = dataset_read_caption(l->data, s->index, b);
     s->label = b->label;
     s->length = c->context;
     if (s->status != SAMPLE_OK) return;
     s->key = sample_key(l->data, s->index, b->caption, b->caption_bytes);
-    if (c->captions_only) s->status = SAMPLE_OK;
-    else if (sample_type(l->data, &l->data->samples[s->index]) == DATASET_SYNTHETIC)
-        dataset_synthetic_pixels(s->index, s->pixels, c->image.size);
-    else s->status = loader_fill_pixels(l, &b->image, draw, s);
+    if (!c->captions_only) loader_fill_pixels(l, draw, s, b);
     if (s->status != SAMPLE_OK || !c->context) return;
     if (c->templates && sample_is_prompted(l->data, &l->data->samples[s->index]) &&
         !loader_draw_prompt(l, draw, b))
@@ -260,7 +262,7 @@ static inline Loader *loader_create(const Dataset *data, const LoaderConfig *con
     assert(!config->templates == !config->classnames);
     assert(config->distinct_step >= 0 && config->distinct_step % config->batch_size == 0);
     assert(!config->distinct_step || data->keys);
-    assert(!config->cache || config->cache->count == data->count);
+    assert(!config->cache || config->cache->samples == data->count);
     Loader *l = (Loader *)calloc_check(1, sizeof *l);
     l->data = data;
     l->config = *config;

@@ -4,9 +4,10 @@
 #ifndef CLIPC_SAMPLE_H
 #define CLIPC_SAMPLE_H
 
-#include "clipc/data/dataset.h"   // Dataset
-#include "clipc/data/image.h"     // image_decode
-#include "clipc/data/transform.h" // image_eval_transform
+#include "clipc/base/cache_file.h" // hash128_file, pread_all
+#include "clipc/data/dataset.h"    // Dataset
+#include "clipc/data/image.h"      // image_decode
+#include "clipc/data/transform.h"  // image_eval_transform
 
 #include <jansson.h>
 
@@ -90,13 +91,8 @@ static inline SampleStatus sample_open_error(int error) {
 // Bytes [offset, offset + bytes) of an open file.
 static inline SampleStatus sample_pread(ByteBuffer *out, int fd, int64_t offset, int64_t bytes) {
     list_grow((void **)&out->data, &out->capacity, (size_t)bytes + 1, 1); // never NULL
-    for (out->bytes = 0; out->bytes < (size_t)bytes;) {
-        ssize_t got = pread(
-            fd, out->data + out->bytes, (size_t)bytes - out->bytes, (off_t)(offset + (int64_t)out->bytes));
-        if (got < 0 && errno == EINTR) continue;
-        if (got <= 0) return SAMPLE_UNREADABLE; // also a file that has become shorter
-        out->bytes += (size_t)got;
-    }
+    out->bytes = (size_t)bytes;
+    if (!pread_all(fd, out->data, out->bytes, offset)) return SAMPLE_UNREADABLE; // also if it has been cut
     return SAMPLE_OK;
 }
 
@@ -182,6 +178,16 @@ static inline SampleStatus sample_csv_image(const DataFile *f, const DataSample 
     SampleStatus status =
         csv_image_path(f, s, path) ? sample_read_file(out, path, IMAGE_MOST_BYTES) : SAMPLE_MISSING;
     return status == SAMPLE_MISSING ? sample_read_file(out, f->text + s->image, IMAGE_MOST_BYTES) : status;
+}
+
+// Continues *hash with path and stamp of the file that sample_read_image() opens, for a CSV or a folder.
+// False where there is none.
+static inline bool sample_hash_file(Hash128 *hash, const Dataset *d, const DataSample *s) {
+    const DataFile *f = &d->files[s->file];
+    char path[2 * PATH_SIZE];
+    if (sample_type(d, s) == DATASET_CSV && csv_image_path(f, s, path) && hash128_file(hash, path))
+        return true;
+    return hash128_file(hash, f->text + s->image);
 }
 
 static inline SampleStatus sample_folder_caption(const DataFile *f, const DataSample *s, SampleBuffers *out) {

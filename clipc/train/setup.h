@@ -21,7 +21,7 @@ typedef struct {
     StringList classnames;   // and the names; index = label
     Dataset train;           // the samples
     AugmentConfig augment;   // --aug-cfg
-    ImageCache images;       // --cache-images: decoded images; map NULL: none
+    ImageCache images;       // --cache-images: decoded images; path NULL: none
     LoaderConfig loading;    // how the loader of a run is made
     char skipped[PATH_SIZE]; // the file that names the samples left out
     int64_t steps_per_epoch; // fixed at the start
@@ -243,19 +243,18 @@ static inline void data_open(TrainData *d, Options *o, Dataset *val) {
     d->steps_per_epoch = data_count_steps(d, o, n);
 }
 
-// --cache-images: the loader takes decoded images from the file, which is made first where it does not exist.
-// Ends the program where Ctrl-C came in between.
+// --cache-images: the loader takes decoded images from the file, to which those that it does not hold are
+// added first. Ends the program where Ctrl-C came in between.
 static inline void data_cache_images(TrainData *d, const Options *o) {
     const char *path = o->cache_images;
     LoaderConfig *l = &d->loading;
     ImageSettings c = l->image;
     if (l->augment) c.size = 0; // the images as decoded
     if (!path) return;
-    if (!file_exists(path) && !image_cache_make(path, &d->train, &c, l->interrupted)) {
-        warn("interrupted; no images were cached");
+    if (!image_cache_open(&d->images, path, &d->train, &c, l->interrupted)) {
+        warn("interrupted; %s keeps the images decoded so far", path);
         exit(EXIT_SIGNAL + train_interrupted);
     }
-    d->images = image_cache_open(path, &d->train, &c);
     l->cache = &d->images;
 }
 

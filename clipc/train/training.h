@@ -125,9 +125,9 @@ static inline void train_describe(Training *t) {
     for (size_t s = 0; d->source_count > 1 && s < d->source_count; s++)
         logger_print(log, "source       %s: %lld pairs an epoch", d->sources[s].spec, (long long)pairs[s]);
     free(pairs);
-    if (t->data.images.map)
-        logger_print(
-            log, "images       decoded, in %s: %.2f GB", o->cache_images, (double)t->data.images.bytes / 1e9);
+    if (t->data.images.path)
+        logger_print(log, "images       %zu decoded ones in %s: %.2f GB", t->data.images.count,
+            o->cache_images, (double)t->data.images.bytes / 1e9);
     char schedule[256];
     schedule_describe(&t->schedule, schedule);
     logger_print(log, "schedule     %s", schedule);
