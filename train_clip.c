@@ -1165,6 +1165,8 @@ void clip_set_precision(Clip *clip, Precision precision) {
     towers_bind(clip);
 }
 
+Precision clip_precision(const Clip *clip) { return clip->back->bf16 ? PRECISION_AMP_BF16 : PRECISION_FP32; }
+
 void clip_start_training(Clip *clip, const ClipTraining *how) {
     Backend *b = clip->back;
     float **arenas[] = {&b->grads, &b->m, &b->v, &b->ema};

@@ -1128,6 +1128,8 @@ void clip_set_precision(Clip *clip, Precision precision) {
     b->params_bf16_stale = true;
 }
 
+Precision clip_precision(const Clip *clip) { return clip->back->precision; }
+
 // Copies the weights to bf16 again; needed after they were written by anything but clip_update().
 static void weights_refresh(Backend *b) {
     if (b->gpu.params_bf16 && b->params_bf16_stale)

@@ -131,6 +131,7 @@ PrecisionSupport clip_precision_support(Precision precision);
 // Call it after locking and before clip_start_training(); without it the model computes in fp32. The
 // precision must be supported.
 void clip_set_precision(Clip *clip, Precision precision);
+Precision clip_precision(const Clip *clip);
 
 // Allocates gradients and optimizer state of the trainable tensors (m = v = 0), and the features of a step.
 // Call it after locking.

@@ -57,13 +57,15 @@ static inline void train_open_data(Training *t) {
     sets_open(&t->sets, o);
 }
 
-// LOGS/NAME with its log. Nothing before it writes a file, except to the cache of decoded images.
+// LOGS/NAME with its log. Nothing before it writes a file, except to caches: one that cannot be used ends the
+// program without leaving a folder.
 static inline void train_open_folder(Training *t) {
     const Options *o = t->o;
     if (!o->resume && !folder_fault(t->folder.path))
         die(EXIT_USAGE, "%s: exists already; choose another --name, or go on with --resume latest",
             t->folder.path);
     train_catch_signals();
+    features_open(t->features, o, t->clip, &t->data);
     data_cache_images(&t->data, o);
     folder_open(&t->folder, o->resume != NULL);
 }
@@ -382,7 +384,7 @@ static inline void train_start(Training *t) {
     const Options *o = t->o;
     RunFolder *f = &t->folder;
     train_describe(t);
-    features_open(t->features, o, t->clip, &t->data, &f->log);
+    features_describe(t->features, t->clip, &f->log);
     train_start_monitor(t);
     train_describe_disk(t);
     path_format(t->data.skipped, "%s/skipped.txt", f->path);
@@ -461,7 +463,7 @@ static inline void train_note_false_negatives(Training *t) {
 // the model is evaluated.
 static inline void train_end_epoch(Training *t) {
     loader_report_skips(t->loader.loader);
-    features_save(t->features, t->o, t->clip, &t->data);
+    features_save(t->features);
     train_note_false_negatives(t);
     if (train_epoch_ends(t)) {
         t->state.epoch++;
@@ -517,6 +519,7 @@ static inline int train_end(Training *t) {
     train_draw(t);
     if (complete || stopped) train_print_end(t);
     else folder_print_resume(&t->folder, s->step);
+    features_save(t->features);
     training_free(t);
     return complete || stopped ? EXIT_SUCCESS : EXIT_SIGNAL + train_interrupted;
 }
