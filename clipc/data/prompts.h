@@ -14,6 +14,7 @@
 #include <jansson.h>
 
 #define DEFAULT_TEMPLATE "a photo of a {}." // where no --templates are given
+#define PROMPT_MOST_BYTES 65536             // of a name or template; a prompt is cut off after as many
 
 // ---------------------------------------------------------------- lists of Python and JSON
 
@@ -27,6 +28,7 @@ typedef struct {
     bool certain;       // its beginning cannot be a line of plain text
     bool after_string;  // and no comma yet
     char parameter[64]; // of the lambda read last
+    char *string;       // scratch, as long as the text
 } PythonReader;
 
 static inline bool is_word_byte(char c) { return isalnum((unsigned char)c) || c == '_' || (c & 0x80); }
@@ -50,7 +52,7 @@ static inline int python_prefix(const char *text) {
 static inline bool python_string(PythonReader *r) {
     const char *s = r->at + python_prefix(r->at), quote = *s++;
     const size_t name = strlen(r->parameter);
-    char *text = (char *)malloc_check(strlen(s) + 1);
+    char *text = r->string;
     size_t n = 0;
     for (; *s && *s != quote && *s != '\n'; s++) {
         const bool place = name && *s == '{' && strncmp(s + 1, r->parameter, name) == 0 && s[1 + name] == '}';
@@ -62,7 +64,6 @@ static inline bool python_string(PythonReader *r) {
     text[n] = 0;
     const bool whole = *s == quote && !(n == 0 && s[1] == quote);
     if (whole) string_list_add(r->out, text);
-    free(text);
     r->at = s + 1;
     r->after_string = true;
     return whole;
@@ -71,16 +72,17 @@ static inline bool python_string(PythonReader *r) {
 // NAME = before the list, lambda NAME:, and behind a string .format(NAME) or % NAME. False for any other
 // code.
 static inline bool python_code(PythonReader *r) {
-    char word[64];
+    char word[64], near[96]; // sscanf() measures the whole text that it is given
     int n = 0;
+    snprintf(near, sizeof near, "%.*s", (int)sizeof near - 1, r->at);
     if (r->after_string) {
-        if (sscanf(r->at, ".format(%63[A-Za-z0-9_])%n", word, &n) == 1 && n) r->at += n;
-        else if (sscanf(r->at, "%% %63[A-Za-z0-9_]%n", word, &n) == 1 && n) r->at += n;
-        else if (sscanf(r->at, "%% (%63[A-Za-z0-9_])%n", word, &n) == 1 && n) r->at += n;
+        if (sscanf(near, ".format(%63[A-Za-z0-9_])%n", word, &n) == 1 && n) r->at += n;
+        else if (sscanf(near, "%% %63[A-Za-z0-9_]%n", word, &n) == 1 && n) r->at += n;
+        else if (sscanf(near, "%% (%63[A-Za-z0-9_])%n", word, &n) == 1 && n) r->at += n;
         else return false;
         return true;
     }
-    if (sscanf(r->at, "lambda %63[A-Za-z0-9_] :%n", r->parameter, &n) == 1 && n) {
+    if (sscanf(near, "lambda %63[A-Za-z0-9_] :%n", r->parameter, &n) == 1 && n) {
         r->certain = true;
         r->at += n;
         return true;
@@ -109,16 +111,18 @@ static inline bool python_token(PythonReader *r) {
 
 // Adds the strings of a Python list, tuple, or lines of strings.
 static inline PythonKind python_strings(const char *text, StringList *out) {
-    PythonReader r = {text, out, 0, false, false, ""};
-    for (;;) {
-        r.at += strspn(r.at, " \t\r");
+    PythonReader r = {text, out, 0, false, false, "", (char *)malloc_check(strlen(text) + 1)};
+    bool good = true;
+    while (good && *(r.at += strspn(r.at, " \t\r"))) {
         if (*r.at == '\n') {
             r.after_string &= r.depth > 0; // outside of brackets a line ends what it says
             r.at++;
         } else if (*r.at == '#') r.at += strcspn(r.at, "\n");
-        else if (!*r.at) return out->count && !r.depth ? PYTHON_LIST : r.certain ? PYTHON_OTHER : PYTHON_NOT;
-        else if (!python_token(&r)) return r.certain ? PYTHON_OTHER : PYTHON_NOT;
+        else good = python_token(&r);
     }
+    free(r.string);
+    if (good && out->count && !r.depth) return PYTHON_LIST;
+    return r.certain ? PYTHON_OTHER : PYTHON_NOT;
 }
 
 // Adds the strings of a JSON text: of a list, or of an object with one list. False where it is not JSON; JSON
@@ -185,6 +189,10 @@ static inline StringList entries_read(const char *path, const char *what) {
     }
     free(file);
     if (!out.count) die(EXIT_USAGE, "%s: no %s in it; write one a line", path, what);
+    for (size_t i = 0; i < out.count; i++)
+        if (strlen(out.list[i]) > PROMPT_MOST_BYTES)
+            die(EXIT_USAGE, "%s: '%.80s…' has %zu bytes, at most %d make sense; write the %s one a line",
+                path, out.list[i], strlen(out.list[i]), PROMPT_MOST_BYTES, what);
     return out;
 }
 
@@ -234,7 +242,8 @@ static inline StringList templates_read(const char *path) {
     return templates;
 }
 
-// Writes the template with the name in every place to *out, which grows as needed (start with NULL and 0).
+// Writes the template with the name in every place to *out, which grows as needed (start with NULL and 0). It
+// ends once there are PROMPT_MOST_BYTES: a short file can have a long name in thousands of places.
 static inline void template_fill(char **out, size_t *capacity, const char *sentence, const char *name) {
     size_t length = 0, name_length = strlen(name);
     for (;;) {
@@ -244,7 +253,7 @@ static inline void template_fill(char **out, size_t *capacity, const char *sente
         memcpy(*out + length, sentence, before);
         length += before;
         (*out)[length] = 0;
-        if (!place) return;
+        if (!place || length >= PROMPT_MOST_BYTES) return;
         memcpy(*out + length, name, name_length);
         length += name_length;
         sentence = place + 2;

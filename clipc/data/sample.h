@@ -13,7 +13,7 @@
 
 #define SYNTHETIC_CAPTION "a photo of nothing at all"
 // The longest JSON and image files; a longer one is cut off and therefore broken.
-#define JSON_MOST_BYTES (1 << 24)
+#define JSON_MOST_BYTES (1 << 20)
 #define IMAGE_MOST_BYTES (1 << 30)
 
 // ---------------------------------------------------------------- status

@@ -402,7 +402,7 @@ enum {
     FTFY_SEGMENT = 1000000, // characters that ftfy fixes at a time
     // characters examined in all rounds, after which a line is left as it is: "&amp;amp;amp;…" takes a
     // round for each "amp;"
-    FTFY_WORK = 1 << 26,
+    FTFY_WORK = 1 << 23,
 };
 
 // ftfy.fix_text of one line: every fix in turn, until nothing changes.

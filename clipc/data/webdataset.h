@@ -156,13 +156,20 @@ static inline int member_kind(const char *kind, const char *list) {
 
 // ---------------------------------------------------------------- one shard
 
+// A compressed shard may inflate to INFLATION_FREE bytes and INFLATION_MOST times its own size: images hardly
+// shrink, but gzip makes a gigabyte of zeros of a megabyte, a sparse member any number of a kilobyte, and all
+// of it would be written to a temporary file. Shards from a command have no bound: their size is not known.
+#define INFLATION_FREE (1 << 26)
+#define INFLATION_MOST 64
+
 typedef struct {
     struct archive *archive;
     const char *path;
     Process command; // its output is the shard; pid 0: the shard is a file
     int fd;
-    int64_t file_bytes;
-    char error[256]; // why reading ended early, or ""
+    int64_t file_bytes,
+        inflated_bytes; // inflated: headers and data of members that are not stored as they are
+    char error[256];    // why reading ended early, or ""
 } TarReader;
 
 typedef struct {
@@ -233,6 +240,20 @@ static inline void tar_close(TarReader *t) {
             WEXITSTATUS(status));
 }
 
+// Counts a member that is not stored as it is; false, with t->error, where the shard inflates too far.
+static inline bool tar_count_inflated(TarReader *t, int64_t bytes) {
+    const int64_t most = INFLATION_FREE + INFLATION_MOST * t->file_bytes, header = 512;
+    if (t->command.pid) return true;
+    if (bytes > most - t->inflated_bytes - header) {
+        snprintf(t->error, sizeof t->error,
+            "its %lld bytes inflate to more than %lld; images do not shrink so", (long long)t->file_bytes,
+            (long long)most);
+        return false;
+    }
+    t->inflated_bytes += bytes + header;
+    return true;
+}
+
 // The next regular file, without its data; false at the end, or where the shard is broken (t->error).
 static inline bool tar_next(TarReader *t, TarMember *out) {
     for (;;) {
@@ -244,14 +265,16 @@ static inline bool tar_next(TarReader *t, TarMember *out) {
                 archive_error_string(t->archive) ? archive_error_string(t->archive) : "damaged");
             return false;
         }
+        // the one filter: none
+        const bool plain = archive_filter_count(t->archive) == 1 && archive_entry_sparse_count(entry) == 0;
+        if (!plain && !tar_count_inflated(t, archive_entry_size(entry))) return false;
         if (archive_entry_filetype(entry) != AE_IFREG || archive_entry_hardlink(entry)) continue;
         out->name = archive_entry_pathname(entry);
         // a name in UTF-8, under a locale that is not
         if (!out->name) out->name = archive_entry_pathname_utf8(entry);
         if (!out->name) continue;
         out->bytes = archive_entry_size(entry);
-        bool stored = !t->command.pid && archive_filter_count(t->archive) == 1 &&
-                      archive_entry_sparse_count(entry) == 0; // the one filter: none
+        const bool stored = !t->command.pid && plain;
         out->offset = stored ? archive_filter_bytes(t->archive, 0) : -1;
         if (!stored || (out->bytes >= 0 && out->offset >= 0 && out->offset <= t->file_bytes &&
                            out->bytes <= t->file_bytes - out->offset))
