@@ -1394,7 +1394,7 @@ static inline double train_step(Clip *clip, const StepBatch *step, const AdamW *
 }
 
 #ifndef CLIP_WITHOUT_MAIN
-#include "clipc/train/training.h"
+#include "clipc/train/other_uses.h"
 
 // Fine-tunes. Returns the exit code.
 static int train(Options *o) {

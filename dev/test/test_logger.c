@@ -64,7 +64,9 @@ static void test_record_is_valid_json(void) {
     json_t *json = json_loads(line, 0, NULL);
     EXPECT(json_is_object(json) && json_object_size(json) == 3, "%s", line);
     EXPECT(json_integer_value(json_object_get(json, "step")) == 12345678901LL, "%s", line);
-    EXPECT(json_real_value(json_object_get(json, key)) == 0.5, "%s", line);
+    // without characters that act on a terminal
+    const char *shown = "zeroshot_top1/a \"b\"\\ ?/größe";
+    EXPECT(json_real_value(json_object_get(json, shown)) == 0.5, "%s", line);
     EXPECT(json_is_null(json_object_get(json, "??")), "%s", line);
     json_decref(json);
 }
@@ -334,8 +336,9 @@ static void test_plot_is_valid_whatever_the_data(void) {
     double none[] = {NAN, NAN}, zero[] = {0, 0}, negative[] = {-1, 0, 5, 6};
     char *svg = draw(x, gaps, 7, 0, "gaps");
     EXPECT(count_of(svg, "M") == 3 && count_of(svg, "h0") == 2, "gaps: %s", svg);
-    EXPECT(strstr(svg, "A &lt;title&gt; &amp; \"so\" on ?") && strstr(svg, "here &amp; &lt;there&gt;"), "%s",
-        svg);
+    EXPECT(
+        strstr(svg, "A &lt;title&gt; &amp; &quot;so&quot; on ?") && strstr(svg, "here &amp; &lt;there&gt;"),
+        "%s", svg);
     free(svg);
     free(draw(x, same, 7, 0, "constant"));
     free(draw(x, same, 7, PLOT_LOG_X | PLOT_LOG_Y, "constant, logarithmic"));

@@ -55,7 +55,7 @@ def checkpoint(name, stem):
 
 def test_best():
     """best.bin is the model of the best evaluation; a resumed run keeps the best so far."""
-    run(f"{SYNTHETIC} --name best --val-split 0.2 --epochs 6 --lr 3e-3")
+    run(f"{SYNTHETIC} --name best --val-split 0.2 --epochs 6 --lr 3e-3 --keep-states 0")
     losses = [point for point in evaluations("best", "val_loss") if point[0] > 0]
     best = min(losses, key=lambda point: point[1])[0]
     check(same_file(checkpoint("best", "best.bin"), checkpoint("best", f"epoch_{best // 5}.bin")), f"best is that of step {best}: {losses}")

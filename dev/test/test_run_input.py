@@ -10,6 +10,7 @@ import tarfile
 
 import numpy as np
 
+from seals import sealed, unsealed
 from train_runs import (IMAGES, LABELLED, SYNTHETIC, check, checkpoint, lines_in, main, read, refused, run,
                         works, write)
 
@@ -141,12 +142,13 @@ def test_bad_weight_files_are_refused():
     """A weight file cut off, altered, or of another kind: one line, nothing written. (dev/test/test_weights.c tries every field.)"""
     works(*SYNTHETIC, "--steps", 1, "--name", "weights")
     works(*IMAGES, "--steps", 1, "--name", "words")
-    data = read(checkpoint("weights", "step_1.bin"))
+    whole = read(checkpoint("weights", "step_1.bin"))
+    data = unsealed(whole)
     use = ["--pretrained", "w.bin", "--train-data", "synthetic", "--train-num-samples", 4, "--steps", 1, "--batch-size", 2]
-    for length in (0, 100, 1023, 1024, 2000, len(data) - 1, len(data) - 64):
-        write("w.bin", data[:length])
+    for length in (0, 100, 1023, 1024, 2000, len(whole) - 1, len(whole) - 64):
+        write("w.bin", whole[:length])
         refused("w.bin: ", *use)
-    write("w.bin", data + b"\0")
+    write("w.bin", whole + b"\0")
     refused("1 bytes longer than", *use)
     refused("cannot open", "--pretrained", "shapes", *use[2:])
     write("w.bin", b"PK\x03\x04" + os.urandom(4000))
@@ -154,36 +156,36 @@ def test_bad_weight_files_are_refused():
     for value in (float("nan"), float("inf")):
         altered = bytearray(data)
         altered[-64:-60] = struct.pack("<f", value)
-        write("w.bin", altered)
+        write("w.bin", sealed(altered))
         refused("not finite", *use)
     # finite but absurd numbers do not crash it
     altered = np.frombuffer(data, np.float32).copy()
     altered[256:] = np.where(np.arange(len(altered) - 256) % 7 == 0, 3e38, altered[256:])
-    write("w.bin", altered.tobytes())
+    write("w.bin", sealed(altered.tobytes()))
     code, _, err = run(*use, "--name", "absurd")
     check(code in (0, 1) and err.count("\n") <= 1, f"weights of 3e38: exit {code}, {err[-300:]!r}")
     # a tokenizer of another vocabulary, and text that is not a list of merges
-    words = read(checkpoint("words", "step_1.bin"))
+    words = unsealed(read(checkpoint("words", "step_1.bin")))
     header = np.frombuffer(words[:1024], np.int32).copy()
     merges = int(header[4])
     padded = (merges + 63) // 64 * 64
     for text in (words[1024:1024 + merges], b"a b\n" * 9, bytes(range(256)) * 4, b"\n" * 5000):
         small = np.frombuffer(data[:1024], np.int32).copy()
         small[4] = len(text)
-        write("w.bin", small.tobytes() + text + b"\0" * (-len(text) % 64) + data[1024:])
+        write("w.bin", sealed(small.tobytes() + text + b"\0" * (-len(text) % 64) + data[1024:]))
         refused("dev/convert.py", *use)
     fewer = words[1024:1024 + merges - 200].rsplit(b"\n", 1)[0] + b"\n"
     header[4] = len(fewer)
-    write("w.bin", header.tobytes() + fewer + b"\0" * (-len(fewer) % 64) + words[1024 + padded:])
+    write("w.bin", sealed(header.tobytes() + fewer + b"\0" * (-len(fewer) % 64) + words[1024 + padded:]))
     refused("dev/convert.py", *use)
     eot = np.frombuffer(words[:1024], np.int32).copy()
     eot[16 + 14] = 5
-    write("w.bin", eot.tobytes() + words[1024:])
+    write("w.bin", sealed(eot.tobytes() + words[1024:]))
     refused("dev/convert.py", *use)
     # a name with control characters and slashes
     named = bytearray(data)
     named[192 * 4:1024] = (b"..\n/\x1b[2J\xff" * 40)[:256]
-    write("w.bin", named)
+    write("w.bin", sealed(named))
     code, out, err = run(*use, "--logs", "named")
     check(code == 0 and len(os.listdir("named")) == 1 and "\n" not in os.listdir("named")[0] and "\x1b" not in out, f"a hostile name: exit {code}, {err[-300:]!r}")
 

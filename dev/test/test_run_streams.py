@@ -108,7 +108,8 @@ def test_a_result_that_cannot_be_written_is_an_error():
 
 def test_no_file_takes_the_place_of_a_closed_stream():
     """All three streams are closed: messages do not go into a checkpoint."""
-    options = SYNTHETIC[:-1] + [64, "--steps", 4]
+    options = [*SYNTHETIC, "--steps", 4]
+    options[options.index("--batch-size") + 1] = 64
     works(*options, "--name", "open", says="the batch shrinks")
     code, _, _ = program("train_clip", *options, "--name", "shut", stdout=None, stderr=None, preexec_fn=lambda: os.closerange(0, 3))
     check(code == 0, f"exit {code}")
