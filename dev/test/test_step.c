@@ -5,9 +5,14 @@
 #include "train_clip.c"
 #include "dev/test/test.h"
 
-enum { PAIRS = 6, TOKENS = 5, PIXELS = 3 * 8 * 8 }; // CONFIG: in_proj is longer than a chunk of the update
+enum {
+    PAIRS = 6,
+    EMBED = 6,
+    TOKENS = 5,
+    PIXELS = 3 * 8 * 8
+}; // CONFIG: in_proj is longer than a chunk of the update
 
-static const ClipConfig CONFIG = {.embed_dim = 6,
+static const ClipConfig CONFIG = {.embed_dim = EMBED,
     .image_size = 8,
     .patch_size = 4,
     .image_width = 160,
@@ -52,6 +57,7 @@ static void pairs_fill(Pairs *p, int k) {
 static Clip *clip_of(bool ema) {
     const ClipTraining how = {PAIRS, ema, false};
     Clip *clip = clip_create(&CONFIG, NULL, 0, 3);
+    clip_set_precision(clip, PRECISION_FP32); // with packed weights, as the programs do
     clip_start_training(clip, &how);
     return clip;
 }
@@ -184,7 +190,7 @@ static void test_update_follows_the_equations(void) {
 
 static void test_moving_average_takes_the_place_of_the_weights_and_back(void) {
     static Pairs pairs;
-    float features[3][PAIRS * 6];
+    float features[3][PAIRS * EMBED];
     Clip *clip = clip_of(true), *kept = clip_of(true);
     double norm;
     const AdamW a = adamw_of(1);
@@ -219,6 +225,58 @@ static void test_moving_average_takes_the_place_of_the_weights_and_back(void) {
     clip_free(kept);
 }
 
+// The packed copies of the weights, which products read, are brought up to date by the update itself.
+static void test_packed_weights_follow_the_update(void) {
+    static Pairs pairs;
+    double norm;
+    const AdamW a = adamw_of(1);
+    Clip *clip = clip_of(false), *fresh = clip_of(false);
+    pairs_fill(&pairs, 1);
+    train_step(clip, &pairs.step, &a, &norm);
+    for (int i = 0; i < clip->tensors.count; i++) {
+        const Tensor *x = &clip->tensors.list[i];
+        float *values = tensor_values(clip, ARENA_PARAMETERS, x);
+        clip_write(fresh, ARENA_PARAMETERS, x, values);
+        free(values);
+    }
+    Clip *both[] = {clip, fresh};
+    double loss[2];
+    for (int c = 0; c < 2; c++) {
+        clip_forward(both[c], &pairs.micro[0], 0, true);
+        loss[c] = clip_loss(both[c], PAIRS, NULL, POSITIVES_DIAGONAL, true);
+        clip_backward(both[c], &pairs.micro[0], 0);
+    }
+    EXPECT(loss[0] == loss[1], "%.9g instead of %.9g", loss[0], loss[1]);
+    EXPECT(difference(clip, fresh, ARENA_GRADIENTS) == 0, "%g", difference(clip, fresh, ARENA_GRADIENTS));
+    clip_free(clip);
+    clip_free(fresh);
+}
+
+static void test_bytes_and_normalised_pixels_are_the_same_image(void) {
+    static Pairs pairs;
+    uint8_t bytes[PAIRS * PIXELS];
+    float features[2][PAIRS * EMBED];
+    Rand r = rand_for(6, 0, 0);
+    pairs_fill(&pairs, 1);
+    for (int i = 0; i < PAIRS * PIXELS; i++) {
+        bytes[i] = (uint8_t)rand_below(&r, 256);
+        pairs.images[i] = (float)bytes[i] / 255.0f;
+    }
+    ClipBatch of_bytes = pairs.micro[0];
+    of_bytes.images = NULL;
+    of_bytes.pixels = bytes;
+    const Precision precisions[] = {PRECISION_FP32, PRECISION_AMP_BF16};
+    for (int p = 0; p < 2; p++) {
+        if (clip_precision_support(precisions[p]) == SUPPORT_NONE) continue;
+        Clip *clip = clip_create(&CONFIG, NULL, 0, 3);
+        clip_set_precision(clip, precisions[p]);
+        clip_encode_image(clip, &pairs.micro[0], features[0]);
+        clip_encode_image(clip, &of_bytes, features[1]);
+        EXPECT(!memcmp(features[0], features[1], sizeof features[0]), "precision %d", p);
+        clip_free(clip);
+    }
+}
+
 static void test_tower_is_frozen_when_its_projection_alone_may_train(void) {
     Clip *clip = clip_create(&CONFIG, NULL, 0, 3);
     EXPECT(!tower_is_frozen(clip, IMAGE_TOWER) && !tower_is_frozen(clip, TEXT_TOWER));
@@ -241,6 +299,8 @@ int main(void) {
     RUN(test_micro_batches_make_the_step_of_all_pairs);
     RUN(test_update_follows_the_equations);
     RUN(test_moving_average_takes_the_place_of_the_weights_and_back);
+    RUN(test_packed_weights_follow_the_update);
+    RUN(test_bytes_and_normalised_pixels_are_the_same_image);
     RUN(test_tower_is_frozen_when_its_projection_alone_may_train);
     RUN(test_caption_ends_with_its_first_end_of_text);
     return test_report();
