@@ -321,6 +321,14 @@ static void test_l2_normalisation(const Kernels *k) {
     normalize_forward(out, norm, in, B, E);
     normalize_backward(din, dout, out, norm, B, E);
     check(&c, k, in, out, dout, din, parts);
+    double dx[B * E], dout64[B * E], out64[B * E], norm64[B]; // and against the plain loop
+    for (int i = 0; i < B * E; i++) {
+        dout64[i] = dout[i];
+        out64[i] = out[i];
+    }
+    for (int b = 0; b < B; b++) norm64[b] = norm[b];
+    normalize_backward_64(dx, dout64, out64, norm64, B, E);
+    for (int i = 0; i < B * E; i++) EXPECT_CLOSE(din[i], dx[i], 1e-6);
     free(in);
     free(out);
     free(dout);
