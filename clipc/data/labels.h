@@ -315,6 +315,9 @@ static inline StringList classnames_from_folders(const char *root, const StringL
         for (char *c = names.list[i]; *c && class_of < 0; c++)
             if (*c == '_') *c = ' ';
     }
+    if (folders_kinds(folders).ids)
+        warn("%s: its class folders are WordNet ids and take ImageNet's names: '%s' is '%s'", root,
+            folders->list[0], names.list[0]);
     return names;
 }
 

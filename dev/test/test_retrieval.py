@@ -102,5 +102,16 @@ def test_program_counts_every_caption_of_an_image():
     check(numbers["path"][2] > 0, f"{numbers['path']}")
 
 
+def test_training_on_captions_of_one_image_is_said():
+    """The loss takes the other captions of a pair's image for wrong ones, as it does with equal captions."""
+    with open("shapes/train.csv", newline="") as f:
+        images = [r["filepath"] for r in csv.DictReader(f)][:8]
+    pairs = write("shapes/eight.csv", "filepath,title\n" + "".join(f"{path},said {i} in way {j}\n" for i, path in enumerate(images) for j in range(5)))
+    train = ["--model", "words.json", "--train-data", pairs, "--batch-size", 20, "--epochs", 1]
+    note = "a step a pair meets 1.9 others with the same image"
+    for name, more, says in (("all", [], True), ("image", ["--positives-key", "image", "--positives", "mask"], False), ("one", ["--train-num-samples", 2], False)):
+        check((note in works(*train, *more, "--name", name, **({"says": "the batch shrinks"} if name == "one" else {}))) == says, f"{name}: a note, or none")
+
+
 if __name__ == "__main__":
     sys.exit(train_runs.main(globals()))

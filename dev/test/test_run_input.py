@@ -138,6 +138,33 @@ def test_bad_evaluation_sets_are_refused():
     check(code == 0 and "nothing.png" in err and "val.csv" in err and out.count("class") >= 3, f"--classify of one image and two files that are none: exit {code}, {err!r}")
 
 
+def test_labels_are_matched_by_name_or_not_at_all():
+    """Class folders whose names fit the class names in part, are numbers, or WordNet ids. (dev/test/test_labels.c tries more.)"""
+    works(*IMAGES, "--steps", 1, "--name", "labels")
+    with open("shapes/val.csv", newline="") as f:
+        image = os.path.abspath(os.path.join("shapes", f.read().splitlines()[1].split(",")[0]))
+
+    def folders(root, *names):
+        for name in names:
+            os.makedirs(f"{root}/{name}")
+            os.symlink(image, f"{root}/{name}/0{os.path.splitext(image)[1]}")
+        return root
+
+    def names(*lines):
+        return write("names.txt", "\n".join(lines) + "\n")
+
+    use = ["--pretrained", checkpoint("labels", "step_1.bin"), "--eval-only", "--zeroshot-data"]
+    words, numbers = folders("words", "polar_bear", "red"), folders("numbers", "0", "1", "10")
+    works(*use, words, "--classnames", names("red", "polar_bear"))
+    works(*use, words, "--classnames", names("red", "polar bear"), says="'polar_bear' is 'polar bear'")
+    works(*use, words, "--classnames", names("cat", "dog"), says="'polar_bear' is 'cat'")
+    refused("'polar_bear' is not one of the 2 class names", *use, words, "--classnames", names("red", "brown bear"))
+    works(*use, numbers, "--classnames", names(*(f"class {i}" for i in range(11))), says="by number: '0' is 'class 0'")
+    refused("are numbers, such as '0', not names", *use, numbers)
+    works(*use, folders("imagenet", "n01440764", "n01443537"), says="'n01440764' is 'tench'")
+    refused("'n01440765' is not an id of ImageNet-1k", *use, folders("other", "n01440764", "n01440765"))
+
+
 def test_bad_weight_files_are_refused():
     """A weight file cut off, altered, or of another kind: one line, nothing written. (dev/test/test_weights.c tries every field.)"""
     works(*SYNTHETIC, "--steps", 1, "--name", "weights")
