@@ -130,9 +130,10 @@ static void check_options(const Options *o) {
     if (o->resume)
         die(EXIT_USAGE, "--resume: the range test starts from weights alone; give --pretrained the .bin of "
                         "that checkpoint");
-    if (o->eval_only || o->classify.count || o->print_schedule || o->schema)
-        die(EXIT_USAGE, "--eval-only, --classify, --print-schedule and --schema are options of train_clip; "
-                        "leave them out");
+    if (o->eval_only || o->check_data || o->classify.count || o->print_schedule || o->schema)
+        die(EXIT_USAGE,
+            "--eval-only, --check-data, --classify, --print-schedule and --schema are options of train_clip; "
+            "leave them out");
     if (o->group && (strcmp(o->group, "image") == 0 ? o->lock_image : o->lock_text))
         die(EXIT_USAGE, "--group %s: this tower is locked; leave out --lock-%s", o->group, o->group);
     if (options_was_set(o, lr_image) || options_was_set(o, lr_text))
@@ -159,6 +160,8 @@ int main(int argc, char **argv) {
     data_set_loading(&data, &o, clip);
     Dataset val; // --val-split keeps these samples out of the test, as out of the run
     data_open(&data, &o, &val);
+    dataset_check(&data.train, NULL, 2);
+    dataset_print_accounts(&data.train, &log);
     data_cache_images(&data, &o);
     model_start_training(clip, &o);
     print_model(&log, clip, &o);

@@ -1434,6 +1434,7 @@ int main(int argc, char **argv) {
     if (o.schema) code = program_end(schema_print(stdout));
     else if (o.print_schedule) code = print_schedule_main(&o);
     else if (o.classify.count) code = classify_main(&o);
+    else if (o.check_data) code = check_data_main(&o);
     else if (o.eval_only) code = evaluate_main(&o);
     else code = train(&o);
     options_free(&o);

@@ -101,10 +101,11 @@ typedef struct {
         "CSV column of the class, an index or a class name") \
     X(DATA, CHARACTER, csv_separator, "csv-separator", "(detected)", "CHAR", \
         "separator of CSV columns; \\t for a tab") \
-    X(DATA, TEXT, image_key, "image-key", "jpg;png;jpeg;webp", "EXT;EXT", \
-        "extensions of the tar members that are images") \
+    X(DATA, TEXT, image_key, "image-key", "jpg;png;jpeg;webp;jpe;jfif;gif;bmp;tif;tiff;avif;heic;heif;jp2", \
+        "EXT;EXT", \
+        "extensions of the tar members that are images, the best first") \
     X(DATA, TEXT, text_key, "text-key", "txt", "EXT;EXT", \
-        "extensions of the tar members that are captions") \
+        "extensions of the tar members, or of the files in a folder, that are captions") \
     X(DATA, TEXT, json_text_key, "json-text-key", "(none)", "KEY;KEY", \
         "read the caption from this field of a sample's .json member; the first one that is not empty is " \
         "used") \
@@ -262,6 +263,9 @@ typedef struct {
         "rows of the retrieval matrix held in memory at a time; 0: all") \
     X(EVALUATION, FLAG, eval_only, "eval-only", "", "", \
         "evaluate the model, then exit") \
+    X(EVALUATION, FLAG, check_data, "check-data", "", "", \
+        "read everything that the run would, decode and tokenize it, print what is used and what is passed " \
+        "over, and exit: 0 all is used, 3 something is passed over, 2 nothing can be used") \
     X(EVALUATION, TEXT, save_features, "save-features", "(none)", "FILE.safetensors", \
         "write the image and text features of the evaluated data to this file") \
     X(EVALUATION, LIST, classify, "classify", "(none)", "IMAGE...", \

@@ -262,7 +262,8 @@ static inline void list_files(
     FTS *walk = fts_open(roots, FTS_LOGICAL | FTS_NOCHDIR, NULL);
     if (!walk) die(EXIT_RUNTIME, "%s: cannot list the folder (%s)", root, strerror(errno));
     for (FTSENT *e; (e = fts_read(walk));) {
-        const bool file = e->fts_info == FTS_F || e->fts_info == FTS_SLNONE || e->fts_info == FTS_NS;
+        const bool file = e->fts_info == FTS_F || e->fts_info == FTS_SLNONE || e->fts_info == FTS_NS ||
+                          e->fts_info == FTS_DEFAULT; // a pipe or a device
         if (e->fts_level > 0 && e->fts_name[0] == '.') fts_set(walk, e, FTS_SKIP);
         else if (e->fts_info == FTS_DNR)
             warn("%s: cannot list the folder (%s); its files are left out", e->fts_path,

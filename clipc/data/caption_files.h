@@ -268,6 +268,7 @@ static inline void dataset_add_captions(Dataset *d, int source, const char *path
         const bool same = last && last->folder == e->folder && !strcmp(last->image, e->image);
         DataSample *s = dataset_add_sample(d);
         file->samples++;
+        dataset_account(d)->found++;
         s->name = -1;
         if (!caption_image_path(image, path, e, at, with_folder)) continue;
         if (!same) image_at = data_file_add_text(file, image);
@@ -295,6 +296,11 @@ static inline bool dataset_add_caption_file(Dataset *d, int source, const char *
             f.split ? f.split : "",
             f.split ? "; --val-data takes the split test, --train-data train and restval" : "");
     if (found) dataset_add_captions(d, source, path, &f);
+    for (int64_t i = 0; found && i < f.left_out; i++)
+        account_pass_over(dataset_account(d), "caption of another split", "captions of other splits", path);
+    for (int64_t i = 0; found && i < f.broken; i++)
+        account_pass_over(dataset_account(d), "caption that is not text or has no image in the file",
+            "captions that are not text or have no image in the file", path);
     if (found && f.left_out)
         warn("%s: %zu captions of the split %s; %lld of other splits are passed over", path, f.count,
             validation ? "test" : "train and restval", (long long)f.left_out);

@@ -4,7 +4,8 @@
 #ifndef CLIPC_CSV_H
 #define CLIPC_CSV_H
 
-#include "clipc/base/utils.h" // die, warn, list_grow
+#include "clipc/base/utils.h"   // die, list_grow
+#include "clipc/data/unicode.h" // encoding_that_fits
 
 typedef struct {
     char *start; // NUL-terminated
@@ -18,7 +19,12 @@ typedef struct {
     CsvField *fields; // of the row read last
     int count;
     size_t capacity;
-    int64_t unclosed; // rows with a quotation mark that is never closed: it was taken literally
+    int columns;       // of the header line
+    int64_t line;      // where the row read last begins, from 1
+    int64_t next_line; // where the next one does, from 0
+    bool unclosed;     // it has a quotation mark that is never closed, taken literally
+    bool stray; // it has a field with text after the closing quotation mark: all of it is taken literally
+    bool rows_within; // it has a quoted field one of whose lines has as many separators as the header
 } CsvReader;
 
 #define CSV_SEPARATORS "\t,;|" // tried in this order when none is given
@@ -37,6 +43,26 @@ static inline bool csv_ends_field(const CsvReader *r, char c) {
     return c == r->separator || c == '\n' || c == '\r';
 }
 
+// Does a line of a quoted field, after the first, look like a row of its own? Then the marks may be stray.
+static inline bool csv_has_row(const CsvReader *r, const char *field, size_t length) {
+    const char *line = (const char *)memchr(field, '\n', length), *end = field + length;
+    while (line) {
+        const char *next = (const char *)memchr(line + 1, '\n', (size_t)(end - line - 1));
+        int separators = 0;
+        for (const char *p = line; p < (next ? next : end); p++) separators += *p == r->separator;
+        if (separators && separators == r->columns - 1) return true;
+        line = next;
+    }
+    return false;
+}
+
+// Is the mark at `close` the end of its field? Blanks may follow it.
+static inline bool csv_closes(const CsvReader *r, size_t close) {
+    size_t at = close + 1;
+    while (at < r->length && r->text[at] == ' ' && r->separator != ' ') at++;
+    return at == r->length || csv_ends_field(r, r->text[at]);
+}
+
 // One field from r->at on; returns the byte that ended it (the separator, \n, \r, or 0 at the end of the
 // text), which is consumed.
 static inline char csv_read_field(CsvReader *r, CsvField *out) {
@@ -45,8 +71,12 @@ static inline char csv_read_field(CsvReader *r, CsvField *out) {
     out->start = text + r->at;
     if (from < r->length && text[from] == '"') {
         size_t close = csv_quote_end(text, r->length, from);
-        r->unclosed += close == r->length;
-        if (close < r->length) {
+        const bool quoted = close < r->length && csv_closes(r, close);
+        r->unclosed |= close == r->length;
+        r->stray |= close < r->length && !quoted;
+        if (quoted) {
+            for (size_t i = from; i < close; i++) r->next_line += text[i] == '\n';
+            r->rows_within |= csv_has_row(r, text + from, close - from);
             for (from++; from < close; from++) {
                 if (text[from] == '"') from++; // the second one of a doubled mark
                 text[to++] = text[from];
@@ -54,8 +84,7 @@ static inline char csv_read_field(CsvReader *r, CsvField *out) {
             from = close + 1;
         }
     }
-    while (from < r->length && !csv_ends_field(r, text[from]))
-        text[to++] = text[from++]; // including what follows a closing quotation mark
+    while (from < r->length && !csv_ends_field(r, text[from])) text[to++] = text[from++];
     char end = from < r->length ? text[from] : 0;
     if (end == '\r' && from + 1 < r->length && text[from + 1] == '\n') from++;
     r->at = from < r->length ? from + 1 : from;
@@ -69,6 +98,8 @@ static inline bool csv_read_row(CsvReader *r) {
     while (r->at < r->length) {
         char end;
         r->count = 0;
+        r->unclosed = r->stray = r->rows_within = false;
+        r->line = ++r->next_line;
         do {
             list_grow((void **)&r->fields, &r->capacity, (size_t)r->count + 1, sizeof *r->fields);
             end = csv_read_field(r, &r->fields[r->count++]);
@@ -110,7 +141,11 @@ static inline char csv_find_separator(
     char best = ',', *copy = (char *)malloc_check(end + 1);
     int64_t best_score = -1;
     for (const char *s = CSV_SEPARATORS; *s; s++) {
-        CsvReader r = {copy, end, 0, *s, NULL, 0, 0, 0};
+        CsvReader r;
+        memset(&r, 0, sizeof r);
+        r.text = copy;
+        r.length = end;
+        r.separator = *s;
         memcpy(copy, text, end);
         copy[end] = 0;
         int64_t score = csv_read_row(&r) ? r.count : 0;
@@ -133,15 +168,17 @@ static inline void csv_open(
     memset(r, 0, sizeof *r);
     r->text = file_read_all(path, &r->length);
     if (r->length >= 3 && !memcmp(r->text, "\xef\xbb\xbf", 3)) r->at = 3;
+    const char *encoding = encoding_that_fits(r->text, r->length < 65536 ? r->length : 65536);
     if (memchr(r->text, 0, r->length < 65536 ? r->length : 65536))
         die(EXIT_USAGE,
-            "%s: is not a table of UTF-8 text (it contains zero bytes); save it as CSV in UTF-8, or give "
+            "%s: is not a table of UTF-8 text (it contains zero bytes%s%s); save it as UTF-8, or give "
             "--dataset-type",
-            path);
+            path, encoding ? ", as " : "", encoding ? encoding : "");
     r->separator =
         separator ? separator : csv_find_separator(r->text + r->at, r->length - r->at, names, name_count);
     if (!csv_read_row(r))
         die(EXIT_USAGE, "%s: is empty; a header line with the names of the columns is needed", path);
+    r->columns = r->count;
 }
 
 // csv_find_column that ends the program when there is none; `option` names the column.

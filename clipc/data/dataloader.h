@@ -10,7 +10,7 @@
 #include "clipc/base/utils.h"       // die, warn, malloc_check
 #include "clipc/data/image_cache.h" // ImageCache
 #include "clipc/data/order.h"       // dataset_order
-#include "clipc/data/sample.h"      // dataset_read, sample_key, template_fill
+#include "clipc/data/sample.h"      // dataset_read, dataset_pass_over
 #include "clipc/data/tokenizer.h"   // tokenizer_encode
 #include "clipc/data/transform.h"   // image_train_transform
 
@@ -57,12 +57,13 @@ typedef struct {
 // One position of the order, filled by a worker.
 typedef struct {
     uint8_t *pixels; // (3,S,S)
-    int *tokens;     // (context)
+    int *tokens;     // (context + 1), the last one is scratch
     int length, label;
     int64_t index;
     uint64_t key;
     SampleStatus status;
     bool rotated; // EXIF says that the image is not upright
+    bool cut;     // the caption has more tokens than the context
     bool ready;
 } LoaderSlot;
 
@@ -83,14 +84,11 @@ typedef struct {
     pthread_cond_t work, done;
     pthread_t *threads; // (config.workers)
     // what follows is the consumer's alone
-    int64_t *skips;                        // (files, SAMPLE_STATUS_COUNT) of this epoch
     uint8_t *named;                        // (samples) bits: already named in skipped_path
-    uint8_t *counted;                      // (samples) bits: already counted in this epoch
     FILE *skipped;                         // NULL: nothing was skipped yet, or no path
-    int64_t good_samples, rotated;         // in this epoch
+    int64_t good_samples;                  // in this epoch
     int64_t failed_streak;                 // bad samples since the last good one
     int64_t failures[SAMPLE_STATUS_COUNT]; // those by reason
-    bool rotation_warned;
     uint64_t *step_keys; // (step_slots) keys of the current step, a hash table, 0 is free; NULL: not distinct
     size_t step_slots;   // a power of 2
     int64_t in_step;     // samples in the current step
@@ -177,13 +175,22 @@ static inline bool tokens_are_below(const int *tokens, int n, int vocabulary) {
     return true;
 }
 
+// tokens (context + 1) of the caption in b; returns how many are in use, at most `context`. Cut: it has more.
+static inline int loader_tokenize(const LoaderConfig *c, const SampleBuffers *b, int *tokens, bool *cut) {
+    const int n = tokenizer_encode(c->tokenizer, b->caption, b->caption_bytes, tokens, c->context + 1);
+    *cut = n > c->context;
+    if (!*cut) return n;
+    tokens[c->context - 1] = c->tokenizer->end_of_text;
+    return c->context;
+}
+
 static inline void loader_fill(const Loader *l, int64_t position, LoaderSlot *s, SampleBuffers *b) {
     const LoaderConfig *c = &l->config;
     const int64_t entry = l->order[position % l->count];
     // another number also after the order has begun again
     const uint64_t draw = (uint64_t)entry + (uint64_t)(position / l->count) * order_limit(l->data);
     s->index = order_sample(l->data, entry);
-    s->rotated = false;
+    s->rotated = s->cut = false;
     s->status = dataset_read_caption(l->data, s->index, b);
     s->label = b->label;
     s->length = c->context;
@@ -194,8 +201,7 @@ static inline void loader_fill(const Loader *l, int64_t position, LoaderSlot *s,
     if (c->templates && sample_is_prompted(l->data, &l->data->samples[s->index]) &&
         !loader_draw_prompt(l, draw, b))
         s->status = SAMPLE_NO_LABEL;
-    else if (c->tokenizer)
-        s->length = tokenizer_encode(c->tokenizer, b->caption, b->caption_bytes, s->tokens, c->context);
+    else if (c->tokenizer) s->length = loader_tokenize(c, b, s->tokens, &s->cut);
     else synthetic_tokens(s->tokens, c->context, c->vocab_size, s->index);
     assert(s->status != SAMPLE_OK ||
            tokens_are_below(s->tokens, c->context, c->tokenizer ? c->tokenizer->vocabulary : c->vocab_size));
@@ -235,7 +241,7 @@ static inline void loader_make_slots(Loader *l) {
     l->slots = (LoaderSlot *)calloc_check((size_t)l->ring, sizeof *l->slots);
     for (int64_t i = 0; i < l->ring; i++) {
         l->slots[i].pixels = (uint8_t *)malloc_check(pixels);
-        l->slots[i].tokens = (int *)malloc_check(context * sizeof(int));
+        l->slots[i].tokens = (int *)malloc_check((context + 1) * sizeof(int));
     }
 }
 
@@ -270,12 +276,10 @@ static inline Loader *loader_create(const Dataset *data, const LoaderConfig *con
     if (config->workers < 1) l->config.workers = 1;
     l->order = (int64_t *)malloc_check((size_t)l->count * sizeof *l->order);
     l->named = (uint8_t *)calloc_check((size_t)data->count / 8 + 1, 1);
-    l->counted = (uint8_t *)calloc_check((size_t)data->count / 8 + 1, 1);
     if (config->distinct_step) {
         for (l->step_slots = 2; l->step_slots < 2 * (size_t)config->distinct_step;) l->step_slots *= 2;
         l->step_keys = (uint64_t *)calloc_check(l->step_slots, sizeof *l->step_keys);
     }
-    l->skips = (int64_t *)calloc_check(data->file_count * SAMPLE_STATUS_COUNT, sizeof *l->skips);
     loader_make_slots(l);
     json_object_seed(0); // else jansson does it in whichever thread parses first
 
@@ -321,8 +325,6 @@ static inline void loader_free(Loader *l) {
     free(l->threads);
     free(l->order);
     free(l->named);
-    free(l->counted);
-    free(l->skips);
     free(l->step_keys);
     free(l);
 }
@@ -394,7 +396,6 @@ static inline void loader_start_epoch(Loader *l, int64_t epoch, int64_t position
     l->failed_streak = l->good_samples = l->unfit_streak = 0;
     l->in_step = l->config.distinct_step; // full: the next sample begins another step
     memset(l->failures, 0, sizeof l->failures);
-    memset(l->counted, 0, (size_t)l->data->count / 8 + 1);
     l->end = l->config.one_pass ? l->count : INT64_MAX;
     pthread_cond_broadcast(&l->work);
     pthread_mutex_unlock(&l->mutex);
@@ -414,14 +415,6 @@ static inline void skip_reasons(char *out, size_t size, const int64_t counts[SAM
                 sample_status_counted(i, counts[i]));
 }
 
-// Sets a bit; true if it was 0.
-static inline bool set_bit(uint8_t *bits, int64_t i) {
-    const uint8_t bit = (uint8_t)(1 << (i & 7));
-    if (bits[i / 8] & bit) return false;
-    bits[i / 8] |= bit;
-    return true;
-}
-
 // Names the sample in the list of skipped ones, once in a run.
 static inline void loader_name_skipped(Loader *l, const char *origin, const LoaderSlot *s) {
     if (!l->config.skipped_path || !set_bit(l->named, s->index)) return;
@@ -439,16 +432,14 @@ static inline void loader_name_skipped(Loader *l, const char *origin, const Load
     fprintf(l->skipped, "%s\t%s\n", origin, sample_status_name(s->status));
 }
 
-// Counts a bad sample; ends the program when a whole pass found none that can be used, or in training fewer
-// than two.
-static inline void loader_skip(Loader *l, const LoaderSlot *s, bool first_time) {
+// Names a bad sample, and counts it in the account; ends the program when a whole pass found none that can be
+// used, or in training fewer than two.
+static inline void loader_skip(Loader *l, const LoaderSlot *s) {
     char origin[2 * PATH_SIZE], reasons[400];
     dataset_origin(l->data, s->index, origin, sizeof origin);
     make_showable(origin);
-    if (first_time) { // each sample once in an epoch
-        l->skips[(size_t)l->data->samples[s->index].file * SAMPLE_STATUS_COUNT + (size_t)s->status]++;
-        loader_name_skipped(l, origin, s);
-    }
+    loader_name_skipped(l, origin, s);
+    dataset_pass_over(l->data, s->index, s->status);
     l->failures[s->status]++;
     l->failed_streak++;
     bool pass = l->config.one_pass;
@@ -528,17 +519,16 @@ static inline int loader_next(Loader *l, Batch *out) {
         pthread_mutex_unlock(&l->mutex);
         if (!ready) return out->count = 0;
         const bool fits = loader_fits_step(l, s);
-        const bool reported = s->status != SAMPLE_OK || s->rotated;
-        const bool first_time = reported && set_bit(l->counted, s->index);
         if (s->status == SAMPLE_OK) {
             if (fits) batch_add(out, &l->config, s);
             l->good_samples++;
             l->failed_streak = 0;
             memset(l->failures, 0, sizeof l->failures);
         } else {
-            loader_skip(l, s, first_time);
+            loader_skip(l, s);
         }
-        l->rotated += s->rotated && first_time;
+        if (s->rotated || s->cut)
+            dataset_note(l->data, s->index, s->rotated && !l->config.image.exif_rotate, s->cut);
         pthread_mutex_lock(&l->mutex);
         s->ready = false;
         l->position++;
@@ -547,45 +537,6 @@ static inline int loader_next(Loader *l, Batch *out) {
     }
     l->committed = l->position;
     return out->count;
-}
-
-// Samples skipped in this epoch so far.
-static inline int64_t loader_skipped(const Loader *l) {
-    int64_t total = 0;
-    for (size_t i = 0; i < l->data->file_count * SAMPLE_STATUS_COUNT; i++) total += l->skips[i];
-    return total;
-}
-
-// One line for each source file with skipped samples, for ten files at most, and once one line about images
-// that EXIF would turn. To be called at the end of each epoch; resets the counts.
-static inline void loader_report_skips(Loader *l) {
-    enum { MOST_LINES = 10 };
-    int64_t lines = 0, more_samples = 0;
-    char reasons[400], see[PATH_SIZE + 8] = "";
-    if (l->skipped) snprintf(see, sizeof see, "; see %s", l->config.skipped_path);
-    for (size_t i = 0; i < l->data->file_count; i++) {
-        const DataFile *f = &l->data->files[i];
-        const int64_t *counts = l->skips + i * SAMPLE_STATUS_COUNT;
-        int64_t skipped = 0;
-        for (int k = 0; k < SAMPLE_STATUS_COUNT; k++) skipped += counts[k];
-        if (!skipped) continue;
-        if (++lines > MOST_LINES) more_samples += skipped;
-        else {
-            skip_reasons(reasons, sizeof reasons, counts);
-            warn("%s: %lld of %lld samples skipped (%s)%s", f->path, (long long)skipped,
-                (long long)f->samples, reasons, see);
-        }
-    }
-    if (more_samples)
-        warn("%lld more files: %lld samples skipped%s", (long long)(lines - MOST_LINES),
-            (long long)more_samples, see);
-    if (l->rotated && !l->config.image.exif_rotate && !l->rotation_warned) {
-        warn("%lld images have an EXIF rotation that is ignored, as in open_clip; --exif-rotate applies it",
-            (long long)l->rotated);
-        l->rotation_warned = true;
-    }
-    memset(l->skips, 0, l->data->file_count * SAMPLE_STATUS_COUNT * sizeof *l->skips);
-    l->rotated = 0;
 }
 
 #endif

@@ -11,34 +11,13 @@
 #ifndef CLIPC_DATASET_H
 #define CLIPC_DATASET_H
 
-#include "clipc/base/utils.h"         // die, warn, list_grow
-#include "clipc/data/caption_files.h" // COCO, Flickr30k
-#include "clipc/data/dataset_csv.h"   // tables of text
-#include "clipc/data/dataset_tar.h"   // shards
+#include "clipc/base/utils.h"          // die, warn, list_grow
+#include "clipc/data/caption_files.h"  // COCO, Flickr30k
+#include "clipc/data/dataset_csv.h"    // tables of text
+#include "clipc/data/dataset_folder.h" // folders
+#include "clipc/data/dataset_tar.h"    // shards
 
-// ---------------------------------------------------------------- folders
-
-static inline bool is_image_name(const char *name) {
-    return ends_with(name, ".jpg") || ends_with(name, ".jpeg") || ends_with(name, ".png") ||
-           ends_with(name, ".webp");
-}
-
-static inline DataSample *dataset_add_image_file(Dataset *d, const char *path) {
-    DataFile *f = &d->files[d->file_count - 1];
-    DataSample *s = dataset_add_sample(d);
-    s->image_bytes = (int32_t)strlen(path);
-    s->image = data_file_add_text(f, path);
-    f->samples++;
-    return s;
-}
-
-static inline void dataset_add_folder(Dataset *d, int source, const char *root) {
-    StringList images = {NULL, 0, 0};
-    list_files(root, is_image_name, &images, NULL);
-    dataset_add_file(d, source, root);
-    for (size_t i = 0; i < images.count; i++) dataset_add_image_file(d, images.list[i]);
-    string_list_free(&images);
-}
+// ---------------------------------------------------------------- class folders
 
 // The label of a class folder when there are no classnames: its index in d->class_folders, to which it is
 // added if no folder of another source has this class name.
@@ -64,24 +43,29 @@ static inline int *class_folder_labels(Dataset *d, const char *root, const Strin
 
 // A folder with one sub-folder for each class.
 static inline void dataset_add_class_folders(Dataset *d, int source, const char *root) {
-    StringList images = {NULL, 0, 0}, folders = {NULL, 0, 0};
-    list_files(root, is_image_name, &images, &folders);
+    StringList folders = {NULL, 0, 0};
+    dataset_add_file(d, source, root);
+    StringList files = folder_list(d, root, &folders);
     if (!folders.count) die(EXIT_USAGE, "%s: has no sub-folders; one for each class is needed", root);
     int *labels = class_folder_labels(d, root, &folders);
-    dataset_add_file(d, source, root);
     size_t root_length = strlen(root);
     while (root_length > 1 && root[root_length - 1] == '/') root_length--;
-    for (size_t i = 0; i < images.count; i++) {
+    for (size_t i = 0; i < files.count; i++) {
         char name[PATH_SIZE], *key = name;
-        const char *below = images.list[i] + root_length + (root[root_length - 1] != '/');
-        if (!strchr(below, '/')) continue; // not in a class folder
+        const char *below = files.list[i] + root_length + (root[root_length - 1] != '/');
+        if (!is_image_name(below)) continue;
+        if (!strchr(below, '/')) {
+            account_pass_over(dataset_account(d), "image that is not in a class folder",
+                "images that are not in a class folder", files.list[i]);
+            continue;
+        }
         path_format(name, "%.*s", (int)(strchr(below, '/') - below), below);
         char **found =
             (char **)bsearch(&key, folders.list, folders.count, sizeof *folders.list, compare_strings);
-        if (found) dataset_add_image_file(d, images.list[i])->label = labels[found - folders.list];
+        if (found) dataset_add_image_file(d, files.list[i], NULL)->label = labels[found - folders.list];
     }
     free(labels);
-    string_list_free(&images);
+    string_list_free(&files);
     string_list_free(&folders);
 }
 
@@ -170,6 +154,7 @@ static inline void dataset_add_source_samples(Dataset *d, int source) {
     } else {
         int64_t count = c->num_samples && d->source_count == 1 ? c->num_samples : SYNTHETIC_SAMPLES;
         dataset_add_file(d, source, "synthetic")->samples = count;
+        dataset_account(d)->found = count;
         for (int64_t i = 0; i < count; i++) dataset_add_sample(d);
     }
 }
@@ -193,26 +178,69 @@ static inline void dataset_cut(Dataset *d, int64_t limit) {
     d->count = 0;
     for (size_t s = 0; s < d->source_count; s++) {
         // of this source in the new list; the rounded shares add up to the limit
+        const int64_t before = d->count;
         const int64_t end = (int64_t)((double)limit * (double)first[s + 1] / (double)total + 0.5);
         for (int64_t i = first[s]; i < first[s + 1]; i++) {
             if (d->count < end) d->samples[d->count++] = d->samples[i];
             else d->files[d->samples[i].file].samples--;
         }
+        for (int64_t i = d->count - before; i < first[s + 1] - first[s]; i++)
+            account_add_named(&d->sources[s].account, PASSED_OVER, "beyond the number asked for",
+                "beyond the number asked for", d->sources[s].spec);
     }
     free(first);
+}
+
+// Notes that --image-key or --text-key was given and names nothing that is there.
+static inline void dataset_note_keys(Dataset *d) {
+    const DatasetConfig *c = &d->config, usual = dataset_config_default();
+    bool images = false, captions = false, members = false, files = false;
+    char text[512];
+    for (size_t s = 0; s < d->source_count; s++) {
+        members = members || d->sources[s].type == DATASET_WEBDATASET;
+        files = files || d->sources[s].type == DATASET_FOLDER;
+    }
+    for (int64_t i = 0; i < d->count && !(images && captions); i++) {
+        const DataSample *s = &d->samples[i];
+        images = images || (sample_type(d, s) == DATASET_WEBDATASET && s->image_bytes >= 0);
+        captions = captions || (sample_type(d, s) != DATASET_CSV && s->caption_bytes >= 0);
+    }
+    if (strcmp(c->image_key, usual.image_key) != 0 && !images) {
+        snprintf(text, sizeof text, "--image-key %.200s: %s", c->image_key,
+            members ? "no member of a shard has this ending" : "has no effect, there are no tar shards");
+        account_add_named(&d->sources[0].account, NOTED, "--image-key", "", text);
+    }
+    if (strcmp(c->text_key, usual.text_key) != 0 && !captions && !c->json_text_key) {
+        snprintf(text, sizeof text, "--text-key %.200s: %s", c->text_key,
+            members || files ? "no caption has this ending"
+                             : "has no effect, there are no tar shards or folders");
+        account_add_named(&d->sources[0].account, NOTED, "--text-key", "", text);
+    }
+    if (c->json_text_key && !members) {
+        snprintf(text, sizeof text, "--json-text-key %.200s: has no effect, there are no tar shards",
+            c->json_text_key);
+        account_add_named(&d->sources[0].account, NOTED, "--json-text-key", "", text);
+    }
 }
 
 // Cuts the list to --train-num-samples; ends the program if fewer than `least` samples are left.
 static inline void dataset_finish(Dataset *d, const char *spec, int64_t least) {
     const char *hint[] = {"", "rows below the header line", "members such as 000.jpg and 000.txt",
         ".jpg .jpeg .png or .webp files (tar shards are given by name: FOLDER/{00000..00009}.tar)", ""};
+    char reasons[1500];
+    if (d->config.need_caption) dataset_note_keys(d);
+    account_reasons(&d->sources[0].account, reasons, sizeof reasons);
     if (d->count == 0)
-        die(EXIT_USAGE, "%s: the data set is empty; it needs %s", spec, hint[d->sources[0].type]);
+        die(EXIT_USAGE, "%s: %s%s; it needs %s", spec,
+            reasons[0] ? "nothing in it can be used: " : "the data set is empty", reasons,
+            hint[d->sources[0].type]);
     dataset_settle_labels(d, spec);
     if (d->config.num_samples && !d->config.resampled) dataset_cut(d, d->config.num_samples);
     if (d->count < least)
         die(EXIT_USAGE, "%s: %lld samples, at least %lld are needed; give more data", spec,
             (long long)d->count, (long long)least);
+    d->passed_over = (uint8_t *)calloc_check((size_t)d->count / 8 + 1, 1);
+    d->noted = (uint8_t *)calloc_check((size_t)d->count / 8 + 1, 1);
 }
 
 // Lists the samples of `spec`: sources joined by `::`, each a CSV file, tar shards, a folder, or
@@ -246,7 +274,10 @@ static inline void dataset_free(Dataset *d) {
             free(d->files[i].path);
             free(d->files[i].text);
         }
-        for (size_t i = 0; i < d->source_count; i++) free(d->sources[i].spec);
+        for (size_t i = 0; i < d->source_count; i++) {
+            free(d->sources[i].spec);
+            account_free(&d->sources[i].account);
+        }
         if (d->spill_fd >= 0) close(d->spill_fd);
         string_list_free(&d->class_folders);
         labels_free(&d->labels);
@@ -255,6 +286,9 @@ static inline void dataset_free(Dataset *d) {
     free(d->samples);
     free(d->files);
     free(d->keys);
+    free(d->passed_over);
+    free(d->noted);
+    free(d->whole_index);
     memset(d, 0, sizeof *d);
 }
 

@@ -32,12 +32,48 @@ static inline CsvColumns dataset_open_csv(const DatasetConfig *c, CsvReader *r, 
     return out;
 }
 
+// A reason for one row, and for several.
+#define CSV_ROWS(text) "row " text, "rows " text
+
+// Counts the row read last, and passes it over where it can be read in two ways, or lacks a field that is
+// needed. False then.
+static inline bool csv_row_counts(
+    Account *a, const CsvReader *r, const char *path, const CsvColumns *column) {
+    char where[2 * PATH_SIZE];
+    bool extra = false;
+    const int last = max_int(max_int(column->image, column->caption), max_int(column->label, column->key));
+    for (int i = r->columns; i < r->count; i++) extra = extra || r->fields[i].length;
+    a->found++;
+    if (!r->stray && !extra && !r->unclosed && !r->rows_within && r->count >= r->columns) return true;
+    snprintf(where, sizeof where, "%s, line %lld", path, (long long)r->line);
+    const bool fewer = r->count < r->columns, needed = r->count <= last;
+    if (r->stray)
+        account_add_named(a, PASSED_OVER, CSV_ROWS("with text after a closing quotation mark"), where);
+    else if (extra)
+        account_add_named(a, PASSED_OVER,
+            CSV_ROWS("with more fields than the header; quote what holds a separator"), where);
+    else if (fewer && needed)
+        account_add_named(a, PASSED_OVER, CSV_ROWS("with fewer fields than the header"), where);
+    if (r->stray || extra || (fewer && needed)) return false;
+    if (fewer)
+        account_add_named(
+            a, USED, CSV_ROWS("with fewer fields than the header; none of those is needed"), where);
+    if (r->unclosed)
+        account_add_named(
+            a, USED, CSV_ROWS("with a quotation mark that is never closed; it is taken literally"), where);
+    if (r->rows_within)
+        account_add_named(
+            a, USED, CSV_ROWS("with a quoted field of several lines that look like rows"), where);
+    return true;
+}
+
 static inline void dataset_add_csv(Dataset *d, int source, const char *path) {
     const DatasetConfig *c = &d->config;
     CsvReader r;
     const CsvColumns column = dataset_open_csv(c, &r, path);
     DataFile *f = dataset_add_file(d, source, path);
     while (csv_read_row(&r)) {
+        if (!csv_row_counts(&d->sources[source].account, &r, path, &column)) continue;
         const CsvField *image = csv_field(&r, column.image), *caption = csv_field(&r, column.caption);
         const CsvField *label = csv_field(&r, column.label), *key = csv_field(&r, column.key);
         DataSample *s = dataset_add_sample(d);
@@ -53,9 +89,6 @@ static inline void dataset_add_csv(Dataset *d, int source, const char *path) {
         if (label) s->label = dataset_label(d, d->count - 1, label->start, label->length);
         s->name = key && key->length ? key->start - r.text : -1;
     }
-    if (r.unclosed)
-        warn("%s: %lld fields begin with a quotation mark that is never closed; it is taken literally", path,
-            (long long)r.unclosed);
     f->text = r.text;
     f->text_bytes = r.length;
     free(r.fields);

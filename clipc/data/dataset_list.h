@@ -3,8 +3,13 @@
 #ifndef CLIPC_DATASET_LIST_H
 #define CLIPC_DATASET_LIST_H
 
-#include "clipc/base/utils.h"  // die, list_grow
-#include "clipc/data/labels.h" // ClassList, LabelReading
+#include "clipc/base/utils.h"   // die, list_grow
+#include "clipc/data/account.h" // Account
+#include "clipc/data/labels.h"  // ClassList, LabelReading
+
+// The endings of image files; what is in a file decides how it is decoded. Of a key in a tar the first one is
+// taken.
+#define IMAGE_ENDINGS "jpg;png;jpeg;webp;jpe;jfif;gif;bmp;tif;tiff;avif;heic;heif;jp2"
 
 typedef enum { DATASET_AUTO, DATASET_CSV, DATASET_WEBDATASET, DATASET_FOLDER, DATASET_SYNTHETIC } DatasetType;
 
@@ -12,11 +17,12 @@ typedef struct {
     DatasetType type;
     const char *csv_img_key, *csv_caption_key, *csv_label_key; // names of columns
     char csv_separator;                                        // 0: found from the header line
-    const char *image_key, *text_key; // kinds of members, the best one first: "jpg;png;jpeg;webp", "txt"
-    const char *json_text_key;        // captions are the string under this key of KEY.json; NULL: KEY.txt
-    bool need_caption, need_label;    // a sample without one is skipped; captions are read only when needed
-    int64_t num_samples;              // only the first so many samples; synthetic: how many; 0: all
-    const char *const *classnames;    // (classname_count) labels may be these names; NULL: only numbers
+    const char *image_key,
+        *text_key;             // kinds of members, the best one first: "jpg;png", "txt"; folders: text_key
+    const char *json_text_key; // captions are the string under this key of KEY.json; NULL: KEY.txt
+    bool need_caption, need_label; // a sample without one is skipped; captions are read only when needed
+    int64_t num_samples;           // only the first so many samples; synthetic: how many; 0: all
+    const char *const *classnames; // (classname_count) labels may be these names; NULL: only numbers
     int classname_count;
     bool prompts;              // labels replace captions (LoaderConfig.templates): folders are class folders
     const char *positives_key; // which samples are false negatives of each other: sample_key(); or NULL
@@ -26,8 +32,8 @@ typedef struct {
 } DatasetConfig;
 
 static inline DatasetConfig dataset_config_default(void) {
-    DatasetConfig c = {DATASET_AUTO, "filepath", "title", "label", 0, "jpg;png;jpeg;webp", "txt", NULL, true,
-        false, 0, NULL, 0, false, NULL, false, NULL, false};
+    DatasetConfig c = {DATASET_AUTO, "filepath", "title", "label", 0, IMAGE_ENDINGS, "txt", NULL, true, false,
+        0, NULL, 0, false, NULL, false, NULL, false};
     return c;
 }
 
@@ -36,11 +42,11 @@ static inline DatasetConfig dataset_config_default(void) {
 
 typedef struct {
     // where: in the shard (tar), at ~where in the unpacked data (tar), or in the file's text; CSV and folders
-    // have the path of the image there
+    // have the path of the image there, folders the ending of the caption's path
     int64_t image, caption;
     int64_t name;          // where in the file's text: the member (tar), the positives' key (CSV; -1: none)
     int32_t image_bytes;   // -1: there is no image
-    int32_t caption_bytes; // -1: there is no caption; folders: not known before it is read
+    int32_t caption_bytes; // -1: there is no caption; folders: 0, not known before it is read
     int32_t label;         // -1: none
     int32_t file;          // index of its DataFile
 } DataSample;
@@ -50,6 +56,7 @@ typedef struct {
     char *spec;
     DatasetType type; // never auto
     double factor;    // how often an epoch has each sample; resampled: the weight of each
+    Account account;  // of all that is in it, those of a set split off included
 } DataSource;
 
 #define MOST_FACTOR 1e6 // the largest factor
@@ -63,7 +70,7 @@ typedef struct {
     int64_t samples; // how many samples of the data set come from this file
 } DataFile;
 
-typedef struct {
+typedef struct Dataset {
     DatasetConfig config;
     DataSource *sources; // (source_count)
     size_t source_count, source_capacity;
@@ -74,9 +81,13 @@ typedef struct {
     size_t file_count, file_capacity;
     int spill_fd; // unnamed temporary file with the unpacked data of compressed shards and commands, or -1
     int64_t spill_bytes;
-    StringList class_folders; // names of the class folders by label
-    LabelReading labels;      // of tables and shards
-    uint64_t *keys;           // (count) of dataset_read_keys(), or NULL
+    StringList class_folders;    // names of the class folders by label
+    LabelReading labels;         // of tables and shards
+    uint64_t *keys;              // (count) of dataset_read_keys(), or NULL
+    uint8_t *passed_over;        // (count) bits: passed over, in the account of the sample's source
+    uint8_t *noted;              // (count) bits: read, and what is to note of it is in the account
+    const struct Dataset *whole; // dataset_subset(): the set whose bits count; or NULL
+    int64_t *whole_index;        // (count) the samples' indices in it
     bool borrowed; // sources, text of the files and spill_fd belong to another Dataset (dataset_split)
 } Dataset;
 
@@ -112,11 +123,42 @@ static inline PositivesKey positives_key(const DatasetConfig *c) {
                                              : KEY_COLUMN;
 }
 
+// The source of the file added last.
+static inline Account *dataset_account(const Dataset *d) {
+    return &d->sources[d->files[d->file_count - 1].source].account;
+}
+
+// Sets a bit; true if it was 0.
+static inline bool set_bit(uint8_t *bits, int64_t i) {
+    const uint8_t bit = (uint8_t)(1 << (i & 7));
+    if (bits[i / 8] & bit) return false;
+    bits[i / 8] |= bit;
+    return true;
+}
+
+static inline bool has_bit(const uint8_t *bits, int64_t i) { return bits[i / 8] >> (i & 7) & 1; }
+
+// What a source is made of, for messages.
+static inline const char *dataset_unit(DatasetType type, bool many) {
+    if (type == DATASET_CSV) return many ? "rows" : "row";
+    return many ? "samples" : "sample";
+}
+
+// The accounts of all sources, of those in which anything has changed since they were printed last.
+static inline void dataset_print_accounts(const Dataset *d, Logger *log) {
+    for (size_t s = 0; s < d->source_count; s++) {
+        DataSource *source = &d->sources[s];
+        account_print(&source->account, log, source->spec, dataset_unit(source->type, false),
+            dataset_unit(source->type, true));
+    }
+}
+
 // ---------------------------------------------------------------- making the list
 
 static inline void dataset_add_source(Dataset *d, const char *spec, DatasetType type) {
     list_grow((void **)&d->sources, &d->source_capacity, d->source_count + 1, sizeof *d->sources);
     DataSource *s = &d->sources[d->source_count++];
+    memset(s, 0, sizeof *s);
     s->spec = strdup_check(spec);
     s->type = type;
     s->factor = 1;

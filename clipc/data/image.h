@@ -23,13 +23,19 @@
 
 // Why an image gave no pixels. A sample with any of these but IMAGE_OK is skipped and counted, and the run
 // goes on. Name, text for one, text for several.
-#define IMAGE_STATUSES(X)                                                             \
-    X(IMAGE_OK, "ok", "ok")                                                           \
-    X(IMAGE_EMPTY, "empty file", "empty files")                                       \
-    X(IMAGE_UNKNOWN_FORMAT, "unknown image format", "unknown image formats")          \
-    X(IMAGE_BROKEN, "broken image", "broken images")                                  \
-    X(IMAGE_TOO_LARGE, "with too many pixels", "with too many pixels")                \
-    X(IMAGE_TOO_THIN, "too thin for the resize mode", "too thin for the resize mode") \
+#define IMAGE_STATUSES(X)                                                                            \
+    X(IMAGE_OK, "ok", "ok")                                                                          \
+    X(IMAGE_EMPTY, "empty file", "empty files")                                                      \
+    X(IMAGE_UNKNOWN_FORMAT, "unknown image format", "unknown image formats")                         \
+    X(IMAGE_GIF, "GIF image, which is not decoded", "GIF images, which are not decoded")             \
+    X(IMAGE_BMP, "BMP image, which is not decoded", "BMP images, which are not decoded")             \
+    X(IMAGE_TIFF, "TIFF image, which is not decoded", "TIFF images, which are not decoded")          \
+    X(IMAGE_AVIF, "AVIF image, which is not decoded", "AVIF images, which are not decoded")          \
+    X(IMAGE_HEIC, "HEIC image, which is not decoded", "HEIC images, which are not decoded")          \
+    X(IMAGE_JP2, "JPEG 2000 image, which is not decoded", "JPEG 2000 images, which are not decoded") \
+    X(IMAGE_BROKEN, "broken image", "broken images")                                                 \
+    X(IMAGE_TOO_LARGE, "with too many pixels", "with too many pixels")                               \
+    X(IMAGE_TOO_THIN, "too thin for the resize mode", "too thin for the resize mode")                \
     X(IMAGE_NO_MEMORY, "too large for the memory", "too large for the memory")
 
 #define IMAGE_STATUS_ENUM(name, one, many) name,
@@ -365,20 +371,70 @@ static inline ImageStatus decode_webp(Image *out, const uint8_t *bytes, size_t l
 
 // ---------------------------------------------------------------- any format
 
+typedef enum {
+    FORM_UNKNOWN,
+    FORM_JPEG,
+    FORM_PNG,
+    FORM_WEBP,
+    FORM_GIF,
+    FORM_BMP,
+    FORM_TIFF,
+    FORM_AVIF,
+    FORM_HEIC,
+    FORM_JP2
+} ImageForm;
+
+#define IMAGE_FORM_BYTES 32 // from the start of a file, that tell its form
+
+// The form of an image file by its first bytes.
+static inline ImageForm image_form(const uint8_t *bytes, size_t length) {
+    static const struct {
+        ImageForm form;
+        size_t at, length;
+        const char *bytes;
+    } signs[] = {{FORM_JPEG, 0, 3, "\xff\xd8\xff"}, {FORM_PNG, 0, 8, "\x89PNG\r\n\x1a\n"},
+        {FORM_WEBP, 8, 4, "WEBP"}, {FORM_GIF, 0, 6, "GIF87a"}, {FORM_GIF, 0, 6, "GIF89a"},
+        {FORM_BMP, 0, 2, "BM"}, {FORM_TIFF, 0, 4, "II*\0"}, {FORM_TIFF, 0, 4, "MM\0*"},
+        {FORM_TIFF, 0, 4, "II+\0"}, {FORM_TIFF, 0, 4, "MM\0+"}, {FORM_AVIF, 4, 8, "ftypavif"},
+        {FORM_AVIF, 4, 8, "ftypavis"}, {FORM_HEIC, 4, 8, "ftypheic"}, {FORM_HEIC, 4, 8, "ftypheix"},
+        {FORM_HEIC, 4, 8, "ftyphevc"}, {FORM_HEIC, 4, 8, "ftypmif1"}, {FORM_HEIC, 4, 8, "ftypmsf1"},
+        {FORM_JP2, 0, 12, "\0\0\0\x0cjP  \r\n\x87\n"}, {FORM_JP2, 0, 4, "\xff\x4f\xff\x51"}};
+    for (size_t i = 0; i < sizeof signs / sizeof *signs; i++)
+        if (length >= signs[i].at + signs[i].length &&
+            memcmp(bytes + signs[i].at, signs[i].bytes, signs[i].length) == 0 &&
+            (signs[i].form != FORM_WEBP || memcmp(bytes, "RIFF", 4) == 0))
+            return signs[i].form;
+    return FORM_UNKNOWN;
+}
+
+// Why images of this form are not decoded; IMAGE_OK where they are.
+static inline ImageStatus image_form_status(ImageForm form) {
+    switch (form) {
+    case FORM_JPEG:
+    case FORM_PNG:
+    case FORM_WEBP: return IMAGE_OK;
+    case FORM_GIF: return IMAGE_GIF;
+    case FORM_BMP: return IMAGE_BMP;
+    case FORM_TIFF: return IMAGE_TIFF;
+    case FORM_AVIF: return IMAGE_AVIF;
+    case FORM_HEIC: return IMAGE_HEIC;
+    case FORM_JP2: return IMAGE_JP2;
+    default: return IMAGE_UNKNOWN_FORMAT;
+    }
+}
+
 // Decodes a whole file in memory. Only when IMAGE_OK is returned, *out is valid and has to be freed with
 // image_free().
 //   max_pixels: width · height above it is IMAGE_TOO_LARGE, known from the header
 static inline ImageStatus image_decode(Image *out, const uint8_t *bytes, size_t length, int64_t max_pixels) {
-    ImageStatus status = IMAGE_UNKNOWN_FORMAT;
+    const ImageForm form = image_form(bytes, length);
+    ImageStatus status = image_form_status(form);
     memset(out, 0, sizeof *out);
     out->orientation = 1;
     if (length == 0) return IMAGE_EMPTY;
-    if (length >= 3 && memcmp(bytes, "\xff\xd8\xff", 3) == 0)
-        status = decode_jpeg(out, bytes, length, max_pixels);
-    else if (length >= 8 && memcmp(bytes, "\x89PNG\r\n\x1a\n", 8) == 0)
-        status = decode_png(out, bytes, length, max_pixels);
-    else if (length >= 12 && memcmp(bytes, "RIFF", 4) == 0 && memcmp(bytes + 8, "WEBP", 4) == 0)
-        status = decode_webp(out, bytes, length, max_pixels);
+    if (form == FORM_JPEG) status = decode_jpeg(out, bytes, length, max_pixels);
+    if (form == FORM_PNG) status = decode_png(out, bytes, length, max_pixels);
+    if (form == FORM_WEBP) status = decode_webp(out, bytes, length, max_pixels);
     if (status != IMAGE_OK) image_free(out);
     return status;
 }

@@ -408,6 +408,15 @@ static inline int label_parse(
     return label >= 0 ? label : label_none(&r->unknown, sample, text, length);
 }
 
+// After samples have moved in the list: moved[i - first] is the new index of sample i.
+static inline void labels_renumber(LabelReading *r, int64_t first, const int64_t *moved) {
+    LabelNote *notes[2] = {&r->beyond, &r->unknown};
+    for (int i = 0; i < 2; i++)
+        if (notes[i]->count && notes[i]->sample >= first) notes[i]->sample = moved[notes[i]->sample - first];
+    for (size_t i = 0; i < r->doubtful_count; i++)
+        if (r->doubtful[i].sample >= first) r->doubtful[i].sample = moved[r->doubtful[i].sample - first];
+}
+
 static inline void labels_free(LabelReading *r) {
     free(r->doubtful);
     free(r->imagenet);

@@ -282,6 +282,10 @@ static inline int64_t dataset_distinct_steps(const Dataset *d, uint64_t seed, in
 static inline Dataset dataset_subset(const Dataset *d, const int64_t *list, int64_t n) {
     Dataset out = *d;
     out.keys = NULL; // they belong to the old list; dataset_read_keys() makes new ones
+    out.passed_over = out.noted = NULL;
+    out.whole = d;
+    out.whole_index =
+        (int64_t *)memcpy(malloc_check((size_t)n * sizeof *list), list, (size_t)n * sizeof *list);
     out.borrowed = true;
     out.samples = (DataSample *)malloc_check((size_t)n * sizeof *out.samples);
     out.capacity = (size_t)n;
@@ -297,7 +301,8 @@ static inline Dataset dataset_subset(const Dataset *d, const int64_t *list, int6
 }
 
 // Moves round(share · count) samples, drawn by `seed` alone, from `d` to the returned data set, which uses
-// the files of `d` and has to be freed before it. Both keep their order. share: 0 … 1.
+// the files and accounts of `d` and has to be freed before it. Both keep their order. share: 0 … 1. To be
+// called before dataset_check() or a loader counts anything of a sample.
 static inline Dataset dataset_split(Dataset *d, double share, uint64_t seed) {
     assert(share >= 0 && share <= 1);
     const int64_t take = (int64_t)((double)d->count * share + 0.5);
@@ -310,7 +315,12 @@ static inline Dataset dataset_split(Dataset *d, double share, uint64_t seed) {
     for (int64_t i = 0; i < take; i++) taken[order[i]] = true;
     for (int64_t i = 0; i < d->count; i++)
         if (taken[i]) order[moved++] = i;
-    const Dataset out = dataset_subset(d, order, take);
+    Dataset out = dataset_subset(d, order, take);
+    free(out.whole_index); // the samples of `d` move
+    out.whole = NULL;
+    out.whole_index = NULL;
+    out.passed_over = (uint8_t *)calloc_check((size_t)take / 8 + 1, 1);
+    out.noted = (uint8_t *)calloc_check((size_t)take / 8 + 1, 1);
     for (int64_t i = 0; i < d->count; i++)
         if (taken[i]) d->files[d->samples[i].file].samples--;
         else d->samples[kept++] = d->samples[i];

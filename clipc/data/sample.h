@@ -8,6 +8,7 @@
 #include "clipc/data/dataset.h"    // Dataset
 #include "clipc/data/image.h"      // image_decode
 #include "clipc/data/transform.h"  // image_eval_transform
+#include "clipc/data/unicode.h"    // is_utf8_text
 
 #include <jansson.h>
 
@@ -26,8 +27,10 @@
     X(SAMPLE_UNREADABLE, "unreadable file", "unreadable files")                    \
     X(SAMPLE_NO_IMAGE, "without image", "without image")                           \
     X(SAMPLE_NO_CAPTION, "without caption", "without caption")                     \
+    X(SAMPLE_EMPTY_CAPTION, "empty caption", "empty captions")                     \
     X(SAMPLE_NO_LABEL, "without a label of the set", "without a label of the set") \
-    X(SAMPLE_BAD_JSON, "with broken JSON", "with broken JSON")
+    X(SAMPLE_BAD_JSON, "with broken JSON", "with broken JSON")                     \
+    X(SAMPLE_NOT_UTF8, "caption that is not UTF-8", "captions that are not UTF-8")
 #define SAMPLE_STATUS_ENUM(name, one, many) name,
 enum {
     SAMPLE_STATUSES(SAMPLE_STATUS_ENUM) SAMPLE_IMAGE,
@@ -146,7 +149,11 @@ static inline const json_t *json_first_text(const json_t *root, const char *keys
 static inline SampleStatus sample_json_caption(ByteBuffer *text, const char *keys) {
     json_t *root = json_loadb((const char *)text->data, text->bytes, JSON_ALLOW_NUL, NULL);
     const json_t *value = json_first_text(root, keys);
-    SampleStatus status = !root ? SAMPLE_BAD_JSON : value ? SAMPLE_OK : SAMPLE_NO_CAPTION;
+    const bool utf8 = is_utf8_text((const char *)text->data, text->bytes);
+    SampleStatus status = !utf8   ? SAMPLE_NOT_UTF8
+                          : !root ? SAMPLE_BAD_JSON
+                          : value ? SAMPLE_OK
+                                  : SAMPLE_NO_CAPTION;
     if (status == SAMPLE_OK) { // never longer than the JSON text
         text->bytes = (size_t)min_i64((int64_t)json_string_length(value), CAPTION_MOST_BYTES);
         memcpy(text->data, json_string_value(value), text->bytes);
@@ -193,8 +200,9 @@ static inline bool sample_hash_file(Hash128 *hash, const Dataset *d, const DataS
 static inline SampleStatus sample_folder_caption(const DataFile *f, const DataSample *s, SampleBuffers *out) {
     char text[PATH_SIZE];
     const char *path = f->text + s->image;
-    int stem = (int)(strrchr(path, '.') - path);
-    if (snprintf(text, sizeof text, "%.*s.txt", stem, path) >= (int)sizeof text) return SAMPLE_UNREADABLE;
+    int stem = (int)(path_ending(path) - path);
+    if (snprintf(text, sizeof text, "%.*s%s", stem, path, f->text + s->caption) >= (int)sizeof text)
+        return SAMPLE_UNREADABLE;
     SampleStatus status = sample_read_file(&out->text, text, CAPTION_MOST_BYTES);
     return status == SAMPLE_MISSING ? SAMPLE_NO_CAPTION : status;
 }
@@ -205,7 +213,7 @@ static inline SampleStatus sample_folder_caption(const DataFile *f, const DataSa
 static inline SampleStatus sample_read_caption(const Dataset *d, const DataSample *s, SampleBuffers *out) {
     const DataFile *f = &d->files[s->file];
     const DatasetType type = sample_type(d, s);
-    if (type != DATASET_FOLDER && type != DATASET_SYNTHETIC && s->caption_bytes < 0) return SAMPLE_NO_CAPTION;
+    if (type != DATASET_SYNTHETIC && s->caption_bytes < 0) return SAMPLE_NO_CAPTION;
     if (type == DATASET_SYNTHETIC) {
         out->caption = SYNTHETIC_CAPTION;
         out->caption_bytes = strlen(SYNTHETIC_CAPTION);
@@ -219,7 +227,10 @@ static inline SampleStatus sample_read_caption(const Dataset *d, const DataSampl
         out->caption = (const char *)out->text.data;
         out->caption_bytes = out->text.bytes;
     }
-    return is_blank(out->caption, out->caption_bytes) ? SAMPLE_NO_CAPTION : SAMPLE_OK;
+    if (out->caption_bytes == CAPTION_MOST_BYTES) // cut off, perhaps within a character
+        out->caption_bytes = utf8_whole_length(out->caption, out->caption_bytes);
+    if (is_blank(out->caption, out->caption_bytes)) return SAMPLE_EMPTY_CAPTION;
+    return is_utf8_text(out->caption, out->caption_bytes) ? SAMPLE_OK : SAMPLE_NOT_UTF8;
 }
 
 // Only the bytes of the image file; synthetic: none.
@@ -297,6 +308,70 @@ static inline void dataset_check_labels(const Dataset *d, const char *names) {
              "belong together",
             d->files[0].path, r->lowest, r->highest, names, d->config.classnames[0], classes - 1,
             d->config.classnames[classes - 1]);
+}
+
+// ---------------------------------------------------------------- the account
+
+static inline Account *sample_account(const Dataset *d, int64_t index) {
+    return &d->sources[d->files[d->samples[index].file].source].account;
+}
+
+// Counts a sample that cannot be used, once, in the account of its source. The first caption that is not
+// UTF-8 is named with the encoding that it fits.
+static inline void dataset_pass_over(const Dataset *d, int64_t index, SampleStatus status) {
+    if (d->whole) {
+        dataset_pass_over(d->whole, d->whole_index[index], status);
+        return;
+    }
+    if (!set_bit(d->passed_over, index)) return;
+    AccountLine *line = account_add(
+        sample_account(d, index), PASSED_OVER, sample_status_name(status), sample_status_counted(status, 2));
+    if (line->first) return;
+    char origin[2 * PATH_SIZE];
+    dataset_origin(d, index, origin, sizeof origin);
+    if (status == SAMPLE_NOT_UTF8) {
+        SampleBuffers buffers;
+        memset(&buffers, 0, sizeof buffers);
+        sample_read_caption(d, &d->samples[index], &buffers);
+        const bool json = !buffers.caption; // it is the JSON text that is not UTF-8
+        const char *fits = encoding_that_fits(json ? (const char *)buffers.text.data : buffers.caption,
+            json ? buffers.text.bytes : buffers.caption_bytes);
+        if (fits) snprintf(origin + strlen(origin), sizeof origin - strlen(origin), ", which fits %s", fits);
+        sample_buffers_free(&buffers);
+    }
+    line->first = strdup_check(origin);
+}
+
+// Counts, once, what is to note of a sample that is used.
+//   rotated   EXIF says that its image is not upright, and that is ignored
+//   cut       its caption has more tokens than the context
+static inline void dataset_note(const Dataset *d, int64_t index, bool rotated, bool cut) {
+    char origin[2 * PATH_SIZE];
+    if (d->whole) {
+        dataset_note(d->whole, d->whole_index[index], rotated, cut);
+        return;
+    }
+    if (!(rotated || cut) || !set_bit(d->noted, index)) return;
+    dataset_origin(d, index, origin, sizeof origin);
+    if (rotated)
+        account_add_named(sample_account(d, index), USED,
+            "image with an EXIF rotation that is ignored, as in open_clip (--exif-rotate applies it)",
+            "images with an EXIF rotation that is ignored, as in open_clip (--exif-rotate applies it)",
+            origin);
+    if (cut)
+        account_add_named(sample_account(d, index), USED, "caption cut at the context length",
+            "captions cut at the context length", origin);
+}
+
+// A sample that repeats an earlier one.
+static inline void dataset_note_repeated(const Dataset *d, int64_t index) {
+    char origin[2 * PATH_SIZE];
+    AccountLine *line =
+        account_add(sample_account(d, index), USED, "repetition of an earlier image with its caption",
+            "repetitions of earlier images with their captions");
+    if (line->first) return;
+    dataset_origin(d, index, origin, sizeof origin);
+    line->first = strdup_check(origin);
 }
 
 // Random pixels (3,size,size), a function of the sample alone.

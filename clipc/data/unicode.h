@@ -58,6 +58,70 @@ static inline size_t utf8_write(unsigned char *out, uint32_t c) {
     return (size_t)utf8proc_encode_char((utf8proc_int32_t)c, out);
 }
 
+// Is it UTF-8 without a NUL? Captions are: what is not would be trained on as U+FFFD or as nothing.
+static inline bool is_utf8_text(const char *text, size_t n) {
+    const unsigned char *p = (const unsigned char *)text;
+    size_t i = 0;
+    while (i < n) {
+        uint64_t word;
+        uint32_t c;
+        bool valid;
+        if (n - i >= 8) { // eight ASCII characters at once; a NUL is found below
+            memcpy(&word, p + i, 8);
+            if (!((word | (word - 0x0101010101010101ull)) & 0x8080808080808080ull)) {
+                i += 8;
+                continue;
+            }
+        }
+        i += utf8_next(p + i, n - i, &c, &valid);
+        if (!valid || c == 0) return false;
+    }
+    return true;
+}
+
+// The length of a text of n bytes that was cut somewhere, without the rest of a character that the cut went
+// through.
+static inline size_t utf8_whole_length(const char *text, size_t n) {
+    size_t back = 1;
+    while (back < 4 && back < n && ((unsigned char)text[n - back] & 0xC0) == 0x80) back++;
+    if (back > n) return n;
+    const unsigned char lead = (unsigned char)text[n - back];
+    const size_t need = lead >= 0xF0 ? 4 : lead >= 0xE0 ? 3 : lead >= 0xC0 ? 2 : 1;
+    return need > back ? n - back : n;
+}
+
+// Most bytes of one kind in a text of UTF-16 without a mark: every second one of Latin letters is zero.
+static inline const char *utf16_without_mark(const unsigned char *p, size_t n) {
+    size_t zeros[2] = {0, 0};
+    if (n % 2) return NULL;
+    for (size_t i = 0; i < n; i++) zeros[i & 1] += p[i] == 0;
+    if (zeros[1] * 4 >= n && !zeros[0]) return "UTF-16LE";
+    return zeros[0] * 4 >= n && !zeros[1] ? "UTF-16BE" : NULL;
+}
+
+// Which encoding a text that is not UTF-8 fits: a name, or NULL when none of those is likely. Western
+// European text has single letters above 0x7F among many below it; longer runs of such bytes are another
+// script.
+static inline const char *encoding_that_fits(const char *text, size_t n) {
+    const unsigned char *p = (const unsigned char *)text;
+    if (n >= 4 && (!memcmp(p, "\xff\xfe\0\0", 4) || !memcmp(p, "\0\0\xfe\xff", 4))) return "UTF-32";
+    if (n >= 2 && p[0] == 0xFF && p[1] == 0xFE) return "UTF-16LE";
+    if (n >= 2 && p[0] == 0xFE && p[1] == 0xFF) return "UTF-16BE";
+    if (memchr(p, 0, n)) return utf16_without_mark(p, n);
+    size_t high = 0, run = 0;
+    bool windows = false;
+    for (size_t i = 0; i < n; i++) {
+        run = p[i] < 0x80 ? 0 : run + 1;
+        high += p[i] >= 0x80;
+        // cp1252 has no characters there
+        if (run > 2 || p[i] == 0x81 || p[i] == 0x8D || p[i] == 0x8F || p[i] == 0x90 || p[i] == 0x9D)
+            return NULL;
+        windows = windows || (p[i] >= 0x80 && p[i] < 0xA0); // control characters in latin-1
+    }
+    if (2 * high > n) return NULL;
+    return windows ? "cp1252" : "latin-1 or cp1252";
+}
+
 // ---------------------------------------------------------------- properties
 
 static inline int unicode_category(uint32_t c) { return (int)utf8proc_category((utf8proc_int32_t)c); }

@@ -169,6 +169,8 @@ typedef struct {
     int fd;
     int64_t file_bytes,
         inflated_bytes; // inflated: headers and data of members that are not stored as they are
+    int64_t links;      // members that are no files but links or devices; they are passed over
+    char link[256];     // the name of the first one
     char error[256];    // why reading ended early, or ""
 } TarReader;
 
@@ -268,11 +270,15 @@ static inline bool tar_next(TarReader *t, TarMember *out) {
         // the one filter: none
         const bool plain = archive_filter_count(t->archive) == 1 && archive_entry_sparse_count(entry) == 0;
         if (!plain && !tar_count_inflated(t, archive_entry_size(entry))) return false;
-        if (archive_entry_filetype(entry) != AE_IFREG || archive_entry_hardlink(entry)) continue;
         out->name = archive_entry_pathname(entry);
         // a name in UTF-8, under a locale that is not
         if (!out->name) out->name = archive_entry_pathname_utf8(entry);
-        if (!out->name) continue;
+        if (!out->name) out->name = "";
+        if (archive_entry_filetype(entry) == AE_IFDIR) continue;
+        if (archive_entry_filetype(entry) != AE_IFREG || archive_entry_hardlink(entry)) {
+            if (!t->links++) snprintf(t->link, sizeof t->link, "%s", out->name);
+            continue;
+        }
         out->bytes = archive_entry_size(entry);
         const bool stored = !t->command.pid && plain;
         out->offset = stored ? archive_filter_bytes(t->archive, 0) : -1;

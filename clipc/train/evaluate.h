@@ -7,6 +7,7 @@
 #define CLIPC_EVALUATE_H
 
 #include "clipc/model/clip.h"      // clip_encode_image, clip_encode_text
+#include "clipc/data/check.h"      // dataset_check
 #include "clipc/data/dataloader.h" // Loader
 #include "clipc/base/logger.h"     // logger_progress
 #include "clipc/train/metrics.h"   // zeroshot_logits
@@ -110,7 +111,7 @@ static inline int pass_next(EvaluationPass *p, float *image, float *text) {
 
 // False when Ctrl-C ended the pass early.
 static inline bool pass_end(EvaluationPass *p) {
-    if (!p->interrupted) loader_report_skips(p->loader);
+    if (!p->interrupted && p->e->logger) dataset_print_accounts(p->loader->data, p->e->logger);
     loader_free(p->loader);
     batch_free(&p->batch);
     return !p->interrupted;
@@ -177,6 +178,7 @@ static inline ZeroshotSet zeroshot_open(const char *option, const char *spec, co
                 path, (long long)none, (long long)dataset_count(&set.data), set.classnames.count, classnames);
     }
     set.templates = templates_read(templates);
+    dataset_check(&set.data, NULL, 1);
     return set;
 }
 

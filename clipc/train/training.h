@@ -5,6 +5,7 @@
 #include "clipc/base/plot.h"         // plot_curves
 #include "clipc/base/strategies.h"   // strategy_note
 #include "clipc/model/checkpoint.h"  // checkpoint_save, checkpoint_restore
+#include "clipc/train/check_data.h"  // data_check
 #include "clipc/train/lr_range.h"    // range_find_rate
 #include "clipc/train/monitor.h"     // Monitor
 #include "clipc/train/report.h"      // report_write, ReportGrid
@@ -54,6 +55,7 @@ static inline void train_open_data(Training *t) {
     t->schedule = data_schedule(&t->data, o);
     t->sets.how = evaluation_from(o, t->clip, &t->data.loading, &t->folder.log);
     sets_open(&t->sets, o);
+    data_check(&t->data, &t->sets);
 }
 
 // LOGS/NAME with its log. Nothing before it writes a file, except to caches: one that cannot be used ends the
@@ -137,6 +139,7 @@ static inline void train_describe(Training *t) {
         logger_print(log, "validation   %s%s%lld pairs", val->name, val->name[0] ? ", " : "",
             (long long)dataset_count(&val->data));
     }
+    data_print_accounts(&t->data, &t->sets, log);
     logger_print(log, "run folder   %s", t->folder.path);
 }
 
@@ -461,7 +464,7 @@ static inline void train_note_false_negatives(Training *t) {
 // After the last step of an epoch or of the run. The loader begins to decode the next epoch at once, while
 // the model is evaluated.
 static inline void train_end_epoch(Training *t) {
-    loader_report_skips(t->loader.loader);
+    dataset_print_accounts(&t->data.train, &t->folder.log);
     features_save(t->features);
     train_note_false_negatives(t);
     if (train_epoch_ends(t)) {

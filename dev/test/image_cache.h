@@ -53,9 +53,20 @@ static inline ImageSettings keeping(const LoaderConfig *c) {
     return k;
 }
 
+// Empties the account of a data set of one source, as if none of its samples had been read.
+static inline void forget_samples(const Dataset *d) {
+    Account *a = &d->sources[0].account;
+    const int64_t found = a->found;
+    account_free(a);
+    a->found = found;
+    memset(d->passed_over, 0, (size_t)d->count / 8 + 1);
+    memset(d->noted, 0, (size_t)d->count / 8 + 1);
+}
+
 // A hash of all that two epochs give, skipped samples counted.
 static inline uint64_t run(const Dataset *d, const LoaderConfig *c) {
     uint64_t hash = HASH_START;
+    forget_samples(d);
     Loader *l = loader_create(d, c);
     Batch b = batch_create(c);
     for (int epoch = 0; epoch < 2; epoch++) {
@@ -65,9 +76,13 @@ static inline uint64_t run(const Dataset *d, const LoaderConfig *c) {
             hash = hash_bytes(hash, b.pixels, n * 3 * SIZE * SIZE);
             hash = hash_bytes(hash, b.indices, n * sizeof *b.indices);
         }
-        const int64_t seen[3] = {loader_position(l), loader_skipped(l), l->rotated};
-        hash = hash_bytes(hash, seen, sizeof seen);
+        const int64_t position = loader_position(l);
+        hash = hash_bytes(hash, &position, sizeof position);
     }
+    const Account *a = &d->sources[0].account;
+    hash = hash_bytes(hash, &a->passed_over, sizeof a->passed_over);
+    for (size_t i = 0; i < a->count; i++)
+        if (a->lines[i].kind == USED) hash = hash_bytes(hash, &a->lines[i].count, sizeof a->lines[i].count);
     batch_free(&b);
     loader_free(l);
     return hash;

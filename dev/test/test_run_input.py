@@ -70,8 +70,8 @@ def test_two_good_pairs_among_broken_ones_are_enough():
     write("broken/1.png", good[1])
     refused("fewer than two", *TRAIN, "broken", "--name", "broken1", writes=True)
     write("broken/3.png", good[3])
-    code, _, err = run(*TRAIN[:2], "--batch-size", 2, "--epochs", 2, "--train-data", "broken", "--name", "broken2")
-    check(code == 0 and "4 of 6 samples skipped" in err, f"two good pairs among broken ones: exit {code}, {err[-300:]!r}")
+    code, out, err = run(*TRAIN[:2], "--batch-size", 2, "--epochs", 2, "--train-data", "broken", "--name", "broken2")
+    check(code == 0 and "6 samples found, 2 used, 4 passed over" in out, f"two good pairs among broken ones: exit {code}, {err[-300:]!r}")
     check(lines_in("logs/broken2/skipped.txt") == 4, "skipped.txt does not name four samples")
 
 
