@@ -2,8 +2,9 @@
 //
 // A class is given by its name in the list of class names (--classnames), by its number there, or by its
 // WordNet id. Names are equal as they stand, else where the case of a-z does not matter and blanks and
-// underscores, one or several, are the same. A set in which only some labels are names of classes, or which
-// can be read in two ways, ends the program with one line: labels are never given by luck.
+// underscores, one or several, are the same; class folders differ in case from all their names or from none.
+// A set in which only some labels are names of classes, or which can be read in two ways, ends the program
+// with one line: labels are never given by luck.
 #ifndef CLIPC_LABELS_H
 #define CLIPC_LABELS_H
 
@@ -258,6 +259,32 @@ static inline void folders_of_wordnet(
                     root, folders->list[i]);
 }
 
+// Are two names that are equal in their plain form written with the same capitals?
+static inline bool same_capitals(const char *a, const char *b) {
+    for (;; a++, b++) {
+        while (isspace((unsigned char)*a) || *a == '_') a++;
+        while (isspace((unsigned char)*b) || *b == '_') b++;
+        if (*a != *b || !*a) return *a == *b;
+    }
+}
+
+// All folders are names of the list. Where some differ from theirs in capitals, all must: one that differs
+// alone may be meant as another class, and ends the program.
+static inline void folders_check_capitals(
+    const char *root, const StringList *folders, const int *labels, const ClassList *c) {
+    size_t others = 0, first = 0;
+    for (size_t i = folders->count; i-- > 0;)
+        if (!same_capitals(folders->list[i], c->names[labels[i]])) {
+            others++;
+            first = i;
+        }
+    if (others && others < folders->count)
+        die(EXIT_USAGE,
+            "%s: the class folder '%s' is not one of the %d class names, only '%s' is; correct the folder or "
+            "the name",
+            root, folders->list[first], c->count, c->names[labels[first]]);
+}
+
 // Says which folders have the name of their class in another spelling, by the first one.
 static inline void folders_say_spelling(
     const char *root, const StringList *folders, const int *labels, const ClassList *c) {
@@ -301,7 +328,10 @@ static inline void folders_label(
             root, missing, c->count, named, folders->count);
     else if (!named && kinds.ids == folders->count) folders_of_wordnet(labels, root, folders, c);
     else if (!named) folders_sorted(labels, root, folders, c);
-    else folders_say_spelling(root, folders, labels, c);
+    else {
+        folders_check_capitals(root, folders, labels, c);
+        folders_say_spelling(root, folders, labels, c);
+    }
 }
 
 // Class names from those of folders: golden_retriever becomes "golden retriever", n01440764 "tench". Numbers

@@ -57,7 +57,8 @@ static void test_folders_are_matched_by_name(void) {
     static const FolderCase cases[] = {
         {"blue|green|red", "red|green|blue", "2 1 0 "},
         {"green|red", "red|green|blue", "1 0 "}, // not all classes have images
-        {"polar_bear|Sea__Lion|t-shirt", "sea lion|t-shirt|polar bear", "0 2 1 "}, // sorted: S before p
+        {"polar_bear|sea__lion|t-shirt", "sea lion|t-shirt|polar bear", "2 0 1 "},
+        {"Blue|Red_Car", "red car|blue", "1 0 "}, // capitals in all or in none
         {"Crane|crane", "crane|Crane", NULL},
         {"crane|dog", "Crane|crane|dog", "1 2 "},            // as it stands before another spelling
         {"0|1|10|2", "0|1|2|3|4|5|6|7|8|9|10", "0 1 10 2 "}, // digits are their own names
@@ -71,9 +72,9 @@ static void test_folders_are_matched_by_name(void) {
     child_run(label_folders, &cases[0]);
     EXPECT(!strstr(child.text, "ROOT"), "nothing to say: %s", child.text);
     child_run(label_folders, &cases[2]);
-    EXPECT(strstr(child.text, "2 of 3 class folders") && strstr(child.text, "'Sea__Lion' is 'sea lion'"),
+    EXPECT(strstr(child.text, "2 of 3 class folders") && strstr(child.text, "'polar_bear' is 'polar bear'"),
         "%s", child.text);
-    child_run(label_folders, &cases[6]);
+    child_run(label_folders, &cases[7]);
     EXPECT(child_printed("0 1 "), "two names that are numbers beyond the list: %s", child.text);
 }
 
@@ -82,6 +83,7 @@ static void test_folders_that_are_not_all_classes_are_refused(void) {
         {"blue|green|red", "blue|green|rot",
             "the class folder 'red' is not one of the 3 class names, as 2 of 3"},
         {"blue|grue|red|teal", "blue|green|red", "'grue' is not one of the 3 class names, as 2 of 4"},
+        {"blue|red", "blue|Red", "the class folder 'red' is not one of the 2 class names, only 'Red' is"},
         {"a|b|c", "x|y", "3 class folders, but 2 class names"},
         {"a|b", "x|y|z", "2 class folders, but 3 class names"},
         {"Red_Car|red car", "red car|dog", "'Red_Car' and 'red car' have the same class name"},
