@@ -29,6 +29,12 @@ LIBS := $(call package,zlib,--libs,-lz) $(call package,libjpeg,--libs,-ljpeg) $(
         $(call package,libwebpdemux,--libs,-lwebpdemux) $(call package,libarchive,--libs,-larchive) $(call package,libutf8proc,--libs,-lutf8proc) $(call package,jansson,--libs,-ljansson) -lm
 INCLUDES := -I. $(sort $(foreach p,zlib libjpeg libpng libwebp libarchive libutf8proc jansson,$(call package,$(p),--cflags,)))
 
+# Libraries for more image forms, each only where it is there (dev/setup.sh --images installs them; IMAGES= builds without).
+IMAGES := $(foreach p,TIFF:libtiff-4 AVIF:libavif HEIC:libheif JP2:libopenjp2,$(if $(shell pkg-config --exists $(lastword $(subst :, ,$(p))) 2>/dev/null && echo yes),$(p))) \
+          $(if $(shell printf '\#include <stdio.h>\n\#include <gif_lib.h>\n' | $(CC) -E - 2>/dev/null | grep -c DGifOpen),GIF:giflib)
+LIBS += $(foreach p,$(IMAGES),$(call package,$(lastword $(subst :, ,$(p))),--libs,-lgif))
+INCLUDES += $(sort $(foreach p,$(IMAGES),-DCLIPC_WITH_$(firstword $(subst :, ,$(p))) $(call package,$(lastword $(subst :, ,$(p))),--cflags,)))
+
 # -ffp-contract=off: a*b + c is rounded twice everywhere, so that compilers agree to the bit; where one rounding is meant, the code says fmaf
 COMPILE = $(CC) -std=c11 -ffp-contract=off $(CFLAGS) $(OPENMP) -pthread $(INCLUDES)
 LINK_LIBS = $(LIBS) $(OPENMP_LIBS)
@@ -188,6 +194,7 @@ help:
 	@echo 'make clean        remove what make built (not logs/ and weights/)'
 	@echo 'make CC=clang     build with another compiler; CFLAGS=… other flags; OPENMP= one thread; DEBUG=1 with asserts'
 	@echo 'dev/setup.sh      install the compiler, libraries and numpy where they are missing (make demo and make test do so first)'
+	@echo 'dev/setup.sh --images   also those for GIF, TIFF, AVIF, HEIC and JPEG 2000 images; make IMAGES= builds without them'
 
 FORCE:
 .PHONY: all tests setup setup-test test golden sanitize test-arm test-gpu bench-gpu gpu-resources parity bench bench-peer demo experiments schema flags clean help FORCE

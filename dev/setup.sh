@@ -3,6 +3,8 @@
 # what is missing with the system's package manager: apt, dnf or brew. Takes under a second if nothing is
 # missing.
 #   dev/setup.sh            check, install what is missing
+#   dev/setup.sh --images   the same, and the libraries for GIF, TIFF, AVIF, HEIC and JPEG 2000 as far as the
+#                           package manager has them; the programs do without those that are not there
 #   dev/setup.sh --c++      the same, including a C++ compiler (make test checks the headers with it)
 #   dev/setup.sh --check    check only, and print the command that installs the rest
 #   dev/setup.sh --python   print the Python that has numpy (for the Makefile)
@@ -26,6 +28,17 @@ archive   archive.h     archive    libarchive-dev              libarchive-devel 
 utf8proc  utf8proc.h    utf8proc   libutf8proc-dev             utf8proc-devel         utf8proc
 jansson   jansson.h     jansson    libjansson-dev              jansson-devel          jansson
 numpy     -             -          python3,python3-numpy       python3,python3-numpy  python,numpy
+TABLE
+}
+
+# Libraries for more image forms, in the Makefile's words: form, then packages for apt, dnf and brew
+image_packages() {
+    cat <<'TABLE'
+GIF   libgif-dev         giflib-devel   giflib
+TIFF  libtiff-dev        libtiff-devel  libtiff
+AVIF  libavif-dev        libavif-devel  libavif
+HEIC  libheif-dev        libheif-devel  libheif
+JP2   libopenjp2-7-dev   openjpeg-devel openjpeg
 TABLE
 }
 
@@ -120,7 +133,7 @@ if [ "${1:-}" = --python ]; then
     find_python || { echo python3; say "found no Python with numpy; run dev/setup.sh"; exit 1; }
     exit
 fi
-case ${1:-} in '' | --c++ | --check) ;; *) say "$1: unknown option (give --c++, --check or --python)"; exit 2 ;; esac
+case ${1:-} in '' | --c++ | --images | --check) ;; *) say "$1: unknown option (give --c++, --images, --check or --python)"; exit 2 ;; esac
 
 scratch=$(mktemp -d) || exit 1
 trap 'rm -rf "$scratch"' EXIT
@@ -148,3 +161,24 @@ while find_missing "${1:-}"; [ -n "${missing// /}" ]; do
         exit 1
     fi
 done
+
+# What is not there of the optional libraries is tried once; the programs do without it.
+if [ "${1:-}" = --images ] || [ "${1:-}" = --c++ ]; then
+    flags=$(run_make flags 2>/dev/null)
+    wanted=$(image_packages | while read -r form rest; do grep -q "CLIPC_WITH_$form" <<< "$flags" || echo "$form"; done)
+    column=
+    if command -v apt-get >/dev/null; then column=2; elif command -v dnf >/dev/null; then column=3; elif command -v brew >/dev/null; then column=4; fi
+    if [ -n "$wanted" ] && [ -n "$column" ]; then
+        missing=
+        plan # for the way in which packages are installed
+        if [ $column = 2 ]; then ${needs_root:+$([ "$(id -u)" = 0 ] || echo sudo -n)} apt-get update </dev/null >&2; fi
+        for form in $wanted; do
+            package=$(image_packages | awk -v f="$form" -v c=$column '$1 == f {print $c}')
+            install="$prefix $package"
+            if [ -n "$needs_root" ] && [ "$(id -u)" != 0 ]; then install="sudo -n $install"; fi
+            say "installing for $form images: $install"
+            $install </dev/null >&2 || say "no $package; the programs are built without $form images"
+        done
+    fi
+fi
+exit 0

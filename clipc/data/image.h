@@ -1,4 +1,5 @@
-// Images from bytes: JPEG (libjpeg-turbo), PNG (libpng) and WebP (libwebp), recognised by their content, to
+// Images from bytes: JPEG (libjpeg-turbo), PNG (libpng), WebP (libwebp) and those of image_forms.h and
+// image_tiff.h, recognised by their content, to
 // 8-bit RGB.
 //
 // The reference is Pillow's Image.open(f).convert("RGB"): the same pixels, and the same files refused
@@ -7,7 +8,9 @@
 #ifndef CLIPC_IMAGE_H
 #define CLIPC_IMAGE_H
 
-#include "clipc/base/utils.h" // first: it defines _GNU_SOURCE for the system headers
+#include "clipc/data/image_pixels.h" // first: it defines _GNU_SOURCE for the system headers
+#include "clipc/data/image_forms.h"  // decode_gif …
+#include "clipc/data/image_tiff.h"   // decode_tiff
 
 #include <setjmp.h>
 #include <stdint.h>
@@ -20,116 +23,6 @@
 #include <png.h>
 #include <webp/decode.h>
 #include <webp/demux.h>
-
-// Why an image gave no pixels. A sample with any of these but IMAGE_OK is skipped and counted, and the run
-// goes on. Name, text for one, text for several.
-#define IMAGE_STATUSES(X)                                                                            \
-    X(IMAGE_OK, "ok", "ok")                                                                          \
-    X(IMAGE_EMPTY, "empty file", "empty files")                                                      \
-    X(IMAGE_UNKNOWN_FORMAT, "unknown image format", "unknown image formats")                         \
-    X(IMAGE_GIF, "GIF image, which is not decoded", "GIF images, which are not decoded")             \
-    X(IMAGE_BMP, "BMP image, which is not decoded", "BMP images, which are not decoded")             \
-    X(IMAGE_TIFF, "TIFF image, which is not decoded", "TIFF images, which are not decoded")          \
-    X(IMAGE_AVIF, "AVIF image, which is not decoded", "AVIF images, which are not decoded")          \
-    X(IMAGE_HEIC, "HEIC image, which is not decoded", "HEIC images, which are not decoded")          \
-    X(IMAGE_JP2, "JPEG 2000 image, which is not decoded", "JPEG 2000 images, which are not decoded") \
-    X(IMAGE_BROKEN, "broken image", "broken images")                                                 \
-    X(IMAGE_TOO_LARGE, "with too many pixels", "with too many pixels")                               \
-    X(IMAGE_TOO_THIN, "too thin for the resize mode", "too thin for the resize mode")                \
-    X(IMAGE_NO_MEMORY, "too large for the memory", "too large for the memory")
-
-#define IMAGE_STATUS_ENUM(name, one, many) name,
-typedef enum { IMAGE_STATUSES(IMAGE_STATUS_ENUM) IMAGE_STATUS_COUNT } ImageStatus;
-
-#define IMAGE_STATUS_ONE(name, one, many) one,
-#define IMAGE_STATUS_MANY(name, one, many) many,
-// The reason why one image gave no pixels.
-static inline const char *image_status_name(ImageStatus status) {
-    static const char *const names[IMAGE_STATUS_COUNT] = {IMAGE_STATUSES(IMAGE_STATUS_ONE)};
-    return names[status];
-}
-
-// The same after a number: "1 broken image", "9 broken images".
-static inline const char *image_status_counted(ImageStatus status, int64_t count) {
-    static const char *const names[IMAGE_STATUS_COUNT] = {IMAGE_STATUSES(IMAGE_STATUS_MANY)};
-    return count == 1 ? image_status_name(status) : names[status];
-}
-
-typedef struct {
-    int width, height;
-    uint8_t *rgb;    // (height, width, 3)
-    int orientation; // EXIF 1 … 8: how to turn the image upright; 1 (as it is) when the file does not say
-} Image;
-
-static inline void image_free(Image *image) {
-    free(image->rgb);
-    image->rgb = NULL;
-}
-
-// Allocates the pixels if the size is allowed.
-static inline ImageStatus image_allocate(Image *out, int64_t width, int64_t height, int64_t max_pixels) {
-    if (width < 1 || height < 1 || width > INT32_MAX || height > INT32_MAX) return IMAGE_BROKEN;
-    if (width > max_pixels / height) return IMAGE_TOO_LARGE;
-    out->width = (int)width;
-    out->height = (int)height;
-    out->rgb = (uint8_t *)malloc((size_t)width * (size_t)height * 3);
-    return out->rgb ? IMAGE_OK : IMAGE_NO_MEMORY;
-}
-
-// ---------------------------------------------------------------- EXIF
-
-static inline uint32_t exif_number(const uint8_t *p, int bytes, bool big_endian) {
-    uint32_t value = 0;
-    for (int i = 0; i < bytes; i++) value = value << 8 | p[big_endian ? i : bytes - 1 - i];
-    return value;
-}
-
-// The orientation (tag 0x0112 of the first directory) from an EXIF block: "Exif\0\0" or not, then a TIFF
-// header. 1 when it has none.
-static inline int exif_orientation(const uint8_t *exif, size_t length) {
-    if (length >= 6 && memcmp(exif, "Exif\0", 6) == 0) {
-        exif += 6;
-        length -= 6;
-    }
-    if (length < 8 || (memcmp(exif, "II*", 4) != 0 && memcmp(exif, "MM\0*", 4) != 0)) return 1;
-    bool big = exif[0] == 'M';
-    size_t at = exif_number(exif + 4, 4, big);
-    if (at > length - 2) return 1;
-    uint32_t entries = exif_number(exif + at, 2, big);
-    at += 2;
-    for (uint32_t i = 0; i < entries && at + 12 <= length; i++, at += 12) {
-        if (exif_number(exif + at, 2, big) != 0x0112 || exif_number(exif + at + 2, 2, big) != 3 /* SHORT */)
-            continue;
-        uint32_t value = exif_number(exif + at + 8, 2, big);
-        return value >= 1 && value <= 8 ? (int)value : 1;
-    }
-    return 1;
-}
-
-// Turns the pixels upright as the EXIF orientation says (Pillow's ImageOps.exif_transpose); afterwards the
-// orientation is 1.
-static inline void image_apply_orientation(Image *image) {
-    int o = image->orientation, w = image->width, h = image->height;
-    if (o <= 1 || o > 8) return;
-    bool swap = o >= 5;
-    bool mirror_x = o == 2 || o == 3 || o == 7 || o == 8;
-    bool mirror_y = o == 3 || o == 4 || o == 6 || o == 7;
-    int width = swap ? h : w, height = swap ? w : h;
-    uint8_t *rgb = (uint8_t *)malloc_check((size_t)w * (size_t)h * 3), *to = rgb;
-    for (int y = 0; y < height; y++) {
-        for (int x = 0; x < width; x++, to += 3) {
-            int from_x = swap ? y : x, from_y = swap ? x : y;
-            if (mirror_x) from_x = w - 1 - from_x;
-            if (mirror_y) from_y = h - 1 - from_y;
-            memcpy(to, image->rgb + ((size_t)from_y * (size_t)w + (size_t)from_x) * 3, 3);
-        }
-    }
-    free(image->rgb);
-    image->width = width;
-    image->height = height;
-    image->rgb = rgb;
-    image->orientation = 1;
-}
 
 // ---------------------------------------------------------------- JPEG
 
@@ -167,18 +60,6 @@ static inline void jpeg_scan_limit(j_common_ptr info) {
     const j_decompress_ptr jpeg = (j_decompress_ptr)info;
     if (jpeg->input_scan_number > jpeg_most_scans((int64_t)jpeg->image_width * jpeg->image_height))
         jpeg_escape(info);
-}
-
-// One row of CMYK to RGB. Four-component files store inverted inks (c' = 255 - c …), with an Adobe marker or
-// without: Pillow always inverts.
-//   red = K' - C·K'/255, the division rounded, where C = 255 - c' and K' = 255 - K = k'
-static inline void cmyk_row(uint8_t *rgb, const uint8_t *cmyk, int width) {
-    for (int x = 0; x < width; x++, cmyk += 4, rgb += 3) {
-        for (int c = 0; c < 3; c++) {
-            int t = (255 - cmyk[c]) * cmyk[3] + 128;
-            rgb[c] = (uint8_t)(cmyk[3] - (((t >> 8) + t) >> 8));
-        }
-    }
 }
 
 // May leave by longjmp; the caller frees what was allocated until then. Decodes at full size with
@@ -410,16 +291,23 @@ static inline ImageForm image_form(const uint8_t *bytes, size_t length) {
 // Why images of this form are not decoded; IMAGE_OK where they are.
 static inline ImageStatus image_form_status(ImageForm form) {
     switch (form) {
-    case FORM_JPEG:
-    case FORM_PNG:
-    case FORM_WEBP: return IMAGE_OK;
+    case FORM_UNKNOWN: return IMAGE_UNKNOWN_FORMAT;
+#ifndef CLIPC_WITH_GIF
     case FORM_GIF: return IMAGE_GIF;
-    case FORM_BMP: return IMAGE_BMP;
+#endif
+#ifndef CLIPC_WITH_TIFF
     case FORM_TIFF: return IMAGE_TIFF;
+#endif
+#ifndef CLIPC_WITH_AVIF
     case FORM_AVIF: return IMAGE_AVIF;
+#endif
+#ifndef CLIPC_WITH_HEIC
     case FORM_HEIC: return IMAGE_HEIC;
+#endif
+#ifndef CLIPC_WITH_JP2
     case FORM_JP2: return IMAGE_JP2;
-    default: return IMAGE_UNKNOWN_FORMAT;
+#endif
+    default: return IMAGE_OK;
     }
 }
 
@@ -435,6 +323,22 @@ static inline ImageStatus image_decode(Image *out, const uint8_t *bytes, size_t 
     if (form == FORM_JPEG) status = decode_jpeg(out, bytes, length, max_pixels);
     if (form == FORM_PNG) status = decode_png(out, bytes, length, max_pixels);
     if (form == FORM_WEBP) status = decode_webp(out, bytes, length, max_pixels);
+    if (form == FORM_BMP) status = decode_bmp(out, bytes, length, max_pixels);
+#ifdef CLIPC_WITH_GIF
+    if (form == FORM_GIF) status = decode_gif(out, bytes, length, max_pixels);
+#endif
+#ifdef CLIPC_WITH_TIFF
+    if (form == FORM_TIFF) status = decode_tiff(out, bytes, length, max_pixels);
+#endif
+#ifdef CLIPC_WITH_AVIF
+    if (form == FORM_AVIF) status = decode_avif(out, bytes, length, max_pixels);
+#endif
+#ifdef CLIPC_WITH_HEIC
+    if (form == FORM_HEIC) status = decode_heic(out, bytes, length, max_pixels);
+#endif
+#ifdef CLIPC_WITH_JP2
+    if (form == FORM_JP2) status = decode_jp2(out, bytes, length, max_pixels);
+#endif
     if (status != IMAGE_OK) image_free(out);
     return status;
 }

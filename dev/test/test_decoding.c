@@ -298,7 +298,8 @@ static void test_bad_files_are_refused(void) {
     }
     expect_status((const uint8_t *)"", 0, MAX_PIXELS, IMAGE_EMPTY, "empty");
     expect_status((const uint8_t *)"<html>404</html>", 16, MAX_PIXELS, IMAGE_UNKNOWN_FORMAT, "text");
-    expect_status((const uint8_t *)"GIF89a", 6, MAX_PIXELS, IMAGE_GIF, "GIF");
+    const ImageStatus cut = image_form_status(FORM_GIF) == IMAGE_OK ? IMAGE_BROKEN : IMAGE_GIF;
+    expect_status((const uint8_t *)"GIF89a", 6, MAX_PIXELS, cut, "GIF");
 
     // the sizes in the headers, altered; the pixels of 60000 x 60000 would not fit into memory
     size_t sof = 2;
