@@ -148,6 +148,7 @@ int main(int argc, char **argv) {
     Logger log;
     memset(&data, 0, sizeof data);
     program_begin();
+    json_begin();
     strategies_help(argc, argv);
     options_parse(&o, argc, argv);
     check_options(&o);

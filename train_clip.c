@@ -1429,6 +1429,7 @@ int main(int argc, char **argv) {
     Options o;
     int code;
     program_begin();
+    json_begin();
     strategies_help(argc, argv);
     options_parse(&o, argc, argv);
     if (o.schema) code = program_end(schema_print(stdout));

@@ -547,6 +547,7 @@ static void wise_ft_free(WiseFt *w) {
 int main(int argc, char **argv) {
     Options options;
     program_begin();
+    json_begin();
     strategies_help(argc, argv);
     options_parse(&options, argc, argv);
     options_check(&options);

@@ -20,6 +20,9 @@
 #include <math.h>
 #include <sys/ioctl.h>
 
+// In main(), before anything is read: jansson would leave out of a value what it has no memory for.
+static inline void json_begin(void) { json_set_alloc_funcs(malloc_check, free); }
+
 // ---------------------------------------------------------------- numbers and text in JSON
 
 // The shortest decimal number that reads back as `x` (as a float if x is one); null for NaN and infinity,

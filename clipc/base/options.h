@@ -475,9 +475,9 @@ static inline void options_adopt(Options *o, const char *settings, bool override
         }
         char *mine = NULL;
         size_t length;
-        FILE *f = open_memstream(&mine, &length);
+        FILE *f = text_open(&mine, &length);
         option_print_value(f, row->kind, (const char *)o + row->offset, 0);
-        fclose(f);
+        text_close(f);
         unescape(mine);
         if (strcmp(mine, value) != 0 && option_changes_result(row) && !override)
             die(EXIT_USAGE,

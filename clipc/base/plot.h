@@ -434,11 +434,10 @@ static inline double svg_title(FILE *f, const char *title) {
 static inline bool plot_write(const char *path, const char *title, const PlotPanel *panels, int count) {
     char part[PATH_SIZE], *body = NULL;
     size_t bytes = 0;
-    FILE *b = open_memstream(&body, &bytes); // the height is known at the end
-    if (!b) return warn("%s: cannot draw (%s)", path, strerror(errno)), false;
+    FILE *b = text_open(&body, &bytes); // the height is known at the end
     double y = svg_title(b, title);
     for (int i = 0; i < count; i++) y = svg_panel(b, &panels[i], y);
-    fclose(b);
+    text_close(b);
     path_format(part, "%s.part", path);
     FILE *f = file_create(part);
     bool written = f != NULL;

@@ -115,6 +115,18 @@ static inline char *strdup_check(const char *s) {
     return (char *)memcpy(malloc_check(n), s, n);
 }
 
+// A stream whose text is in *text once it is closed by text_close(); free() it.
+static inline FILE *text_open(char **text, size_t *length) {
+    FILE *f = open_memstream(text, length);
+    if (!f) die(EXIT_RUNTIME, "out of memory");
+    return f;
+}
+
+static inline void text_close(FILE *f) {
+    const bool whole = !ferror(f);
+    if (fclose(f) || !whole) die(EXIT_RUNTIME, "out of memory");
+}
+
 // ---------------------------------------------------------------- files
 
 // Is there anything of this name? Also where that cannot be told: opening it then says why.

@@ -43,7 +43,7 @@ static inline SampleStatus check_form(const uint8_t *bytes, size_t n) {
 // Is there such a file, and is it perhaps an image?
 static inline SampleStatus check_file(const char *path, SampleBuffers *b) {
     struct stat st;
-    if (stat(path, &st)) return sample_open_error(errno);
+    if (stat(path, &st)) return sample_open_error(path, errno);
     if (!S_ISREG(st.st_mode)) return SAMPLE_UNREADABLE;
     if (!st.st_size) return SAMPLE_IMAGE + (SampleStatus)IMAGE_EMPTY;
     if (!check_needs_bytes(path)) return SAMPLE_OK;

@@ -87,7 +87,11 @@ static inline bool is_blank(const char *text, size_t length) {
     return length == 0;
 }
 
-static inline SampleStatus sample_open_error(int error) {
+// What a file is that cannot be opened. Where the system has run out of something, it is no fault of the
+// file: the run ends rather than leave samples out.
+static inline SampleStatus sample_open_error(const char *path, int error) {
+    if (error == EMFILE || error == ENFILE || error == ENOMEM)
+        die(EXIT_RUNTIME, "%s: cannot open (%s)", path, strerror(error));
     return error == ENOENT || error == ENOTDIR ? SAMPLE_MISSING : SAMPLE_UNREADABLE;
 }
 
@@ -102,7 +106,7 @@ static inline SampleStatus sample_pread(ByteBuffer *out, int fd, int64_t offset,
 // The first `most` bytes of a file. What is not a regular file (a pipe would block) is unreadable.
 static inline SampleStatus sample_read_file(ByteBuffer *out, const char *path, int64_t most) {
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (fd < 0) return sample_open_error(errno);
+    if (fd < 0) return sample_open_error(path, errno);
     struct stat st;
     SampleStatus status = fstat(fd, &st) || !S_ISREG(st.st_mode)
                               ? SAMPLE_UNREADABLE
@@ -128,7 +132,7 @@ static inline SampleStatus sample_read_member(
     ByteBuffer *out, const Dataset *d, int file, int64_t offset, int64_t bytes, SampleBuffers *b) {
     if (offset < 0) return sample_pread(out, d->spill_fd, ~offset, bytes);
     int fd = sample_shard(d, file, b);
-    return fd < 0 ? sample_open_error(errno) : sample_pread(out, fd, offset, bytes);
+    return fd < 0 ? sample_open_error(d->files[file].path, errno) : sample_pread(out, fd, offset, bytes);
 }
 
 // The string under the first of `keys` ("a;b") that exists and is not blank, or NULL.

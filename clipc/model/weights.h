@@ -456,7 +456,9 @@ static inline void weight_file_open(WeightFile *w, const char *path) {
     path_format(w->path, "%s", path);
     w->f = fopen_check(path, "rb");
     int32_t header[HEADER_INTS];
-    if (fread(header, 1, HEADER_BYTES, w->f) != HEADER_BYTES)
+    const bool whole = fread(header, 1, HEADER_BYTES, w->f) == HEADER_BYTES;
+    if (ferror(w->f)) die(EXIT_RUNTIME, "%s: read error (%s)", path, strerror(errno));
+    if (!whole)
         die(EXIT_USAGE, "%s: shorter than the %d bytes of a header; make it with dev/convert.py", path,
             HEADER_BYTES);
     if (header[HEADER_MAGIC] != WEIGHTS_MAGIC)

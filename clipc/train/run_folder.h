@@ -104,14 +104,13 @@ static inline void folder_remove(const RunFolder *f) {
 static inline char *settings_text(const Options *o, int64_t samples) {
     char *text = NULL;
     size_t length;
-    FILE *f = open_memstream(&text, &length);
-    if (!f) die(EXIT_RUNTIME, "out of memory");
+    FILE *f = text_open(&text, &length);
     Options run = *o;
     run.resume = NULL;
     run.resume_override = run.set[OPTION_resume] = run.set[OPTION_resume_override] = false;
     options_print(&run, f);
     fprintf(f, "%-28s %lld\n", "samples", (long long)samples);
-    fclose(f);
+    text_close(f);
     return text;
 }
 

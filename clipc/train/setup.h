@@ -336,11 +336,10 @@ static inline void model_start_training(Clip *clip, const Options *o) {
 static inline void folder_print_resume(RunFolder *folder, int64_t step) {
     char *command = NULL;
     size_t length;
-    FILE *f = open_memstream(&command, &length);
-    if (!f) die(EXIT_RUNTIME, "out of memory");
+    FILE *f = text_open(&command, &length);
     fprintf(f, "%s --resume %s.bin", program_path(), folder->last_saved);
     settings_print_acting(folder->settings, f);
-    fclose(f);
+    text_close(f);
     logger_print(&folder->log, "interrupted after step %lld; go on with: %s", (long long)step, command);
     free(command);
 }
