@@ -128,6 +128,9 @@ golden: setup
 sanitize: setup-test
 	$(RUN) dev/test/run.sh --sanitize
 
+torture: setup
+	$(RUN) KILLS='$(KILLS)' dev/test/torture.sh
+
 # The matrix products of ARM processors, on any machine that has a cross compiler and an emulator for them.
 test-arm:
 	@command -v aarch64-linux-gnu-gcc > /dev/null && command -v qemu-aarch64-static > /dev/null || { echo 'make test-arm: needs aarch64-linux-gnu-gcc and qemu-aarch64-static (Debian: gcc-aarch64-linux-gnu qemu-user-static)' >&2; exit 1; }
@@ -185,6 +188,7 @@ help:
 	@echo 'make bench-peer   time train_clip and open_clip on the same batches (some gigabytes, an hour; ROWS='\''train-b32* start'\'' for some, ROUNDS=5)'
 	@echo 'make experiments DATA=DIR   measure the tables of doc/ again (hours; dev/experiments/*.sh for one of them)'
 	@echo 'make sanitize     run the tests under AddressSanitizer and UBSan'
+	@echo 'make torture      kill a run before every system call and 1,000 times at random, let each call of the C library fail, under valgrind, too'
 	@echo 'make test-arm     test the matrix products of ARM processors (NEON, BFDOT) in an emulator'
 	@echo 'make train_clipcu lr_findcu wise_ftcu   build the programs for a GPU (CUDA toolkit 12.0 or later)'
 	@echo 'make test-gpu     test their kernels, layers, runs and stored results on a GPU, also under compute-sanitizer'
@@ -197,6 +201,6 @@ help:
 	@echo 'dev/setup.sh --images   also those for GIF, TIFF, AVIF, HEIC and JPEG 2000 images; make IMAGES= builds without them'
 
 FORCE:
-.PHONY: all tests setup setup-test test golden sanitize test-arm test-gpu bench-gpu gpu-resources parity bench bench-peer demo experiments schema flags clean help FORCE
+.PHONY: all tests setup setup-test test golden sanitize torture test-arm test-gpu bench-gpu gpu-resources parity bench bench-peer demo experiments schema flags clean help FORCE
 
 -include $(wildcard $(BUILD)/*.d)
