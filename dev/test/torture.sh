@@ -22,7 +22,7 @@ memory_check() {
     end_checks
 }
 
-build train_clip || exit 1
+build "${BIN}train_clip" || exit 1
 part "every system call of a save" env ALL=1 "$PYTHON" dev/test/test_run_set.py
 part "kills at random moments" env KILLS="${KILLS:-1000}" TEST=kill_anywhere "$PYTHON" dev/test/test_run_kill.py
 part "faults: every call of the C library" env ALL=1 "$PYTHON" dev/test/test_run_faults.py
