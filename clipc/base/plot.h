@@ -131,11 +131,12 @@ static inline void axis_pad(PlotAxis *a, double share) {
     }
 }
 
-// 5e-6, 0.25, 12.5k, 40%. `size` (the largest value nearby) chooses the unit, `step` between ticks the
-// decimals; 0: three digits.
+// 5e-6, 0.25, 12.5k, 40%; a dash for what is not finite. `size` (the largest value nearby) chooses the unit,
+// `step` between ticks the decimals; 0: three digits.
 static inline void plot_number(char text[32], double v, double size, double step, bool percent) {
     double scale = percent ? 100 : size >= 1e6 ? 1e-6 : size >= 1e4 ? 1e-3 : 1;
-    if (v == 0) snprintf(text, 32, percent ? "0%%" : "0");
+    if (!isfinite(v)) snprintf(text, 32, "–");
+    else if (v == 0) snprintf(text, 32, percent ? "0%%" : "0");
     else if (!percent && (size >= 1e10 || (step > 0 ? step < 1e-3 && size < 1e-2 : size < 1.001e-3))) {
         int exponent = (int)floor(log10(fabs(v)) + 1e-9);
         snprintf(text, 32, "%.3ge%d", v / pow(10, exponent), exponent);
