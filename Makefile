@@ -104,6 +104,16 @@ $(BUILD)/bench_%: dev/bench/%.c $(BUILD)/command
 
 tests: $(PROGRAMS:%=$(BIN)%) $(TESTS) $(if $(CXX),$(EMULATED))
 
+# Fuzzing: dev/fuzz/run.py chooses compiler, flags and engine (libFuzzer, or FUZZ_LOOP).
+FUZZ_BUILD = $(BUILD)/fuzz/bin
+FUZZ_CC = $(CC)
+FUZZ_COMPILE = $(FUZZ_CC) -std=c11 -ffp-contract=off -Wall -Wextra -Wno-unknown-pragmas -pthread $(INCLUDES)
+FUZZ_OUT = -MMD -MP -MF $(BUILD)/$(subst /,_,$@).d -o $@ $<
+$(FUZZ_BUILD)/seeds: dev/fuzz/seeds.c data/bpe_merges.txt $(FUZZ_BUILD)/command
+	$(FUZZ_COMPILE) -O0 $(FUZZ_OUT) $(LIBS) $(call package,libwebpmux,--libs,-lwebpmux)
+$(FUZZ_BUILD)/%: dev/fuzz/fuzz_%.c data/bpe_merges.txt $(FUZZ_BUILD)/command
+	$(FUZZ_COMPILE) $(FUZZ_FLAGS) $(FUZZ_OUT) $(FUZZ_LOOP) $(LIBS)
+
 # These files change when the compiler or a flag does, so that everything is rebuilt.
 $(BUILD)/command: FORCE
 	@mkdir -p $(BUILD)
@@ -112,6 +122,10 @@ $(BUILD)/command: FORCE
 $(BUILD)/command_gpu: FORCE
 	@mkdir -p $(BUILD)
 	@echo 'DEBUG=$(DEBUG) $(COMPILE_GPU) $(LINK_LIBS)' | cmp -s - $@ || echo 'DEBUG=$(DEBUG) $(COMPILE_GPU) $(LINK_LIBS)' > $@
+
+$(FUZZ_BUILD)/command: FORCE
+	@mkdir -p $(FUZZ_BUILD)
+	@echo '$(FUZZ_COMPILE) $(FUZZ_FLAGS) $(FUZZ_LOOP) $(LIBS)' | cmp -s - $@ || echo '$(FUZZ_COMPILE) $(FUZZ_FLAGS) $(FUZZ_LOOP) $(LIBS)' > $@
 
 setup:
 	@$(SETUP)
@@ -130,6 +144,9 @@ sanitize: setup-test
 
 torture: setup
 	$(RUN) KILLS='$(KILLS)' dev/test/torture.sh
+
+fuzz: setup
+	@CC='$(CC)' BUILD='$(BUILD)' T='$(T)' TIME='$(TIME)' JOBS='$(JOBS)' COVERAGE='$(COVERAGE)' '$(PYTHON)' dev/fuzz/run.py
 
 # The matrix products of ARM processors, on any machine that has a cross compiler and an emulator for them.
 test-arm:
@@ -189,6 +206,8 @@ help:
 	@echo 'make experiments DATA=DIR   measure the tables of doc/ again (hours; dev/experiments/*.sh for one of them)'
 	@echo 'make sanitize     run the tests under AddressSanitizer and UBSan'
 	@echo 'make torture      kill a run before every system call and 1,000 times at random, let each call of the C library fail, under valgrind, too'
+	@echo 'make fuzz         feed damaged and random inputs to every reader for a minute (TIME=28800: a night; T=json: one of them;'
+	@echo '                  COVERAGE=1: which lines of the readers the corpus reaches)'
 	@echo 'make test-arm     test the matrix products of ARM processors (NEON, BFDOT) in an emulator'
 	@echo 'make train_clipcu lr_findcu wise_ftcu   build the programs for a GPU (CUDA toolkit 12.0 or later)'
 	@echo 'make test-gpu     test their kernels, layers, runs and stored results on a GPU, also under compute-sanitizer'
@@ -201,6 +220,6 @@ help:
 	@echo 'dev/setup.sh --images   also those for GIF, TIFF, AVIF, HEIC and JPEG 2000 images; make IMAGES= builds without them'
 
 FORCE:
-.PHONY: all tests setup setup-test test golden sanitize torture test-arm test-gpu bench-gpu gpu-resources parity bench bench-peer demo experiments schema flags clean help FORCE
+.PHONY: all tests setup setup-test test golden sanitize fuzz torture test-arm test-gpu bench-gpu gpu-resources parity bench bench-peer demo experiments schema flags clean help FORCE
 
 -include $(wildcard $(BUILD)/*.d)

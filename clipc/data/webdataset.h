@@ -14,8 +14,10 @@
 
 // ---------------------------------------------------------------- lists of shards
 
+#ifndef MOST_SHARDS         // dev/fuzz has a lower one
 #define MOST_SHARDS 1000000 // LAION-5B has 231,349
-#define MOST_BRACES 8       // pairs in one name
+#endif
+#define MOST_BRACES 8 // pairs in one name
 
 #define BRACE_HELP "write a range such as {00000..00099} or a list such as {a,b}"
 
