@@ -59,6 +59,25 @@ static void test_keys_are_equal_for_false_negatives(void) {
     EXPECT(key_of_caption("a", 1) != key_of_caption("b", 1));
 }
 
+// Keys belong to a list of samples: those of before a split are gone, and new ones are right for both parts.
+static void test_split_takes_the_keys_away(void) {
+    DatasetConfig c = dataset_config_default();
+    Dataset d = dataset_open(mixed, &c, 2);
+    dataset_read_keys(&d);
+    Dataset held = dataset_split(&d, 0.4, 1), *parts[] = {&d, &held};
+    SampleBuffers b = {0};
+    EXPECT(!d.keys && !held.keys);
+    for (int p = 0; p < 2; p++) {
+        dataset_read_keys(parts[p]);
+        for (int64_t i = 0; i < parts[p]->count; i++)
+            EXPECT(dataset_read(parts[p], i, &b) == SAMPLE_OK &&
+                   parts[p]->keys[i] == key_of_caption(b.caption, b.caption_bytes));
+    }
+    sample_buffers_free(&b);
+    dataset_free(&held);
+    dataset_free(&d);
+}
+
 static void test_false_negatives_are_counted(void) {
     uint64_t keys[2][4] = {{1, 2, 3, 2}, {2, 9, 3, 0}};
     Batch b[2];
@@ -211,6 +230,7 @@ static void test_distinct_batches_survive_broken_samples(void) {
 int main(void) {
     make_mixed_folder("test_distinct");
     RUN(test_keys_are_equal_for_false_negatives);
+    RUN(test_split_takes_the_keys_away);
     RUN(test_false_negatives_are_counted);
     RUN(test_distinct_order_has_no_key_twice_in_a_step);
     RUN(test_distinct_batches_survive_broken_samples);

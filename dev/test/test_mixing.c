@@ -59,6 +59,20 @@ static void test_sources_of_all_kinds_are_mixed(void) {
     dataset_free(&d);
 }
 
+static void test_two_sources_are_mixed(void) {
+    char spec[2 * PATH_SIZE];
+    DatasetConfig c = dataset_config_default();
+    Dataset d = dataset_open(join(spec, at("m/m.csv"), at("m.tar")), &c, 2);
+    int64_t order[CSV + TAR];
+    for (int64_t epoch = 0; epoch < 20; epoch++) {
+        int first = 0; // of the first source in the first half
+        dataset_order(&d, 5, epoch, true, order);
+        for (int i = 0; i < (CSV + TAR) / 2; i++) first += order[i] < CSV;
+        EXPECT(first >= 7 && first <= 23, "%d", first);
+    }
+    dataset_free(&d);
+}
+
 static void test_wrong_sources_end_in_one_line(void) {
     char spec[2 * PATH_SIZE];
     OpenCase c = open_of(join(spec, at("m/m.csv"), at("gone.csv")));
@@ -417,6 +431,7 @@ static void test_first_json_key_with_words_is_the_caption(void) {
 int main(void) {
     make_mixed_folder("test_mixing");
     RUN(test_sources_of_all_kinds_are_mixed);
+    RUN(test_two_sources_are_mixed);
     RUN(test_wrong_sources_end_in_one_line);
     RUN(test_skipped_samples_are_counted_by_source);
     RUN(test_factors_repeat_samples_in_turn);
