@@ -13,9 +13,8 @@ typedef struct {
 // Opens the table and finds its columns. A missing column that is needed ends the program.
 static inline CsvColumns dataset_open_csv(const DatasetConfig *c, CsvReader *r, const char *path) {
     const PositivesKey kind = positives_key(c);
-    const char *names[4] = {c->csv_img_key, c->need_caption ? c->csv_caption_key : NULL,
-        c->need_label || c->prompts ? c->csv_label_key : NULL, kind == KEY_COLUMN ? c->positives_key : NULL};
-    csv_open(r, path, c->csv_separator, names, 4);
+    const char *image = c->csv_img_key; // every table has it: what separates it separates the others
+    csv_open(r, path, c->csv_separator, &image, 1);
     CsvColumns out = {csv_need_column(r, path, c->csv_img_key, "--csv-img-key"), -1,
         csv_find_column(r, c->csv_label_key), -1};
     if (c->need_label) out.label = csv_need_column(r, path, c->csv_label_key, "--csv-label-key");
