@@ -291,6 +291,12 @@ static void test_overfitting_needs_three_rises(void) {
     }
 }
 
+static void test_advice_has_names(void) {
+    static const char *const names[] = {
+        "none", "mismatch", "rate too high", "overfitting", "forgetting", "underfitting"};
+    for (int a = 1; a < ADVICE_COUNT; a++) EXPECT_STRING(advice_name((Advice)a), names[a]);
+}
+
 int main(void) {
     RUN(test_each_run_gets_its_advice);
     RUN(test_overfitting_needs_three_rises);
@@ -298,5 +304,6 @@ int main(void) {
     RUN(test_locks_are_advised_where_there_is_more_to_lock);
     RUN(test_noise_is_not_a_sign);
     RUN(test_missing_measurements_give_no_advice);
+    RUN(test_advice_has_names);
     return test_report();
 }

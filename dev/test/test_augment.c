@@ -175,6 +175,32 @@ static void test_train_transform_is_a_function_of_its_seed(void) {
     image_free(&image);
 }
 
+// Each of the four strengths alone changes what it is for, and leaves what the others are for.
+static void test_each_strength_of_the_jitter_acts(void) {
+    enum { N = 64 };
+    for (int which = 0; which < 4; which++) {
+        double jitter[4] = {0, 0, 0, 0};
+        int changed = 0, value_kept = 0;
+        jitter[which] = 0.4;
+        for (int i = 0; i < 50; i++) {
+            Rand colours = rand_for(9, 0, 0), rand = rand_for(10, (uint64_t)i, 0);
+            uint8_t before[3 * N], after[3 * N];
+            for (int k = 0; k < 3 * N; k++) before[k] = after[k] = (uint8_t)(60 + rand_below(&colours, 100));
+            color_jitter(after, N, jitter, &rand);
+            changed += memcmp(before, after, sizeof before) != 0;
+            int kept = 0;
+            for (int k = 0; k < N; k++) {
+                const int most = max_int(max_int(before[k], before[N + k]), before[2 * N + k]);
+                kept += max_int(max_int(after[k], after[N + k]), after[2 * N + k]) == most;
+            }
+            value_kept += kept == N;
+        }
+        EXPECT(changed > 40, "strength %d changed %d of 50", which, changed);
+        EXPECT(which < 3 ? value_kept < 10 : value_kept == 50, "strength %d kept the value in %d", which,
+            value_kept);
+    }
+}
+
 // ---------------------------------------------------------------- stored results
 
 // The Pillow mode of a file, from files.json.
@@ -266,6 +292,7 @@ int main(int argc, char **argv) {
     RUN(test_aug_cfg_is_parsed_or_refused);
     RUN(test_random_boxes_are_uniform);
     RUN(test_colors_equal_pillow_to_the_byte);
+    RUN(test_each_strength_of_the_jitter_acts);
     RUN(test_train_transform_is_a_function_of_its_seed);
     if (argc == 2) {
         json_t *augment = json_read(argv[1], "augment.json");

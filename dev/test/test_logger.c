@@ -227,6 +227,34 @@ static void test_durations_are_readable(void) {
 
 // ---------------------------------------------------------------- charts
 
+static void test_time_left_goes_by_the_speed_so_far(void) {
+    Logger l;
+    memset(&l, 0, sizeof l);
+    EXPECT(logger_seconds_left(&l, "step", 5, 30) < 0, "not known yet");
+    l.first_time -= 10; // as if that had been ten seconds ago
+    EXPECT(logger_seconds_left(&l, "step", 5, 30) < 0, "nothing is done since");
+    EXPECT(fabs(logger_seconds_left(&l, "step", 10, 30) - 40) < 1);
+    EXPECT(logger_seconds_left(&l, "zero-shot", 10, 30) < 0, "another clock");
+    l.first_time -= 10;
+    EXPECT(logger_seconds_left(&l, "zero-shot", 9, 30) < 0, "it began again");
+}
+
+static void test_numbers_on_plots_are_short(void) {
+    static const struct {
+        double v, size, step;
+        bool percent;
+        const char *text;
+    } cases[] = {{0, 1, 0, false, "0"}, {0, 1, 0, true, "0%"}, {1000, 1000, 0, false, "1000"},
+        {999, 999, 0, false, "999"}, {0.25, 0.25, 0, false, "0.250"}, {12500, 12500, 0, false, "12.5k"},
+        {2.5e6, 2.5e6, 0, false, "2.5M"}, {5e-6, 5e-6, 0, false, "5e-6"}, {0.4, 1, 0.2, true, "40%"},
+        {0.25, 1, 0.25, false, "0.25"}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char text[32];
+        plot_number(text, cases[i].v, cases[i].size, cases[i].step, cases[i].percent);
+        EXPECT_STRING(text, cases[i].text);
+    }
+}
+
 static void test_ticks_are_round_numbers(void) {
     const struct {
         double low, high;
@@ -485,6 +513,8 @@ int main(void) {
     RUN(test_resuming_cuts_later_records);
     RUN(test_full_disk_is_reported_once);
     RUN(test_durations_are_readable);
+    RUN(test_time_left_goes_by_the_speed_so_far);
+    RUN(test_numbers_on_plots_are_short);
     RUN(test_ticks_are_round_numbers);
     RUN(test_axis_maps_values_to_pixels);
     RUN(test_plot_is_valid_whatever_the_data);

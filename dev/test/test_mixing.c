@@ -378,7 +378,6 @@ static void test_labels_become_prompts_next_to_captions(void) {
     EXPECT_CAPTION(&d, 4, &b, "a cow");
     EXPECT_CAPTION(&d, 6 + 3, &b, "of row 3"); // what is not a class of the list keeps its caption
     EXPECT_CAPTION(&d, 6 + 2, &b, "");
-    sample_buffers_free(&b);
     run_epoch(&seen, &d, &lc, 0, 0, 6);
     for (int i = 0; i < seen.count; i++) {
         const int label = d.samples[seen.indices[i]].label;
@@ -396,6 +395,12 @@ static void test_labels_become_prompts_next_to_captions(void) {
     for (int i = 0; i < seen.count; i++) EXPECT(d.samples[seen.indices[i]].label < 2);
     names.count = 3;
     dataset_free(&d);
+    write_text(at("both.csv"), "filepath,title,label\nm/1.png,a cow,cow\nm/2.png,a cat,cat\n");
+    Dataset both = dataset_open(at("both.csv"), &c, 2);
+    EXPECT_CAPTION(&both, 0, &b, "a cow"); // no class of that name
+    EXPECT(both.samples[1].label == 1);
+    dataset_free(&both);
+    sample_buffers_free(&b);
     OpenCase o = {at("captions.csv"), dataset_config_default(), 2};
     o.config.csv_caption_key = "none";
     o.config.prompts = true;

@@ -131,12 +131,59 @@ static void test_report_to_names_trackers(void) {
     }
 }
 
+static void test_evaluations_follow_each_other(void) {
+    Curves h;
+    memset(&h, 0, sizeof h);
+    curves_add(&h, "val_loss", 3, 1);
+    curves_add(&h, "loss", 5, 1); // no evaluation
+    curves_add(&h, "val_loss", 7, 1);
+    curves_add(&h, "zeroshot_top1", 9, 1);
+    EXPECT(evaluation_next(&h, -1) == 3 && evaluation_next(&h, 3) == 7 && evaluation_next(&h, 7) == 9);
+    EXPECT(isinf(evaluation_next(&h, 9)));
+    curves_free(&h);
+}
+
+static void test_metrics_that_decide_are_those_of_the_first_sets(void) {
+    static ZeroshotSet zeroshot[2];
+    static ValidationSet val[1];
+    Monitor *m = (Monitor *)calloc_check(1, sizeof *m);
+    Options o;
+    memset(&o, 0, sizeof o);
+    o.val_frequency = o.zeroshot_frequency = 1;
+    snprintf(val[0].name, sizeof val[0].name, "held");
+    for (int i = 0; i < 2; i++) {
+        snprintf(zeroshot[i].name, sizeof zeroshot[i].name, "set %d", i);
+        zeroshot[i].classnames.count = (size_t)(5 + i);
+        zeroshot[i].data.count = 100 + i;
+    }
+    monitor_name_metrics(m, &o, zeroshot, 2, val, 1);
+    EXPECT_STRING(m->val_metric, "val_loss/held");
+    EXPECT_STRING(m->best_metric, "zeroshot_top1/set 0");
+    EXPECT_STRING(m->facts.val_metric, "val_loss/held");
+    EXPECT(m->facts.set_count == 2);
+    for (int i = 0; i < 2; i++)
+        EXPECT(!strcmp(m->facts.sets[i].name, zeroshot[i].name) && m->facts.sets[i].classes == 5 + i &&
+               m->facts.sets[i].samples == 100 + i);
+    free(m->sets);
+    o.zeroshot_frequency = 0;
+    monitor_name_metrics(m, &o, zeroshot, 2, val, 1);
+    EXPECT_STRING(m->best_metric, "val_loss/held");
+    free(m->sets);
+    o.best_metric = "none";
+    monitor_name_metrics(m, &o, zeroshot, 0, val, 0);
+    EXPECT_STRING(m->best_metric, "");
+    free(m->sets);
+    free(m);
+}
+
 int main(void) {
     RUN(test_captions_are_ranked_by_probability);
     RUN(test_equal_captions_are_kept_once);
     RUN(test_png_is_read_back_as_it_was);
     RUN(test_text_is_escaped_and_base64_is_right);
     RUN(test_best_model_and_patience_follow_the_metric);
+    RUN(test_evaluations_follow_each_other);
+    RUN(test_metrics_that_decide_are_those_of_the_first_sets);
     RUN(test_report_to_names_trackers);
     return test_report();
 }

@@ -171,6 +171,7 @@ static void test_options_make_the_schedule(void) {
         {{"--lr-scheduler one-cycle --anneal linear --pct-start 0.6 --div-factor 10 --final-div-factor 2", 11,
              10},
             .05},
+        {{"--lr-scheduler one-cycle --pct-start 0.6", 10, 5}, 1},
         {{"--lr-scheduler one-cycle --three-phase --pct-start 0.3", 10, 4}, .04}, // down again at 2 (3 - 1)
         {{"--lr-scheduler const", 100, 99}, 1},
         {{"--lr-scheduler const-cooldown --epochs-cooldown 2 --lr-cooldown-end 0.5 --lr-cooldown-power 2",
