@@ -84,8 +84,8 @@ typedef struct {
         "shortest: resize the shortest side, crop the centre; squash: resize both sides; longest: resize " \
         "the longest side, pad") \
     X(DATA, TEXT, train_data, "train-data", "(none)", "PATH", \
-        "training pairs: a CSV, a folder of images with .txt captions, WebDataset tars ({00..09} expands, " \
-        "or pipe:COMMAND), or synthetic; sources are joined by ::") \
+        "training pairs: a CSV or JSONL table, a folder of images with .txt captions, WebDataset tars " \
+        "({00..09} expands, or pipe:COMMAND), or synthetic; sources are joined by ::") \
     X(DATA, LIST, val_data, "val-data", "(none)", "[NAME=]PATH", \
         "pairs for validation loss and retrieval, in the forms of --train-data; may be repeated; the " \
         "captions of an image all count as right, see doc/evaluation.md") \
@@ -106,6 +106,8 @@ typedef struct {
         "extensions of the tar members that are images, the best first") \
     X(DATA, TEXT, text_key, "text-key", "txt", "EXT;EXT", \
         "extensions of the tar members, or of the files in a folder, that are captions") \
+    X(DATA, FLAG, caption_lines, "caption-lines", "", "", \
+        "a caption is one line of its text, drawn at random in each epoch; evaluation takes the first line") \
     X(DATA, TEXT, json_text_key, "json-text-key", "(none)", "KEY;KEY", \
         "read the caption from this field of a sample's .json member; the first one that is not empty is " \
         "used") \

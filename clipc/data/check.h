@@ -85,6 +85,7 @@ static inline SampleStatus check_contents(
     if (status != SAMPLE_OK || !c->tokenizer || !c->context || !d->config.need_caption ||
         sample_is_prompted(d, s))
         return status;
+    if (c->caption_lines) caption_take_line(b, 0);
     int *tokens = (int *)malloc_check((size_t)(c->context + 1) * sizeof *tokens);
     loader_tokenize(c, b, tokens, &out->cut);
     free(tokens);

@@ -22,6 +22,7 @@
 // What random numbers are for.
 #define AUGMENT_STREAM 0x6175676d656e74ull       // "augment"
 #define PROMPT_STREAM 0x70726f6d7074ull          // "prompt"
+#define LINE_STREAM 0x6c696e65ull                // "line"
 #define SYNTHETIC_TOKEN_STREAM 0x746f6b656e73ull // "tokens"
 
 typedef struct {
@@ -30,10 +31,11 @@ typedef struct {
     const AugmentConfig *augment; // NULL: the evaluation transform
     ImageCache *cache;            // the images of this data set, decoded before; or NULL
     uint64_t seed;
-    bool shuffle;               // else 0 … N-1
-    bool one_pass;              // evaluation: one pass without wrapping, the last batch is smaller
-    int context;                // tokens of a caption, 2 …; 0: images only
-    bool captions_only;         // images are neither read nor decoded; pixels stay undefined
+    bool shuffle;       // else 0 … N-1
+    bool caption_lines; // a caption is one line of the text, drawn anew in each epoch; one_pass: the first
+    bool one_pass;      // evaluation: one pass without wrapping, the last batch is smaller
+    int context;        // tokens of a caption, 2 …; 0: images only
+    bool captions_only; // images are neither read nor decoded; pixels stay undefined
     const Tokenizer *tokenizer; // NULL: only synthetic captions, by vocab_size
     int vocab_size;             // 3 … without a tokenizer
     // of the captions that replace labels (DatasetConfig.prompts), or NULL
@@ -175,6 +177,30 @@ static inline bool tokens_are_below(const int *tokens, int n, int vocabulary) {
     return true;
 }
 
+// Makes the caption line `wanted` of it, from 0; blank lines do not count. Returns how many lines there are.
+static inline uint64_t caption_take_line(SampleBuffers *b, uint64_t wanted) {
+    const char *line = b->caption, *end = line + b->caption_bytes;
+    uint64_t lines = 0;
+    for (const char *next; line < end; line = next) {
+        const char *stop = (const char *)memchr(line, '\n', (size_t)(end - line));
+        next = stop ? stop + 1 : end;
+        const size_t n = (size_t)((stop ? stop : end) - line);
+        if (is_blank(line, n)) continue;
+        if (lines++ != wanted) continue;
+        b->caption = line;
+        b->caption_bytes = n;
+    }
+    return lines;
+}
+
+// One line of the caption, by the seed, the epoch and the place in it alone; in one pass the first.
+static inline void loader_draw_line(const Loader *l, uint64_t draw, SampleBuffers *b) {
+    const LoaderConfig *c = &l->config;
+    const uint64_t lines = caption_take_line(b, UINT64_MAX);
+    Rand r = rand_for(c->seed ^ LINE_STREAM, (uint64_t)l->epoch, draw);
+    if (lines) caption_take_line(b, c->one_pass ? 0 : rand_below(&r, lines));
+}
+
 // tokens (context + 1) of the caption in b; returns how many are in use, at most `context`. Cut: it has more.
 static inline int loader_tokenize(const LoaderConfig *c, const SampleBuffers *b, int *tokens, bool *cut) {
     const int n = tokenizer_encode(c->tokenizer, b->caption, b->caption_bytes, tokens, c->context + 1);
@@ -195,6 +221,7 @@ static inline void loader_fill(const Loader *l, int64_t position, LoaderSlot *s,
     s->label = b->label;
     s->length = c->context;
     if (s->status != SAMPLE_OK) return;
+    if (c->caption_lines) loader_draw_line(l, draw, b);
     s->key = sample_key(l->data, s->index, b->caption, b->caption_bytes);
     if (!c->captions_only) loader_fill_pixels(l, draw, s, b);
     if (s->status != SAMPLE_OK || !c->context) return;

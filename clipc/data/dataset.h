@@ -1,7 +1,8 @@
 // A data set: the list of all its samples, made once at the start; sample.h reads one of them. It has one
 // source or several, joined by `::`, each of its own kind:
-//   csv         a table of text with a column of image paths and one of captions (or labels), or one of the
-//               caption files of COCO and Flickr (caption_files.h)
+//   csv         a table, as CSV or in JSON, with a column of image paths and one of captions (or labels), a
+//               folder with metadata.csv or metadata.jsonl, or a caption file of COCO or Flickr
+//               (caption_files.h)
 //   webdataset  tar shards: KEY.jpg with KEY.txt, KEY.json or KEY.cls
 //   folder      images at any depth, each with a .txt of the same stem; or one sub-folder for each class
 //               (DatasetConfig.prompts)
@@ -15,6 +16,7 @@
 #include "clipc/data/caption_files.h"  // COCO, Flickr30k
 #include "clipc/data/dataset_csv.h"    // tables of text
 #include "clipc/data/dataset_folder.h" // folders
+#include "clipc/data/dataset_json.h"   // tables in JSON
 #include "clipc/data/dataset_tar.h"    // shards
 
 // ---------------------------------------------------------------- class folders
@@ -126,6 +128,10 @@ static inline void dataset_add_sources(Dataset *d, const char *spec) {
     bool csv = false;
     for (size_t i = 0; i < parts.count; i++) {
         DatasetType type = c->type == DATASET_AUTO ? dataset_find_type(parts.list[i]) : c->type;
+        char table[PATH_SIZE];
+        // a folder with a table is the table
+        if (type == DATASET_FOLDER && c->need_caption && !c->prompts && folder_metadata(table, parts.list[i]))
+            type = DATASET_CSV;
         dataset_add_source(d, parts.list[i], type);
         data_source_check(&d->sources[i]);
         csv = csv || type == DATASET_CSV;
@@ -138,13 +144,23 @@ static inline void dataset_add_sources(Dataset *d, const char *spec) {
             c->positives_key, spec);
 }
 
+// A table: one of JSON, a CSV, or that of a folder.
+static inline void dataset_add_table(Dataset *d, int source, const char *spec) {
+    char path[PATH_SIZE];
+    const bool folder = is_directory(spec) && folder_metadata(path, spec);
+    if (!folder) path_format(path, "%s", spec);
+    if (is_json_table(path)) dataset_add_json(d, source, path);
+    else dataset_add_csv(d, source, path);
+    if (folder) folder_count_unnamed(d, spec, path);
+}
+
 static inline void dataset_add_source_samples(Dataset *d, int source) {
     const DatasetConfig *c = &d->config;
     const DataSource *s = &d->sources[source];
     const bool captions = c->type == DATASET_AUTO && !c->need_label && !c->prompts;
     if (s->type == DATASET_CSV && captions && dataset_add_caption_file(d, source, s->spec)) return;
     if (s->type == DATASET_CSV) {
-        dataset_add_csv(d, source, s->spec);
+        dataset_add_table(d, source, s->spec);
     } else if (s->type == DATASET_WEBDATASET) {
         dataset_add_webdataset(d, source, s->spec);
     } else if (s->type == DATASET_FOLDER && c->prompts) {

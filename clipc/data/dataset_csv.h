@@ -10,17 +10,42 @@ typedef struct {
     int image, caption, label, key;
 } CsvColumns;
 
+// Names of the columns of a table, NULL: not wanted.
+typedef struct {
+    const char *image, *caption, *label, *key;
+    const char *other_image,
+        *other_caption; // those of Hugging Face's metadata files; NULL where a name was given
+} CsvNames;
+
+static inline CsvNames csv_names(const DatasetConfig *c) {
+    const DatasetConfig usual = dataset_config_default();
+    CsvNames n = {
+        c->csv_img_key, c->need_caption ? c->csv_caption_key : NULL, c->csv_label_key, NULL, NULL, NULL};
+    if (positives_key(c) == KEY_COLUMN) n.key = c->positives_key;
+    if (positives_key(c) == KEY_CLASS) n.key = c->csv_label_key;
+    if (!strcmp(c->csv_img_key, usual.csv_img_key)) n.other_image = "file_name";
+    if (!strcmp(c->csv_caption_key, usual.csv_caption_key)) n.other_caption = "text";
+    return n;
+}
+
 // Opens the table and finds its columns. A missing column that is needed ends the program.
 static inline CsvColumns dataset_open_csv(const DatasetConfig *c, CsvReader *r, const char *path) {
     const PositivesKey kind = positives_key(c);
-    const char *image = c->csv_img_key; // every table has it: what separates it separates the others
-    csv_open(r, path, c->csv_separator, &image, 1);
-    CsvColumns out = {csv_need_column(r, path, c->csv_img_key, "--csv-img-key"), -1,
-        csv_find_column(r, c->csv_label_key), -1};
+    CsvNames n = csv_names(c);
+    // every table has the image: what separates it separates the others
+    const char *images[2] = {n.image, n.other_image};
+    csv_open(r, path, c->csv_separator, images, 2);
+    if (csv_find_column(r, n.image) < 0 && n.other_image && csv_find_column(r, n.other_image) >= 0)
+        n.image = n.other_image;
+    if (n.caption && csv_find_column(r, n.caption) < 0 && n.other_caption &&
+        csv_find_column(r, n.other_caption) >= 0)
+        n.caption = n.other_caption;
+    CsvColumns out = {
+        csv_need_column(r, path, n.image, "--csv-img-key"), -1, csv_find_column(r, c->csv_label_key), -1};
     if (c->need_label) out.label = csv_need_column(r, path, c->csv_label_key, "--csv-label-key");
-    if (c->need_caption) out.caption = csv_find_column(r, c->csv_caption_key);
+    if (c->need_caption) out.caption = csv_find_column(r, n.caption);
     if (c->need_caption && !(c->prompts && out.label >= 0))
-        out.caption = csv_need_column(r, path, c->csv_caption_key, "--csv-caption-key");
+        out.caption = csv_need_column(r, path, n.caption, "--csv-caption-key");
     if (kind == KEY_COLUMN && c->validation) {
         out.key = csv_find_column(r, c->positives_key);
         if (out.key < 0)

@@ -121,6 +121,53 @@ static inline DataSample *dataset_add_image_file(Dataset *d, const char *path, c
     return s;
 }
 
+// The table that names the images of a folder and their captions, as Hugging Face's imagefolder has it: false
+// where there is none.
+static inline bool folder_metadata(char path[PATH_SIZE], const char *root) {
+    static const char *const names[] = {"metadata.csv", "metadata.jsonl"};
+    int found = 0;
+    for (int i = 0; i < 2; i++) {
+        char one[PATH_SIZE];
+        path_format(one, "%s/%s", root, names[i]);
+        if (!file_exists(one)) continue;
+        path_format(path, "%s", one);
+        found++;
+    }
+    if (found > 1)
+        die(EXIT_USAGE, "%s: has both metadata.csv and metadata.jsonl; give the one that counts", root);
+    return found == 1;
+}
+
+// Counts the images of a folder that its table, the file added last, does not name.
+static inline void folder_count_unnamed(Dataset *d, const char *root, const char *table) {
+    const DataFile *f = &d->files[d->file_count - 1];
+    StringList named = {NULL, 0, 0}, files = {NULL, 0, 0};
+    char path[PATH_SIZE];
+    for (int64_t i = d->count - f->samples; i < d->count; i++) {
+        const DataSample *s = &d->samples[i];
+        if (s->image_bytes < 0) continue;
+        path_format(path, "%s/%s", root, f->text + s->image);
+        string_list_add(&named, path);
+    }
+    string_list_sort(&named);
+    list_files(root, is_any_name, &files, NULL);
+    for (size_t i = 0; i < files.count; i++) {
+        char *key = files.list[i];
+        if (!is_image_name(key) || is_system_file(key)) continue;
+        if (files_find_partner(&files, key, d->config.text_key))
+            die(EXIT_USAGE,
+                "%s: there are captions both in %s and beside the images, such as %s; give --train-data the "
+                "table "
+                "itself, or take one of them away",
+                root, table, key);
+        if (!named.count || !bsearch(&key, named.list, named.count, sizeof *named.list, compare_strings))
+            account_pass_over(dataset_account(d), "image that the table of its folder does not name",
+                "images that the table of their folder does not name", key);
+    }
+    string_list_free(&files);
+    string_list_free(&named);
+}
+
 static inline void dataset_add_folder(Dataset *d, int source, const char *root) {
     dataset_add_file(d, source, root);
     StringList files = folder_list(d, root, NULL);

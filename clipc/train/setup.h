@@ -133,6 +133,7 @@ static inline void data_set_loading(TrainData *d, const Options *o, const Clip *
     l->image.resize_mode = (ResizeMode)c->resize_mode;
     l->image.max_pixels = o->max_image_pixels ? o->max_image_pixels : INT64_MAX;
     l->image.exif_rotate = o->exif_rotate;
+    l->caption_lines = o->caption_lines;
     l->augment = d->augment.evaluation_transform ? NULL : &d->augment;
     l->seed = (uint64_t)o->seed;
     l->shuffle = !o->no_shuffle;

@@ -5,7 +5,7 @@
 #include "dev/test/data_files.h"
 
 enum { PAIRS = 1000, WAYS = 25, EACH = PAIRS / WAYS, SIZE = 8, CONTEXT = 12 };
-typedef enum { FOLDER, TABLE, SHARD, FORMS } Form;
+typedef enum { FOLDER, TABLE, SHARD, LINES, FORMS } Form;
 
 // How a pair goes wrong, why it is passed over in each form (NULL: it is used), and what is noted of it.
 typedef struct {
@@ -13,45 +13,48 @@ typedef struct {
 } Way;
 
 #define NONE \
-    { NULL, NULL, NULL }
+    { NULL, NULL, NULL, NULL }
 #define ALL(text) \
-    { text, text, text }
+    { text, text, text, text }
 #define BAD_CAPTION "caption that is not UTF-8"
 #define DOTTED "name with a dot before its ending (WebDataset's key ends at the first dot)"
 #define REPEATED "repetition of an earlier image with its caption"
+#define UNKNOWN_FORMAT "unknown image format"
 
-static const Way ways[WAYS] = {
-    {NONE, NONE},                                                        // 0 a good pair
-    {NONE, NONE},                                                        // 1 endings in upper case
-    {NONE, {NULL, NULL, "sample whose members are apart in the shard"}}, // 2 a PNG called .tif
-    {{"missing file", "missing file", "without image"}, NONE},           // 3 no image
-    {ALL("empty file"), NONE},                                           // 4
-    {ALL("unknown image format"), NONE},                                 // 5 an error page
-    {{"file of an unknown ending with a caption beside it", "unknown image format", "without image"},
-        NONE},                                                              // 6 SVG
-    {ALL("broken image"), NONE},                                            // 7 half of a PNG
-    {ALL("with too many pixels"), NONE},                                    // 8
-    {{"without caption", "empty caption", "without caption"}, NONE},        // 9
-    {ALL("empty caption"), NONE},                                           // 10
-    {ALL("empty caption"), NONE},                                           // 11 blanks
-    {ALL(BAD_CAPTION), NONE},                                               // 12 Latin-1
-    {ALL(BAD_CAPTION), NONE},                                               // 13 UTF-16; table: Shift-JIS
-    {ALL(BAD_CAPTION), NONE},                                               // 14 a NUL; table: a surrogate
-    {NONE, NONE},                                                           // 15 ._NAME beside it
-    {NONE, NONE},                                                           // 16 NAME.sha256 beside it
-    {{"caption without an image", "without image", "without image"}, NONE}, // 17 a caption alone
-    {{NULL, NULL, DOTTED}, NONE},                                           // 18 dots in the name
+// clang-format off
+static const Way ways[WAYS] = { // a folder, a CSV, a shard, lines of JSON
+    {NONE, NONE}, // 0 a good pair
+    {NONE, NONE}, // 1 endings in upper case
+    {NONE, {NULL, NULL, "sample whose members are apart in the shard", NULL}}, // 2 a PNG called .tif
+    {{"missing file", "missing file", "without image", "missing file"}, NONE}, // 3 no image
+    {ALL("empty file"), NONE}, // 4
+    {ALL(UNKNOWN_FORMAT), NONE}, // 5 an error page
+    {{"file of an unknown ending with a caption beside it", UNKNOWN_FORMAT, "without image", UNKNOWN_FORMAT},
+        NONE}, // 6 SVG
+    {ALL("broken image"), NONE}, // 7 half of a PNG
+    {ALL("with too many pixels"), NONE}, // 8
+    {{"without caption", "empty caption", "without caption", "without caption"}, NONE}, // 9
+    {ALL("empty caption"), NONE}, // 10
+    {ALL("empty caption"), NONE}, // 11 blanks
+    {ALL(BAD_CAPTION), NONE}, // 12 Latin-1
+    {ALL(BAD_CAPTION), NONE}, // 13 UTF-16; tables: Shift-JIS
+    {ALL(BAD_CAPTION), NONE}, // 14 a NUL; CSV: a surrogate
+    {NONE, NONE}, // 15 ._NAME beside it
+    {NONE, NONE}, // 16 NAME.sha256 beside it
+    {{"caption without an image", "without image", "without image", "without image"},
+        NONE}, // 17 a caption alone
+    {{NULL, NULL, DOTTED, NULL}, NONE}, // 18 dots in the name
     {{"unreadable file", "row with more fields than the header; quote what holds a separator",
-         "member that is a link or a device"},
-        NONE},                                                                       // 19
-    {{NULL, "row with fewer fields than the header", "member without a key"}, NONE}, // 20
-    {{NULL, "row with text after a closing quotation mark", "sample with neither image nor caption"},
-        NONE},                                        // 21
-    {NONE, {NULL, REPEATED, REPEATED}},               // 22 twice; folder: once
+         "member that is a link or a device", "without caption"}, NONE}, // 19 JSON: a list
+    {{NULL, "row with fewer fields than the header", "member without a key", "row with broken JSON"},
+        NONE}, // 20
+    {{NULL, "row with text after a closing quotation mark", "sample with neither image nor caption",
+         "row that is not an object"}, NONE}, // 21
+    {NONE, {NULL, REPEATED, REPEATED, REPEATED}}, // 22 twice; folder: once
     {NONE, ALL("caption cut at the context length")}, // 23
-    {{NULL, NULL, NULL},
-        {NULL, "row with a quotation mark that is never closed; it is taken literally", NULL}}, // 24
+    {NONE, {NULL, "row with a quotation mark that is never closed; it is taken literally", NULL, NULL}}, // 24
 };
+// clang-format on
 
 // ---------------------------------------------------------------- making them
 
@@ -87,7 +90,7 @@ static Blob caption_of(int i, Form form) {
     case 10: return empty;
     case 11: return blank;
     case 12: return latin;
-    case 13: return form == TABLE ? shift : wide;
+    case 13: return form == TABLE || form == LINES ? shift : wide;
     case 14: return form == TABLE ? surrogate : nul;
     case 23:
         n += snprintf(text + n, sizeof text - (size_t)n, " and a blue one and a green one and more");
@@ -138,6 +141,28 @@ static void make_table(void) {
             else if (way == 24 && i == PAIRS - 1) fprintf(f, "\"never closed,\n");
             else if (way == 19) fprintf(f, "%.*s,on the left,and more\n", (int)caption.length, caption.bytes);
             else fprintf(f, "\"%.*s\",\n", (int)caption.length, caption.bytes);
+        }
+    }
+    fclose(f);
+}
+
+// The same images with a table in JSON.
+static void make_lines(void) {
+    FILE *f = fopen_check(at("table/t.jsonl"), "wb");
+    for (int i = 0; i < PAIRS; i++) {
+        const int way = i % WAYS;
+        const Blob caption = caption_of(i, LINES);
+        for (int k = 0; k < (way == 22 ? 2 : 1); k++) {
+            if (way == 20) fprintf(f, "{\"file_name\": \"%04d.png\", \"text\": \n", i);
+            else if (way == 21) fprintf(f, "[%d]\n", i);
+            else if (way == 17) fprintf(f, "{\"text\": \"alone\"}\n");
+            else fprintf(f, "{\"file_name\": \"%04d.%s\", \"id\": %d", i, ending_of(way), i);
+            if (way == 14) fprintf(f, ", \"text\": \"a\\u0000b\"}\n");
+            else if (way == 19) fprintf(f, ", \"text\": [\"a list\"]}\n");
+            else if (way == 9) fprintf(f, "}\n");
+            else if (way == 11) fprintf(f, ", \"text\": \" \\t \"}\r\n");
+            else if (way < 17 || way == 18 || way > 21)
+                fprintf(f, ", \"text\": \"%.*s\"}\n", (int)caption.length, caption.bytes);
         }
     }
     fclose(f);
@@ -201,7 +226,8 @@ static void expect_account(const Account *a, Form form, const char *what) {
     for (int w = 0; w < WAYS; w++) passed_over += ways[w].reason[form] ? EACH : 0;
     EXPECT(a->found == PAIRS + twice, "%s: %d found", what, (int)a->found);
     EXPECT(a->passed_over == passed_over, "%s: %d passed over", what, (int)a->passed_over);
-    EXPECT(a->system_files == (form == TABLE ? 0 : system_files), "%s: %d", what, (int)a->system_files);
+    EXPECT(a->system_files == (form == TABLE || form == LINES ? 0 : system_files), "%s: %d", what,
+        (int)a->system_files);
     EXPECT(a->other_files == 0, "%s: %d", what, (int)a->other_files);
     int64_t sum = 0;
     for (size_t i = 0; i < a->count; i++) {
@@ -228,7 +254,8 @@ static LoaderConfig loading(const Tokenizer *t, bool one_pass) {
 }
 
 static const char *form_path(Form form) {
-    return at(form == FOLDER ? "folder" : form == TABLE ? "table/t.csv" : "shard.tar");
+    static const char *const paths[FORMS] = {"folder", "table/t.csv", "shard.tar", "table/t.jsonl"};
+    return at(paths[form]);
 }
 
 // The check of everything; the quick check and then an epoch; two epochs without a word in between: one
@@ -327,9 +354,11 @@ int main(void) {
     make_folder();
     make_table();
     make_shard();
+    make_lines();
     RUN(test_a_thousand_pairs_are_accounted_for, FOLDER);
     RUN(test_a_thousand_pairs_are_accounted_for, TABLE);
     RUN(test_a_thousand_pairs_are_accounted_for, SHARD);
+    RUN(test_a_thousand_pairs_are_accounted_for, LINES);
     RUN(test_the_table_names_the_first_of_each_kind);
     RUN(test_encodings_are_named);
     remove_test_folder();
