@@ -102,10 +102,15 @@ static void lab_adamw(Lab *lab, const int *sizes, int tensors) {
                 g.gpu + at, m.gpu + at, v.gpu + at, size, terms);
         }
     });
+    const double finite = 1; // of the gradients' norm: where it is not, nothing is updated
+    double *squares = NULL;
+    CUDA_CHECK(cudaMalloc(&squares, sizeof finite));
+    CUDA_CHECK(cudaMemcpy(squares, &finite, sizeof finite, cudaMemcpyHostToDevice));
     version(2, "one launch, chunks of all tensors", [&] {
         LAUNCH(adamw_kernel, t.chunks, 256, 0, lab->gpu.stream, p.gpu, params_bf16.gpu, g.gpu, m.gpu, v.gpu,
-            (float *)NULL, t.gpu_chunks, t.gpu_terms, (const double *)NULL, 0.0, 0.0f, -1);
+            (float *)NULL, t.gpu_chunks, t.gpu_terms, (const double *)squares, 0.0, 0.0f, -1);
     });
+    CUDA_CHECK(cudaFree(squares));
     CUDA_CHECK(cudaFree(t.gpu_chunks));
     CUDA_CHECK(cudaFree(t.gpu_terms));
     free(t.offsets);

@@ -205,6 +205,8 @@ static void open_labels(const void *argument) {
     fprintf(f, "filepath,label\n");
     for (size_t i = 0; i < labels.count; i++) {
         fprintf(f, "%zu.png,%s\n", i, labels.list[i]);
+        snprintf(member, sizeof member, "%zu.png", i);
+        write_text(at(member), "x");
         snprintf(member, sizeof member, "%03zu.png", i);
         tar_add_text(a, member, "x");
         snprintf(member, sizeof member, "%03zu.cls", i);

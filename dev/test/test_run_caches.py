@@ -41,7 +41,7 @@ def make_base():
 
 
 def table(rows):
-    write("pairs.csv", "\n".join(["filepath,title", *rows]) + "\n")
+    write("pairs.csv", "\n".join(["filepath,title,label", *rows]) + "\n")
 
 
 def rows():

@@ -176,7 +176,7 @@ def test_full_disk_leaves_the_last_checkpoint_whole():
         check(before == after, f"{what}: {sorted(before)} became {sorted(after)} ({err.strip()})")
         works("--resume", "latest", "--name", "tight")
         expect_same("space", "tight", what)
-    refused("cannot write", *options, "--name", "never", code=1, writes=True, preexec_fn=limit_files(3000), restore_signals=False)
+    refused("cannot write", *options, "--name", "never", code=1, writes=True, preexec_fn=limit_files(weights - 1000), restore_signals=False)
 
 
 if __name__ == "__main__":
