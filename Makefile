@@ -148,6 +148,9 @@ torture: setup
 fuzz: setup
 	@CC='$(CC)' BUILD='$(BUILD)' T='$(T)' TIME='$(TIME)' JOBS='$(JOBS)' COVERAGE='$(COVERAGE)' '$(PYTHON)' dev/fuzz/run.py
 
+mutation: setup # can the tests fail? doc/testing.md
+	$(RUN) '$(PYTHON)' dev/test/mutate.py $(FILES)
+
 # The matrix products of ARM processors, on any machine that has a cross compiler and an emulator for them.
 test-arm:
 	@command -v aarch64-linux-gnu-gcc > /dev/null && command -v qemu-aarch64-static > /dev/null || { echo 'make test-arm: needs aarch64-linux-gnu-gcc and qemu-aarch64-static (Debian: gcc-aarch64-linux-gnu qemu-user-static)' >&2; exit 1; }
@@ -208,6 +211,7 @@ help:
 	@echo 'make torture      kill a run before every system call and 1,000 times at random, let each call of the C library fail, under valgrind, too'
 	@echo 'make fuzz         feed damaged and random inputs to every reader for a minute (TIME=28800: a night; T=json: one of them;'
 	@echo '                  COVERAGE=1: which lines of the readers the corpus reaches)'
+	@echo 'make mutation     plant 200 faults in a copy, count those that the tests find (an hour; FILES='\''order.h loss.h'\'' for some)'
 	@echo 'make test-arm     test the matrix products of ARM processors (NEON, BFDOT) in an emulator'
 	@echo 'make train_clipcu lr_findcu wise_ftcu   build the programs for a GPU (CUDA toolkit 12.0 or later)'
 	@echo 'make test-gpu     test their kernels, layers, runs and stored results on a GPU, also under compute-sanitizer'
@@ -220,6 +224,6 @@ help:
 	@echo 'dev/setup.sh --images   also those for GIF, TIFF, AVIF, HEIC and JPEG 2000 images; make IMAGES= builds without them'
 
 FORCE:
-.PHONY: all tests setup setup-test test golden sanitize fuzz torture test-arm test-gpu bench-gpu gpu-resources parity bench bench-peer demo experiments schema flags clean help FORCE
+.PHONY: all tests setup setup-test test golden sanitize fuzz torture test-arm test-gpu bench-gpu gpu-resources mutation parity bench bench-peer demo experiments schema flags clean help FORCE
 
 -include $(wildcard $(BUILD)/*.d)

@@ -1,5 +1,7 @@
-"""What the Python tests share: checks that are counted, TEST=text, which selects tests by their names, and the closing line."""
+"""What the Python tests share: checks that are counted, TEST=text, which selects tests by their names, STOP=1, which ends with the
+first failure, and the closing line."""
 import os
+import sys
 import traceback
 
 passed = failed = 0
@@ -12,6 +14,8 @@ def check(condition, what):
     else:
         failed += 1
         print(f"FAILED {what}", flush=True)
+        if os.environ.get("STOP"):
+            sys.exit(report())
     return condition
 
 
