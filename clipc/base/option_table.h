@@ -85,7 +85,8 @@ typedef struct {
         "the longest side, pad") \
     X(DATA, TEXT, train_data, "train-data", "(none)", "PATH", \
         "training pairs: a CSV or JSONL table, a folder of images with .txt captions, WebDataset tars " \
-        "({00..09} expands, or pipe:COMMAND), or synthetic; sources are joined by ::") \
+        "({00..09} and * expand, a folder of them, http:// or s3:// URLs, pipe:COMMAND), or synthetic; " \
+        "sources are joined by ::") \
     X(DATA, LIST, val_data, "val-data", "(none)", "[NAME=]PATH", \
         "pairs for validation loss and retrieval, in the forms of --train-data; may be repeated; the " \
         "captions of an image all count as right, see doc/evaluation.md") \
@@ -111,6 +112,8 @@ typedef struct {
     X(DATA, TEXT, json_text_key, "json-text-key", "(none)", "KEY;KEY", \
         "read the caption from this field of a sample's .json member; the first one that is not empty is " \
         "used") \
+    X(DATA, FLAG, skip_missing_shards, "skip-missing-shards", "", "", \
+        "leave out tar shards that are not there, and say how many; without it they end the program") \
     X(DATA, INT, train_num_samples, "train-num-samples", "(counted)", "[1,1e15]", \
         "number of training samples; saves counting them") \
     X(DATA, INT, val_num_samples, "val-num-samples", "(counted)", "[1,1e15]", \
@@ -302,7 +305,7 @@ typedef struct {
 // from the settings in a checkpoint, which may be a stranger's: see clipc/train/settings.h and doc/trust.md.
 // names, values that do not act (NULL: those that are no command), what the others do
 #define ACTING_OPTIONS(A) \
-    A("train-data|val-data|zeroshot-data", NULL, "runs a command (pipe:)") \
+    A("train-data|val-data|zeroshot-data", NULL, "runs a command (pipe: or a download)") \
     A("save-features|feature-cache|cache-images|print-schedule", "", "writes a file") \
     A("report-to", "tensorboard", "starts a program") \
     A("wandb-project-name", "clip.c", "says where a report goes") \

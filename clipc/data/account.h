@@ -9,7 +9,8 @@
 #include "clipc/base/utils.h"  // list_grow
 
 // What a line of the account says of the items that it counts.
-typedef enum { PASSED_OVER, USED, NOTED } AccountKind; // NOTED: not of items, but of the source
+// NOTED: not of items, but of the source; NOTED_ITEMS: of other things than items, which are counted
+typedef enum { PASSED_OVER, USED, NOTED, NOTED_ITEMS } AccountKind;
 
 typedef struct {
     AccountKind kind;
@@ -112,6 +113,9 @@ static inline void account_print(
         const AccountLine *l = &a->lines[i];
         const bool one = l->count == 1;
         if (l->kind == NOTED) logger_print(log, "data           %s", l->first);
+        else if (l->kind == NOTED_ITEMS)
+            logger_print(log, "data           %lld %s (%s%s)", (long long)l->count, one ? l->one : l->many,
+                one ? "" : "the first: ", l->first ? l->first : "");
         else
             logger_print(log, "data           %s: %lld %s (%s%s)", l->kind == USED ? "used" : "passed over",
                 (long long)l->count, one ? l->one : l->many,

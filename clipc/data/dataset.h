@@ -73,11 +73,31 @@ static inline void dataset_add_class_folders(Dataset *d, int source, const char 
 
 // ---------------------------------------------------------------- sources
 
+// Is a folder one of shards? Not one of images; a folder of both can be read in two ways, and ends the
+// program.
+static inline bool is_shard_folder(const char *path) {
+    char pattern[PATH_SIZE];
+    glob_t found;
+    bool shards = false, images = false;
+    path_format(pattern, "%s/*", path);
+    const bool any = glob(pattern, 0, NULL, &found) == 0;
+    for (size_t k = 0; any && k < found.gl_pathc; k++) {
+        shards = shards || (is_shard_name(found.gl_pathv[k]) && !is_directory(found.gl_pathv[k]));
+        images = images || is_image_name(found.gl_pathv[k]);
+    }
+    globfree(&found);
+    if (shards && images)
+        die(EXIT_USAGE,
+            "%s: holds both tar shards and images; give the shards as '%s/*.tar', or the images alone", path,
+            path);
+    return shards;
+}
+
 // The type of one part, by its name; if it is none, the program ends.
 static inline DatasetType dataset_find_type(const char *part) {
     if (!strcmp(part, "synthetic")) return DATASET_SYNTHETIC;
-    if (is_directory(part)) return DATASET_FOLDER;
-    if (shard_command(part) || is_shard_name(part)) return DATASET_WEBDATASET;
+    if (is_directory(part)) return is_shard_folder(part) ? DATASET_WEBDATASET : DATASET_FOLDER;
+    if (shard_command(part) || is_shard_url(part) || is_shard_name(part)) return DATASET_WEBDATASET;
     if (!file_exists(part))
         die(EXIT_USAGE,
             "%s: no such file or folder; give a CSV file, tar shards, a folder of images, or synthetic",
@@ -86,15 +106,16 @@ static inline DatasetType dataset_find_type(const char *part) {
 }
 
 // Ends the program if a shard or folder does not exist, before any source is read, which may take long.
-static inline void data_source_check(const DataSource *s) {
+static inline void data_source_check(const DatasetConfig *c, const DataSource *s) {
     if (s->type == DATASET_FOLDER && folder_fault(s->spec))
         die(EXIT_USAGE, "%s: %s; give a folder of images", s->spec, folder_fault(s->spec));
-    if (s->type != DATASET_WEBDATASET) return;
+    if (s->type != DATASET_WEBDATASET || is_shard_url(s->spec) || c->skip_missing_shards) return;
     StringList shards = shard_list(s->spec);
     for (size_t i = 0; i < shards.count; i++)
         if (!shard_command(shards.list[i]) && !file_exists(shards.list[i]))
-            die(EXIT_USAGE, "%s: no such shard (%s; %zu of %zu); give shards that exist", shards.list[i],
-                s->spec, i + 1, shards.count);
+            die(EXIT_USAGE,
+                "%s: no such shard (%s; %zu of %zu); give shards that exist, or --skip-missing-shards",
+                shards.list[i], s->spec, i + 1, shards.count);
     string_list_free(&shards);
 }
 
@@ -133,7 +154,7 @@ static inline void dataset_add_sources(Dataset *d, const char *spec) {
         if (type == DATASET_FOLDER && c->need_caption && !c->prompts && folder_metadata(table, parts.list[i]))
             type = DATASET_CSV;
         dataset_add_source(d, parts.list[i], type);
-        data_source_check(&d->sources[i]);
+        data_source_check(c, &d->sources[i]);
         csv = csv || type == DATASET_CSV;
     }
     string_list_free(&parts);

@@ -29,11 +29,12 @@ typedef struct {
     bool validation;           // of caption files the test split; a table may lack the column positives_key
     const char *upsampling_factors; // "A::B", one a source: how often an epoch has each sample; or NULL
     bool resampled; // an epoch is num_samples draws with replacement (0: as many as there are samples)
+    bool skip_missing_shards; // shards that are not there are left out
 } DatasetConfig;
 
 static inline DatasetConfig dataset_config_default(void) {
     DatasetConfig c = {DATASET_AUTO, "filepath", "title", "label", 0, IMAGE_ENDINGS, "txt", NULL, true, false,
-        0, NULL, 0, false, NULL, false, NULL, false};
+        0, NULL, 0, false, NULL, false, NULL, false, false};
     return c;
 }
 

@@ -210,20 +210,45 @@ static inline void shard_join_parts(Dataset *d, int64_t first) {
 
 // ---------------------------------------------------------------- shards
 
+// A shard that is not there: the program ends, unless --skip-missing-shards leaves it out.
+static inline void shard_is_missing(Dataset *d, const char *path, int status) {
+    static const char *const why[] = {"it is not there", "cannot be downloaded",
+        "the program that downloads it, "
+        "curl or aws, is not installed"};
+    const char *reason = why[status == 0 || status == 22 ? 0 : status == 127 ? 2 : 1];
+    if (!d->config.skip_missing_shards || status == 127)
+        die(status ? EXIT_RUNTIME : EXIT_USAGE, "%s: %s%s", path, reason,
+            status == 127 ? "; install it" : "; give shards that exist, or --skip-missing-shards");
+    account_add_named(dataset_account(d), NOTED_ITEMS,
+        "shard is not there; how many samples it has is not known",
+        "shards are not there; how many samples they have is not known", path);
+}
+
 // A broken shard gives the samples before the error, and one line that says so.
-static inline void dataset_add_shard(Dataset *d, int source, const char *path) {
+static inline void dataset_add_shard(Dataset *d, int source, const char *path, bool url) {
     TarReader t;
     TarMember m;
     MemberGroup g;
     const int64_t first = d->count;
     memset(&g, 0, sizeof g);
     dataset_add_file(d, source, path);
+    if (!url && !shard_command(path) && !file_exists(path)) {
+        shard_is_missing(d, path, 0);
+        return;
+    }
+    char *download = url ? shard_download(path) : NULL;
     member_group_finish(&g, d);
     list_grow((void **)&g.key, &g.capacity, 1, 1);
-    bool whole = tar_open(&t, path);
+    bool whole = tar_open(&t, path, download);
     while (whole && tar_next(&t, &m)) whole = member_group_add(&g, d, &t, &m);
     member_group_finish(&g, d);
     tar_close(&t);
+    free(download);
+    if (t.status) {
+        shard_is_missing(d, path, t.status);
+        free(g.key);
+        return;
+    }
     shard_join_parts(d, first);
     for (; t.links; t.links--)
         tar_pass_over(d, "member that is a link or a device", "members that are links or devices", t.link);
@@ -245,7 +270,7 @@ static inline void dataset_add_webdataset(Dataset *d, int source, const char *sp
     for (size_t i = 0; i < shards.count; i++) {
         if (show && seconds_now() - start > 1)
             fprintf(stderr, "\rlisting the samples: shard %zu of %zu ", i + 1, shards.count);
-        dataset_add_shard(d, source, shards.list[i]);
+        dataset_add_shard(d, source, shards.list[i], is_shard_url(spec));
     }
     if (show && seconds_now() - start > 1) fprintf(stderr, "\r\033[K");
     string_list_free(&shards);

@@ -11,6 +11,7 @@
 #include <archive_entry.h>
 #include <ctype.h>
 #include <fcntl.h>
+#include <glob.h>
 
 // ---------------------------------------------------------------- lists of shards
 
@@ -112,12 +113,36 @@ static inline StringList parts_split(const char *spec) {
     }
 }
 
-// The shards of one part: its braces, {00000..00099} or {a,b}, several or nested, are expanded. A malformed
-// list ends the program. Free with string_list_free().
-static inline StringList shard_list(const char *part) {
-    StringList out = {NULL, 0, 0};
-    brace_expand_part(&out, part, part, 0);
-    return out;
+// Are these shards on another machine? By the first characters as given: braces cannot spell it.
+static inline bool is_shard_url(const char *part) {
+    return !strncmp(part, "http://", 7) || !strncmp(part, "https://", 8) || !strncmp(part, "s3://", 5);
+}
+
+// The shell command that writes the shard at a URL to its output: into a temporary file, again where the
+// transfer breaks off, and out only once it is whole. Free it.
+static inline char *shard_download(const char *url) {
+    const bool s3 = strncmp(url, "s3://", 5) == 0;
+    char *command = NULL;
+    size_t length;
+    FILE *f = open_memstream(&command, &length);
+    if (!f) die(EXIT_RUNTIME, "out of memory");
+    fputs("t=$(mktemp \"${TMPDIR:-/tmp}/clipc-XXXXXX\") || exit 1; trap 'rm -f \"$t\"' EXIT; n=0; until e=$(",
+        f);
+    fputs(s3 ? "aws s3 cp --only-show-errors '"
+             : "curl --fail --silent --show-error --location --globoff --retry 3 --connect-timeout 30 "
+               "--speed-limit 1 --speed-time 60 --output \"$t\" --url '",
+        f);
+    for (const char *c = url; *c; c++) {
+        if (*c == '\'') fputs("'\\''", f);
+        else fputc(*c, f);
+    }
+    fputs(s3 ? "' \"$t\" 2>&1)" : "' 2>&1)", f);
+    // 22: the server says that it is not there; 127: there is no such program
+    fputs("; do r=$?; n=$((n + 1)); if [ $r = 22 ] || [ $r = 127 ]; then exit $r; fi; "
+          "if [ $n -ge 8 ]; then echo \"$e\" >&2; exit $r; fi; sleep $((n > 3)); done; cat \"$t\"",
+        f);
+    fclose(f);
+    return command;
 }
 
 // The command of a `pipe:` shard, else NULL.
@@ -131,6 +156,32 @@ static inline bool is_shard_name(const char *spec) {
         if ((!strncasecmp(p, ".tar", 4) || !strncasecmp(p, ".tgz", 4)) && strchr(".,}", p[4]))
             return true; // strchr finds the NUL, too
     return false;
+}
+
+// The shards of one part: its braces, {00000..00099} or {a,b}, several or nested, are expanded, then * and ?;
+// a folder stands for the shards in it. A malformed list ends the program. Free with string_list_free().
+static inline StringList shard_list(const char *part) {
+    StringList names = {NULL, 0, 0}, out = {NULL, 0, 0};
+    brace_expand_part(&names, part, part, 0);
+    for (size_t i = 0; i < names.count; i++) {
+        const char *name = names.list[i];
+        char pattern[PATH_SIZE];
+        const bool remote = shard_command(name) || is_shard_url(part), folder = !remote && is_directory(name);
+        if (remote || (!folder && (file_exists(name) || !strpbrk(name, "*?")))) {
+            string_list_add(&out, name);
+            continue;
+        }
+        path_format(pattern, "%s%s", name, folder ? "/*" : "");
+        glob_t found;
+        const bool any = glob(pattern, 0, NULL, &found) == 0; // sorted
+        const size_t before = out.count;
+        for (size_t k = 0; any && k < found.gl_pathc; k++)
+            if (is_shard_name(found.gl_pathv[k])) string_list_add(&out, found.gl_pathv[k]);
+        globfree(&found);
+        if (out.count == before) die(EXIT_USAGE, "%s: no shards there; give tars that exist", name);
+    }
+    string_list_free(&names);
+    return out;
 }
 
 // ---------------------------------------------------------------- keys
@@ -168,6 +219,8 @@ typedef struct {
     struct archive *archive;
     const char *path;
     Process command; // its output is the shard; pid 0: the shard is a file
+    bool url;        // the command downloads it
+    int status;      // the exit status of the download, once it is closed
     int fd;
     int64_t file_bytes,
         inflated_bytes; // inflated: headers and data of members that are not stored as they are
@@ -184,9 +237,8 @@ typedef struct {
 } TarMember;
 
 // Opens the file, or starts the command: t->fd; false with t->error.
-static inline bool tar_open_fd(TarReader *t) {
+static inline bool tar_open_fd(TarReader *t, const char *command) {
     struct stat st;
-    const char *command = shard_command(t->path);
     if (command) {
         const char *const shell[] = {"/bin/sh", "-c", command, NULL}; // as WebDataset does
         const int error = process_start(&t->command, shell, STDOUT_FILENO, false);
@@ -203,10 +255,12 @@ static inline bool tar_open_fd(TarReader *t) {
     return true;
 }
 
-// False when the file cannot be read at all; t->error says why.
-static inline bool tar_open(TarReader *t, const char *path) {
+// False when the shard cannot be read at all; t->error says why. download: the command that fetches it from
+// its URL; or NULL.
+static inline bool tar_open(TarReader *t, const char *path, const char *download) {
     memset(t, 0, sizeof *t);
     t->path = path;
+    t->url = download != NULL;
     t->archive = archive_read_new();
     if (!t->archive) die(EXIT_RUNTIME, "%s: out of memory; close other programs", path);
     archive_read_support_filter_gzip(t->archive);
@@ -215,15 +269,15 @@ static inline bool tar_open(TarReader *t, const char *path) {
     archive_read_support_filter_zstd(t->archive);
     archive_read_support_filter_lz4(t->archive);
     archive_read_support_format_tar(t->archive);
-    if (!tar_open_fd(t)) return false;
+    if (!tar_open_fd(t, download ? download : shard_command(path))) return false;
     // reads a page for each header; archive_read_open_filename() would read 64 KiB
     if (archive_read_open_fd(t->archive, t->fd, 4096) == ARCHIVE_OK) return true;
     snprintf(t->error, sizeof t->error, "%s", archive_error_string(t->archive));
     return false;
 }
 
-// A command that fails ends the program: otherwise a part of its shard would be taken as the whole, and
-// perhaps a different part in the next run.
+// A command that fails ends the program, but for a download, which gives nothing then (t->status): otherwise
+// a part of its shard would be taken as the whole, and perhaps a different part in the next run.
 static inline void tar_close(TarReader *t) {
     char rest[4096];
     int status;
@@ -239,7 +293,8 @@ static inline void tar_close(TarReader *t) {
     if (WIFSIGNALED(status))
         die(EXIT_RUNTIME, "%s: the command was ended by signal %d (%s)", t->path, WTERMSIG(status),
             strsignal(WTERMSIG(status)));
-    if (status)
+    t->status = WEXITSTATUS(status);
+    if (status && !t->url)
         die(EXIT_RUNTIME, "%s: the command failed with exit status %d; try it in a shell", t->path,
             WEXITSTATUS(status));
 }

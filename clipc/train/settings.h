@@ -25,8 +25,11 @@ static inline Setting setting_of(const char *line) {
 }
 
 // Can one of these sources be a command? Braces may spell one: {pipe,x}:… does, after they are expanded.
+// URLs, which a command downloads, are known by their own first characters (is_shard_url).
 static inline bool data_can_be_command(const char *value) {
-    if (strstr(value, "pipe:")) return true;
+    if (strstr(value, "pipe:") || strstr(value, "http://") || strstr(value, "https://") ||
+        strstr(value, "s3://"))
+        return true;
     for (const char *p = value; *p; p++) {
         const size_t before = strcspn(p, "{");
         const bool begins = p == value || p[-1] == '=' || p[-1] == ':';

@@ -99,6 +99,7 @@ static inline DatasetConfig dataset_config_from(const Options *o) {
     c.image_key = o->image_key;
     c.text_key = o->text_key;
     c.json_text_key = o->json_text_key;
+    c.skip_missing_shards = o->skip_missing_shards;
     return c;
 }
 

@@ -184,7 +184,8 @@ def stranger(stem, steps=None, **settings):
 def test_settings_of_a_checkpoint_do_not_act():
     """Nothing that a state file says runs a command, starts a program or chooses a place to write, unless the command line says it, too."""
     works(*SYNTHETIC, "--steps", 6, "--save-steps", 3, "--name", "acts")
-    for command in ("pipe:touch ran", "synthetic::pipe:touch ran", "\\pipe:touch ran", "{pipe,x}:touch ran", "a.tar::pi{pe,x}:touch ran;.tar"):
+    for command in ("pipe:touch ran", "synthetic::pipe:touch ran", "\\pipe:touch ran", "{pipe,x}:touch ran", "a.tar::pi{pe,x}:touch ran;.tar",
+                    "http://localhost:1/a.tar", "synthetic::https://localhost:1/{0..9}.tar", "s3://bucket/a.tar"):
         refused("it runs a command", "--resume", stranger("sent", train_data=command), "--name", "sent")
     data = ["--train-data", "synthetic", "--resume-override"]
     for option, value, does in (("val_data", "pipe:touch ran", "runs a command"), ("zeroshot_data", "x=pipe:touch ran", "runs a command"),
