@@ -129,7 +129,7 @@ static inline bool folder_metadata(char path[PATH_SIZE], const char *root) {
     for (int i = 0; i < 2; i++) {
         char one[PATH_SIZE];
         path_format(one, "%s/%s", root, names[i]);
-        if (!file_exists(one)) continue;
+        if (!is_directory(root) || !file_exists(one)) continue; // what root is instead, listing it says
         path_format(path, "%s", one);
         found++;
     }
