@@ -15,16 +15,21 @@ READERS = {
     "clipc/base/options.h": r"options_help|option_help|print_wrapped|share_of",
     "clipc/base/plot.h": r"plot_mark|plot_note|svg_marks|svg_dot",  # used by lr_find and wise_ft alone
     "clipc/base/safe_file.h": r"safe_file_\w+|folder_sync",  # writing
+    "clipc/data/account.h": r"account_count",
+    "clipc/data/caption_files.h": "",
     "clipc/data/csv.h": "",
-    "clipc/data/dataset.h": r"dataset_add_(folder|class_folders|image_file)|class_folder_\w+|dataset_open_class_folders|is_image_name|"
-                            r"dataset_set_factors|dataset_find_type|data_source_check",  # folders, and what the command line names
+    "clipc/data/dataset.h": r"is_shard_folder|dataset_add_sources|class_folder\w*|dataset_add_(class_folders|image_file)|dataset_open_class_folders|dataset_set_factors|dataset_find_type|data_source_check|dataset_note_keys",  # folders, and what the command line names
     "clipc/data/dataset_csv.h": "",
+    "clipc/data/dataset_json.h": "",
     "clipc/data/dataset_list.h": "",
-    "clipc/data/dataset_tar.h": "",
+    "clipc/data/dataset_tar.h": r"shard_is_missing",  # what a command says
     "clipc/data/image.h": "",
     "clipc/base/cache_file.h": r"hash128_file|pwrite_all|cache_(un)?lock|cache_open",  # of other files; writing, waiting
     "clipc/base/program.h": r"program_\w+|output|write_all",
     "clipc/base/text.h": "",
+    "clipc/data/image_forms.h": "",
+    "clipc/data/image_pixels.h": "",
+    "clipc/data/image_tiff.h": "",
     "clipc/data/image_cache.h": r"image_cache_(add|decode|fill)|segment_\w+|image_keys?",  # writing, and what is to be written
     "clipc/data/labels.h": "",
     "clipc/data/prompts.h": "",
@@ -34,7 +39,7 @@ READERS = {
     "clipc/data/tokenizer.h": "",
     "clipc/data/transform.h": "",
     "clipc/data/unicode.h": "",
-    "clipc/data/webdataset.h": r"spill_open|tar_close",  # tar_close: the end of a command
+    "clipc/data/webdataset.h": r"spill_open|tar_close|shard_download|shard_list",  # commands, and names in folders
     "clipc/model/architectures.h": r"schema_\w+|model_find|model_nearest|model_name_is",  # what is printed; names of models
     # writing, choosing among several, copies in memory
     "clipc/model/checkpoint.h": r"checkpoint_(write\w*|bytes|link|check_finite|delete|is_second|list|newer|load\w*)|snapshot_\w+|arena_is_zero|state_header",

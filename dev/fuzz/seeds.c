@@ -341,7 +341,38 @@ static void seed_shard(const char *name, const char *mode, ArchiveOption format,
     free(data);
 }
 
+// What the account of a shard has to say: files of systems, names without a key or with several dots, a link,
+// members of a sample that are apart, text that is not UTF-8.
+static void seed_odd_shard(void) {
+    struct archive *a;
+    tar_plain(at("shard.tar"), &a);
+    tar_add_text(a, "x.txt", "apart");
+    tar_add_text(a, "._x.txt", "");
+    tar_add_text(a, "MD5SUMS", "");
+    tar_add_text(a, "folder/.hidden", "");
+    tar_add_text(a, "no_ending", "");
+    tar_add_text(a, "a.b.jpg", "dotted");
+    tar_add_text(a, "a.b.txt", "dotted");
+    tar_add_text(a, "c.d.jpg", "dotted");
+    tar_add_text(a, "e.svg", "neither");
+    tar_add_text(a, "y.txt", "caf\xe9 au lait");
+    tar_add_text(a, "y.jpg", "no image");
+    tar_add_text(a, "x.jpg", "no image");
+    tar_add_text(a, "z.json", "{\"caption\": \"\xff\"}");
+    tar_add_text(a, "z.jpg", "");
+    struct archive_entry *e = archive_entry_new();
+    archive_entry_set_pathname(e, "link.jpg");
+    archive_entry_set_filetype(e, AE_IFLNK);
+    archive_entry_set_symlink(e, "x.jpg");
+    archive_write_header(a, e);
+    archive_entry_free(e);
+    tar_finish(a);
+    seed_file("tar", "odd", "0", "shard.tar");
+    seed_file("tar", "odd, JSON", "1", "shard.tar");
+}
+
 static void seed_shards(void) {
+    seed_odd_shard();
     seed_shard("ustar", "0", archive_write_set_format_ustar, archive_write_add_filter_none);
     seed_shard("pax", "1", archive_write_set_format_pax, archive_write_add_filter_none);
     seed_shard("gnu", "2", archive_write_set_format_gnutar, archive_write_add_filter_none);

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import struct
 import sys
 
 import numpy as np
@@ -38,14 +39,53 @@ def npz(**arrays):
     return out.getvalue()
 
 
+def image_seeds():
+    """The stored images of test_image_forms, whole, cut off, and with a wrong byte; seeds.c makes the other forms."""
+    seeds = [b"00", b"00GIF89a", b"10\xff\xd8\xff"]
+    with np.load(os.path.join(ROOT, "dev", "test", "image_forms.npz")) as stored:
+        for i, name in enumerate(n for n in stored.files if n.endswith("|file")):
+            image = stored[name].tobytes()
+            mode = bytes([48 + 7 * i % 64, 50 + 11 * i % 64])
+            wrong = bytearray(image)
+            wrong[13 * i % 60] ^= 255
+            seeds += [mode + image, mode + image[:len(image) * 2 // 3], mode + bytes(wrong)]
+    # YCbCr without compression: no stored image has it
+    tags = [(256, 2), (257, 2), (258, 8), (259, 1), (262, 6), (273, 200), (277, 3), (278, 2), (279, 12), (530, 1 << 16 | 1)]
+    ycbcr = b"II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(
+        struct.pack("<HHII", tag, 3, 2 if tag == 530 else 1, value) for tag, value in tags)
+    return [*seeds, b"00" + ycbcr.ljust(200, b"\0") + bytes(range(0, 240, 20))]
+
+
 def csv_seeds():
     plain = "filepath\ttitle\tlabel\na.jpg\ta cat\t1\nb.jpg\t\"two \"\"words\"\"\"\tdog\n\n,\n"
     return ["00" + plain, "\x20\x02" + plain, "\udc98\x01" + plain, "\x48\x00" + plain.replace("\t", ","),
             "\x10\x00\ufeff" + plain.replace("\t", ";").replace("\n", "\r\n"), "\x18\x00filepath,title\n\"open,x\n/a,y\n",
-            "\x08\x00filepath|title\nimages/a.png|" + "x" * 99 + "\r|\n", "00filepath\n", "00", "00title,label\na,b\n",
+            "\x00\x00" + 'filepath,title,x\na,"b" c,1\nd,e,f,g\nh\ni,"j\nk,l,m",n\no,"p\n', "\x00\x02filepath,title,x\na,b\n", "\x18\x20filepath,title\na,b\n", "\x18\x00file_name,text,key\na,b,c\n",
+            "\x00\x00" + 'filepath,title\na,"b\nc,d\n"\ne,"f\n', "\x00\x02filepath,x,y\na\n",
+            "\x00\x00filepath,title\na,caf\udce9\nb,\udcff\udcfe\nc, \nd,\udc93x\udc94\n", "\x08\x00filepath|title\nimages/a.png|" + "x" * 99 + "\r|\n", "00filepath\n", "00", "00title,label\na,b\n",
             *("\udca0" + chr(2 + 4 * names) + "filepath,label\n" + "".join(f"a,{label}\n" for label in labels) for names, labels in
               ((0, ["cat", " big_dog ", ""]), (0, ["cat", "owl"]), (0, [0, 1, 2]), (0, [1, 2, 3]), (0, [0, 1]), (0, [7, 0]), (1, [0, 1]), (1, [0, 5]),
                (1, ["2", "x"]), (2, ["n01440764", "n01443537"]), (2, ["n01440764", "n99999999"]), (3, [0, 1, 2]), (1, ["x", "y"])))]
+
+
+def caption_seeds():
+    """Caption files; /dev/null is an image that is there."""
+    image = {"filename": "/dev/null", "filepath": "val", "split": "test", "sentences": [{"raw": "a cat"}, {"raw": 3}, {}]}
+    karpathy = {"images": [image, {**image, "split": "train"}, {**image, "filename": "b"}, {"sentences": []}]}
+    coco = {"images": [{"id": 2, "file_name": "/dev/null"}, {"id": 1, "file_name": "b.jpg"}, {"id": "x"}],
+            "annotations": [{"image_id": 2, "caption": "a"}, {"image_id": 1, "caption": "b"}, {"image_id": 9, "caption": "c"}, {"image_id": 2}]}
+    texts = [json.dumps(karpathy), json.dumps(coco), json.dumps({"images": [{**image, "split": "val"}]}), json.dumps({"images": []}),
+             "/dev/null#0\ta cat\n/dev/null#1\ta dog\r\nno caption\n", "\ufeff/dev/null#0\ta cat", "x.jpg#0\ta cat", "image,caption\n/dev/null,a cat\n,b\n",
+             "image_name| comment_number| comment\n/dev/null| 0| two dogs\n", "image,caption\nx.jpg,a cat\n", "image\n", "{", "filepath,title\na,b\n"]
+    return [chr(8 * (i % 3)) + mode + text for i, text in enumerate(texts) for mode in "\x10\x30"]
+
+
+def json_table_seeds():
+    rows = [{"filepath": "a.jpg", "title": "a cat", "label": 1, "x": [1]}, {"filepath": 3, "title": None}, [1], {}]
+    other = [{"file_name": "a.jpg", "text": "a\0 cat"}, {"file_name": "b"}]
+    texts = [json.dumps(rows), json.dumps(other), "[]", "[1", "{", "\ufeff[{}]", json.dumps([{"filepath": "a"}]), json.dumps([{"y": 1, "z\t": 2}]),
+             *("".join(json.dumps(r) + "\r\n\n" for r in table) + end for table in (rows, other) for end in ("", "{\n", '{"x": "caf\udce9"}', "\udc93\n"))]
+    return [chr(mode) + "@" + text for text in texts for mode in (0, 0x10, 0x60, 0x18)]
 
 
 def option_names():
@@ -86,10 +126,10 @@ LINES = {
 }
 
 SEEDS = {
-    "csv": csv_seeds,
+    "csv": lambda: csv_seeds() + caption_seeds() + json_table_seeds(),
     "caption": lambda: ["K" + c for c in CAPTIONS] + ["\x05" + " ".join(CAPTIONS), "K"],
     "tar": lambda: ["0no archive", "1", b"2" + bytes(1024)],
-    "image": lambda: ["00", "00GIF89a", b"10\xff\xd8\xff"],
+    "image": image_seeds,
     "merges": lambda: ["a b\nab c</w>\n", "t h\nth e</w>\ni n\nin g</w>", "a b\na b\n", "a\n", "x y z\n", "q qq\n", ""],
     "options": option_seeds,
     "lines": lambda: [chr(50 + kind) + text for kind, texts in enumerate(LINES.values()) for text in texts],
@@ -117,7 +157,8 @@ DICTIONARIES = {
     "metrics": ["\\\"step\\\":", "\\\"loss\\\":", "val_loss", "zeroshot_top1", "grad_norm", "_R@1", "null", "1e308", "-0", "{", "}\\x0a"],
     "tar": ["ustar\\x00", "00000000000", "path=", "size=", "GNU.sparse", ".jpg", ".txt", ".json", ".cls", "\\x1f\\x8b\\x08"],
     "image": ["\\xff\\xd8\\xff", "\\xff\\xda", "\\xff\\xc0", "\\xff\\xc2", "\\xff\\xc4", "\\xff\\xdb", "\\xff\\xe1", "Exif\\x00\\x00II*\\x00",
-              "IHDR", "IDAT", "PLTE", "tRNS", "eXIf", "RIFF", "WEBPVP8 ", "VP8L", "VP8X", "ANIM", "ANMF", "ALPH"],
+              "IHDR", "IDAT", "PLTE", "tRNS", "eXIf", "GIF89a", "BM", "II*\\x00", "MM\\x00*", "\\xff\\x4f\\xff\\x51", "ftypavif", "ftypheic",
+              "RIFF", "WEBPVP8 ", "VP8L", "VP8X", "ANIM", "ANMF", "ALPH"],
     "npz": ["PK\\x03\\x04", "PK\\x01\\x02", "\\x93NUMPY", "'descr': '<f4'", "'fortran_order': True", "'shape': (", ".npy"],
 }
 
