@@ -369,8 +369,7 @@ static void print_choice(WiseFt *w, int best, SweepMeasure what) {
     else
         logger_print(&w->log,
             "gain         %.2f points over the better end, which is not significant: the 95%% interval, %.2f "
-            "to "
-            "%.2f, contains 0",
+            "to %.2f, contains 0",
             points, low, high);
     if (points > 0)
         logger_print(&w->log, "             measured on the images that chose alpha, so slightly "
@@ -490,8 +489,7 @@ static void print_ratios(WiseFt *w, const Merge *m) {
     }
     logger_print(&w->log,
         "model stock  takes %.3f of the mean of %d models and %.3f of the model before fine-tuning (per "
-        "tensor "
-        "%.3f to %.3f)",
+        "tensor %.3f to %.3f)",
         mean, m->count, 1 - mean, low, high);
 }
 

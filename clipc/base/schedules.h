@@ -245,8 +245,7 @@ static inline void schedule_check_options(Options *o) {
     if (kind == SCHEDULE_CONST_COOLDOWN) {
         if (!options_was_set(o, epochs_cooldown))
             die(EXIT_USAGE, "--lr-scheduler const-cooldown: how long is the cooldown? give --epochs-cooldown "
-                            "N, the last N "
-                            "epochs");
+                            "N, the last N epochs");
         if (!steps && o->epochs_cooldown > o->epochs)
             die(EXIT_USAGE, "--epochs-cooldown %lld: the run has %lld epochs; use at most that",
                 (long long)o->epochs_cooldown, (long long)o->epochs);

@@ -243,8 +243,7 @@ static inline void caption_find_images(const CaptionFile *f, const char *path, i
             }
     die(EXIT_USAGE,
         "%s: its images, such as %s, are not beside it, in images/ or in a folder of the data set's usual "
-        "name, here "
-        "or one folder up; put or link their folder beside the file",
+        "name, here or one folder up; put or link their folder beside the file",
         path, f->list[0].image);
 }
 

@@ -165,8 +165,7 @@ static inline void check_count(const Check *c) {
     char text[300];
     snprintf(text, sizeof text,
         "%lld of %lld samples could not be looked at within %d seconds; they are counted as they are read, "
-        "and "
-        "--check-data looks at all",
+        "and --check-data looks at all",
         (long long)undone, (long long)d->count, CHECK_MOST_SECONDS);
     account_add_named(&d->sources[0].account, NOTED, "late", "", text);
 }

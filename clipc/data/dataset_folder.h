@@ -157,8 +157,7 @@ static inline void folder_count_unnamed(Dataset *d, const char *root, const char
         if (files_find_partner(&files, key, d->config.text_key))
             die(EXIT_USAGE,
                 "%s: there are captions both in %s and beside the images, such as %s; give --train-data the "
-                "table "
-                "itself, or take one of them away",
+                "table itself, or take one of them away",
                 root, table, key);
         if (!named.count || !bsearch(&key, named.list, named.count, sizeof *named.list, compare_strings))
             account_pass_over(dataset_account(d), "image that the table of its folder does not name",

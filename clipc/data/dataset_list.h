@@ -215,8 +215,7 @@ static inline void dataset_settle_labels(Dataset *d, const char *spec) {
         if (r->as_number == r->numbers && s->label != by_name)
             die(EXIT_USAGE,
                 "%s: its labels are numbers of classes and names of others: '%s' is the name of class %d; "
-                "give "
-                "class names that are not numbers",
+                "give class names that are not numbers",
                 spec, d->config.classnames[by_name], by_name);
         s->label = by_name;
         r->beyond.count = 0;

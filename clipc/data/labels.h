@@ -128,8 +128,7 @@ static inline void folders_check_names(const char *root, const StringList *folde
         if (compare_name_pointers(&sorted[i - 1], &sorted[i]) == 0)
             die(EXIT_USAGE,
                 "%s: the folders '%s' and '%s' have the same class name (case, blanks and underscores do not "
-                "count); "
-                "rename one of them or join them",
+                "count); rename one of them or join them",
                 root, sorted[i - 1], sorted[i]);
     free(sorted);
 }
@@ -150,15 +149,13 @@ static inline void folders_check_words(const char *root, const StringList *folde
     if (kinds.numbers == folders->count)
         die(EXIT_USAGE,
             "%s: its class folders are numbers, such as '%s', not names; give --classnames FILE, the name of "
-            "class 0 "
-            "first",
+            "class 0 first",
             root, folders->list[0]);
     for (size_t i = 0; kinds.ids && i < folders->count; i++)
         if (imagenet_class(folders->list[i], strlen(folders->list[i])) < 0)
             die(EXIT_USAGE,
                 "%s: its class folders are WordNet ids, not names, and '%s' is not an id of ImageNet-1k; "
-                "give "
-                "--classnames FILE, one name a line in the order of the sorted folders",
+                "give --classnames FILE, one name a line in the order of the sorted folders",
                 root, folders->list[i]);
 }
 
@@ -190,8 +187,7 @@ static inline void folders_numbered(
     if (named && right && memcmp(labels, numbers, bytes))
         die(EXIT_USAGE,
             "%s: its class folders are numbers of classes and names of others: '%s' is the name of class %d; "
-            "give "
-            "class names that are not numbers",
+            "give class names that are not numbers",
             root, folders->list[0], labels[0]);
     for (size_t i = 0; i < folders->count; i++) {
         const int number = class_number(folders->list[i], strlen(folders->list[i]));
@@ -200,16 +196,14 @@ static inline void folders_numbered(
     if (!named && !right)
         die(EXIT_USAGE,
             "%s: its %zu class folders are numbers up to %d, which do not go with %d class names: those have "
-            "the "
-            "numbers 0 to %d, each once; give one name a class, and count from 0",
+            "the numbers 0 to %d, each once; give one name a class, and count from 0",
             root, folders->count, highest, c->count, c->count - 1);
     if (!named) {
         memcpy(labels, numbers, bytes);
         folders_say(root, "number", folders, labels, c);
         if (highest != c->count - 1)
             warn("%s: its class folders are numbers up to %d, and there are %d class names; check that they "
-                 "belong "
-                 "together",
+                 "belong together",
                 root, highest, c->count);
     }
     free(numbers);
@@ -227,8 +221,7 @@ static inline void folders_sorted(
         if (compare_natural(folders->list[i - 1], folders->list[i]) > 0)
             die(EXIT_USAGE,
                 "%s: no class folder has one of the class names, and their order is not clear: '%s' or '%s' "
-                "first? "
-                "name the folders like the classes",
+                "first? name the folders like the classes",
                 root, folders->list[i], folders->list[i - 1]);
     for (size_t i = 0; i < folders->count; i++) labels[i] = (int)i;
     folders_say(root, "sorted order, as no folder has one of these names", folders, labels, c);
@@ -254,8 +247,7 @@ static inline void folders_of_wordnet(
             if (labels[i] < 0)
                 die(EXIT_USAGE,
                     "%s: the class names are those of some of its WordNet ids, but none is that of '%s'; "
-                    "give the "
-                    "names of all classes",
+                    "give the names of all classes",
                     root, folders->list[i]);
 }
 
@@ -296,8 +288,7 @@ static inline void folders_say_spelling(
         }
     if (others)
         warn("%s: %zu of %zu class folders have the name of their class in another spelling: '%s' is '%s' "
-             "(case, "
-             "blanks and underscores do not count)",
+             "(case, blanks and underscores do not count)",
             root, others, folders->count, folders->list[first], c->names[labels[first]]);
 }
 

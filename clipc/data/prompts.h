@@ -322,8 +322,7 @@ static inline void wordnet_ids_to_names(const char *path, StringList *names) {
         if (index < 0)
             die(EXIT_USAGE,
                 "%s: '%.80s' is not one of the %d WordNet ids of ImageNet-1k, as '%s' would be, so it has no "
-                "name; "
-                "give --classnames FILE, one name a line",
+                "name; give --classnames FILE, one name a line",
                 path, names->list[i], IMAGENET_CLASSES, imagenet_classes[0].id);
         free(names->list[i]);
         names->list[i] = strdup_check(imagenet_classes[index].name);

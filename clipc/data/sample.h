@@ -294,22 +294,19 @@ static inline void dataset_check_labels(const Dataset *d, const char *names) {
     if (r->beyond.count && r->lowest > 0 && r->highest == classes && !r->unknown.count)
         die(EXIT_USAGE,
             "%s: its labels count from %d to %d, but the %d names in %s have the labels 0 to %d; subtract 1, "
-            "or "
-            "write names",
+            "or write names",
             d->files[0].path, r->lowest, r->highest, classes, names, classes - 1);
     if (note->count) {
         dataset_origin(d, note->sample, origin, sizeof origin);
         die(EXIT_USAGE,
             "%.2000s: '%s' is not a class, as for %lld of %lld samples: they have no label among the %d "
-            "names in "
-            "%s; give one line a class, and labels from 0 or by name",
+            "names in %s; give one line a class, and labels from 0 or by name",
             origin, note->text, (long long)(r->unknown.count + r->beyond.count), (long long)dataset_count(d),
             classes, names);
     }
     if (r->numbers && !r->number_names && classes && (r->lowest > 0 || r->highest < classes - 1))
         warn("%s: its labels are %d to %d, and the names in %s are those of 0 ('%s') to %d ('%s'); check "
-             "that they "
-             "belong together",
+             "that they belong together",
             d->files[0].path, r->lowest, r->highest, names, d->config.classnames[0], classes - 1,
             d->config.classnames[classes - 1]);
 }

@@ -173,9 +173,8 @@ static inline bool advise_activation(char *text, const Curves *h, const AdviceFa
     }
     snprintf(text, ADVICE_SIZE,
         "zero-shot accuracy at the start is %.1f%%, and guessing among %d classes gives %.1f%%; if these "
-        "weights "
-        "should know such images: check --classnames, the images' mean and standard deviation, and the "
-        "activation (%s here; OpenAI's weights want QuickGELU%s)",
+        "weights should know such images: check --classnames, the images' mean and standard deviation, and "
+        "the activation (%s here; OpenAI's weights want QuickGELU%s)",
         100 * first.start, f->sets[0].classes, 100.0 / f->sets[0].classes,
         f->quick_gelu ? "QuickGELU" : "GELU", f->quick_gelu ? "" : ": --force-quick-gelu");
     return true;
@@ -270,8 +269,7 @@ static inline bool advise_forgetting(char *text, const Curves *h, double step, c
     if (f->locked) advice_lock(lock, f);
     snprintf(text, ADVICE_SIZE,
         "zero-shot on %s went from %.1f%% to %.1f%%, but on %s from %.1f%% to %.1f%%; lower --lr, %saverage "
-        "with "
-        "the starting weights (wise_ft), mix general data into --train-data",
+        "with the starting weights (wise_ft), mix general data into --train-data",
         f->sets[0].name[0] ? f->sets[0].name : "the target", 100 * target.start, 100 * target.now,
         f->sets[worst].name[0] ? f->sets[worst].name : "the general set", 100 * general.start,
         100 * general.now, lock);

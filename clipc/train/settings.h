@@ -71,8 +71,7 @@ static inline char *settings_without_acting(const char *settings, const Options 
         else if (strcmp(s.option, "train-data") == 0)
             die(EXIT_USAGE,
                 "--train-data: in the settings of the run it %s; only the command line can ask for that: "
-                "give "
-                "--train-data again (params.txt in the run folder has it)",
+                "give --train-data again (params.txt in the run folder has it)",
                 action);
         else if (!matches_any("logs|name", s.option))
             warn(

@@ -289,8 +289,7 @@ static inline void train_check_disk(Training *t) {
     bytes_format(of_all, need);
     logger_warn(&f->log,
         "%s: %s of disk are free, and the run needs up to %s more for its checkpoints of %s; free some "
-        "space, "
-        "or keep fewer (--keep-checkpoints, --keep-states)",
+        "space, or keep fewer (--keep-checkpoints, --keep-states)",
         f->path, free_now, of_all, of_one);
     f->short_of_disk = true;
 }
