@@ -4,13 +4,12 @@
 #ifndef CLIPC_CACHE_FILE_H
 #define CLIPC_CACHE_FILE_H
 
-#include "clipc/base/safe_file.h" // pread_all
+#include "clipc/base/safe_file.h" // pread_all, pwrite_all, crc_of
 #include "clipc/base/utils.h"     // die, warn, rand_mix
 
 #include <assert.h>
 #include <signal.h>
 #include <sys/file.h>
-#include <zlib.h> // crc32_z
 
 // ---------------------------------------------------------------- identities
 
@@ -130,10 +129,6 @@ static inline bool key_table_add(KeyTable *t, Hash128 key, int64_t value) {
 
 // ---------------------------------------------------------------- files
 
-static inline uint32_t crc_of(const void *data, size_t bytes) {
-    return (uint32_t)crc32_z(0, (const unsigned char *)data, bytes);
-}
-
 // Opens a cache to be read and written, or only read where writing is not permitted: *writable. Makes an
 // empty file where there is none. -1 with errno where that is not possible.
 static inline int cache_open(const char *path, bool *writable) {
@@ -176,17 +171,6 @@ static inline bool cache_lock(int fd, const char *path, const volatile sig_atomi
 }
 
 static inline void cache_unlock(int fd) { flock(fd, LOCK_UN); }
-
-// pwrite() until all is there; false with errno on an error.
-static inline bool pwrite_all(int fd, const void *data, size_t bytes, int64_t offset) {
-    for (size_t n = 0; n < bytes;) {
-        const ssize_t got = pwrite(fd, (const char *)data + n, bytes - n, (off_t)(offset + (int64_t)n));
-        if (got < 0 && errno == EINTR) continue;
-        if (got <= 0) return false;
-        n += (size_t)got;
-    }
-    return true;
-}
 
 static inline int64_t file_bytes(int fd, const char *path) {
     struct stat st;

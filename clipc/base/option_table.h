@@ -303,7 +303,7 @@ typedef struct {
 
 // Options that do more than read and compute. A resumed run takes them from its own command line alone, never
 // from the settings in a checkpoint, which may be a stranger's: see clipc/train/settings.h and doc/trust.md.
-// names, values that do not act (NULL: those that are no command), what the others do
+// names, values that do not act (NULL: those that are not a command), what the others do
 #define ACTING_OPTIONS(A) \
     A("train-data|val-data|zeroshot-data", NULL, "runs a command (pipe: or a download)") \
     A("save-features|feature-cache|cache-images|print-schedule", "", "writes a file") \

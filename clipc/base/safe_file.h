@@ -4,7 +4,7 @@
 
 #include "clipc/base/utils.h" // die, file_create, path_format
 
-#include <zlib.h> // crc32
+#include <zlib.h> // crc32_z
 
 // A file that is whole or absent: written as PATH.part, then fsync, rename, and fsync of its folder. A run
 // that is killed before safe_file_commit() leaves the previous file untouched; the next attempt overwrites
@@ -114,6 +114,22 @@ static inline bool pread_all(int fd, void *data, size_t bytes, int64_t at) {
     return true;
 }
 
+// pwrite() until all is there; false with errno on an error.
+static inline bool pwrite_all(int fd, const void *data, size_t bytes, int64_t offset) {
+    for (size_t n = 0; n < bytes;) {
+        const ssize_t got = pwrite(fd, (const char *)data + n, bytes - n, (off_t)(offset + (int64_t)n));
+        if (got < 0 && errno == EINTR) continue;
+        if (got <= 0) return false;
+        n += (size_t)got;
+    }
+    return true;
+}
+
+// CRC-32
+static inline uint32_t crc_of(const void *data, size_t bytes) {
+    return (uint32_t)crc32_z(0, (const unsigned char *)data, bytes);
+}
+
 // The checksums (blocks) of the first `contents` bytes of a file; false when they cannot be read.
 static inline bool seal_compute(uint32_t *checksums, int fd, int64_t contents) {
     const int64_t blocks = (int64_t)seal_blocks(contents);
@@ -125,15 +141,11 @@ static inline bool seal_compute(uint32_t *checksums, int fd, int64_t contents) {
         for (int64_t i = 0; i < blocks; i++) {
             const size_t bytes = (size_t)min_i64(SEAL_BLOCK, contents - i * SEAL_BLOCK);
             whole = whole && pread_all(fd, block, bytes, i * SEAL_BLOCK);
-            checksums[i] = (uint32_t)crc32(0, block, (uInt)bytes);
+            checksums[i] = crc_of(block, bytes);
         }
         free(block);
     }
     return whole;
-}
-
-static inline uint32_t seal_checksum(const uint32_t *checksums, size_t blocks) {
-    return (uint32_t)crc32_z(0, (const unsigned char *)checksums, blocks * sizeof *checksums);
 }
 
 static inline uint64_t seal_identity(int64_t contents, const uint32_t *checksums, size_t blocks) {
@@ -150,7 +162,7 @@ static inline uint64_t safe_file_seal(SafeFile *s) {
     uint32_t *checksums = (uint32_t *)malloc_check(blocks * sizeof *checksums);
     if (!seal_compute(checksums, fileno(s->f), st.st_size)) safe_file_failed(s);
     const uint32_t end[] = {
-        seal_checksum(checksums, blocks), (uint32_t)blocks, (uint32_t)SEAL_BLOCK, SEAL_MAGIC};
+        crc_of(checksums, blocks * sizeof *checksums), (uint32_t)blocks, (uint32_t)SEAL_BLOCK, SEAL_MAGIC};
     safe_file_write(s, checksums, blocks * sizeof *checksums);
     safe_file_write(s, end, sizeof end);
     const uint64_t identity = seal_identity(st.st_size, checksums, blocks);
@@ -173,7 +185,7 @@ static inline bool seal_read(Seal *seal, int fd) {
         return false;
     seal->checksums = (uint32_t *)malloc_check(seal->blocks * sizeof *seal->checksums);
     if (!pread_all(fd, seal->checksums, seal->blocks * sizeof *seal->checksums, seal->contents) ||
-        seal_checksum(seal->checksums, seal->blocks) != end[0]) {
+        crc_of(seal->checksums, seal->blocks * sizeof *seal->checksums) != end[0]) {
         free(seal->checksums);
         seal->checksums = NULL;
         return false;

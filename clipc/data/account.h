@@ -22,8 +22,8 @@ typedef struct {
 typedef struct {
     int64_t found;        // items: rows, samples, files
     int64_t passed_over;  // of them
-    int64_t system_files; // no items: is_system_file()
-    int64_t other_files;  // no items: neither images nor captions
+    int64_t system_files; // not items: is_system_file()
+    int64_t other_files;  // not items: neither images nor captions
     char *first_other;
     AccountLine *lines; // (count)
     size_t count, capacity;
@@ -63,7 +63,7 @@ static inline void account_pass_over(Account *a, const char *one, const char *ma
     account_add_named(a, PASSED_OVER, one, many, name);
 }
 
-// A file that is no item.
+// A file that is not an item.
 static inline void account_add_other_file(Account *a, const char *name) {
     if (!a->other_files++) a->first_other = strdup_check(name);
 }

@@ -244,17 +244,18 @@ static inline void dataset_note_keys(Dataset *d) {
     }
     if (strcmp(c->image_key, usual.image_key) != 0 && !images) {
         snprintf(text, sizeof text, "--image-key %.200s: %s", c->image_key,
-            members ? "no member of a shard has this ending" : "has no effect, there are no tar shards");
+            members ? "no member of a shard has this ending"
+                    : "has no effect, since the data has no tar shards");
         account_add_named(&d->sources[0].account, NOTED, "--image-key", "", text);
     }
     if (strcmp(c->text_key, usual.text_key) != 0 && !captions && !c->json_text_key) {
         snprintf(text, sizeof text, "--text-key %.200s: %s", c->text_key,
             members || files ? "no caption has this ending"
-                             : "has no effect, there are no tar shards or folders");
+                             : "has no effect, since the data has neither tar shards nor folders");
         account_add_named(&d->sources[0].account, NOTED, "--text-key", "", text);
     }
     if (c->json_text_key && !members) {
-        snprintf(text, sizeof text, "--json-text-key %.200s: has no effect, there are no tar shards",
+        snprintf(text, sizeof text, "--json-text-key %.200s: has no effect, since the data has no tar shards",
             c->json_text_key);
         account_add_named(&d->sources[0].account, NOTED, "--json-text-key", "", text);
     }

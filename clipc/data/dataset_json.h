@@ -81,7 +81,7 @@ static inline CsvNames json_table_names(const DatasetConfig *c, const json_t *ro
     return names;
 }
 
-// Why a line is no row; NULL for one that is.
+// Why a line is not a row; NULL for one that is.
 static inline void json_line_pass_over(
     Dataset *d, const char *path, int64_t number, const char *line, size_t length, bool object) {
     char where[2 * PATH_SIZE];

@@ -158,7 +158,8 @@ static inline bool part_samples_join(DataSample *a, DataSample *b) {
     return true;
 }
 
-// Joins the parts (count), sorted: two of one key that are the parts of one sample, where there is no third.
+// Joins the parts (count), sorted by key: two parts with the same key are one sample, unless there is a
+// third.
 // joined (of all samples from `first` on): the index of the sample that took another one in, at its place.
 static inline void parts_join(
     Dataset *d, const PartSample *parts, int64_t count, int64_t first, int64_t *joined) {
@@ -213,8 +214,7 @@ static inline void shard_join_parts(Dataset *d, int64_t first) {
 // A shard that is not there: the program ends, unless --skip-missing-shards leaves it out.
 static inline void shard_is_missing(Dataset *d, const char *path, int status) {
     static const char *const why[] = {"it is not there", "cannot be downloaded",
-        "the program that downloads it, "
-        "curl or aws, is not installed"};
+        "the program that downloads it (curl or aws) is not installed"};
     const char *reason = why[status == 0 || status == 22 ? 0 : status == 127 ? 2 : 1];
     if (!d->config.skip_missing_shards || status == 127)
         die(status ? EXIT_RUNTIME : EXIT_USAGE, "%s: %s%s", path, reason,

@@ -184,7 +184,7 @@ static inline bool bmp_layout(const BmpHeader *h, int shift[3], int bits[3]) {
 
 static inline ImageStatus bmp_read_raw(Image *out, const BmpHeader *h, const uint8_t *bytes, size_t length) {
     const size_t row = (size_t)((h->width * h->bits + 31) / 32 * 4), width = (size_t)out->width;
-    int shift[3], bits[3];
+    int shift[3] = {0}, bits[3] = {0}; // of an image with a palette: unused
     if (h->bits > 8 && !bmp_layout(h, shift, bits)) return IMAGE_BROKEN;
     // the padding of the last row may be missing
     const size_t need = row * (size_t)(h->height - 1) + (size_t)((h->width * h->bits + 7) / 8);

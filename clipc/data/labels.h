@@ -344,7 +344,7 @@ static inline StringList classnames_from_folders(const char *root, const StringL
 
 // ---------------------------------------------------------------- labels of tables and shards
 
-// Labels of one kind that are no class: how many, and the first of them.
+// Labels of one kind that are not a class: how many, and the first of them.
 typedef struct {
     int64_t count, sample;
     char text[96];

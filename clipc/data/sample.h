@@ -87,7 +87,7 @@ static inline bool is_blank(const char *text, size_t length) {
     return length == 0;
 }
 
-// What a file is that cannot be opened. Where the system has run out of something, it is no fault of the
+// What a file is that cannot be opened. Where the system has run out of something, it is not a fault of the
 // file: the run ends rather than leave samples out.
 static inline SampleStatus sample_open_error(const char *path, int error) {
     if (error == EMFILE || error == ENFILE || error == ENOMEM)
@@ -283,7 +283,7 @@ static inline void dataset_origin(const Dataset *d, int64_t index, char *out, si
     make_one_line(out);
 }
 
-// Ends the program where a label of a table or shard is no class, with the first such label; says so where
+// Ends the program where a label of a table or shard is not a class, with the first such label; says so where
 // the numbers do not reach from the first class name to the last. `names` says where the class names are
 // from.
 static inline void dataset_check_labels(const Dataset *d, const char *names) {

@@ -71,13 +71,7 @@ static inline MergeStatus merge_read(const MergeFile *f, int i, size_t from, siz
     assert(from + n <= f->tensors.list[i].count);
     const size_t size = weights_element_bytes(f->w.dtype);
     char *raw = (char *)out + (sizeof(float) - size) * n; // bf16: read into the second half of out
-    for (size_t done = 0; done < n * size;) {
-        const ssize_t got =
-            pread(fileno(f->w.f), raw + done, n * size - done, (off_t)(f->at[i] + from * size + done));
-        if (got < 0 && errno == EINTR) continue;
-        if (got <= 0) return MERGE_READ_ERROR;
-        done += (size_t)got;
-    }
+    if (!pread_all(fileno(f->w.f), raw, n * size, (int64_t)(f->at[i] + from * size))) return MERGE_READ_ERROR;
     if (f->w.dtype == DTYPE_BF16) bf16_to_floats(out, raw, n);
     return all_finite(out, n) ? MERGE_OK : MERGE_NOT_FINITE;
 }
@@ -285,16 +279,6 @@ static inline MergeStatus merge_read_all(
     return MERGE_OK;
 }
 
-static inline bool merge_write(int fd, const void *data, size_t bytes, size_t at) {
-    for (size_t done = 0; done < bytes;) {
-        const ssize_t put = pwrite(fd, (const char *)data + done, bytes - done, (off_t)(at + done));
-        if (put < 0 && errno == EINTR) continue;
-        if (put <= 0) return false;
-        done += (size_t)put;
-    }
-    return true;
-}
-
 // Tensor i of the new model in fp32: into out (its count), or, with out = NULL, to byte `at` of the file
 // `fd`. False, with errno, when that cannot be written; a file that cannot be read ends the program.
 static inline bool merge_tensor(const Merge *m, int i, float *out, int fd, size_t at) {
@@ -315,7 +299,7 @@ static inline bool merge_tensor(const Merge *m, int i, float *out, int fd, size_
             MergeStatus status = merge_read_all(m, i, from, n, &s, &file);
             if (status == MERGE_OK) {
                 merge_combine(m, i, to, &s, n);
-                if (!out && !merge_write(fd, to, n * sizeof(float), at + from * sizeof(float)))
+                if (!out && !pwrite_all(fd, to, n * sizeof(float), (int64_t)(at + from * sizeof(float))))
                     status = MERGE_WRITE_ERROR;
             }
             if (status == MERGE_OK) continue;
@@ -424,11 +408,11 @@ static inline void merge_copy(SafeFile *s, const MergeFile *f) {
     const size_t BLOCK = 1 << 22;
     char *block = (char *)malloc_check(BLOCK);
     const size_t total = (size_t)f->st.st_size;
-    for (size_t at = 0; at < total;) {
-        const ssize_t got = pread(fileno(f->w.f), block, total - at < BLOCK ? total - at : BLOCK, (off_t)at);
-        if (got <= 0) die(EXIT_RUNTIME, "%s: cannot read; has the file changed?", f->w.path);
-        safe_file_write(s, block, (size_t)got);
-        at += (size_t)got;
+    for (size_t at = 0; at < total; at += BLOCK) {
+        const size_t bytes = total - at < BLOCK ? total - at : BLOCK;
+        if (!pread_all(fileno(f->w.f), block, bytes, (int64_t)at))
+            die(EXIT_RUNTIME, "%s: cannot read; has the file changed?", f->w.path);
+        safe_file_write(s, block, bytes);
     }
     free(block);
 }
@@ -447,11 +431,11 @@ static inline double merge_save(const Merge *m, const char *path) {
     const size_t total = HEADER_BYTES + tokenizer + weights_tensor_bytes(&shape->tensors, DTYPE_FP32);
     const int fd = fileno(s.f), dtype = DTYPE_FP32, version = WEIGHTS_VERSION;
     char *head = (char *)malloc_check(HEADER_BYTES + tokenizer);
-    if (pread(fileno(shape->w.f), head, HEADER_BYTES + tokenizer, 0) != (ssize_t)(HEADER_BYTES + tokenizer))
+    if (!pread_all(fileno(shape->w.f), head, HEADER_BYTES + tokenizer, 0))
         die(EXIT_RUNTIME, "%s: cannot read; has the file changed?", shape->w.path);
     memcpy(head + HEADER_DTYPE * sizeof(int32_t), &dtype, sizeof(int32_t));
     memcpy(head + HEADER_VERSION * sizeof(int32_t), &version, sizeof(int32_t));
-    if (ftruncate(fd, (off_t)total) || !merge_write(fd, head, HEADER_BYTES + tokenizer, 0))
+    if (ftruncate(fd, (off_t)total) || !pwrite_all(fd, head, HEADER_BYTES + tokenizer, 0))
         safe_file_failed(&s); // ftruncate: the padding between tensors reads as zeros
     free(head);
     size_t at = HEADER_BYTES + tokenizer;

@@ -230,7 +230,7 @@ class Faults:
 # ---------------------------------------------------------------- all of them
 
 def equivalent():
-    """{name of a mutant: why it is no fault}; a block of lines: the file, "- " the line before, "+ " after, then the reason."""
+    """{name of a mutant: why it is not a fault}; a block of lines: the file, "- " the line before, "+ " after, then the reason."""
     known = {}
     for block in re.split(r"\n\s*\n", read(EQUIVALENT)):
         lines = [line for line in block.strip().splitlines() if not line.startswith("#")]
