@@ -9,9 +9,9 @@ enum { FUZZ_SEAL_BYTES = SEAL_END_BYTES + 4 }; // room for it behind a file of a
 // Appends the seal of the first `contents` bytes; the new size. It is written as safe_file_seal() does.
 static inline size_t fuzz_seal(uint8_t *file, size_t contents) {
     const size_t blocks = seal_blocks((int64_t)contents);
-    const uint32_t checksum = (uint32_t)crc32_z(0, file, contents);
+    const uint32_t checksum = crc_of(file, contents);
     if (blocks > 1) fuzz_fault("a file of %zu bytes has several blocks", contents);
-    const uint32_t end[] = {seal_checksum(&checksum, blocks), (uint32_t)blocks, SEAL_BLOCK, SEAL_MAGIC};
+    const uint32_t end[] = {crc_of(&checksum, 4 * blocks), (uint32_t)blocks, SEAL_BLOCK, SEAL_MAGIC};
     memcpy(file + contents, &checksum, 4 * blocks);
     memcpy(file + contents + 4 * blocks, end, sizeof end);
     return contents + 4 * blocks + sizeof end;
