@@ -35,6 +35,7 @@ stored (mostly float32) when packed.
   multipos/               image_features, text_features, logit_scale, tokens, groups;
                           {equal,groups,masked}.{targets,loss,grad_...}
   weight_decay/NAME       float64; layer_decay/CASE/NAME float64; locked/CASE/NAME int32 1 for what trains
+  bf16/                   loss, grad.NAME: how far rounding to bf16 moves them (bf16_noise)
   hyper/                  lr, warmup, beta1, beta2, eps, weight_decay, clip_norm
 """
 import argparse
@@ -65,16 +66,40 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         raise Failure(message)
 
+# ---------------------------------------------------------------- operands of products
+
+class Rounding:
+    """While active, the operands of products are rounded to bf16: up or down at random, more often to the
+    nearer, so that several draws tell how much of a result is due to rounding."""
+    rng = None
+
+    def __init__(self, seed):
+        self.seed = seed
+
+    def __enter__(self):
+        Rounding.rng = np.random.default_rng(self.seed)
+
+    def __exit__(self, *_):
+        Rounding.rng = None
+
+def operand(x):
+    """x as a product reads it: exactly, or rounded to bf16, the upper half of a float32"""
+    if Rounding.rng is None:
+        return x
+    bits = np.asarray(x, np.float32).view(np.uint32) + Rounding.rng.integers(0, 1 << 16, np.shape(x), np.uint32)
+    return (bits & np.uint32(0xffff0000)).view(np.float32).astype(np.float64)
+
 # ---------------------------------------------------------------- layers
 
 def linear_forward(x, weight, bias=0.0):
     """y = x Wᵀ + b.   x (...,I), weight (O,I), bias (O) -> (...,O)"""
-    return x @ weight.T + bias
+    return operand(x) @ operand(weight).T + bias
 
 def linear_backward(dy, x, weight):
     # dx = dy W,  dW = Σ_rows dyᵀ x,  db = Σ_rows dy
-    rows_dy, rows_x = dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1])
-    return dy @ weight, rows_dy.T @ rows_x, rows_dy.sum(0)
+    dy = operand(dy)
+    rows_dy, rows_x = dy.reshape(-1, dy.shape[-1]), operand(x).reshape(-1, x.shape[-1])
+    return dy @ operand(weight), rows_dy.T @ rows_x, rows_dy.sum(0)
 
 def layernorm_forward(x, gain, bias):
     """y = gain · x̂ + bias with x̂ = (x - mean) / sqrt(var + eps) over the last axis, biased variance (Ba
@@ -126,19 +151,19 @@ def attention_forward(qkv, NH, causal):
     """Multi-head attention (Vaswani et al. 2017) without its projections: o_i = Σ_j P[i][j] v_j.
     (B,T,3C) -> (B,T,C), heads joined"""
     B, T, C3 = qkv.shape
-    q, k, v = split_heads(qkv, NH)
-    return (attention_weights(q, k, causal) @ v).swapaxes(1, 2).reshape(B, T, C3 // 3)
+    q, k, v = split_heads(operand(qkv), NH)
+    return (operand(attention_weights(q, k, causal)) @ v).swapaxes(1, 2).reshape(B, T, C3 // 3)
 
 def attention_backward(do, qkv, NH, causal):
     # dv = Pᵀ do,  dP = do vᵀ,  dS = P ∘ (dP - Σ_j dP ∘ P),  dq = dS k / sqrt(HS),  dk = dSᵀ q / sqrt(HS)
     B, T, C3 = qkv.shape
     HS = C3 // (3 * NH)
-    q, k, v = split_heads(qkv, NH)
+    q, k, v = split_heads(operand(qkv), NH)
     P = attention_weights(q, k, causal)
-    do = do.reshape(B, T, NH, HS).swapaxes(1, 2)
-    dv = P.swapaxes(-1, -2) @ do
+    do = operand(do).reshape(B, T, NH, HS).swapaxes(1, 2)
+    dv = operand(P).swapaxes(-1, -2) @ do
     dP = do @ v.swapaxes(-1, -2)
-    dS = P * (dP - (dP * P).sum(-1, keepdims=True)) / math.sqrt(HS)
+    dS = operand(P * (dP - (dP * P).sum(-1, keepdims=True)) / math.sqrt(HS))
     return np.stack([dS @ k, dS.swapaxes(-1, -2) @ q, dv]).transpose(1, 3, 0, 2, 4).reshape(B, T, C3)
 
 def normalize_forward(x):
@@ -237,7 +262,7 @@ def image_forward(images, p, cfg):
     a["ln_pre"] = layernorm_forward(a["embed"], p["ln_pre.weight"], p["ln_pre.bias"])
     x = transformer_forward(a["ln_pre"], p, a, **image_transformer(cfg))
     a["pooled"] = layernorm_forward(x[:, 0], p["ln_post.weight"], p["ln_post.bias"])
-    a["features"] = a["pooled"] @ p["proj"]
+    a["features"] = linear_forward(a["pooled"], p["proj"].T)
     a["normalized"] = normalize_forward(a["features"])
     return a
 
@@ -269,7 +294,7 @@ def text_forward(tokens, p, cfg):
     a["ln_final"] = layernorm_forward(x, p["ln_final.weight"], p["ln_final.bias"])
     a["eot_index"] = tokens.argmax(1).astype(np.int32)
     a["pooled"] = a["ln_final"][np.arange(len(tokens)), a["eot_index"]]
-    a["features"] = a["pooled"] @ p["text_projection"]
+    a["features"] = linear_forward(a["pooled"], p["text_projection"].T)
     a["normalized"] = normalize_forward(a["features"])
     return a
 
@@ -467,6 +492,28 @@ def compute(cfg, d):
                   for case, decay in by_case("layer_decay", d).items()})
     return r
 
+def bf16_noise(cfg, d, draws=16):
+    """What rounding the operands of products to bf16 does to the loss and the gradients of the batch, over
+    several draws -> bf16/loss: the root of the mean squared error; bf16/grad.NAME (2): of the gradient's
+    distance and of its length along the exact gradient, both as a share of its norm"""
+    p = {k: v.astype(np.float64) for k, v in under("weights/", d).items()}
+    loss, distance, length = [], [], []
+    exact = under("grads/param.", d)
+    for seed in range(draws):
+        with Rounding(seed):
+            a = clip_forward(p, cfg, d["batch/images"], d["batch/tokens"])
+            g, _, _ = clip_backward(p, cfg, d["batch/images"], d["batch/tokens"], a)
+        loss.append(a["loss"] - d["activations/loss"])
+        error = {k: (np.asarray(g[k] - exact[k]), np.asarray(exact[k])) for k in exact}
+        distance.append({k: (e ** 2).sum() / (x.astype(float) ** 2).sum() for k, (e, x) in error.items()})
+        length.append({k: ((e * x).sum() / (x.astype(float) ** 2).sum()) ** 2 for k, (e, x) in error.items()})
+
+    def root_mean(values):
+        return math.sqrt(np.mean(values))
+    return {"bf16/loss": root_mean(np.square(loss)),
+            **{f"bf16/grad.{k}": np.array([root_mean([x[k] for x in kind]) for kind in (distance, length)])
+               for k in exact}}
+
 # ---------------------------------------------------------------- a random model
 
 def parameter_shapes(cfg):
@@ -642,8 +689,8 @@ def check(cfg, d):
     computed = compute(cfg, d)
     passed = failed = 0
     for name in sorted({*d, *computed}):
-        # moments are stored for a few tensors only
-        if INPUT.match(name) or (name not in d and re.search(r"^adamw\w+/(\w+\.)?[mv]\.", name)):
+        # bf16/ is an estimate; moments are stored for a few tensors only
+        if INPUT.match(name) or name.startswith("bf16/") or (name not in d and re.search(r"^adamw\w+/(\w+\.)?[mv]\.", name)):
             continue
         error, tolerance = math.inf, 0.0
         if name in d and name in computed and np.shape(d[name]) == np.shape(computed[name]):
@@ -689,7 +736,7 @@ def main(argv):
             d = draw_inputs(cfg, o.seed, o.batch, o.steps)
             d.update(compute(cfg, d))
             write_whole(o.weights, lambda f: np.savez(f, **under("weights/", d)))
-        write_records(o.output, {**d, **prefixed("hyper/", HYPER)})
+        write_records(o.output, {**bf16_noise(cfg, d), **d, **prefixed("hyper/", HYPER)})
     except Failure as e:
         return complain(e)
     except OSError as e:

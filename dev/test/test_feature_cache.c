@@ -392,9 +392,11 @@ static void test_another_file_of_the_name_is_left_alone(void) {
 }
 
 static void run_on_full_disk(const void *argument) {
-    const struct rlimit limit = {(rlim_t)(sizeof(FeaturesHeader) + 333), RLIM_INFINITY};
+    struct rlimit limit;
     signal(SIGXFSZ, SIG_IGN);
-    setrlimit(RLIMIT_FSIZE, &limit);
+    getrlimit(RLIMIT_FSIZE, &limit);
+    limit.rlim_cur = (rlim_t)(sizeof(FeaturesHeader) + 333);
+    if (setrlimit(RLIMIT_FSIZE, &limit) != 0) exit(EXIT_FAILURE);
     run_once(argument);
 }
 
