@@ -272,9 +272,9 @@ static void compare_number(const Record *want, size_t at, double ours, double to
 }
 
 static const double ACTIVATION_TOLERANCE = 2e-6, GRADIENT_TOLERANCE = 1e-5, WEIGHT_TOLERANCE = 3e-5;
-// In amp_bf16, in multiples of what rounding operands alone does (bf16/ in DEBUG.bin, where they are rounded up
-// or down at random: 1.4 times what rounding to the nearest does): of the loss and of each gradient, and of the
-// median over all gradients.
+// In amp_bf16, in multiples of what rounding operands alone does (bf16/ in DEBUG.bin, where they are rounded
+// up or down at random: 1.4 times what rounding to the nearest does): of the loss and of each gradient, and
+// of the median over all gradients.
 static const double BF16_EACH = 3, BF16_MEDIAN = 1;
 
 // ---------------------------------------------------------------- batches and models
@@ -736,8 +736,8 @@ static void test_logit_scale_is_clamped(Clip *clip, const Records *r, const char
 }
 
 // The distance of a gradient from the exact one, and how much longer it is along it, both as a share of the
-// exact one's norm and in multiples of what rounding does (noise). A factor on the gradient shows in the second:
-// rounding hardly changes the length.
+// exact one's norm and in multiples of what rounding does (noise). A factor on the gradient shows in the
+// second: rounding hardly changes the length.
 typedef struct {
     double distance, length;
 } GradientError;
@@ -771,8 +771,8 @@ static int gradients_off(const GradientError *e, int n, double *worst, double *m
     return off;
 }
 
-// Loss and gradients in amp_bf16, whose operands are rounded to 8 bits. The check itself is checked: it must find
-// gradients that are a tenth too small.
+// Loss and gradients in amp_bf16, whose operands are rounded to 8 bits. The check itself is checked: it must
+// find gradients that are a tenth too small.
 static void test_bf16_gradients_are_close(Clip *clip, const Records *r) {
     NEED(images, "batch/images")
     NEED(tokens, "batch/tokens")
