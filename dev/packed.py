@@ -1,4 +1,4 @@
-"""The packed weight file of clip.c (clipc/model/weights.h), and what all outputs share: rounding, and
+"""The packed weight file of clip.c (clipc/model/weight_file.h), and what all outputs share: rounding, and
 files that are whole or absent."""
 import math
 import os

@@ -4,7 +4,8 @@
 #ifndef CLIPC_ARCHITECTURES_H
 #define CLIPC_ARCHITECTURES_H
 
-#include "clipc/model/weights.h" // ClipConfig, config_check
+#include "clipc/base/safe_file.h" // SEAL_BLOCK
+#include "clipc/model/weights.h"  // ClipConfig, config_check
 
 #include <jansson.h>
 

@@ -12,8 +12,8 @@
 #ifndef CLIPC_CLIP_H
 #define CLIPC_CLIP_H
 
-#include "clipc/math/loss.h"     // Positives, AdamWTerms
-#include "clipc/model/weights.h" // ClipConfig, TensorTable, the packed file
+#include "clipc/math/loss.h"         // Positives, AdamWTerms
+#include "clipc/model/weight_file.h" // ClipConfig, TensorTable, the packed file
 
 #include <fnmatch.h>
 

@@ -43,7 +43,8 @@ READERS = {
     "clipc/model/architectures.h": r"schema_\w+|model_find|model_nearest|model_name_is",  # what is printed; names of models
     # writing, choosing among several, copies in memory
     "clipc/model/checkpoint.h": r"checkpoint_(write\w*|bytes|link|check_finite|delete|is_second|list|newer|load\w*)|snapshot_\w+|arena_is_zero|state_header",
-    "clipc/model/weights.h": r"weight_file_write|hash_padded|tensor_pointers_\w+|tensor_find",
+    "clipc/model/weight_file.h": r"weight_file_write",
+    "clipc/model/weights.h": r"tensor_pointers_\w+|tensor_find",
     "clipc/train/feature_cache.h": r"feature_cache_(gather|save|append|write|find|encode)|feature_record_write|feature_key|tower_hash",  # writing, encoding
     "clipc/train/settings.h": "",
     "dev/test/npz.h": "",

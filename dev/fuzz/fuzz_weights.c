@@ -1,7 +1,7 @@
 // Packed weights (.bin): header, tokenizer section, tensors.
 #include "dev/fuzz/fuzz.h"
 
-#include "clipc/model/weights.h"
+#include "clipc/model/weight_file.h"
 #include "dev/fuzz/sealed.h"
 
 enum { FILE_MOST = 1 << 16 };

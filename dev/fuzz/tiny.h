@@ -4,7 +4,7 @@
 #define CLIPC_FUZZ_TINY_H
 
 #include "clipc/data/sample.h"
-#include "clipc/model/weights.h"
+#include "clipc/model/weight_file.h"
 
 static inline ClipConfig tiny_config(void) {
     ClipConfig c;

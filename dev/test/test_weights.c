@@ -1,6 +1,6 @@
 // The packed weight file: written and read back to the bit; files that are cut off, altered, or announce what
 // is not in them; the table of tensors.
-#include "clipc/model/weights.h"
+#include "clipc/model/weight_file.h"
 #include "dev/test/child.h"
 
 #include <sys/resource.h>
