@@ -114,20 +114,19 @@ typedef struct {
     void (*softmax_backward)(float *dp, const float *p, int n, int ld, float scale);
     double (*sum_squares)(const float *x, size_t n);
     double (*sum_exp)(const float *x, float shift, int n);
-    void (*add_exp)(float *sum, const float *x, const float *shift, int n);
     double (*logit_gradient)(float *x, float row_lse, const float *column_lse, float factor, int n);
     void (*adamw)(float *p, const float *grad, float *m, float *v, int n, AdamWTerms w);
     void (*moving_average)(float *average, const float *p, int n, float decay);
 } Kernels;
 
 // The functions that kernels.h defines for an instruction set, as initialisers of Kernels.
-#define KERNELS_OF(isa_)                                                                           \
-    .finish = finish_##isa_, .transpose = transpose_##isa_, .units_across = units_across_##isa_,   \
-    .units_along = units_along_##isa_, .to_bf16 = to_bf16_##isa_, .layernorm = layernorm_##isa_,   \
-    .layernorm_backward = layernorm_backward_##isa_, .softmax = softmax_##isa_,                    \
-    .softmax_backward = softmax_backward_##isa_, .sum_squares = sum_squares_##isa_,                \
-    .sum_exp = sum_exp_##isa_, .add_exp = add_exp_##isa_, .logit_gradient = logit_gradient_##isa_, \
-    .adamw = adamw_##isa_, .moving_average = moving_average_##isa_
+#define KERNELS_OF(isa_)                                                                         \
+    .finish = finish_##isa_, .transpose = transpose_##isa_, .units_across = units_across_##isa_, \
+    .units_along = units_along_##isa_, .to_bf16 = to_bf16_##isa_, .layernorm = layernorm_##isa_, \
+    .layernorm_backward = layernorm_backward_##isa_, .softmax = softmax_##isa_,                  \
+    .softmax_backward = softmax_backward_##isa_, .sum_squares = sum_squares_##isa_,              \
+    .sum_exp = sum_exp_##isa_, .logit_gradient = logit_gradient_##isa_, .adamw = adamw_##isa_,   \
+    .moving_average = moving_average_##isa_
 
 // ---------------------------------------------------------------- kernels.h for each instruction set
 

@@ -504,11 +504,6 @@ static double NAME(sum_exp)(const float *x, float shift, int n) {
     return total;
 }
 
-// sum (n) += e^(x - shift), shift (n)
-static void NAME(add_exp)(float *sum, const float *x, const float *shift, int n) {
-    FOR_VECTORS(n, STORE(sum, LOAD(sum) + NAME(exp)(LOAD(x) - LOAD(shift))););
-}
-
 // x (n) logits of one row, replaced by g = factor * (e^(x - row_lse) + e^(x - column_lse)). Returns the sum
 // of g x.
 static double NAME(logit_gradient)(float *x, float row_lse, const float *column_lse, float factor, int n) {

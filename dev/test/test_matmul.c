@@ -413,6 +413,39 @@ static void test_loss_in_tiles_agrees_with_the_whole_matrix(const Kernels *k) {
         }
 }
 
+// Rows divided at odd places, as several processes divide them: the same bits as all at once.
+static void test_loss_of_divided_rows_has_the_same_bits(const Kernels *k) {
+    enum { n = 2 * LOSS_TILE + 37, E = 19 };
+    static const int cuts[] = {0, 1, 6, LOSS_TILE + 3, n};
+    float *x = random_floats(1, n * E), *y = random_floats(2, n * E), *whole = random_floats(3, 2 * n * E);
+    float *divided = random_floats(4, 2 * n * E), *floats = random_floats(5, 3 * n);
+    double *sums = calloc_check(2 * n, sizeof *sums), dscale = 0, dot = 0;
+    uint64_t keys[n];
+    for (int i = 0; i < n; i++) keys[i] = (uint64_t)(i % 5 ? i : 0);
+    for (int positives = POSITIVES_DIAGONAL; positives <= POSITIVES_MASK; positives++) {
+        ContrastiveLoss l = {k, {x, y}, keys, (Positives)positives, n, E, 3, {floats, floats + n},
+            floats + 2 * n, sums, sums + n};
+        const double loss =
+            contrastive_loss(k, whole, whole + n * E, &dscale, x, y, keys, (Positives)positives, n, E, 3);
+        for (int pass = 0; pass < 4; pass++)
+            for (int c = 0; c + 1 < (int)(sizeof cuts / sizeof *cuts); c++) {
+                float *dx = divided + (pass % 2 * n + cuts[c]) * E;
+                if (pass < 2) loss_forward(&l, pass, cuts[c], cuts[c + 1] - cuts[c]);
+                else loss_backward(&l, dx, pass % 2, cuts[c], cuts[c + 1] - cuts[c]);
+            }
+        dot = 0;
+        for (int i = 0; i < n; i++) dot += l.dot[i];
+        EXPECT(loss_sum(&l) == loss && dot == dscale && loss > 0, "%s positives %d", k->name, positives);
+        EXPECT(memcmp(whole, divided, 2 * n * E * sizeof *whole) == 0, "%s positives %d", k->name, positives);
+    }
+    free(x);
+    free(y);
+    free(whole);
+    free(divided);
+    free(floats);
+    free(sums);
+}
+
 // Every path that this processor runs; the plain one has no products of its own to test but the loss.
 int main(void) {
     const Kernels *list[KERNELS_MOST];
@@ -426,6 +459,7 @@ int main(void) {
             RUN(test_plain_products_agree_with_sums, k);
             continue;
         }
+        RUN(test_loss_of_divided_rows_has_the_same_bits, k);
         RUN(test_products_agree_with_plain_sums, k);
         RUN(test_long_sums_are_cut_along_K, k);
         RUN(test_panels_packed_by_rows_are_those_packed_at_once, k);
