@@ -113,7 +113,7 @@ static inline double loss_sum(const ContrastiveLoss *l) {
 }
 
 // Second pass: the gradients dx (m,E) of rows i0 … i0+m-1 of a side, dx = scale * G other, where G is the
-// gradient of the logits, (softmax over the row + softmax over the column - 2 T) / 2n. If images ask: and dot.
+// gradient of the logits, (softmax of the row + softmax of the column - 2 T) / 2n. If images ask: and dot.
 static inline void loss_backward(ContrastiveLoss *l, float *dx, int side, int i0, int m) {
     const size_t E = (size_t)l->E;
     const float n = (float)l->n;
