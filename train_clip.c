@@ -22,6 +22,7 @@
 // overwrites. An Operand is an array of fp32, or of bf16 with --precision amp_bf16.
 
 #include "clipc/base/utils.h"        // die, malloc_check
+#include "clipc/math/fastest.h"      // kernels_fastest
 #include "clipc/math/loss.h"         // contrastive_loss
 #include "clipc/math/matmul.h"       // Kernels, gemm
 #include "clipc/math/plain.h"        // …_plain
@@ -1147,6 +1148,20 @@ PrecisionSupport clip_precision_support(Precision precision) {
     return k->native_bf16 ? SUPPORT_NATIVE : SUPPORT_SLOW;
 }
 
+// The choice is handed on as CLIPC_ISA, where kernels_select() finds it.
+Precision clip_choose_fastest(Precision wanted) {
+    if (kernels_select()->plain) return PRECISION_FP32;
+    const KernelPath path = kernels_fastest(wanted == PRECISIONS ? -1 : wanted == PRECISION_AMP_BF16);
+    setenv("CLIPC_ISA", path.kernels->name, true);
+    return path.bf16 ? PRECISION_AMP_BF16 : PRECISION_FP32;
+}
+
+void clip_keep_kernels(const char *name) {
+    const Kernels *list[KERNELS_MOST];
+    for (int i = kernels_list(list) - 1; i >= 0; i--)
+        if (strcmp(list[i]->name, name) == 0) setenv("CLIPC_ISA", name, false);
+}
+
 // Allocates packed weights, which panels_refresh() fills. The plain loops use none.
 static void panels_replace(
     Clip *clip, Panels *p, bool backward, int first_image_group, int first_text_group) {
@@ -1159,6 +1174,7 @@ static void panels_replace(
 
 void clip_set_precision(Clip *clip, Precision precision) {
     assert(clip_precision_support(precision) != SUPPORT_NONE);
+    clip->back->kernels = kernels_select();
     clip->back->bf16 = precision == PRECISION_AMP_BF16;
     panels_replace(clip, &clip->back->forward, false, 0, 0);
     panels_free(&clip->back->backward);

@@ -1109,6 +1109,13 @@ void clip_free(Clip *clip) {
     free(clip);
 }
 
+Precision clip_choose_fastest(Precision wanted) {
+    if (wanted != PRECISIONS) return wanted;
+    return clip_precision_support(PRECISION_AMP_BF16) == SUPPORT_NATIVE ? PRECISION_AMP_BF16 : PRECISION_FP32;
+}
+
+void clip_keep_kernels(const char *name) { (void)name; } // a GPU has one set of them
+
 PrecisionSupport clip_precision_support(Precision precision) {
 #ifdef CLIPC_EMULATE
     if (precision == PRECISION_TF32) return SUPPORT_NONE;

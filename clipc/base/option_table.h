@@ -154,8 +154,8 @@ typedef struct {
     X(TRAINING, INT, accum_freq, "accum-freq", "1", "[1,1e6]", \
         "micro-batches per step; the loss covers all of their pairs, in the memory of one micro-batch") \
     X(TRAINING, CHOICE, precision, "precision", "auto", "auto fp32 amp_bf16 tf32", \
-        "number format in which matrix products are computed; auto: amp_bf16 if the processor has " \
-        "instructions for it, else fp32") \
+        "number format in which matrix products are computed; auto: the faster of fp32 and " \
+        "amp_bf16 on this processor, by a timing that is kept until it starts again") \
     X(TRAINING, RATE, lr, "lr", "(1e-5, or 5e-4 from random weights)", "[0,inf)", \
         "peak learning rate; auto: found by a range test of 100 steps before the run") \
     X(TRAINING, REAL, wd, "wd", "0.2", "[0,inf)", \

@@ -128,6 +128,15 @@ typedef enum { SUPPORT_NONE, SUPPORT_SLOW, SUPPORT_NATIVE } PrecisionSupport;
 
 PrecisionSupport clip_precision_support(Precision precision);
 
+// The precision that is the fastest here, or `wanted` unless that is PRECISIONS; on a CPU it also chooses the
+// instruction set. Both by timing them (clipc/math/fastest.h), and for clip_set_precision() and all calls of
+// kernels_select() after it.
+Precision clip_choose_fastest(Precision wanted);
+
+// From here on kernels of this name (clip_kernels()) are used if this machine has them, unless CLIPC_ISA
+// names others: a resumed run keeps its own, and so its bits.
+void clip_keep_kernels(const char *name);
+
 // Call it after locking and before clip_start_training(); without it the model computes in fp32. The
 // precision must be supported.
 void clip_set_precision(Clip *clip, Precision precision);

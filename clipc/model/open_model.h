@@ -342,21 +342,22 @@ static inline Clip *model_open(Options *o) {
 
 // ---------------------------------------------------------------- precision
 
-// Sets the precision of --precision; auto is amp_bf16 where the hardware is fast at it. A precision that the
-// machine does not support ends the program.
-static inline void model_set_precision(Clip *clip, const Options *o) {
-    const char *const names[PRECISIONS] = {"fp32", "amp_bf16", "tf32"};
-    Precision precision =
-        clip_precision_support(PRECISION_AMP_BF16) == SUPPORT_NATIVE ? PRECISION_AMP_BF16 : PRECISION_FP32;
+// Sets the precision of --precision; auto is the fastest one, and becomes its name, so that a resumed run
+// takes the same. A precision that the machine does not support ends the program.
+static inline void model_set_precision(Clip *clip, Options *o) {
+    static const char *const names[PRECISIONS] = {"fp32", "amp_bf16", "tf32"};
+    Precision wanted = PRECISIONS;
     for (int p = 0; p < PRECISIONS; p++)
-        if (strcmp(o->precision, names[p]) == 0) precision = (Precision)p;
-    const PrecisionSupport support = clip_precision_support(precision);
+        if (strcmp(o->precision, names[p]) == 0) wanted = (Precision)p;
+    const PrecisionSupport support = wanted == PRECISIONS ? SUPPORT_NATIVE : clip_precision_support(wanted);
     if (support == SUPPORT_NONE)
         die(EXIT_USAGE, "--precision %s: not supported by this machine; use --precision auto", o->precision);
     if (support == SUPPORT_SLOW)
         warn("--precision %s: this processor has no instructions for it: correct but slow; "
              "--precision fp32 is faster",
             o->precision);
+    const Precision precision = clip_choose_fastest(wanted);
+    o->precision = names[precision];
     clip_set_precision(clip, precision);
 }
 

@@ -381,7 +381,10 @@ static inline Clip *model_open_checkpoint(Options *o, Checkpoint *c) {
     path_format(checkpoints, "%s/checkpoints", folder);
     Clip *clip = strcmp(o->resume, "latest") == 0 ? checkpoint_load_latest(c, checkpoints)
                                                   : checkpoint_load_pair(c, o->resume);
-    if (o->lr == RATE_AUTO) o->set[OPTION_lr] = false; // the settings hold the rate that was found then
+    // the settings hold what was found then
+    if (o->lr == RATE_AUTO) o->set[OPTION_lr] = false;
+    if (strcmp(o->precision, "auto") == 0) o->set[OPTION_precision] = false;
+    clip_keep_kernels(c->header.kernels);
     if (!options_was_set(o, keep_states) && !strstr(c->settings, "\nkeep-states "))
         o->keep_states = 0; // the run began before there was this option
     char *settings = settings_without_acting(c->settings, o);

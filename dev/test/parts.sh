@@ -16,6 +16,8 @@ total_passed=0 total_failed=0
 times=  # of the parts, one line each: seconds, name
 done_once=
 mkdir -p "$BUILD/log"
+XDG_CACHE_HOME=$(cd "$BUILD" && pwd)/cache # which kernels are the fastest (clipc/math/fastest.h): timed once for all runs
+export XDG_CACHE_HOME
 
 # make with the compiler and flags of this run; not by MAKEFLAGS, whose job server does not reach through a script
 build() {

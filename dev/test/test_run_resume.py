@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Resumed runs of the real program end with the bits of the uninterrupted one; what does not fit together is refused."""
 import os
+import re
 import shutil
 import struct
 import sys
@@ -200,10 +201,14 @@ def test_settings_of_a_checkpoint_do_not_act():
         os.unlink(name)
 
 
-def test_resuming_with_other_kernels_says_so():
-    """A run that goes on with other kernels says so, once."""
+def test_resuming_keeps_the_kernels():
+    """A resumed run takes the kernels it began with, and so its bits; with CLIPC_ISA it takes others and says so, once."""
     works(*SYNTHETIC, "--steps", 6, "--save-steps", 3, "--name", "isa", isa="portable")
-    works("--resume", checkpoint("isa", "step_3.bin"), isa="portable")
+    last = checkpoint("isa", stems("isa")[0] + ".bin")
+    whole = read(last)
+    check(re.search(r"^precision +(fp32|amp_bf16)$", read("logs/isa/params.txt").decode(), re.M), "auto does not become the precision it stands for")
+    code, out, err = run("--resume", checkpoint("isa", "step_3.bin"))
+    check(code == 0 and "kernels so far" not in out + err and read(last) == whole, f"other kernels after a resume: {out} {err}")
     code, out, err = run(*SYNTHETIC, "--steps", 1, "--name", "isa_best")
     best = next((line.split()[1] for line in out.splitlines() if line.startswith("kernels")), "")
     if best != "portable":
