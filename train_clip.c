@@ -18,8 +18,8 @@
 //
 // B batch, T tokens, R rows (all tokens of a batch), C channels, NH heads, HS head size, F hidden width of
 // the MLP, L layers, V vocabulary, E embedding, P patch size, S image size, G patches along a side. Outputs
-// come first, sizes last; the names of gradients begin with d. (+)= adds if `accumulate` is set, else
-// overwrites. An Operand is an array of fp32, or of bf16 with --precision amp_bf16.
+// come first, sizes last; the names of gradients begin with d. (+)= adds if `accumulate` is set, and what it
+// adds is complete; else it overwrites. An Operand is an array of fp32, or of bf16 with --precision amp_bf16.
 
 #include "clipc/base/utils.h"        // die, malloc_check
 #include "clipc/math/fastest.h"      // kernels_fastest
@@ -701,6 +701,12 @@ static void image_embedding_forward(float *x, float *embedded, Operand patches, 
 
 enum { EMBEDDING_COLUMNS = 64 }; // of gradients: one thread adds all rows of these, in order
 
+// d (rows,n; C) (+)= sum (rows,n; EMBEDDING_COLUMNS)
+static void embedding_add(float *d, const float *sum, int rows, int C, int n, bool accumulate) {
+    for (int r = 0; r < rows; r++, d += C, sum += EMBEDDING_COLUMNS)
+        for (int i = 0; i < n; i++) d[i] = sum[i] + (accumulate ? d[i] : 0);
+}
+
 // image_embedding_backward_plain, from dx (B*(N+1),C). patches and dembedded are scratch.
 static void image_embedding_backward(const Embedding *w, const float *dx, float *dembedded, Operand patches,
     const ClipBatch *batch, const ClipConfig *c, bool accumulate) {
@@ -716,17 +722,20 @@ static void image_embedding_backward(const Embedding *w, const float *dx, float 
         linear_backward_weight(&w->conv1, dout, patches, B * N, accumulate);
         return;
     }
-    if (!accumulate) memset(w->dpositions, 0, (size_t)T * C * sizeof(float));
 #pragma omp parallel for schedule(static)
-    for (int i0 = 0; i0 < C; i0 += EMBEDDING_COLUMNS)
+    for (int i0 = 0; i0 < C; i0 += EMBEDDING_COLUMNS) {
+        const int n = min_int(EMBEDDING_COLUMNS, C - i0);
+        float *sum = calloc_check((size_t)T * EMBEDDING_COLUMNS, sizeof *sum);
         for (int row = 0; row < B * (N + 1); row++) {
-            const int b = row / (N + 1), t = row % (N + 1), n = min_int(EMBEDDING_COLUMNS, C - i0);
+            const int b = row / (N + 1), t = row % (N + 1);
             const float *from = dx + (size_t)row * C + i0;
             const size_t position = t ? 1 + (size_t)batch_patch(batch, b, t - 1) : 0;
-            float *dposition = w->dpositions + position * C + i0;
-            for (int i = 0; i < n; i++) dposition[i] += from[i];
+            for (int i = 0; i < n; i++) sum[position * EMBEDDING_COLUMNS + i] += from[i];
             if (t) head_store(k, operand_at(dout, ((size_t)b * N + t - 1) * C + i0), 0, from, 1, n);
         }
+        embedding_add(w->dpositions + i0, sum, T, C, n, accumulate);
+        free(sum);
+    }
     // row 0 of each image
     bias_backward(w->dclass_embedding, fp32(dx), (size_t)(N + 1) * C, B, C, accumulate);
     linear_backward_weight(&w->conv1, dout, patches, B * N, accumulate);
@@ -767,6 +776,24 @@ static void text_embedding_clear(float *dtoken_embedding, bool *used, const Clip
             used[batch->tokens[(size_t)b * c->context_length + t]] = true;
 }
 
+// The different tokens of the batch: token (R) holds them, slot (R) which of them a row has. Returns their
+// number.
+static int tokens_of_batch(
+    int *token, int *slot, const ClipBatch *batch, const Sequences *s, const ClipConfig *c) {
+    int *slot_of = calloc_check((size_t)c->vocab_size, sizeof *slot_of), count = 0; // from 1
+    for (int b = 0; b < s->B; b++)
+        for (int row = s->start[b]; row < s->start[b + 1]; row++) {
+            const int id = batch->tokens[(size_t)b * c->context_length + row - s->start[b]];
+            if (!slot_of[id]) {
+                token[count++] = id;
+                slot_of[id] = count;
+            }
+            slot[row] = slot_of[id] - 1;
+        }
+    free(slot_of);
+    return count;
+}
+
 // text_embedding_backward_plain, from dx (R,C). used (V): the tokens whose gradient is not zero.
 static void text_embedding_backward(const Embedding *w, bool *used, const float *dx, const ClipBatch *batch,
     const Sequences *s, const ClipConfig *c, bool accumulate) {
@@ -777,20 +804,30 @@ static void text_embedding_backward(const Embedding *w, bool *used, const float 
         return;
     }
     text_embedding_clear(w->dtoken_embedding, used, batch, s, c, !accumulate);
-    if (!accumulate) memset(w->dpositions, 0, (size_t)T * C * sizeof(float));
+    int *token = malloc_check(2 * (size_t)s->R * sizeof *token), *slot = token + s->R;
+    const int count = tokens_of_batch(token, slot, batch, s, c);
 #pragma omp parallel for schedule(static)
-    for (int i0 = 0; i0 < C; i0 += EMBEDDING_COLUMNS)
+    for (int i0 = 0; i0 < C; i0 += EMBEDDING_COLUMNS) {
+        const int n = min_int(EMBEDDING_COLUMNS, C - i0);
+        float *sum = calloc_check((size_t)(count + T) * EMBEDDING_COLUMNS, sizeof *sum);
+        float *position_sum = sum + (size_t)count * EMBEDDING_COLUMNS;
         for (int b = 0; b < s->B; b++)
-            for (int t = 0; t < s->start[b + 1] - s->start[b]; t++) {
-                const int id = batch->tokens[(size_t)b * T + t];
-                const float *from = dx + (size_t)(s->start[b] + t) * C;
-                float *token = w->dtoken_embedding + (size_t)id * C;
-                float *position = w->dpositions + (size_t)t * C;
-                for (int i = i0; i < min_int(C, i0 + EMBEDDING_COLUMNS); i++) {
-                    token[i] += from[i];
+            for (int row = s->start[b]; row < s->start[b + 1]; row++) {
+                const float *from = dx + (size_t)row * C + i0;
+                float *token_sum = sum + (size_t)slot[row] * EMBEDDING_COLUMNS;
+                float *position = position_sum + (size_t)(row - s->start[b]) * EMBEDDING_COLUMNS;
+                for (int i = 0; i < n; i++) {
+                    token_sum[i] += from[i];
                     position[i] += from[i];
                 }
             }
+        for (int v = 0; v < count; v++)
+            embedding_add(w->dtoken_embedding + (size_t)token[v] * C + i0,
+                sum + (size_t)v * EMBEDDING_COLUMNS, 1, C, n, accumulate);
+        embedding_add(w->dpositions + i0, position_sum, T, C, n, accumulate);
+        free(sum);
+    }
+    free(token);
 }
 
 // ---------------------------------------------------------------- L2 normalisation

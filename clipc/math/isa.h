@@ -39,7 +39,7 @@ static inline Operand operand_at(Operand x, size_t i) {
 // hidden are as far apart as those of C.
 typedef enum {
     EPILOGUE_STORE,      // C = sum (+ bias)
-    EPILOGUE_ADD,        // C += sum
+    EPILOGUE_ADD,        // C += sum (+ residual)
     EPILOGUE_RESIDUAL,   // C = sum (+ bias) + residual
     EPILOGUE_ACTIVATION, // C = sum (+ bias), activated = activation(C)
     // C = sum * activation'(hidden), and unless activated is NULL, activated = activation(hidden)
@@ -65,7 +65,8 @@ static inline bool epilogue_is_known(const Epilogue *e) {
     if (e->kind == EPILOGUE_RESIDUAL) return e->residual && !e->activated && !e->hidden;
     if (e->kind == EPILOGUE_ACTIVATION) return e->activated && !e->residual && !e->hidden;
     if (e->kind == EPILOGUE_SLOPE) return e->hidden && !e->residual && !e->bias;
-    return !e->residual && !e->activated && !e->hidden && (e->kind == EPILOGUE_STORE || !e->bias);
+    if (e->activated || e->hidden) return false;
+    return e->kind == EPILOGUE_STORE ? !e->residual : !e->bias;
 }
 
 // One step of AdamW (Loshchilov and Hutter 2019, algorithm 2) on a tensor, with g the gradient * grad_scale:

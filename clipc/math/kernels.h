@@ -313,7 +313,7 @@ INNER vec NAME(dot_bf16)(vec c, vec a, vec b) { // both products of a unit
 // loop without branches.
 INNER void NAME(finish_as)(int m, int n, const float *partial, size_t next, Operand c, size_t ldc, size_t row,
     size_t column, const Epilogue *e, const EpilogueKind kind, const Activation activation, const bool bias,
-    const bool keep_activated) {
+    const bool residual, const bool keep_activated) {
     const Operand hidden = {(void *)e->hidden, c.bf16}, activated = {e->activated, c.bf16};
     for (int r = 0; r < m; r++, partial += 2 * LANES) {
         const size_t at = (row + (size_t)r) * ldc + column;
@@ -321,7 +321,7 @@ INNER void NAME(finish_as)(int m, int n, const float *partial, size_t next, Oper
             const size_t ahead = at + FINISH_AHEAD * ldc;
             for (int i = 0; i < n; i += c.bf16 ? 32 : 16) {
                 __builtin_prefetch(operand_at(c, ahead + (size_t)i).p, 1);
-                if (kind == EPILOGUE_RESIDUAL) __builtin_prefetch(e->residual + ahead + i);
+                if (residual) __builtin_prefetch(e->residual + ahead + i);
                 if (kind == EPILOGUE_SLOPE) __builtin_prefetch(operand_at(hidden, ahead + (size_t)i).p);
                 if (keep_activated) __builtin_prefetch(operand_at(activated, ahead + (size_t)i).p, 1);
             }
@@ -329,8 +329,8 @@ INNER void NAME(finish_as)(int m, int n, const float *partial, size_t next, Oper
         FOR_VECTORS(
             n, // the sums of vector i begin at sums + i
             const float *sums = partial + (size_t)(i / (2 * LANES)) * (next - 2 * LANES);
-            vec v = LOAD(sums); vec value; if (kind == EPILOGUE_ADD) v += LOAD_OPERAND(c, at);
-            if (bias) v += LOAD(e->bias + column); if (kind == EPILOGUE_RESIDUAL) v += LOAD(e->residual + at);
+            vec v = LOAD(sums); vec value; if (bias) v += LOAD(e->bias + column);
+            if (residual) v += LOAD(e->residual + at); if (kind == EPILOGUE_ADD) v += LOAD_OPERAND(c, at);
             if (kind == EPILOGUE_SLOPE) v *=
             NAME(activation_slope)(LOAD_OPERAND(hidden, at), activation, &value);
             STORE_OPERAND(c, at, v); if (kind == EPILOGUE_ACTIVATION) value = NAME(activation)(v, activation);
@@ -339,16 +339,16 @@ INNER void NAME(finish_as)(int m, int n, const float *partial, size_t next, Oper
 }
 
 // Calls finish_as with c's format and the activation as constants.
-#define FINISH(kind, activation, bias, keep_activated)                                         \
-    do {                                                                                       \
-        c.bf16 = is_bf16;                                                                      \
-        NAME(finish_as)                                                                        \
-        (m, n, partial, next, c, ldc, row, column, e, kind, activation, bias, keep_activated); \
+#define FINISH(kind, activation, bias, residual, keep_activated)                                         \
+    do {                                                                                                 \
+        c.bf16 = is_bf16;                                                                                \
+        NAME(finish_as)                                                                                  \
+        (m, n, partial, next, c, ldc, row, column, e, kind, activation, bias, residual, keep_activated); \
     } while (0)
-#define FINISH_ACTIVATION(kind, bias, keep_activated)                                              \
-    do {                                                                                           \
-        if (e->activation == ACTIVATION_GELU) FINISH(kind, ACTIVATION_GELU, bias, keep_activated); \
-        else FINISH(kind, ACTIVATION_QUICK_GELU, bias, keep_activated);                            \
+#define FINISH_ACTIVATION(kind, bias, keep_activated)                                                     \
+    do {                                                                                                  \
+        if (e->activation == ACTIVATION_GELU) FINISH(kind, ACTIVATION_GELU, bias, false, keep_activated); \
+        else FINISH(kind, ACTIVATION_QUICK_GELU, bias, false, keep_activated);                            \
     } while (0)
 
 INNER void NAME(finish_typed)(int m, int n, const float *partial, size_t next, Operand c, size_t ldc,
@@ -356,11 +356,14 @@ INNER void NAME(finish_typed)(int m, int n, const float *partial, size_t next, O
     const bool bias = e->bias != NULL;
     switch (e->kind) {
     case EPILOGUE_STORE:
-        if (bias) FINISH(EPILOGUE_STORE, ACTIVATION_GELU, true, false);
-        else FINISH(EPILOGUE_STORE, ACTIVATION_GELU, false, false);
+        if (bias) FINISH(EPILOGUE_STORE, ACTIVATION_GELU, true, false, false);
+        else FINISH(EPILOGUE_STORE, ACTIVATION_GELU, false, false, false);
         break;
-    case EPILOGUE_ADD: FINISH(EPILOGUE_ADD, ACTIVATION_GELU, false, false); break;
-    case EPILOGUE_RESIDUAL: FINISH(EPILOGUE_RESIDUAL, ACTIVATION_GELU, bias, false); break;
+    case EPILOGUE_ADD:
+        if (e->residual) FINISH(EPILOGUE_ADD, ACTIVATION_GELU, false, true, false);
+        else FINISH(EPILOGUE_ADD, ACTIVATION_GELU, false, false, false);
+        break;
+    case EPILOGUE_RESIDUAL: FINISH(EPILOGUE_RESIDUAL, ACTIVATION_GELU, bias, true, false); break;
     case EPILOGUE_ACTIVATION: FINISH_ACTIVATION(EPILOGUE_ACTIVATION, bias, true); break;
     case EPILOGUE_SLOPE:
         if (e->activated) FINISH_ACTIVATION(EPILOGUE_SLOPE, false, true);

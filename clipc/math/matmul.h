@@ -340,11 +340,11 @@ static inline void gemm_plain(float *C, size_t ldc, Matrix A, Matrix B, int M, i
     const float *a = (const float *)A.x.p, *b = (const float *)B.x.p;
     for (int i = 0; i < M; i++)
         for (int j = 0; j < N; j++) {
-            double sum = add ? C[(size_t)i * ldc + (size_t)j] : 0;
+            double sum = 0;
             for (int k = 0; k < K; k++)
                 sum += (double)a[(size_t)i * A.row + (size_t)k * A.col] *
                        b[(size_t)k * B.row + (size_t)j * B.col];
-            C[(size_t)i * ldc + (size_t)j] = (float)sum;
+            C[(size_t)i * ldc + (size_t)j] = (float)sum + (add ? C[(size_t)i * ldc + (size_t)j] : 0);
         }
 }
 
@@ -357,11 +357,40 @@ static inline bool gemm_can_take(
            (uintptr_t)B.panels % 64 == 0;
 }
 
+static inline void gemm(const Kernels *kernels, Operand C, size_t ldc, Matrix A, Matrix B, int M, int N,
+    int K, Epilogue epilogue);
+
+// gemm() of a long sum, piece by piece along K. The pieces are added up in C, the first with bias and
+// residual; with EPILOGUE_ADD in scratch, so that the sum is complete before it is added to C.
+static inline void gemm_in_pieces(const Kernels *kernels, float *C, size_t ldc, Matrix A, Matrix B, int M,
+    int N, int K, Epilogue epilogue) {
+    const int entries = unit_entries(A.x.bf16), units = units_of(K, A.x.bf16);
+    const int pieces = (units + GEMM_K_MOST - 1) / GEMM_K_MOST;
+    const int depth = (int)round_up((size_t)((K + pieces - 1) / pieces), (size_t)UNIT_BLOCK * 2);
+    const bool add = epilogue.kind == EPILOGUE_ADD;
+    float *scratch = add ? (float *)aligned_malloc_check((size_t)M * ldc * sizeof(float)) : NULL;
+    if (add) epilogue.kind = EPILOGUE_STORE;
+    for (int k = 0; k < K; k += depth) {
+        float *to = scratch ? scratch : C;
+        Matrix a = A, b = B;
+        a.x = operand_at(A.x, (size_t)k * A.col);
+        b.x = operand_at(B.x, (size_t)k * B.row);
+        if (B.panels) b.panels = B.panels + (size_t)(k / entries) * (size_t)kernels->tile_columns;
+        if (k) epilogue = epilogue_of(EPILOGUE_ADD, NULL);
+        if (scratch && k + depth >= K) {
+            epilogue.residual = scratch;
+            to = C;
+        }
+        gemm(kernels, fp32(to), ldc, a, b, M, N, min_int(K - k, depth), epilogue);
+    }
+    free(scratch);
+}
+
 // C (M,N), rows ldc apart, = epilogue(A (M,K) · B (K,N)), computed in A's number format; if A is bf16, B may
 // be fp32. Uses all threads: call it outside of parallel regions.
 static inline void gemm(const Kernels *kernels, Operand C, size_t ldc, Matrix A, Matrix B, int M, int N,
     int K, Epilogue epilogue) {
-    const int units = units_of(K, A.x.bf16), chunks = (units + GEMM_K_MOST - 1) / GEMM_K_MOST;
+    const int units = units_of(K, A.x.bf16);
     assert(gemm_can_take(C, ldc, A, B, M, N, K, &epilogue));
     if (kernels->plain) {
         // layers with another epilogue call the loops of plain.h instead
@@ -369,18 +398,9 @@ static inline void gemm(const Kernels *kernels, Operand C, size_t ldc, Matrix A,
         gemm_plain((float *)C.p, ldc, A, B, M, N, K, epilogue.kind == EPILOGUE_ADD);
         return;
     }
-    // a long sum is split along K: the first chunk adds bias and residual; an activation needs the whole sum
-    if (chunks > 1 && !C.bf16 && epilogue.kind <= EPILOGUE_RESIDUAL) {
-        const int chunk = (int)round_up((size_t)((K + chunks - 1) / chunks), (size_t)UNIT_BLOCK * 2);
-        for (int k = 0; k < K; k += chunk) {
-            const size_t first_unit = (size_t)(k / unit_entries(A.x.bf16));
-            Matrix a = A, b = B;
-            a.x = operand_at(A.x, (size_t)k * A.col);
-            b.x = operand_at(B.x, (size_t)k * B.row);
-            if (B.panels) b.panels = B.panels + first_unit * (size_t)kernels->tile_columns;
-            if (k) epilogue = epilogue_of(EPILOGUE_ADD, NULL);
-            gemm(kernels, C, ldc, a, b, M, N, min_int(K - k, chunk), epilogue);
-        }
+    // an activation needs the whole sum
+    if (units > GEMM_K_MOST && !C.bf16 && epilogue.kind <= EPILOGUE_RESIDUAL) {
+        gemm_in_pieces(kernels, (float *)C.p, ldc, A, B, M, N, K, epilogue);
         return;
     }
     const int mc = gemm_mc(&kernels->products[A.x.bf16], units);

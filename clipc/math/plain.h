@@ -4,8 +4,8 @@
 //
 // Numbers have the type `real`: float in the programs; dev/test/plain64.h includes this file again with
 // double. Sums are double in both. Outputs come first, sizes last; the names of gradients begin with d. An
-// array marked `ld` has rows that are ld entries apart. `accumulate`: parameter gradients are added to those
-// already there, else they overwrite them. NULL gradients are not computed.
+// array marked `ld` has rows that are ld entries apart. `accumulate`: parameter gradients, once they are
+// complete, are added to those already there, else they overwrite them. NULL gradients are not computed.
 #ifndef CLIPC_PLAIN_H
 #define CLIPC_PLAIN_H
 
@@ -63,14 +63,14 @@ static inline void linear_backward_weight_plain(real *dweight, real *dbias, cons
     int N, int C, int O, size_t ld, bool accumulate) {
     for (int o = 0; o < O; o++) {
         for (int c = 0; dweight && c < C; c++) {
-            double sum = accumulate ? dweight[(size_t)o * C + c] : 0;
+            double sum = 0;
             for (int i = 0; i < N; i++) sum += (double)dout[i * ld + o] * x[(size_t)i * C + c];
-            dweight[(size_t)o * C + c] = (real)sum;
+            dweight[(size_t)o * C + c] = (real)sum + (accumulate ? dweight[(size_t)o * C + c] : 0);
         }
         if (!dbias) continue;
-        double sum = accumulate ? dbias[o] : 0;
+        double sum = 0;
         for (int i = 0; i < N; i++) sum += dout[i * ld + o];
-        dbias[o] = (real)sum;
+        dbias[o] = (real)sum + (accumulate ? dbias[o] : 0);
     }
 }
 
@@ -99,14 +99,14 @@ static inline void layernorm_backward_plain(real *dx, real *dgain, real *dbias, 
     const real *dout, const real *x, const real *gain, const real *mean, const real *rstd, int N, int C,
     bool accumulate) {
     for (int c = 0; c < C; c++) { // dx may overwrite skip, but never dout or x
-        double sum_gain = accumulate && dgain ? dgain[c] : 0, sum_bias = accumulate && dbias ? dbias[c] : 0;
+        double sum_gain = 0, sum_bias = 0;
         for (int i = 0; i < N; i++) {
             const size_t at = (size_t)i * C + c;
             sum_gain += (double)dout[at] * ((double)x[at] - mean[i]) * rstd[i];
             sum_bias += dout[at];
         }
-        if (dgain) dgain[c] = (real)sum_gain;
-        if (dbias) dbias[c] = (real)sum_bias;
+        if (dgain) dgain[c] = (real)sum_gain + (accumulate ? dgain[c] : 0);
+        if (dbias) dbias[c] = (real)sum_bias + (accumulate ? dbias[c] : 0);
     }
     for (int i = 0; i < N; i++) {
         const size_t row = (size_t)i * C;
@@ -264,19 +264,27 @@ static inline void image_embedding_forward_plain(real *x, const real *embedded, 
             }
 }
 
+// d (n) (+)= sum (n), which is freed
+static inline void add_gradient_plain(real *d, real *sum, size_t n, bool accumulate) {
+    for (size_t i = 0; i < n; i++) d[i] = sum[i] + (accumulate ? d[i] : 0);
+    free(sum);
+}
+
 static inline void image_embedding_backward_plain(real *dembedded, real *dclass_embedding, real *dpositions,
     const real *dx, const int *patch, int B, int N, int T, int C, bool accumulate) {
-    if (!accumulate) memset(dclass_embedding, 0, (size_t)C * sizeof(real));
-    if (!accumulate) memset(dpositions, 0, (size_t)T * C * sizeof(real));
+    real *class_embedding = (real *)calloc((size_t)C, sizeof(real));
+    real *positions = (real *)calloc((size_t)T * C, sizeof(real));
     for (int b = 0; b < B; b++)
         for (int t = 0; t <= N; t++)
             for (int c = 0; c < C; c++) {
                 const size_t j = (size_t)b * N + t - 1; // for t > 0
                 const real d = dx[((size_t)b * (N + 1) + t) * C + c];
                 if (t) dembedded[j * C + c] = d;
-                else dclass_embedding[c] += d;
-                dpositions[(size_t)(t ? 1 + patch[j] : 0) * C + c] += d;
+                else class_embedding[c] += d;
+                positions[(size_t)(t ? 1 + patch[j] : 0) * C + c] += d;
             }
+    add_gradient_plain(dclass_embedding, class_embedding, (size_t)C, accumulate);
+    add_gradient_plain(dpositions, positions, (size_t)T * C, accumulate);
 }
 
 // x (R,C) = the token's embedding (V,C) + the position's (T,C); tokens (B,T); sequence b has the rows
@@ -294,15 +302,17 @@ static inline void text_embedding_forward_plain(real *x, const int *tokens, cons
 
 static inline void text_embedding_backward_plain(real *dtoken_embedding, real *dpositions, const real *dx,
     const int *tokens, const int *start, int B, int V, int T, int C, bool accumulate) {
-    if (!accumulate) memset(dtoken_embedding, 0, (size_t)V * C * sizeof(real));
-    if (!accumulate) memset(dpositions, 0, (size_t)T * C * sizeof(real));
+    real *token_embedding = (real *)calloc((size_t)V * C, sizeof(real));
+    real *positions = (real *)calloc((size_t)T * C, sizeof(real));
     for (int b = 0; b < B; b++)
         for (int row = start[b]; row < start[b + 1]; row++)
             for (int c = 0; c < C; c++) {
                 const int t = row - start[b], token = tokens[(size_t)b * T + t];
-                dtoken_embedding[(size_t)token * C + c] += dx[(size_t)row * C + c];
-                dpositions[(size_t)t * C + c] += dx[(size_t)row * C + c];
+                token_embedding[(size_t)token * C + c] += dx[(size_t)row * C + c];
+                positions[(size_t)t * C + c] += dx[(size_t)row * C + c];
             }
+    add_gradient_plain(dtoken_embedding, token_embedding, (size_t)V * C, accumulate);
+    add_gradient_plain(dpositions, positions, (size_t)T * C, accumulate);
 }
 
 // ---------------------------------------------------------------- L2 normalisation

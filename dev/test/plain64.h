@@ -27,6 +27,7 @@
 #define contrastive_target_plain contrastive_target_64
 #define cross_entropy_plain cross_entropy_64
 #define contrastive_loss_plain contrastive_loss_64
+#define add_gradient_plain add_gradient_64
 #define adamw_plain adamw_64
 #include "clipc/math/plain.h"
 #undef linear_forward_plain
@@ -49,6 +50,7 @@
 #undef contrastive_target_plain
 #undef cross_entropy_plain
 #undef contrastive_loss_plain
+#undef add_gradient_plain
 #undef adamw_plain
 
 #endif

@@ -196,6 +196,22 @@ static void test_long_sums_are_cut_along_K(const Kernels *k) {
     }
 }
 
+// A sum is complete before it is added to what is there, also where it is cut: the bits of C + (A B).
+static void test_sums_are_complete_before_they_are_added(const Kernels *k) {
+    enum { M = 35, N = 37, K = 2 * GEMM_K_MOST + 33 };
+    float *a = random_floats(1, K * M), *b = random_floats(2, K * N), *c = random_floats(3, M * N);
+    float *product = random_floats(4, M * N);
+    const Matrix A = matrix(a, 1, M), B = matrix(b, N, 1);
+    gemm(k, fp32(product), N, A, B, M, N, K, epilogue_of(EPILOGUE_STORE, NULL));
+    for (int i = 0; i < M * N; i++) product[i] += c[i];
+    gemm(k, fp32(c), N, A, B, M, N, K, epilogue_of(EPILOGUE_ADD, NULL));
+    EXPECT(!memcmp(c, product, M * N * sizeof *c), "%s", k->name);
+    free(a);
+    free(b);
+    free(c);
+    free(product);
+}
+
 // Panels packed a few rows of the weight at a time, as the update does it, are those that are packed at once.
 static void test_panels_packed_by_rows_are_those_packed_at_once(const Kernels *k) {
     enum { O = 70, C = 45 };
@@ -460,6 +476,7 @@ int main(void) {
             continue;
         }
         RUN(test_loss_of_divided_rows_has_the_same_bits, k);
+        RUN(test_sums_are_complete_before_they_are_added, k);
         RUN(test_products_agree_with_plain_sums, k);
         RUN(test_long_sums_are_cut_along_K, k);
         RUN(test_panels_packed_by_rows_are_those_packed_at_once, k);

@@ -225,6 +225,39 @@ static void test_moving_average_takes_the_place_of_the_weights_and_back(void) {
     clip_free(kept);
 }
 
+// The gradient of each micro-batch is complete before it is added: the sum has the bits of (m_0 + m_1) + m_2.
+static void test_micro_gradients_are_complete_before_they_are_added(void) {
+    enum { K = 3 };
+    static Pairs pairs;
+    Clip *sum = clip_of(false), *one = clip_of(false);
+    pairs_fill(&pairs, K);
+    float *wanted = calloc_check(sum->tensors.grad_floats, sizeof *wanted);
+    for (int j = 0; j < K; j++)
+        for (int c = 0; c < 2; c++) {
+            Clip *clip = c ? one : sum;
+            for (int i = 0; i < K; i++) clip_forward(clip, &pairs.micro[i], i * (PAIRS / K), false);
+            clip_loss(clip, PAIRS, NULL, POSITIVES_DIAGONAL, j == 0 || c);
+            if (c) clip->back->accumulate = false;
+            clip_forward(clip, &pairs.micro[j], j * (PAIRS / K), true);
+            clip_backward(clip, &pairs.micro[j], j * (PAIRS / K));
+            for (int i = 0; c && i < clip->tensors.count; i++) {
+                const Tensor *x = &clip->tensors.list[i];
+                float *m = tensor_values(one, ARENA_GRADIENTS, x), *to = wanted + x->grad_offset;
+                for (size_t n = 0; n < x->count; n++) to[n] = j && x->tower != NO_TOWER ? to[n] + m[n] : m[n];
+                free(m);
+            }
+        }
+    for (int i = 0; i < sum->tensors.count; i++) {
+        const Tensor *x = &sum->tensors.list[i];
+        float *got = tensor_values(sum, ARENA_GRADIENTS, x);
+        EXPECT(!memcmp(got, wanted + x->grad_offset, x->count * sizeof *got), "%s", x->name);
+        free(got);
+    }
+    free(wanted);
+    clip_free(sum);
+    clip_free(one);
+}
+
 // The packed copies of the weights, which products read, are brought up to date by the update itself.
 static void test_packed_weights_follow_the_update(void) {
     static Pairs pairs;
@@ -297,6 +330,7 @@ static void test_caption_ends_with_its_first_end_of_text(void) {
 
 int main(void) {
     RUN(test_micro_batches_make_the_step_of_all_pairs);
+    RUN(test_micro_gradients_are_complete_before_they_are_added);
     RUN(test_update_follows_the_equations);
     RUN(test_moving_average_takes_the_place_of_the_weights_and_back);
     RUN(test_packed_weights_follow_the_update);
