@@ -36,6 +36,7 @@ from models import (CLIP_VOCABULARY, CONSTANTS, HALF, INTERPOLATIONS, MODEL_ROWS
                     set_preprocess, similar_row, tensor_shapes, vit_config)
 from names import normalise
 from packed import Model, open_packed, write_packed
+from vocabularies import VOCABULARY_FILES, has_vocabulary, packed_vocabulary
 
 MERGES = os.path.join(ROOT, "data", "bpe_merges.txt")
 FORMATS = {"bin": write_packed, "open_clip": write_open_clip, "hf": write_hf, "openai-state": write_openai}
@@ -170,7 +171,8 @@ def download(repository, output):
         weights = weights_among(there)
         if weights is None:
             raise Refused(f"{repository}: holds none of {', '.join(WEIGHT_FILES)} ({address}/tree/main)")
-        wanted = [weights, *(n for n in (*CONFIG_FILES, "preprocessor_config.json") if n in there)]
+        beside = (*CONFIG_FILES, "preprocessor_config.json", *VOCABULARY_FILES)
+        wanted = [weights, *(n for n in beside if n in there)]
         place = [huggingface_hub.hf_hub_download(repository, name) for name in wanted][0]
         if weights.endswith(".index.json"):
             shards = load_json(place).get("weight_map", {}).values()
@@ -308,12 +310,19 @@ def matched(where, entries, shapes, known):
     return {name: entries[name] for name in shapes}
 
 
-def merges_for(config):
-    """The text of the BPE merges, or None: only CLIP's own vocabulary has merges."""
-    if config["vocab_size"] != CLIP_VOCABULARY or config["absent"] & CONSTANTS["ABSENT_TEXT"]:
+def tokenizer_for(config, own_path=None):
+    """The tokenizer section: CLIP's merges for its own vocabulary; for another one the vocabulary that lies
+    beside its configuration, packed; or None."""
+    if config["absent"] & CONSTANTS["ABSENT_TEXT"]:
         return None
-    with open(MERGES, "rb") as f:
-        return f.read()
+    if config["vocab_size"] == CLIP_VOCABULARY:
+        with open(MERGES, "rb") as f:
+            return f.read()
+    folder = os.path.dirname(own_path) if own_path else ""
+    if not has_vocabulary(folder):
+        return None
+    text_cfg = load_json(own_path).get("model_cfg", {}).get("text_cfg", {})
+    return packed_vocabulary(folder, text_cfg.get("tokenizer_kwargs", {}).get("clean", "whitespace"))
 
 
 def build(args):
@@ -322,7 +331,7 @@ def build(args):
     if args.random is not None:
         config = dict(load_model_argument(args.model).config)
         config["quick_gelu"] |= args.force_quick_gelu
-        model = Model("random weights", config, random_entries(config, args.random), merges_for(config),
+        model = Model("random weights", config, random_entries(config, args.random), tokenizer_for(config),
                       dtype or "F32", bool(dtype))
         return model, [f"random weights: {described(config)}",
                        f"activation: {activation(config['quick_gelu'])}"], []
@@ -346,8 +355,8 @@ def build(args):
         checkpoint.entries["logit_scale"] = Entry("F32", (1,), lambda: np.full(1, math.log(1 / 0.07), "<f4"))
     entries = matched(checkpoint.path, checkpoint.entries, tensor_shapes(config), known)
     notes.insert(0, f"read {checkpoint.path} ({checkpoint.kind})")
-    return (Model(checkpoint.path, config, entries, merges_for(config), dtype or "F32", bool(dtype)), notes,
-            warnings)
+    return (Model(checkpoint.path, config, entries, tokenizer_for(config, own_path), dtype or "F32",
+                  bool(dtype)), notes, warnings)
 
 
 # ---------------------------------------------------------------- command line

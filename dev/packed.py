@@ -18,12 +18,17 @@ def float_bits(value):
     return struct.unpack("<i", struct.pack("<f", value))[0]
 
 
-def header_of(config, dtype, merges_bytes, tensors):
+def tokenizer_kind(section):
+    """What a tokenizer section holds: the text of CLIP's merges, or a packed vocabulary."""
+    return CONSTANTS["TOKENIZER_VOCABULARY" if section.startswith(b"VOC\0") else "TOKENIZER_MERGES"]
+
+
+def header_of(config, dtype, merges, tensors):
     header = [0] * HEADER_INTS
     for key, value in (("MAGIC", CONSTANTS["WEIGHTS_MAGIC"]), ("VERSION", CONSTANTS["WEIGHTS_VERSION"]),
                        ("DTYPE", DTYPE_CODES[dtype]), ("FIELDS", len(CONFIG_FIELDS)),
-                       ("MERGES_BYTES", merges_bytes), ("TENSORS", tensors),
-                       ("TOKENIZER", CONSTANTS["TOKENIZER_MERGES"])):
+                       ("MERGES_BYTES", len(merges)), ("TENSORS", tensors),
+                       ("TOKENIZER", tokenizer_kind(merges))):
         header[CONSTANTS["HEADER_" + key]] = value
     for i, (kind, name, _, _) in enumerate(CONFIG_FIELDS):
         value = config[name]
@@ -60,7 +65,7 @@ def shortest(value):
 
 
 def open_packed(path):
-    """A packed .bin: -> Checkpoint with config, merges (bytes or None) and dtype. Checked as in
+    """A packed .bin: -> Checkpoint with config, merges (the tokenizer section, or None) and dtype. Checked as in
     weight_file_open()."""
     size = os.path.getsize(path)
     with open(path, "rb") as f:
@@ -72,11 +77,13 @@ def open_packed(path):
                                                 for k in ("VERSION", "DTYPE", "FIELDS", "MERGES_BYTES",
                                                           "TENSORS"))
         dtype = next((d for d, c in DTYPE_CODES.items() if c == code), None)
-        if (not 1 <= version <= CONSTANTS["WEIGHTS_VERSION"] or header[CONSTANTS["HEADER_TOKENIZER"]]
-            != CONSTANTS["TOKENIZER_MERGES"] or dtype is None or not 1 <= stored <= len(CONFIG_FIELDS)
-            or not 0 <= merges <= 1 << 24):
-            raise Refused(f"{path}: version {version}, number format {code}, {stored} fields, {merges} "
-                          "bytes of merges: not a packed file that this program can read")
+        tokenizer = header[CONSTANTS["HEADER_TOKENIZER"]]
+        if (not 1 <= version <= CONSTANTS["WEIGHTS_VERSION"]
+            or tokenizer not in (CONSTANTS["TOKENIZER_MERGES"], CONSTANTS["TOKENIZER_VOCABULARY"])
+            or dtype is None or not 1 <= stored <= len(CONFIG_FIELDS)
+            or not 0 <= merges <= CONSTANTS["TOKENIZER_MOST_BYTES"]):
+            raise Refused(f"{path}: version {version}, number format {code}, {stored} fields, a tokenizer of "
+                          f"kind {tokenizer} and {merges} bytes: not a packed file that this program can read")
         config = {}
         for i, (kind, name, _, _) in enumerate(CONFIG_FIELDS):
             bits = header[CONSTANTS["HEADER_CONFIG"] + i] if i < stored else 0
@@ -99,6 +106,8 @@ def open_packed(path):
             raise Refused(f"{path}: is damaged (its checksums differ); take another copy")
         f.seek(len(raw))
         text = f.read(merges) if merges else None
+        if tokenizer_kind(text or b"") != tokenizer:
+            raise Refused(f"{path}: its tokenizer is not of the kind {tokenizer} that its header names")
     entries = {name: Entry(dtype, shape, reader_of(path, places[name], dtype, shape))
                for name, shape in shapes.items()}
     packed = Checkpoint(path, "packed .bin", entries)
@@ -178,7 +187,7 @@ class Aside:
 
 class Model:
     """What an output format needs: the configuration, entries in the table's order (open_clip's names),
-    the merges, the dtype to write and whether the user asked for it. Writers add to `warnings` what they
+    the tokenizer section (merges), the dtype to write and whether the user asked for it. Writers add to `warnings` what they
     had to change or leave out."""
 
     def __init__(self, where, config, entries, merges, dtype, asked=False):
@@ -191,7 +200,7 @@ def write_packed(model, path):
         raise Refused("--dtype fp16: a packed .bin holds fp32 or bf16; fp16 is for the other formats")
     merges = model.merges or b""
     with Aside(path) as f:
-        f.write(header_of(model.config, model.dtype, len(merges), len(model.entries)))
+        f.write(header_of(model.config, model.dtype, merges, len(model.entries)))
         f.write(merges + bytes(padding(len(merges))))
         for name, entry in model.entries.items():
             for chunk in converted_chunks(model.where, name, entry, model.dtype):

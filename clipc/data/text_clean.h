@@ -441,26 +441,47 @@ static inline void ftfy_fix_text(Text *out, const Text *in, const MojibakeClasse
     }
 }
 
-// For plain ASCII without `&`, which ftfy leaves as it is: only case and white space change. False for any
-// other caption.
-static inline bool clean_ascii(Text *out, const char *caption, size_t length) {
+// What open_clip does to a caption after ftfy and html.unescape(): lower(), or nothing, or what SigLIP has.
+typedef enum { CLEAN_LOWER, CLEAN_WHITESPACE, CLEAN_CANONICALIZE } TextCleaning;
+
+// CLEAN_CANONICALIZE: `_` becomes a blank, and the other punctuation of ASCII is removed.
+static inline bool is_ascii_punctuation(uint32_t c) {
+    return c > ' ' && c < 0x7F && !is_ascii_digit(c) && !is_ascii_letter(c);
+}
+
+// For plain ASCII without `&`, which ftfy leaves as it is: only punctuation, case and white space change.
+// False for any other caption.
+static inline bool clean_ascii(Text *out, TextCleaning how, const char *caption, size_t length) {
     list_grow((void **)&out->at, &out->capacity, length + 1, sizeof *out->at);
     size_t n = 0;
     for (size_t i = 0; i < length; i++) {
         unsigned char c = (unsigned char)caption[i];
-        if (c > 0x20 && c < 0x7F && c != '&') out->at[n++] = c >= 'A' && c <= 'Z' ? c | 32u : c;
-        else if (c != ' ' && c != '\t' && c != '\n' && c != '\f' && c != '\r') return false;
+        const bool letter = c > 0x20 && c < 0x7F && c != '&';
+        if (!letter && c != ' ' && c != '\t' && c != '\n' && c != '\f' && c != '\r') return false;
+        if (how == CLEAN_CANONICALIZE && c != '_' && is_ascii_punctuation(c)) continue;
+        const bool space = !letter || (how == CLEAN_CANONICALIZE && c == '_');
+        if (!space) out->at[n++] = how != CLEAN_WHITESPACE && c >= 'A' && c <= 'Z' ? c | 32u : c;
         else if (n && out->at[n - 1] != ' ') out->at[n++] = ' ';
     }
     out->length = n && out->at[n - 1] == ' ' ? n - 1 : n;
     return true;
 }
 
-// The caption (any `length` bytes) as it will be split into words: lower case, single blanks between words,
-// no other white space.
-static inline void text_clean(Text *out, const MojibakeClasses *m, const char *caption, size_t length) {
+static inline void remove_ascii_punctuation(Text *t) {
+    size_t n = 0;
+    for (size_t i = 0; i < t->length; i++) {
+        const uint32_t c = t->at[i] == '_' ? ' ' : t->at[i];
+        if (!is_ascii_punctuation(c)) t->at[n++] = c;
+    }
+    t->length = n;
+}
+
+// The caption (any `length` bytes) as it will be split into words: single blanks between words, no other
+// white space, and what `how` says.
+static inline void text_clean(
+    Text *out, const MojibakeClasses *m, TextCleaning how, const char *caption, size_t length) {
     out->length = 0;
-    if (clean_ascii(out, caption, length)) return;
+    if (clean_ascii(out, how, caption, length)) return;
     Text in = {NULL, 0, 0};
     text_append_utf8(&in, caption, length);
     ftfy_fix_text(out, &in, m);
@@ -469,7 +490,12 @@ static inline void text_clean(Text *out, const MojibakeClasses *m, const char *c
         html_unescape(&in, out);
         text_replace(out, &in);
     }
+    if (how == CLEAN_CANONICALIZE) remove_ascii_punctuation(out);
     collapse_space(&in, out);
+    if (how == CLEAN_WHITESPACE) {
+        text_replace(out, &in);
+        return;
+    }
     out->length = 0;
     text_lower(out, &in);
     text_free(&in);

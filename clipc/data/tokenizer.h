@@ -1,11 +1,14 @@
-// open_clip's SimpleTokenizer: a caption becomes the ids of byte-pair-encoded words (Radford et al. 2021,
-// Sennrich et al. 2016).
+// A caption becomes ids, by what travels in the weight file: CLIP's table of merges, or a packed vocabulary
+// (clipc/data/vocabulary.h).
 //
+// With merges this is open_clip's SimpleTokenizer: the ids of byte-pair-encoded words (Radford et al. 2021,
+// Sennrich et al. 2016).
 // Ids: 256 bytes, 256 bytes that end a word, one for every merge in the order of the table, start of text,
 // end of text. With CLIP's 48,894 merges that is 49,408, start 49406, end 49407.
 #ifndef CLIPC_TOKENIZER_H
 #define CLIPC_TOKENIZER_H
 
+#include "clipc/data/pipeline.h"   // Vocabulary, pipeline_encode
 #include "clipc/data/text_clean.h" // text_clean, MojibakeClasses
 
 #include <assert.h>
@@ -45,7 +48,11 @@ enum {
 };
 
 typedef struct Tokenizer {
-    int vocabulary, start_of_text, end_of_text;
+    int vocabulary;                 // every id is below it
+    int start_of_text, end_of_text; // start: -1 where a caption has none
+    int padding;                    // id of the places after the end of text
+    TextCleaning cleaning;
+    Vocabulary *words;            // NULL: the merges below
     int byte_id[TOKENIZER_BYTES]; // of a byte inside a word; of one that ends a word 256 more
     struct {
         uint32_t pair;             // left id << 16 | right id
@@ -145,17 +152,31 @@ static inline bool tokenizer_add_merge(
     return true;
 }
 
-static inline void tokenizer_free(Tokenizer *t) { free(t); }
+static inline void tokenizer_free(Tokenizer *t) {
+    if (t) vocabulary_free(t->words);
+    free(t);
+}
 
-// From the text of a merge table: lines `left right` in order of rank, no header line. NULL, with the reason,
-// when it is malformed.
-static inline Tokenizer *tokenizer_create(const char *merges, size_t length, char error[256]) {
-    Tokenizer *t = (Tokenizer *)calloc_check(1, sizeof *t);
+static inline bool tokenizer_read_vocabulary(
+    Tokenizer *t, const char *section, size_t length, char error[256]) {
+    t->words = pipeline_create(section, length, error);
+    if (!t->words) return false;
+    const VocabularyHeader *h = &t->words->header;
+    t->vocabulary = h->f.vocabulary;
+    t->start_of_text = h->f.start;
+    t->end_of_text = h->f.end;
+    t->padding = h->f.padding;
+    t->cleaning = (TextCleaning)h->f.cleaning;
+    return true;
+}
+
+// From the text of a merge table: lines `left right` in order of rank, no header line. False, with the
+// reason, when it is malformed.
+static inline bool tokenizer_read_merges(Tokenizer *t, const char *merges, size_t length, char error[256]) {
     TokenizerSymbols *s = (TokenizerSymbols *)calloc_check(1, sizeof *s);
     // a merge's spelling is no longer than its line
     s->spellings = (char *)malloc_check(length + TOKENIZER_BYTES * 8);
     tokenizer_add_bytes(t, s);
-    mojibake_classes_init(&t->mojibake);
     bool good = true;
     for (size_t i = 0, n, number = 1; good && i < length; i += n + 1, number++) {
         const char *newline = (const char *)memchr(merges + i, '\n', length - i);
@@ -167,7 +188,17 @@ static inline Tokenizer *tokenizer_create(const char *merges, size_t length, cha
     t->vocabulary = s->count + 2;
     free(s->spellings);
     free(s);
-    if (good) return t;
+    return good;
+}
+
+// From the tokenizer section of a weight file: a packed vocabulary or a merge table. NULL, with the reason,
+// when it is malformed.
+static inline Tokenizer *tokenizer_create(const char *section, size_t length, char error[256]) {
+    Tokenizer *t = (Tokenizer *)calloc_check(1, sizeof *t);
+    mojibake_classes_init(&t->mojibake);
+    if (vocabulary_is_packed(section, length) ? tokenizer_read_vocabulary(t, section, length, error)
+                                              : tokenizer_read_merges(t, section, length, error))
+        return t;
     tokenizer_free(t);
     return NULL;
 }
@@ -247,29 +278,44 @@ static inline size_t tokenizer_encode_word(
     return tokenizer_merge_all(t, ids, merged, n);
 }
 
-// Encodes a caption of any `length` bytes; what is not UTF-8 counts as U+FFFD. ids (context >= 2) receives
-// the start of text, the words, the end of text, then zeros; a caption that is too long is cut so that the
-// end of text still fits. Returns the number of ids in use, 2 … context. Thread-safe.
+// Writes at most `most` ids of a cleaned caption; returns how many.
+static inline int tokenizer_encode_words(const Tokenizer *t, const Text *clean, int *ids, int most) {
+    int *word_ids = (int *)malloc_check(8 * (clean->length + 1) * sizeof *word_ids);
+    int *scratch = word_ids + 4 * clean->length;
+    int used = 0;
+    for (size_t i = 0, n; i < clean->length && used < most; i += n) {
+        n = 1;
+        if (word_class(clean->at[i]) == 'S') continue;
+        n = word_length(clean->at + i, clean->length - i);
+        size_t count = tokenizer_encode_word(t, clean->at + i, n, word_ids, scratch);
+        for (size_t k = 0; k < count && used < most; k++) ids[used++] = word_ids[k];
+    }
+    free(word_ids);
+    return used;
+}
+
+// Encodes a cleaned caption. ids (context >= 2) receives the start of text where there is one, the words, the
+// end of text, then padding; a caption that is too long is cut so that the end of text still fits. Returns
+// the number of ids in use, 1 … context. Thread-safe.
+static inline int tokenizer_encode_clean(const Tokenizer *t, const Text *clean, int *ids, int context) {
+    assert(context >= 2);
+    int used = 0;
+    if (t->start_of_text >= 0) ids[used++] = t->start_of_text;
+    const int most = context - 1 - used;
+    if (most && t->words) used += pipeline_encode(t->words, clean, ids + used, most);
+    else if (most) used += tokenizer_encode_words(t, clean, ids + used, most);
+    ids[used++] = t->end_of_text;
+    for (int i = used; i < context; i++) ids[i] = t->padding;
+    return used;
+}
+
+// Encodes a caption of any `length` bytes; what is not UTF-8 counts as U+FFFD. ids (context >= 2): see
+// tokenizer_encode_clean(). Thread-safe.
 static inline int tokenizer_encode(
     const Tokenizer *t, const char *text, size_t length, int *ids, int context) {
-    assert(context >= 2);
     Text clean = {NULL, 0, 0};
-    text_clean(&clean, &t->mojibake, text, length);
-    int *word_ids = (int *)malloc_check(8 * (clean.length + 1) * sizeof *word_ids);
-    int *scratch = word_ids + 4 * clean.length;
-    int used = 0;
-    ids[used++] = t->start_of_text;
-    for (size_t i = 0, n; i < clean.length && used < context; i += n) {
-        n = 1;
-        if (word_class(clean.at[i]) == 'S') continue;
-        n = word_length(clean.at + i, clean.length - i);
-        size_t count = tokenizer_encode_word(t, clean.at + i, n, word_ids, scratch);
-        for (size_t k = 0; k < count && used < context; k++) ids[used++] = word_ids[k];
-    }
-    if (used == context) used--;
-    ids[used++] = t->end_of_text;
-    memset(ids + used, 0, (size_t)(context - used) * sizeof *ids);
-    free(word_ids);
+    text_clean(&clean, &t->mojibake, t->cleaning, text, length);
+    const int used = tokenizer_encode_clean(t, &clean, ids, context);
     text_free(&clean);
     return used;
 }

@@ -214,30 +214,46 @@ static inline void text_lower(Text *out, const Text *in) {
 // A text with more marks than this on one letter is left as it is: utf8proc sorts them in quadratic time.
 enum { NORMALIZE_MARKS = 1000 };
 
-// NFC, or NFKC with UTF8PROC_COMPAT.
-static inline void text_normalize(Text *t, int compat) {
-    bool simple = true; // nothing below U+0300 composes or, but for NFKC, decomposes
+// Whether one letter carries more than NORMALIZE_MARKS marks. *low: the text has nothing from U+0300 on.
+static inline bool text_has_many_marks(const Text *t, bool *low) {
+    *low = true;
     for (size_t i = 0, marks = 0; i < t->length; i++) {
         if (t->at[i] < 0x300) continue;
-        simple = false;
+        *low = false;
         const bool mark = utf8proc_get_property((utf8proc_int32_t)t->at[i])->combining_class != 0;
         marks = mark && t->at[i - (i > 0)] >= 0x300 ? marks + 1 : 0;
-        if (marks > NORMALIZE_MARKS) return;
+        if (marks > NORMALIZE_MARKS) return true;
     }
-    if (simple && !compat) return;
+    return false;
+}
+
+static inline void text_normalize_by(Text *t, utf8proc_option_t options) {
     unsigned char *bytes = (unsigned char *)malloc_check(4 * t->length);
     size_t n = 0;
     for (size_t i = 0; i < t->length; i++) n += utf8_write(bytes + n, t->at[i]);
-    utf8proc_option_t options = (utf8proc_option_t)(UTF8PROC_STABLE | UTF8PROC_COMPOSE | compat);
     utf8proc_ssize_t need = utf8proc_decompose(bytes, (utf8proc_ssize_t)n, NULL, 0, options);
     if (need < 0) die(EXIT_RUNTIME, "cannot normalise a caption (%s)", utf8proc_errmsg(need));
-    utf8proc_int32_t *composed = (utf8proc_int32_t *)malloc_check((size_t)need * sizeof *composed);
-    utf8proc_decompose(bytes, (utf8proc_ssize_t)n, composed, need, options);
-    need = utf8proc_normalize_utf32(composed, need, options);
+    utf8proc_int32_t *changed = (utf8proc_int32_t *)malloc_check((size_t)need * sizeof *changed);
+    utf8proc_decompose(bytes, (utf8proc_ssize_t)n, changed, need, options);
+    need = utf8proc_normalize_utf32(changed, need, options);
     t->length = 0;
-    for (utf8proc_ssize_t i = 0; i < need; i++) text_push(t, (uint32_t)composed[i]);
-    free(composed);
+    for (utf8proc_ssize_t i = 0; i < need; i++) text_push(t, (uint32_t)changed[i]);
+    free(changed);
     free(bytes);
+}
+
+// NFC, or NFKC with UTF8PROC_COMPAT.
+static inline void text_normalize(Text *t, int compat) {
+    bool low; // nothing below U+0300 composes or, but for NFKC, decomposes
+    if (text_has_many_marks(t, &low) || (low && !compat)) return;
+    text_normalize_by(t, (utf8proc_option_t)(UTF8PROC_STABLE | UTF8PROC_COMPOSE | compat));
+}
+
+// NFD.
+static inline void text_decompose(Text *t) {
+    bool low;
+    if (t->length && !text_has_many_marks(t, &low))
+        text_normalize_by(t, (utf8proc_option_t)(UTF8PROC_STABLE | UTF8PROC_DECOMPOSE));
 }
 
 // ---------------------------------------------------------------- HTML entities

@@ -4,8 +4,9 @@
 #ifndef CLIPC_ARCHITECTURES_H
 #define CLIPC_ARCHITECTURES_H
 
-#include "clipc/base/safe_file.h" // SEAL_BLOCK
-#include "clipc/model/weights.h"  // ClipConfig, config_check
+#include "clipc/base/safe_file.h"  // SEAL_BLOCK
+#include "clipc/data/vocabulary.h" // vocabulary_schema
+#include "clipc/model/weights.h"   // ClipConfig, config_check
 
 #include <jansson.h>
 
@@ -519,6 +520,8 @@ static inline int schema_print(FILE *f) {
     CONSTANT(DTYPE_FP32)
     CONSTANT(DTYPE_BF16)
     CONSTANT(TOKENIZER_MERGES)
+    CONSTANT(TOKENIZER_VOCABULARY)
+    CONSTANT(TOKENIZER_MOST_BYTES)
     CONSTANT(SEAL_BLOCK)
     CONSTANT(SEAL_MAGIC)
     CONSTANT(ABSENT_TEXT)
@@ -534,6 +537,7 @@ static inline int schema_print(FILE *f) {
     CONFIG_FIELDS(X)
 #undef X
     fputs("\n  ],\n", f);
+    vocabulary_schema(f);
     schema_tensors(f);
     schema_models(f);
     fputs("}\n", f);

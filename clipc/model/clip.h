@@ -22,7 +22,7 @@ typedef struct Backend Backend; // weights, gradients, activations: the back end
 typedef struct {
     ClipConfig config;
     TensorTable tensors;
-    char *merges; // text of the BPE merges, NUL-terminated; NULL: this vocabulary has no tokenizer
+    char *merges; // the weight file's tokenizer section, with a NUL after it; NULL: there is no tokenizer
     size_t merges_bytes;
     Backend *back;
 } Clip;
@@ -100,10 +100,12 @@ typedef enum { ARENA_PARAMETERS, ARENA_GRADIENTS, ARENA_M, ARENA_V, ARENA_EMA } 
 // model can encode; clip_start_training() prepares it for training.
 Clip *clip_load(const char *path);
 
-// A model whose weights are all zero, to be filled with clip_write(); merges may be NULL (no tokenizer).
+// A model whose weights are all zero, to be filled with clip_write(); merges, a tokenizer section, may be
+// NULL.
 Clip *clip_create_empty(const ClipConfig *config, const char *merges, size_t merges_bytes);
 
-// A model with random weights, drawn as open_clip draws them from `seed`; merges may be NULL (no tokenizer).
+// A model with random weights, drawn as open_clip draws them from `seed`; merges, a tokenizer section, may
+// be NULL.
 Clip *clip_create(const ClipConfig *config, const char *merges, size_t merges_bytes, uint64_t seed);
 
 // Writes a packed fp32 file into `out`, which the caller opens and commits; returns its identity.

@@ -3,7 +3,8 @@
 // Little-endian, four parts, each beginning at a multiple of 64 bytes:
 //   header     256 int32, see the HEADER_ constants: the configuration in the order of CONFIG_FIELDS (floats
 //              by their bits), and in the last 256 bytes a name, padded with NUL
-//   tokenizer  the text of the BPE merges, one pair a line (absent for vocabularies other than 49,408)
+//   tokenizer  the text of CLIP's merges, one pair a line, or a packed vocabulary (clipc/data/vocabulary.h);
+//              absent where captions cannot be read
 //   tensors    in the order of the tables, each at a multiple of 64 bytes, padded with zeros
 //   seal       checksums of all that, see clipc/base/safe_file.h (absent in version 1)
 #ifndef CLIPC_WEIGHT_FILE_H
@@ -18,9 +19,14 @@ typedef struct {
     char path[PATH_SIZE];
     ClipConfig config;
     int dtype;    // DTYPE_FP32, DTYPE_BF16
-    char *merges; // NUL-terminated, or NULL; free() it
+    char *merges; // the tokenizer section, with a NUL after it, or NULL; free() it
     size_t merges_bytes;
 } WeightFile;
+
+// What a tokenizer section holds: a table of merges has no NUL, a packed vocabulary begins with "VOC\0".
+static inline int tokenizer_kind(const char *section, size_t bytes) {
+    return bytes >= 4 && memcmp(section, "VOC", 4) == 0 ? TOKENIZER_VOCABULARY : TOKENIZER_MERGES;
+}
 
 static inline size_t weights_element_bytes(int dtype) { return dtype == DTYPE_BF16 ? 2 : 4; }
 
@@ -62,12 +68,12 @@ static inline void weight_file_check_size(const WeightFile *w, const int32_t hea
     const int64_t merges = header[HEADER_MERGES_BYTES];
     struct stat st;
     if (fstat(fileno(w->f), &st)) die(EXIT_RUNTIME, "%s: %s", w->path, strerror(errno));
-    if (merges < 0 || merges > 1 << 24)
-        die(EXIT_USAGE, "%s: %lld bytes of tokenizer merges; convert it again with dev/convert.py", w->path,
+    if (merges < 0 || merges > TOKENIZER_MOST_BYTES)
+        die(EXIT_USAGE, "%s: a tokenizer of %lld bytes; convert it again with dev/convert.py", w->path,
             (long long)merges);
-    if (header[HEADER_TOKENIZER] != TOKENIZER_MERGES)
-        die(EXIT_USAGE, "%s: tokenizer of kind %d, this program knows kind %d; get a newer clip.c", w->path,
-            header[HEADER_TOKENIZER], TOKENIZER_MERGES);
+    if (header[HEADER_TOKENIZER] < 0 || header[HEADER_TOKENIZER] > TOKENIZER_VOCABULARY)
+        die(EXIT_USAGE, "%s: tokenizer of kind %d, this program knows kinds 0 to %d; get a newer clip.c",
+            w->path, header[HEADER_TOKENIZER], TOKENIZER_VOCABULARY);
     if (header[HEADER_TENSORS] != t.count)
         die(EXIT_USAGE, "%s: %d tensors, its configuration has %d; convert it again with dev/convert.py",
             w->path, header[HEADER_TENSORS], t.count);
@@ -123,6 +129,11 @@ static inline void weight_file_open(WeightFile *w, const char *path) {
     w->merges = (char *)malloc_check(padded + 1);
     fread_check(w->merges, padded, w->f, path);
     w->merges[w->merges_bytes] = 0;
+    if (tokenizer_kind(w->merges, w->merges_bytes) != header[HEADER_TOKENIZER])
+        die(EXIT_USAGE,
+            "%s: its tokenizer is not of the kind %d that its header names; convert it again with "
+            "dev/convert.py",
+            path, header[HEADER_TOKENIZER]);
 }
 
 // Reads the tensors in fp32 into `arena` (t->floats, laid out by `t`; gaps between tensors are not touched)
@@ -160,7 +171,7 @@ static inline uint64_t weight_file_write(SafeFile *s, const ClipConfig *c, const
     header[HEADER_DTYPE] = DTYPE_FP32;
     header[HEADER_MERGES_BYTES] = (int32_t)merges_bytes;
     header[HEADER_TENSORS] = t->count;
-    header[HEADER_TOKENIZER] = TOKENIZER_MERGES;
+    header[HEADER_TOKENIZER] = tokenizer_kind(merges, merges_bytes);
 #define X(type, name, low, high) memcpy(&header[field++], &c->name, 4);
     CONFIG_FIELDS(X)
 #undef X

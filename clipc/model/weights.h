@@ -18,7 +18,8 @@
 #define WEIGHTS_ALIGNMENT 64
 enum { HEADER_INTS = 256, HEADER_BYTES = 4 * HEADER_INTS, NAME_BYTES = 256, CLIP_VOCABULARY = 49408 };
 enum { DTYPE_FP32 = 0, DTYPE_BF16 = 1 };
-enum { TOKENIZER_MERGES = 0 };
+// how the tokenizer section is meant: the text of CLIP's merges, or clipc/data/vocabulary.h
+enum { TOKENIZER_MERGES = 0, TOKENIZER_VOCABULARY = 1, TOKENIZER_MOST_BYTES = 1 << 26 };
 // positions in the header, in int32
 enum {
     HEADER_MAGIC = 0,
@@ -27,7 +28,7 @@ enum {
     HEADER_FIELDS = 3,
     HEADER_MERGES_BYTES = 4,
     HEADER_TENSORS = 5,
-    HEADER_TOKENIZER = 6, // how the tokenizer section is meant: TOKENIZER_MERGES
+    HEADER_TOKENIZER = 6, // TOKENIZER_MERGES or TOKENIZER_VOCABULARY
     HEADER_CONFIG = 16,
     HEADER_NAME = 192
 };

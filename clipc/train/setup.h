@@ -112,7 +112,9 @@ static inline void data_open_tokenizer(TrainData *d, const Clip *clip) {
     d->tokenizer = tokenizer_create(clip->merges, clip->merges_bytes, error);
     if (!d->tokenizer)
         die(EXIT_USAGE, "the tokenizer in the weight file: %s; convert it again with dev/convert.py", error);
-    if (d->tokenizer->vocabulary != c->vocab_size || d->tokenizer->end_of_text != c->eot_id)
+    const bool fits = d->tokenizer->words ? d->tokenizer->vocabulary <= c->vocab_size // rows may be left over
+                                          : d->tokenizer->vocabulary == c->vocab_size;
+    if (!fits || d->tokenizer->end_of_text != c->eot_id)
         die(EXIT_USAGE,
             "the weight file: its tokenizer has %d tokens and ends a text with %d, its model has %d and ends "
             "with %d; convert it again with dev/convert.py",

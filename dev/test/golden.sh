@@ -4,8 +4,9 @@
 #   DIR/model/formats, bad weight files of every format, and malformed ones
 #   DIR/model/*.npz, .csv  retrieval, zero-shot, resized positions, schedules
 #   DIR/tokenizer, image   captions and their ids, image files and their pixels
+#   DIR/sentencepiece      hf_NAME: tokenizers of Hugging Face towers; texts and their ids
 #   DIR/train              losses of a training run over DIR/../data/cifar10
-# Names after DIR choose among model, tokenizer, image and train. A folder for which no check ran is a failure.
+# Names after DIR choose among model, tokenizer, image, sentencepiece and train. A folder for which no check ran is a failure.
 cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit 1
 . dev/test/parts.sh
 
@@ -32,6 +33,24 @@ model_values() { # DIR OUT PROGRAM
 
 golden_test() { # NAME FOLDER: a test program that compares with stored results when it is given their folder
     built "$BUILD/test_$1" && limited "$BUILD/test_$1" "$2"
+}
+
+# Captions are cleaned as the towers with these tokenizers have it.
+vocabulary_ids() { # DIR NAME
+    local clean=canonicalize out=$BUILD/golden/$2.vocabulary
+    case $2 in unigram | wordpiece) clean=whitespace ;; esac
+    "$PYTHON" dev/vocabularies.py "$1/hf_$2" --clean "$clean" -o "$out" &&
+        built "$BUILD/test_vocabulary" && limited "$BUILD/test_vocabulary" "$1" "$2" "$out"
+}
+
+golden_sentencepiece() { # DIR
+    local folder found=
+    for folder in "$1"/hf_*; do
+        [ -d "$folder" ] || continue
+        found=1
+        part "sentencepiece/$(basename "$folder")" vocabulary_ids "$1" "${folder##*/hf_}"
+    done
+    if [ -z "$found" ]; then part sentencepiece false; fi
 }
 
 golden_model() { # DIR
@@ -99,7 +118,7 @@ golden_train() { # TRAIN DATA
 golden_parts() { # DIR [KIND…]
     local dir=$1 kind known=
     shift
-    [ $# -gt 0 ] || set -- model tokenizer image train
+    [ $# -gt 0 ] || set -- model tokenizer image sentencepiece train
     mkdir -p "$BUILD/golden"
     for kind in "$@"; do
         [ -d "$dir/$kind" ] || continue
@@ -111,10 +130,11 @@ golden_parts() { # DIR [KIND…]
             part "image, decoded and resized" golden_test transform "$dir/image"
             part "image, augmented" golden_test augment "$dir/image"
             ;;
+        sentencepiece) golden_sentencepiece "$dir/sentencepiece" ;;
         train) golden_train "$dir/train" "$dir/../data/cifar10" ;;
         esac
     done
-    if [ -z "$known" ]; then part "$dir holds none of model, tokenizer, image, train" false; fi
+    if [ -z "$known" ]; then part "$dir holds none of model, tokenizer, image, sentencepiece, train" false; fi
 }
 
 if [ "${BASH_SOURCE[0]}" = "$0" ]; then

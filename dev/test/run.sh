@@ -123,6 +123,7 @@ script() { # TEST.py
     local programs=
     if runs_programs "$1"; then programs="${BIN}train_clip ${BIN}lr_find ${BIN}wise_ft"; fi
     if grep -q train_clip_emulated "$1"; then programs="$programs $BUILD/train_clip_emulated"; fi
+    if grep -q '"test_vocabulary"' "$1"; then programs="$programs $BUILD/test_vocabulary"; fi
     if [ -n "$programs" ]; then built $programs || return; fi
     limited "$PYTHON" "$1"
 }

@@ -20,7 +20,7 @@ static Tokenizer *builtin(void) {
 // The cleaned caption as UTF-8; free() it. *bytes may be NULL.
 static char *clean(const Tokenizer *t, const char *caption, size_t length, size_t *bytes) {
     Text text = {NULL, 0, 0};
-    text_clean(&text, &t->mojibake, caption, length);
+    text_clean(&text, &t->mojibake, t->cleaning, caption, length);
     unsigned char *out = (unsigned char *)malloc_check(4 * text.length + 1);
     size_t n = 0;
     for (size_t i = 0; i < text.length; i++) n += utf8_write(out + n, text.at[i]);

@@ -480,6 +480,13 @@ static void test_files_of_other_kinds_are_refused(const char *file, size_t bytes
     write_bytes(copy, bytes);
     expect_refused("version 9", "other file", 0);
     memcpy(copy, file, bytes);
+    copy[4 * HEADER_TOKENIZER] = TOKENIZER_VOCABULARY + 1;
+    write_sealed(copy, bytes);
+    expect_refused("tokenizer of kind 2", "other file", 0);
+    copy[4 * HEADER_TOKENIZER] = TOKENIZER_VOCABULARY; // it has merges
+    write_sealed(copy, bytes);
+    expect_refused("not of the kind 1", "other file", 0);
+    memcpy(copy, file, bytes);
     memset(copy + 4 * HEADER_NAME, '\n', NAME_BYTES); // no end, no letter
     write_sealed(copy, bytes);
     WeightFile w;

@@ -1,0 +1,169 @@
+// The steps of a vocabulary that change a text before it is split (VocabularyStep), as Hugging Face's
+// normalizers of the same names do.
+#ifndef CLIPC_NORMALIZER_H
+#define CLIPC_NORMALIZER_H
+
+#include "clipc/data/vocabulary.h"
+
+// Unicode's White_Space, which is Python's isspace() without four separators.
+static inline bool is_white_space(uint32_t c) { return unicode_is_space(c) && !(c >= 0x1C && c <= 0x1F); }
+
+// ---------------------------------------------------------------- what a step looks for
+
+typedef struct {
+    size_t start, length; // length 0: nothing found
+} Match;
+
+// The first of the alternatives, separated by NUL, that the text begins with; its bytes, or 0.
+static inline size_t alternative_bytes(const VocabularyStep *s, const unsigned char *p, size_t n) {
+    for (size_t i = 0, length; i < s->pattern_bytes; i += length + 1) {
+        const unsigned char *a = s->pattern + i;
+        const unsigned char *end = (const unsigned char *)memchr(a, 0, s->pattern_bytes - i);
+        length = end ? (size_t)(end - a) : s->pattern_bytes - i;
+        if (length && length <= n && a[0] == p[0] && memcmp(a, p, length) == 0) return length;
+    }
+    return 0;
+}
+
+static inline size_t blanks_at(const unsigned char *p, size_t n) {
+    size_t count = 0;
+    while (count < n && p[count] == ' ') count++;
+    return count;
+}
+
+// Bytes of what the step looks for at place i of the text, or 0.
+static inline size_t step_match_at(const VocabularyStep *s, const unsigned char *p, size_t n, size_t i) {
+    const size_t blanks =
+        s->kind == STEP_REPLACE_BLANKS || s->kind == STEP_REPLACE_ENDS ? blanks_at(p + i, n - i) : 0;
+    switch (s->kind) {
+    case STEP_REPLACE_BLANKS: return blanks >= 2 ? blanks : 0;
+    case STEP_REPLACE_ENDS: return i == 0 || i + blanks == n ? blanks : 0;
+    case STEP_REPLACE_START:
+        return i == 0 && n >= s->pattern_bytes && memcmp(p, s->pattern, s->pattern_bytes) == 0
+                   ? s->pattern_bytes
+                   : 0;
+    case STEP_REPLACE:
+        return n - i >= s->pattern_bytes && memcmp(p + i, s->pattern, s->pattern_bytes) == 0
+                   ? s->pattern_bytes
+                   : 0;
+    default: return alternative_bytes(s, p + i, n - i);
+    }
+}
+
+// The next place from `from` on where the step finds what it looks for.
+static inline Match step_find(const VocabularyStep *s, const unsigned char *p, size_t n, size_t from) {
+    Match m = {n, 0};
+    for (size_t i = from; i < n; i++) {
+        m.length = step_match_at(s, p, n, i);
+        m.start = m.length ? i : n;
+        if (m.length) return m;
+        // within a run of blanks that does not count there is nothing to find
+        if (p[i] == ' ' && s->kind == STEP_REPLACE_ENDS) i += blanks_at(p + i, n - i) - 1;
+    }
+    return m;
+}
+
+static inline void normalize_replace(
+    const VocabularyStep *s, Bytes *out, const unsigned char *p, size_t n, size_t most) {
+    for (size_t i = 0; i < n && out->length <= most;) {
+        const Match m = step_find(s, p, n, i);
+        bytes_append(out, p + i, m.start - i);
+        if (m.length) bytes_append(out, s->content, s->content_bytes);
+        i = m.start + m.length;
+    }
+}
+
+static inline void normalize_strip(int sides, Bytes *out, const unsigned char *p, size_t n) {
+    size_t first = n, end = 0; // of what is not white space
+    for (size_t i = 0, length; i < n; i += length) {
+        uint32_t c;
+        bool valid;
+        length = utf8_next(p + i, n - i, &c, &valid);
+        if (is_white_space(c)) continue;
+        first = first < i ? first : i;
+        end = i + length;
+    }
+    if (!(sides & 1)) first = 0;
+    if (!(sides & 2)) end = n;
+    if (first < end) bytes_append(out, p + first, end - first);
+}
+
+// ---------------------------------------------------------------- characters
+
+static inline void push_lower(Text *out, uint32_t c) {
+    text_push(out, c == 0x130 ? 'i' : (uint32_t)utf8proc_tolower((utf8proc_int32_t)c));
+    if (c == 0x130) text_push(out, 0x307);
+}
+
+static inline bool is_ideograph(uint32_t c) {
+    return (c >= 0x4E00 && c <= 0x9FFF) || (c >= 0x3400 && c <= 0x4DBF) || (c >= 0x20000 && c <= 0x2A6DF) ||
+           (c >= 0x2A700 && c <= 0x2B73F) || (c >= 0x2B740 && c <= 0x2B81F) ||
+           (c >= 0x2B920 && c <= 0x2CEAF) || (c >= 0xF900 && c <= 0xFAFF) || (c >= 0x2F800 && c <= 0x2FA1F);
+}
+
+// Controls, format characters and private ones; not the unassigned.
+static inline bool bert_removes(uint32_t c) {
+    if (c == '\t' || c == '\n' || c == '\r') return false;
+    const int category = unicode_category(c);
+    return c == 0 || c == REPLACEMENT_CHARACTER || category == UTF8PROC_CATEGORY_CC ||
+           category == UTF8PROC_CATEGORY_CF || category == UTF8PROC_CATEGORY_CO;
+}
+
+// BertNormalizer: its parts in their order, each over the whole text.
+static inline void normalize_bert(int parts, Text *out, const Text *in) {
+    Text t = {NULL, 0, 0};
+    for (size_t i = 0; i < in->length; i++) {
+        uint32_t c = in->at[i];
+        if (parts & BERT_CLEAN) {
+            if (bert_removes(c)) continue;
+            if (is_white_space(c)) c = ' ';
+        }
+        const bool alone = parts & BERT_IDEOGRAPHS && is_ideograph(c);
+        if (alone) text_push(&t, ' ');
+        text_push(&t, c);
+        if (alone) text_push(&t, ' ');
+    }
+    if (parts & BERT_STRIP_ACCENTS) text_decompose(&t);
+    for (size_t i = 0; i < t.length; i++) {
+        if (parts & BERT_STRIP_ACCENTS && unicode_category(t.at[i]) == UTF8PROC_CATEGORY_MN) continue;
+        if (parts & BERT_LOWER) push_lower(out, t.at[i]);
+        else text_push(out, t.at[i]);
+    }
+    text_free(&t);
+}
+
+static inline void normalize_characters(
+    const VocabularyStep *s, Bytes *out, const unsigned char *p, size_t n) {
+    Text in = {NULL, 0, 0}, changed = {NULL, 0, 0};
+    text_append_utf8(&in, (const char *)p, n);
+    if (s->kind == STEP_BERT) normalize_bert(s->flag, &changed, &in);
+    else
+        for (size_t i = 0; i < in.length; i++) push_lower(&changed, in.at[i]);
+    for (size_t i = 0; i < changed.length; i++) bytes_push(out, changed.at[i]);
+    text_free(&in);
+    text_free(&changed);
+}
+
+// ---------------------------------------------------------------- all of them
+
+// Runs the normalizers over a text of UTF-8, which is replaced; `scratch` is another buffer. A text that a
+// table of replacements makes more than 64 times as long is cut.
+static inline void normalize(const Vocabulary *v, Bytes *text, Bytes *scratch) {
+    const size_t most = 64 * text->length + 64;
+    for (int i = 0; i < v->normalizers; i++) {
+        const VocabularyStep *s = &v->steps[i];
+        scratch->length = 0;
+        switch (s->kind) {
+        case STEP_CHARSMAP: charsmap_apply(&v->charsmap, scratch, text->at, text->length, most); break;
+        case STEP_STRIP: normalize_strip(s->flag, scratch, text->at, text->length); break;
+        case STEP_LOWER:
+        case STEP_BERT: normalize_characters(s, scratch, text->at, text->length); break;
+        default: normalize_replace(s, scratch, text->at, text->length, most); break;
+        }
+        const Bytes before = *text;
+        *text = *scratch;
+        *scratch = before;
+    }
+}
+
+#endif
