@@ -162,7 +162,8 @@ static inline void file_set_commit(FileSet *set) {
 
 // ---------------------------------------------------------------- recovery
 
-// Is what a line of the manifest names there: the part, undamaged, or else renamed already?
+// Is what a line of the manifest names there: the part, undamaged, or else renamed already? False with errno
+// 0 when it is damaged, with another when it cannot be read.
 static inline bool manifest_line_holds(
     const char *folder, uint64_t identity, int64_t bytes, const char *name) {
     char path[PATH_SIZE];
@@ -170,36 +171,44 @@ static inline bool manifest_line_holds(
     uint64_t found = 0;
     path_format(path, "%s/%s.part", folder, name);
     const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    if (fd < 0 && errno == ELOOP) errno = 0; // a link, which is never ours
     if (fd < 0) return errno == ENOENT;
-    const bool holds =
-        fstat(fd, &st) == 0 && st.st_size == bytes && sealed_file_holds(fd, &found) && found == identity;
+    errno = 0;
+    const bool holds = fstat(fd, &st) == 0 && st.st_size == bytes && sealed_file_holds(fd, &found);
+    const int error = errno;
     close(fd);
-    return holds;
+    errno = error;
+    return holds && found == identity;
 }
 
-// The names in a manifest; false when it, or a part that it names, is damaged. A manifest may come from a
-// stranger: no name leads out of the folder.
+// The names in a manifest; false when it, or a part that it names, is damaged (errno 0) or cannot be read. A
+// manifest may come from a stranger: no name leads out of the folder.
 static inline bool manifest_read(const char *folder, StringList *names) {
     char path[PATH_SIZE];
     Seal seal;
     path_format(path, "%s/manifest", folder);
     const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    if (fd < 0 && errno == ELOOP) errno = 0; // a link, which is never ours
     bool holds = fd >= 0 && seal_read(&seal, fd);
     holds = holds && seal_holds(&seal, fd, seal.contents);
     char *text = holds ? (char *)calloc_check((size_t)seal.contents + 1, 1) : NULL, *rest = text, *line;
     holds = holds && pread_all(fd, text, (size_t)seal.contents, 0);
+    int error = holds ? 0 : errno;
     while (holds && (line = strsep(&rest, "\n")) && *line) {
+        errno = 0;
         unsigned long long identity;
         long long bytes;
         int name = 0;
         holds = sscanf(line, "%16llx %lld %n", &identity, &bytes, &name) == 2 && name > 0 && line[name] &&
                 line[name] != '.' && !strchr(line + name, '/') &&
                 manifest_line_holds(folder, identity, bytes, line + name);
+        error = holds ? 0 : errno;
         if (holds) string_list_add(names, line + name);
     }
     free(text);
     if (fd >= 0) free(seal.checksums);
     if (fd >= 0) close(fd);
+    errno = error;
     return holds;
 }
 
@@ -218,6 +227,10 @@ static inline void file_set_recover(const char *folder) {
     path_format(part, "%s/manifest.part", folder);
     if (file_set_pending(folder)) {
         const bool holds = manifest_read(folder, &names);
+        if (!holds && errno)
+            die(EXIT_RUNTIME,
+                "%s/manifest: it or a file that it names cannot be read (%s); nothing is lost, try again",
+                folder, strerror(errno));
         if (holds) file_set_finish(folder, &names);
         else warn("%s/manifest: it or a file that it names is damaged; that save is left out", folder);
         file_set_drop(folder);

@@ -103,11 +103,12 @@ static inline int64_t seal_bytes(int64_t contents) {
     return (int64_t)seal_blocks(contents) * 4 + SEAL_END_BYTES;
 }
 
-// pread() until all is there; false at the end of the file or on an error.
+// pread() until all is there; false with errno on an error, with errno 0 at the end of the file.
 static inline bool pread_all(int fd, void *data, size_t bytes, int64_t at) {
     for (size_t done = 0; done < bytes;) {
         const ssize_t got = pread(fd, (char *)data + done, bytes - done, (off_t)(at + (int64_t)done));
         if (got < 0 && errno == EINTR) continue;
+        if (got == 0) errno = 0;
         if (got <= 0) return false;
         done += (size_t)got;
     }
@@ -130,21 +131,27 @@ static inline uint32_t crc_of(const void *data, size_t bytes) {
     return (uint32_t)crc32_z(0, (const unsigned char *)data, bytes);
 }
 
-// The checksums (blocks) of the first `contents` bytes of a file; false when they cannot be read.
+// The checksums (blocks) of the first `contents` bytes of a file; false with errno (0: the end of the file)
+// when they cannot be read.
 static inline bool seal_compute(uint32_t *checksums, int fd, int64_t contents) {
     const int64_t blocks = (int64_t)seal_blocks(contents);
     bool whole = true;
+    int error = 0;
 #pragma omp parallel if (blocks > 1)
     {
         unsigned char *block = (unsigned char *)malloc_check(SEAL_BLOCK);
-#pragma omp for schedule(dynamic) reduction(&& : whole)
+#pragma omp for schedule(dynamic) reduction(&& : whole) reduction(max : error)
         for (int64_t i = 0; i < blocks; i++) {
             const size_t bytes = (size_t)min_i64(SEAL_BLOCK, contents - i * SEAL_BLOCK);
-            whole = whole && pread_all(fd, block, bytes, i * SEAL_BLOCK);
+            if (!pread_all(fd, block, bytes, i * SEAL_BLOCK)) {
+                whole = false;
+                error = errno;
+            }
             checksums[i] = crc_of(block, bytes);
         }
         free(block);
     }
+    errno = error;
     return whole;
 }
 
@@ -170,11 +177,13 @@ static inline uint64_t safe_file_seal(SafeFile *s) {
     return identity;
 }
 
-// Reads the seal of an open file. False when it has none, or a damaged one.
+// Reads the seal of an open file. False with errno 0 when it has none, or a damaged one; with another errno
+// when it cannot be read.
 static inline bool seal_read(Seal *seal, int fd) {
     struct stat st;
     uint32_t end[SEAL_END_BYTES / 4];
     memset(seal, 0, sizeof *seal);
+    errno = 0;
     if (fstat(fd, &st) || st.st_size < SEAL_END_BYTES ||
         !pread_all(fd, end, sizeof end, st.st_size - SEAL_END_BYTES))
         return false;
@@ -184,35 +193,46 @@ static inline bool seal_read(Seal *seal, int fd) {
         seal_blocks(seal->contents) != seal->blocks)
         return false;
     seal->checksums = (uint32_t *)malloc_check(seal->blocks * sizeof *seal->checksums);
-    if (!pread_all(fd, seal->checksums, seal->blocks * sizeof *seal->checksums, seal->contents) ||
-        crc_of(seal->checksums, seal->blocks * sizeof *seal->checksums) != end[0]) {
-        free(seal->checksums);
-        seal->checksums = NULL;
-        return false;
+    const size_t bytes = seal->blocks * sizeof *seal->checksums;
+    errno = 0;
+    const bool read = pread_all(fd, seal->checksums, bytes, seal->contents);
+    if (read && crc_of(seal->checksums, bytes) == end[0]) {
+        seal->identity = seal_identity(seal->contents, seal->checksums, seal->blocks);
+        return true;
     }
-    seal->identity = seal_identity(seal->contents, seal->checksums, seal->blocks);
-    return true;
+    const int error = read ? 0 : errno;
+    free(seal->checksums);
+    seal->checksums = NULL;
+    errno = error;
+    return false;
 }
 
-// Are the blocks undamaged that hold the first `bytes` bytes of the contents?
+// Are the blocks undamaged that hold the first `bytes` bytes of the contents? errno as for seal_read().
 static inline bool seal_holds(const Seal *seal, int fd, int64_t bytes) {
     const size_t blocks = seal_blocks(min_i64(bytes, seal->contents));
     const int64_t covered = min_i64(seal->contents, (int64_t)blocks * SEAL_BLOCK);
     uint32_t *checksums = (uint32_t *)malloc_check(blocks * sizeof *checksums);
-    const bool same = seal_compute(checksums, fd, covered) &&
-                      memcmp(checksums, seal->checksums, blocks * sizeof *checksums) == 0;
+    const bool read = seal_compute(checksums, fd, covered);
+    const int error = read ? 0 : errno;
+    const bool same = read && memcmp(checksums, seal->checksums, blocks * sizeof *checksums) == 0;
     free(checksums);
+    errno = error;
     return same;
 }
 
-// Is a sealed file undamaged, from its first to its last bit? Then its identity.
+// Is a sealed file undamaged, from its first to its last bit? Then its identity. errno as for seal_read().
 static inline bool sealed_file_holds(int fd, uint64_t *identity) {
     Seal seal;
     if (!seal_read(&seal, fd)) return false;
     const bool holds = seal_holds(&seal, fd, seal.contents);
+    const int error = errno;
     *identity = seal.identity;
     free(seal.checksums);
+    errno = error;
     return holds;
 }
+
+// After one of these said no: what is wrong with the file.
+static inline const char *seal_fault(void) { return errno ? strerror(errno) : "is damaged"; }
 
 #endif

@@ -193,19 +193,17 @@ static inline const char *state_fault(const StateHeader *h, int fd) {
     Seal seal;
     if (h->magic != STATE_MAGIC) return "is not a training state";
     if (h->version < 2 || h->version > STATE_VERSION) return "was written by another version of this program";
-    if (fstat(fd, &st)) return "cannot be read";
+    if (fstat(fd, &st)) return strerror(errno);
     if (h->settings_bytes < 0 || h->settings_bytes > STATE_SETTINGS_MOST || h->floats < 0 ||
         h->floats > st.st_size)
         return "is damaged";
     const int64_t head = (int64_t)sizeof *h + h->settings_bytes, contents = head + 4 * h->floats;
     if (st.st_size != contents + (h->version > 2 ? seal_bytes(contents) : 0)) return "is not complete";
-    bool sound = run_state_is_possible(&h->run);
-    if (sound && h->version > 2) {
-        sound = seal_read(&seal, fd);
-        if (sound) sound = seal_holds(&seal, fd, head);
-        free(seal.checksums);
-    }
-    return sound ? NULL : "is damaged";
+    if (!run_state_is_possible(&h->run)) return "is damaged";
+    if (h->version == 2) return NULL;
+    const char *why = seal_read(&seal, fd) && seal_holds(&seal, fd, head) ? NULL : seal_fault();
+    free(seal.checksums);
+    return why;
 }
 
 // Reads header and settings of c->state. Returns NULL, or what is wrong with the file.
@@ -213,7 +211,7 @@ static inline const char *checkpoint_open(Checkpoint *c) {
     FILE *f = fopen(c->state, "rb");
     const char *why = NULL;
     c->settings = NULL;
-    if (!f) why = "cannot be opened";
+    if (!f) why = strerror(errno);
     else if (fread(&c->header, 1, sizeof c->header, f) != sizeof c->header) why = "is not a training state";
     else why = state_fault(&c->header, fileno(f));
     if (!why) {
@@ -278,12 +276,12 @@ static inline Checkpoint *checkpoint_list(const char *folder, size_t *count) {
     return list;
 }
 
-// Is a sealed file undamaged? Then its identity.
-static inline bool file_holds(const char *path, uint64_t *identity) {
+// What is wrong with a sealed file; NULL when it is undamaged, and then its identity.
+static inline const char *file_fault(const char *path, uint64_t *identity) {
     FILE *f = fopen(path, "rb");
-    const bool holds = f && sealed_file_holds(fileno(f), identity);
+    const char *why = f && sealed_file_holds(fileno(f), identity) ? NULL : seal_fault();
     if (f) fclose(f);
-    return holds;
+    return why;
 }
 
 // What keeps a pair from being a checkpoint, and in *path the file with that fault; NULL when both files are
@@ -292,9 +290,12 @@ static inline const char *checkpoint_fault(const Checkpoint *c, const char **pat
     const bool old = c->header.version == 2;
     uint64_t weights, state;
     *path = c->state;
-    if (!old && !file_holds(c->state, &state)) return "is damaged";
+    const char *why = old ? NULL : file_fault(c->state, &state);
+    if (why) return why;
     *path = c->weights;
-    if (!(old ? file_hash : file_holds)(c->weights, &weights)) return "is missing or damaged";
+    if (!old) why = file_fault(c->weights, &weights);
+    else if (!file_hash(c->weights, &weights)) why = strerror(errno);
+    if (why) return why;
     *path = c->state;
     return weights == c->header.weights_identity ? NULL : "is not the state of the .bin beside it";
 }

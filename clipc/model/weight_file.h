@@ -117,12 +117,13 @@ static inline void weight_file_open(WeightFile *w, const char *path) {
     weight_file_read_config(w, header);
     weight_file_check_size(w, header);
     uint64_t identity;
-    if (header[HEADER_VERSION] > 1 && !sealed_file_holds(fileno(w->f), &identity))
+    if (header[HEADER_VERSION] > 1 && !sealed_file_holds(fileno(w->f), &identity)) {
+        if (errno) die(EXIT_RUNTIME, "%s: cannot be read (%s)", path, strerror(errno));
         die(EXIT_USAGE,
             "%s: is damaged (its checksums differ); take another copy, or convert it again with "
             "dev/convert.py",
             path);
-
+    }
     w->merges_bytes = (size_t)header[HEADER_MERGES_BYTES];
     if (!w->merges_bytes) return;
     const size_t padded = round_up(w->merges_bytes, WEIGHTS_ALIGNMENT);

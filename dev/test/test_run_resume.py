@@ -112,7 +112,7 @@ def test_resuming_from_files_that_are_not_a_pair_is_refused():
     refused("which run? give its --name", "--resume", "latest")
     refused("is not a run folder", "--resume", "latest", "--name", "never")
     refused("give a .bin or .state file", "--resume", "logs/run/params.txt")
-    refused("cannot be opened", "--resume", "nothing.bin")
+    refused("No such file", "--resume", "nothing.bin")
 
 
 def fnv_by_words(data):

@@ -376,6 +376,23 @@ static void test_any_flipped_bit_is_noticed(const char *file, size_t bytes) {
     free(copy);
 }
 
+// A file that cannot be read is not called damaged: a folder stands for it.
+static void test_read_errors_are_told_from_damage(void) {
+    uint64_t identity;
+    const int fd = open("/", O_RDONLY);
+    errno = 0;
+    EXPECT(!sealed_file_holds(fd, &identity) && errno == EISDIR, "%s", strerror(errno));
+    EXPECT_STRING(seal_fault(), strerror(EISDIR));
+    close(fd);
+    write_sealed("undamaged", 9);
+    FILE *f = fopen_check(path, "r+b");
+    EXPECT(pwrite(fileno(f), "x", 1, 0) == 1);
+    errno = EIO;
+    EXPECT(!sealed_file_holds(fileno(f), &identity) && errno == 0, "%s", strerror(errno));
+    EXPECT_STRING(seal_fault(), "is damaged");
+    fclose(f);
+}
+
 static void test_damage_anywhere_in_a_file_of_several_blocks_is_noticed(void) {
     const size_t bytes = 3 * SEAL_BLOCK + 777;
     char *data = (char *)calloc_check(bytes, 1);
@@ -524,6 +541,7 @@ int main(void) {
     EXPECT(child_run(read_weights, path) == 0, "%s", child.text);
     RUN(test_cut_and_lengthened_files_are_refused, file, whole);
     RUN(test_any_flipped_bit_is_noticed, file, whole);
+    RUN(test_read_errors_are_told_from_damage);
     RUN(test_damage_anywhere_in_a_file_of_several_blocks_is_noticed);
     RUN(test_any_value_in_the_header_is_survived, file, bytes);
     RUN(test_a_header_of_the_largest_model_allocates_nothing, file);
