@@ -160,6 +160,57 @@ static void test_distinct_order_has_no_key_twice_in_a_step(void) {
     dataset_free(&d);
 }
 
+// The two samples of a key go to any two steps, not always to neighbours.
+static void test_samples_of_a_key_are_spread(void) {
+    DatasetConfig c = dataset_config_default();
+    c.num_samples = 100;
+    Dataset d = dataset_open("synthetic", &c, 2);
+    d.keys = (uint64_t *)malloc_check(100 * sizeof *d.keys);
+    int64_t order[100], at[2] = {0, 0}, neighbours = 0;
+    for (int i = 0; i < 100; i++) d.keys[i] = i < 2 ? 0 : (uint64_t)i;
+    for (int epoch = 0; epoch < 100; epoch++) {
+        dataset_order(&d, 1, epoch, true, order);
+        EXPECT(order_make_distinct(&d, 1, epoch, 5, order, 100) == 20);
+        for (int p = 0; p < 100; p++)
+            if (order[p] < 2) at[order[p]] = p / 5;
+        neighbours += at[0] - at[1] == 1 || at[1] - at[0] == 1;
+    }
+    EXPECT(neighbours > 0 && neighbours < 30, "%d of 100, 10 are expected", (int)neighbours);
+    dataset_free(&d);
+}
+
+// Of 3 x SHUFFLE_BUFFER entries in shards: each comes once, and each shard comes first in some epoch.
+static void test_shards_are_shuffled_before_their_samples(void) {
+    enum { SHARDS = 6, SHARD = SHUFFLE_BUFFER / 2, N = SHARDS * SHARD };
+    DatasetConfig c = dataset_config_default();
+    c.num_samples = N;
+    Dataset d = dataset_open("synthetic", &c, 2);
+    int64_t *order = (int64_t *)malloc_check(N * sizeof *order);
+    bool first[SHARDS] = {false};
+    d.samples = (DataSample *)calloc_check(N, sizeof *d.samples);
+    for (int i = 0; i < N; i++) d.samples[i].file = i / SHARD;
+    for (int seed = 0; seed < 40; seed++) {
+        Rand r = rand_for(3, (uint64_t)seed, 0);
+        int turn[SHARDS], turns = 0;
+        bool *seen = (bool *)calloc_check(N, 1), begun[SHARDS] = {false};
+        for (int i = 0; i < N; i++) order[i] = i;
+        source_shuffle(&d, &r, true, order, N);
+        for (int i = 0; i < N; i++) {
+            const int shard = (int)order[i] / SHARD;
+            EXPECT(!seen[order[i]]);
+            seen[order[i]] = true;
+            if (!begun[shard]) turn[turns++] = shard;
+            begun[shard] = true;
+        }
+        EXPECT(turns == SHARDS);
+        first[turn[0]] = true;
+        free(seen);
+    }
+    for (int i = 0; i < SHARDS; i++) EXPECT(first[i], "shard %d never comes first", i);
+    free(order);
+    dataset_free(&d);
+}
+
 static void no_step_case(const void *argument) {
     DatasetConfig dc = dataset_config_default();
     Dataset d = dataset_open((const char *)argument, &dc, 2);
@@ -233,6 +284,8 @@ int main(void) {
     RUN(test_split_takes_the_keys_away);
     RUN(test_false_negatives_are_counted);
     RUN(test_distinct_order_has_no_key_twice_in_a_step);
+    RUN(test_samples_of_a_key_are_spread);
+    RUN(test_shards_are_shuffled_before_their_samples);
     RUN(test_distinct_batches_survive_broken_samples);
     remove_mixed_folder();
     return test_report();

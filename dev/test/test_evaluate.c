@@ -328,6 +328,8 @@ static void test_zeroshot_is_the_same_over_folders_and_tables(Evaluation e, cons
         EXPECT(list.list[0].value == m.top1 && list.list[1].value == m.top5, "values");
         zeroshot_close(&set);
     }
+    m.classes = 5;
+    EXPECT(zeroshot_metric_list(&m, "").count == 2, "a top-5 of five classes");
     m.classes = 4;
     EXPECT(zeroshot_metric_list(&m, "").count == 1, "no top-5 of four classes");
 }

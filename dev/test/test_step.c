@@ -188,6 +188,37 @@ static void test_update_follows_the_equations(void) {
     clip_free(clip);
 }
 
+// The gradients of a whole step, made so small that what the clipping adds to their norm (1e-6) counts.
+static void test_clipping_of_tiny_gradients(void) {
+    static Pairs pairs;
+    Clip *clip = clip_of(true);
+    double norm;
+    AdamW a = adamw_of(1);
+    pairs_fill(&pairs, 1);
+    train_step(clip, &pairs.step, &a, &norm);
+    const double factor = 1e-6 / norm;
+    for (int i = 0; i < clip->tensors.count; i++) {
+        const Tensor *x = &clip->tensors.list[i];
+        float *g = tensor_values(clip, ARENA_GRADIENTS, x),
+              *zero = (float *)calloc_check(x->count, sizeof *g);
+        for (size_t j = 0; j < x->count; j++) g[j] = (float)(g[j] * factor);
+        clip_write(clip, ARENA_GRADIENTS, x, g);
+        clip_write(clip, ARENA_M, x, zero);
+        free(g);
+        free(zero);
+    }
+    a.grad_clip_norm = 5e-7; // below the norm of 1e-6
+    norm = clip_update(clip, &a);
+    EXPECT_CLOSE(norm, 1e-6, 1e-10);
+    const Tensor *x = tensor_find(&clip->tensors, "visual.proj");
+    float *g = tensor_values(clip, ARENA_GRADIENTS, x), *m = tensor_values(clip, ARENA_M, x);
+    for (size_t j = 0; j < x->count; j++)
+        EXPECT_CLOSE(m[j], (1 - a.beta1) * g[j] * 5e-7 / (norm + 1e-6), 1e-5 * fabs(g[j]) + 1e-20);
+    free(g);
+    free(m);
+    clip_free(clip);
+}
+
 static void test_moving_average_takes_the_place_of_the_weights_and_back(void) {
     static Pairs pairs;
     float features[3][PAIRS * EMBED];
@@ -332,6 +363,7 @@ int main(void) {
     RUN(test_micro_batches_make_the_step_of_all_pairs);
     RUN(test_micro_gradients_are_complete_before_they_are_added);
     RUN(test_update_follows_the_equations);
+    RUN(test_clipping_of_tiny_gradients);
     RUN(test_moving_average_takes_the_place_of_the_weights_and_back);
     RUN(test_packed_weights_follow_the_update);
     RUN(test_bytes_and_normalised_pixels_are_the_same_image);
