@@ -150,7 +150,10 @@ int main(int argc, char **argv) {
     program_begin();
     json_begin();
     strategies_help(argc, argv);
-    options_parse(&o, argc, argv);
+    options_read(&o, argc, argv);
+    command_line_synthetic(&o);
+    if (!o.resume) model_check_options(&o);
+    options_end_refused(&o);
     check_options(&o);
     train_defaults(&o);
     logger_open(&log, NULL, false);

@@ -1484,7 +1484,7 @@ int main(int argc, char **argv) {
     program_begin();
     json_begin();
     strategies_help(argc, argv);
-    options_parse(&o, argc, argv);
+    command_line_read(&o, argc, argv); // clipc/train/setup.h
     if (o.schema) code = program_end(schema_print(stdout));
     else if (o.print_schedule) code = print_schedule_main(&o);
     else if (o.classify.count) code = classify_main(&o);

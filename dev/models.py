@@ -37,53 +37,9 @@ QUICKGELU = "-quickgelu"
 HALF = (0.5, 0.5, 0.5)
 OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
-# model, tag, activation, repository of the model hub, what else differs. Apple's repositories hold
-# open_clip_pytorch_model.bin, all others open_clip_model.safetensors; each also holds open_clip_config.json.
-TAG_LINES = """
-ViT-B-32 openai quick timm/vit_base_patch32_clip_224.openai
-ViT-B-32 laion400m_e31 quick timm/vit_base_patch32_clip_224.laion400m_e31
-ViT-B-32 laion400m_e32 quick timm/vit_base_patch32_clip_224.laion400m_e32
-ViT-B-32 laion2b_e16 gelu timm/vit_base_patch32_clip_224.laion2b_e16
-ViT-B-32 laion2b_s34b_b79k gelu laion/CLIP-ViT-B-32-laion2B-s34B-b79K
-ViT-B-32 datacomp_xl_s13b_b90k gelu laion/CLIP-ViT-B-32-DataComp.XL-s13B-b90K
-ViT-B-32 datacomp_m_s128m_b4k gelu laion/CLIP-ViT-B-32-DataComp.M-s128M-b4K
-ViT-B-32 datacomp_s_s13m_b4k gelu laion/CLIP-ViT-B-32-DataComp.S-s13M-b4K
-ViT-B-32 metaclip_400m quick timm/vit_base_patch32_clip_224.metaclip_400m
-ViT-B-32 metaclip_fullcc quick timm/vit_base_patch32_clip_224.metaclip_2pt5b
-ViT-B-32-256 datacomp_s34b_b86k gelu laion/CLIP-ViT-B-32-256x256-DataComp-s34B-b86K
-ViT-B-16 openai quick timm/vit_base_patch16_clip_224.openai
-ViT-B-16 laion400m_e31 gelu timm/vit_base_patch16_clip_224.laion400m_e31
-ViT-B-16 laion400m_e32 gelu timm/vit_base_patch16_clip_224.laion400m_e32
-ViT-B-16 laion2b_s34b_b88k gelu laion/CLIP-ViT-B-16-laion2B-s34B-b88K
-ViT-B-16 datacomp_xl_s13b_b90k gelu laion/CLIP-ViT-B-16-DataComp.XL-s13B-b90K
-ViT-B-16 datacomp_l_s1b_b8k gelu laion/CLIP-ViT-B-16-DataComp.L-s1B-b8K
-ViT-B-16 dfn2b quick apple/DFN2B-CLIP-ViT-B-16
-ViT-B-16 metaclip_400m quick timm/vit_base_patch16_clip_224.metaclip_400m
-ViT-B-16 metaclip_fullcc quick timm/vit_base_patch16_clip_224.metaclip_2pt5b
-ViT-B-16-plus-240 laion400m_e31 gelu timm/vit_base_patch16_plus_clip_240.laion400m_e31
-ViT-B-16-plus-240 laion400m_e32 gelu timm/vit_base_patch16_plus_clip_240.laion400m_e32
-ViT-L-14 openai quick timm/vit_large_patch14_clip_224.openai
-ViT-L-14 laion400m_e31 gelu timm/vit_large_patch14_clip_224.laion400m_e31
-ViT-L-14 laion400m_e32 gelu timm/vit_large_patch14_clip_224.laion400m_e32
-ViT-L-14 laion2b_s32b_b82k gelu laion/CLIP-ViT-L-14-laion2B-s32B-b82K mean/std=0.5
-ViT-L-14 datacomp_xl_s13b_b90k gelu laion/CLIP-ViT-L-14-DataComp.XL-s13B-b90K
-ViT-L-14 metaclip_400m quick timm/vit_large_patch14_clip_224.metaclip_400m
-ViT-L-14 metaclip_fullcc quick timm/vit_large_patch14_clip_224.metaclip_2pt5b
-ViT-L-14 dfn2b quick apple/DFN2B-CLIP-ViT-L-14
-ViT-L-14 dfn2b_s39b gelu apple/DFN2B-CLIP-ViT-L-14-39B
-ViT-L-14-336 openai quick timm/vit_large_patch14_clip_336.openai
-ViT-H-14 laion2b_s32b_b79k gelu laion/CLIP-ViT-H-14-laion2B-s32B-b79K
-ViT-H-14 metaclip_fullcc quick timm/vit_huge_patch14_clip_224.metaclip_2pt5b
-ViT-H-14 metaclip_altogether gelu timm/vit_huge_patch14_clip_224.metaclip_altogether
-ViT-H-14 dfn5b quick apple/DFN5B-CLIP-ViT-H-14 squash
-ViT-H-14-378 dfn5b quick apple/DFN5B-CLIP-ViT-H-14-378 squash
-ViT-g-14 laion2b_s12b_b42k gelu laion/CLIP-ViT-g-14-laion2B-s12B-b42K
-ViT-g-14 laion2b_s34b_b88k gelu laion/CLIP-ViT-g-14-laion2B-s34B-b88K
-ViT-bigG-14 laion2b_s39b_b160k gelu laion/CLIP-ViT-bigG-14-laion2B-39B-b160k
-ViT-bigG-14 metaclip_fullcc quick timm/vit_gigantic_patch14_clip_224.metaclip_2pt5b
-""".strip().splitlines()
-TAGS = [(model, tag, act == "quick", repository, extra)
-        for model, tag, act, repository, *extra in map(str.split, TAG_LINES)]
+# model, tag, whether its activation is quick_gelu, repository of the model hub, what else differs
+TAGS = [(t["model"], t["tag"], t["activation"] == "quick", t["repository"], t["extra"].split())
+        for t in SCHEMA["tags"]]
 
 
 # ---------------------------------------------------------------- configurations

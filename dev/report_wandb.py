@@ -123,10 +123,10 @@ def main():
         import wandb
     except ImportError:
         sys.exit(f"{name}: the wandb package is not installed; pip install wandb")
-    memory = Memory(folder / "wandb.json")
+    memory, config = Memory(folder / "wandb.json"), settings(folder / "params.txt")
     try:
         run = wandb.init(project=arguments.project, name=folder.name, id=memory.id, resume="allow",
-                         dir=str(folder), config=settings(folder / "params.txt"),
+                         dir=str(folder), notes=config.get("wandb-notes"), config=config,
                          settings=wandb.Settings(silent=True, console="off"))
         run.define_metric("step")
         run.define_metric("*", step_metric="step")

@@ -298,6 +298,8 @@ typedef struct {
         "also write TensorBoard event files, or report to Weights & Biases with its wandb package, or both") \
     X(OUTPUT, TEXT, wandb_project_name, "wandb-project-name", "clip.c", "NAME", \
         "wandb: name of the project") \
+    X(OUTPUT, TEXT, wandb_notes, "wandb-notes", "(none)", "TEXT", \
+        "wandb: notes about the run") \
     X(OUTPUT, FLAG, schema, "schema", "", "", \
         "print the tables of configuration fields, tensors and models as JSON (data/schema.json), then exit")
 
@@ -341,36 +343,58 @@ typedef struct {
 #endif
 #define ALL_OPTIONS(X) PROGRAM_OPTIONS(X) TRAIN_OPTIONS(X)
 
-// Options of open_clip that have no row in the table. IGNORED_FLAG, IGNORED_VALUE (an option that takes a
-// value): has no effect here, so a warning is enough. REFUSED: would change the result, so it is an error.
-// verdict, names ("name value" for one value of an option; | separates several, * matches anything), why
+// Options of open_clip, and some of other programs, that have no row in the table. IGNORED_FLAG: has no
+// effect here, so a warning is enough; IGNORED_VALUE: the same, and takes a value. REFUSED: would change the
+// result, so it is an error. What other programs call a row of the table is in SYNONYMS.
+// verdict, names ("name value" for one value of an option, "name " for it without one; | separates several,
+// * matches anything), why
+#define GPU_NAMES "gpu|gpus|gpu-id|gpu-ids|cuda|use-cuda|num-gpus|n-gpu|devices|accelerator"
 #ifdef __CUDACC__
 #define DEVICE_OPTIONS(F) \
-    F(REFUSED, "device cpu", "this program computes on the GPU; use train_clip for the CPU") \
-    F(IGNORED_VALUE, "device", "this program computes on the GPU that CUDA_VISIBLE_DEVICES selects")
+    F(REFUSED, "device cpu|no-cuda", "this program computes on the GPU; use train_clip for the CPU") \
+    F(IGNORED_VALUE, "device", "this program computes on the GPU that CUDA_VISIBLE_DEVICES selects") \
+    F(REFUSED, GPU_NAMES, \
+        "this program computes on the GPU that CUDA_VISIBLE_DEVICES selects; leave the option out")
 #else
 #define DEVICE_OPTIONS(F) \
     F(IGNORED_VALUE, "device cpu", "this program computes on the CPU") \
-    F(REFUSED, "device", "this program computes on the CPU; for a GPU use train_clipcu")
+    F(REFUSED, "device|" GPU_NAMES, \
+        "this program computes on the CPU; for a GPU use train_clipcu, for which CUDA_VISIBLE_DEVICES=N " \
+        "selects one")
 #endif
 #define FOREIGN_OPTIONS(F) \
     DEVICE_OPTIONS(F) \
     F(IGNORED_FLAG, "local-loss|gather-with-grad", "loss and gradient always cover the whole batch") \
     F(IGNORED_FLAG, "lock-text-freeze-layer-norm", "--lock-text freezes LayerNorm as well") \
     F(IGNORED_FLAG, "lock-image-freeze-bn-stats|use-bn-sync", "the models have no batch norm") \
-    F(IGNORED_FLAG, "torchcompile|ddp-static-graph|no-set-device-rank", "PyTorch is not used") \
+    F(IGNORED_FLAG, "torchcompile|torchscript|trace|ddp-static-graph|no-set-device-rank", \
+        "PyTorch is not used") \
     F(IGNORED_VALUE, "torchcompile-*|dist-url|dist-backend", "PyTorch is not used") \
     F(IGNORED_FLAG, "log-local|debug|copy-codebase", "a run writes one log and copies no code") \
-    F(REFUSED, "precision amp|precision fp16|precision amp_bfloat16|precision bf16|precision pure_*", \
-        "use --precision amp_bf16 or auto") \
-    F(REFUSED, "skip-scheduler", "use --lr-scheduler const") \
-    F(REFUSED, "siglip|coca-*|loss-dist-impl", "CLIP's softmax loss is the only one; leave the option out") \
-    F(REFUSED, "distill-*", "distillation is not supported; leave the option out") \
-    F(REFUSED, "opt|opt-*|momentum", \
+    F(IGNORED_VALUE, "opt adamw", "the optimizer is AdamW") \
+    F(REFUSED, "opt|opt-*|optim|optimizer|momentum", \
         "the optimizer is AdamW, set by --lr --wd --beta1 --beta2 --eps; leave the option out") \
+    F(REFUSED, "precision fp16|precision pure_*", "is not offered; use --precision amp_bf16 or auto") \
+    F(REFUSED, "logs none|logs None", "a run always has a folder; leave the option out, or name one") \
+    F(REFUSED, "report-to *trackio*", "is not offered; give tensorboard, wandb, or tensorboard,wandb") \
+    F(REFUSED, "pretrained-image ", \
+        "here takes the weights of an image tower; make them with: python3 dev/convert.py " \
+        "timm/vit_base_patch16_224.augreg2_in21k_ft_in1k -o FILE.bin") \
     F(REFUSED, "*audio*|*naflex*", "only text and images of one size are supported") \
+    F(REFUSED, "skip-scheduler", "use --lr-scheduler const") \
+    F(REFUSED, "siglip|coca-*|loss-dist-impl|loss|label-smoothing*|mixup*|cutmix*", \
+        "CLIP's softmax loss is the only one; leave the option out") \
+    F(REFUSED, "distill-*", "distillation is not supported; leave the option out") \
+    F(REFUSED, "lora*|use-lora|peft*|adapter*", \
+        "there are no adapters; --lock-image and --lock-text train parts of the towers") \
+    F(REFUSED, "temperature|logit-scale|init-logit-scale", \
+        "the logit scale is that of the weights, and trained; --lock-logit-scale keeps it") \
+    F(REFUSED, "dropout|drop|drop-rate|drop-path|attn-dropout", \
+        "the models have none; --force-patch-dropout drops patches") \
     F(REFUSED, "*bucket*|text-pad-multiple", "captions are packed without padding; leave the option out") \
-    F(REFUSED, "fsdp*", "the model is not split over devices; leave the option out") \
+    F(REFUSED, "fsdp*|deepspeed*|strategy", "the model is not split over devices; leave the option out") \
+    F(REFUSED, "world-size|nproc*|nnodes|num-nodes|num-processes|local-rank|horovod|multigpu|distributed", \
+        "no option starts processes; leave it out") \
     F(REFUSED, "remote-sync*", "not supported; copy the run folder with a tool of your choice") \
     F(REFUSED, "log-metric-every-n-steps", "use --log-every-n-steps") \
     F(REFUSED, "train-loss-ema-samples", "curves.svg shows a smoothed loss; leave the option out") \
@@ -380,8 +404,91 @@ typedef struct {
         "the first key of --json-text-key that is not empty is used; leave the option out") \
     F(REFUSED, "force-custom-text|text-pooler-own-group", \
         "the text tower is always CLIP's own; leave the option out") \
-    F(REFUSED, "imagenet-v*", "not supported yet; use --zeroshot-data DIR --classnames FILE") \
-    F(REFUSED, "visual-layer-decay|wandb-*", "not supported yet; leave the option out")
+    F(REFUSED, "imagenet-v*", "not supported yet; use --zeroshot-data DIR --templates FILE (a folder of " \
+        "WordNet ids takes ImageNet's class names)") \
+    F(REFUSED, "do-train", "giving --train-data means training; leave the option out") \
+    F(REFUSED, "overwrite-output-dir", \
+        "no run writes over another; leave the option out, and give another --name")
+
+// option, its values that are taken as another one, that one, what it means
+#define VALUE_SYNONYMS(V)                               \
+    V("precision", "amp|amp_bfloat16|bf16", "amp_bf16", \
+        "weights, sums and the optimizer are fp32, matrix products bf16")
+
+// names that other programs have, our option, what is to be said of its value
+#define SYNONYMS(S) \
+    S("learning-rate|base-lr|init-lr|initial-lr|peak-lr|max-lr|max-learning-rate|blr", "lr", "") \
+    S("weight-decay", "wd", "") \
+    S("adam-beta1", "beta1", "") \
+    S("adam-beta2", "beta2", "") \
+    S("betas|adam-betas", "beta1", " and --beta2") \
+    S("adam-epsilon|adam-eps|epsilon", "eps", "") \
+    S("max-grad-norm|clip-grad|clip-grad-norm|grad-clip|gradient-clip-val|gradient-clipping", \
+        "grad-clip-norm", "") \
+    S("max-steps|num-steps|total-steps|*train-steps|num-iterations|max-iters|iterations", "steps", "") \
+    S("*num-epochs|max-epochs|n-epochs|total-epochs|num-train-epochs", "epochs", "") \
+    S("*train-batch-size|per-device-*batch-size|per-gpu-*batch-size|bs", "batch-size", "") \
+    S("gradient-accumulation*|grad-accum*|accumulate-grad-batches|accum-steps|accumulation-steps", \
+        "accum-freq", "") \
+    S("lr-scheduler-type|scheduler|sched|lr-schedule|lr-decay-style", "lr-scheduler", "") \
+    S("*warmup-steps|warmup-iters|warmup-iterations", "warmup", "") \
+    S("warmup-ratio|warmup-epochs|warmup-fraction|warmup-proportion", \
+        "warmup", " N, in steps, or N%, of the run") \
+    S("min-lr|lr-min|eta-min|end-lr|final-lr", "min-lr-ratio", " X, as a fraction of --lr") \
+    S("decay-rate|lr-gamma", "gamma", "") \
+    S("decay-epochs|decay-steps|lr-step-size", "step-size", " N, in steps") \
+    S("model-ema|model-ema-decay|ema|use-ema", "ema-decay", " X, such as 0.999") \
+    S("layer-decay|llrd|layerwise-lr-decay", "image-layer-decay", " and --text-layer-decay") \
+    S("visual-layer-decay", "image-layer-decay", "") \
+    S("gradient-checkpointing|activation-checkpointing", "grad-checkpointing", "") \
+    S("amp|use-amp|bf16|fp16|half|mixed-precision|autocast|dtype|torch-dtype", \
+        "precision", " amp_bf16, or auto") \
+    S("random-seed|manual-seed", "seed", "") \
+    S("*num-workers|num-threads|threads|j", "workers", "") \
+    S("train-file|train-dir|train-path|train-csv|dataset|data|data-dir|data-path|dataset-name|dataset-dir|" \
+      "image-dir|image-folder|images", "train-data", "") \
+    S("validation-file|validation-data|val-file|val-dir|val-path|eval-data|eval-file|valid-data|test-data", \
+        "val-data", "") \
+    S("validation-split|validation-split-percentage|train-val-split|test-size", "val-split", \
+        " X, a fraction such as 0.1") \
+    S("image-column|image-col|img-key", "csv-img-key", "") \
+    S("caption-column|caption-col|caption-key|text-column", "csv-caption-key", "") \
+    S("label-column|label-col|label-key", "csv-label-key", "") \
+    S("separator|sep|delimiter", "csv-separator", "") \
+    S("color-jitter|random-resized-crop|crop-scale", "aug-cfg", " scale=LOW,HIGH color_jitter=...") \
+    S("model-name|arch|architecture|backbone", "model", "") \
+    S("model-name-or-path|pretrained-model|pretrained-model-name-or-path|checkpoint|ckpt|weights|init-from|" \
+      "initial-checkpoint|finetune", "pretrained", " FILE.bin") \
+    S("resume-from|resume-from-checkpoint|ckpt-path|load-checkpoint", "resume", "") \
+    S("img-size|input-size|image-size|resolution", "force-image-size", "") \
+    S("context-length|max-length|max-seq-length|max-seq-len", "force-context-length", "") \
+    S("patch-dropout|patch-drop-rate", "force-patch-dropout", "") \
+    S("freeze-image*|freeze-vision*|freeze-visual*|freeze-backbone|lock-vision|lock-visual", \
+        "lock-image", "") \
+    S("freeze-text*", "lock-text", "") \
+    S("freeze-logit-scale|freeze-temperature", "lock-logit-scale", "") \
+    S("mean", "image-mean", "") \
+    S("std", "image-std", "") \
+    S("interpolation|train-interpolation", "image-interpolation", "") \
+    S("output-dir|out-dir|output|out|save-dir|save-path|log-dir|logdir|logging-dir|checkpoint-dir|work-dir|" \
+      "default-root-dir", "logs", " DIR; the run's folder in it is --name") \
+    S("run-name|experiment|experiment-name|exp-name|exp", "name", "") \
+    S("logging-steps|log-interval|log-every|log-every-n|log-freq|print-freq", "log-every-n-steps", "") \
+    S("save-interval|save-every|save-freq|checkpoint-interval", \
+        "save-frequency", " N, in epochs, or --save-steps N") \
+    S("save-total-limit|checkpoint-hist|max-checkpoints", "keep-checkpoints", "") \
+    S("eval-interval|eval-every|evaluation-steps|val-check-interval", "eval-steps", "") \
+    S("eval-frequency|eval-freq|val-interval|check-val-every-n-epoch", "val-frequency", "") \
+    S("early-stopping|early-stopping-patience|patience", "early-stop", " N, in evaluations") \
+    S("metric-for-best-model|eval-metric|monitor", "best-metric", "") \
+    S("eval|evaluate|test-only|do-eval|validate-only", "eval-only", "") \
+    S("zeroshot|zeroshot-dataset|zero-shot-data|test-dir", "zeroshot-data", "") \
+    S("classes|class-names|class-file|labels|label-names", "classnames", " FILE") \
+    S("prompts|prompt|prompt-templates|template", "templates", " FILE") \
+    S("predict|predict-images", "classify", " IMAGE...") \
+    S("wandb|use-wandb|log-wandb|tensorboard|use-tensorboard|logger", \
+        "report-to", " tensorboard, wandb or both") \
+    S("wandb-project|project|project-name", "wandb-project-name", "")
 
 // clang-format on
 #endif

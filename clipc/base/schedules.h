@@ -238,10 +238,6 @@ static inline void schedule_check_options(Options *o) {
         o->warmup.percent = false;
     }
     const bool steps = options_was_set(o, steps);
-    if (!o->warmup.percent && steps && o->warmup.value > (double)o->steps)
-        die(EXIT_USAGE,
-            "--warmup %.0f: the run has %lld steps; use at most %lld, or a share such as --warmup 10%%",
-            o->warmup.value, (long long)o->steps, (long long)o->steps);
     if (kind == SCHEDULE_CONST_COOLDOWN) {
         if (!options_was_set(o, epochs_cooldown))
             die(EXIT_USAGE, "--lr-scheduler const-cooldown: how long is the cooldown? give --epochs-cooldown "
@@ -266,10 +262,11 @@ static inline Schedule schedule_from_options(const Options *o, int64_t total, in
     Schedule s = schedule_create(kind, o->lr, total);
     s.min_lr_ratio = o->min_lr_ratio;
     s.warmup = share_of(o->warmup, total);
-    if (s.warmup > total)
-        die(EXIT_USAGE,
-            "--warmup %lld: the run has %lld steps; use at most %lld, or a share such as --warmup 10%%",
-            (long long)s.warmup, (long long)total, (long long)total);
+    if (s.warmup > total) { // open_clip's default of 10,000 steps, in a short run
+        warn("--warmup %lld: the run has %lld steps; the warmup is 10%% of them: %lld", (long long)s.warmup,
+            (long long)total, (long long)(total / 10));
+        s.warmup = total / 10;
+    }
     if (!steps_per_epoch &&
         (kind == SCHEDULE_CONST_COOLDOWN || (kind == SCHEDULE_EXPONENTIAL && !options_was_set(o, step_size))))
         die(EXIT_USAGE, "--lr-scheduler %s: how long is an epoch? give --train-data%s", o->lr_scheduler,

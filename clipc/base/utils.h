@@ -4,6 +4,7 @@
 
 #include "clipc/base/program.h" // die, warn, make_showable
 
+#include <fnmatch.h>
 #include <fts.h>
 #include <math.h>
 #include <spawn.h>
@@ -379,6 +380,29 @@ static inline int edit_distance(const char *a, const char *b) {
         }
     }
     return row[n];
+}
+
+// Does `text` match one of the alternatives a|b|c, each a pattern as for file names (* ? [])?
+static inline bool matches_any(const char *alternatives, const char *text) {
+    char pattern[64];
+    for (const char *p = alternatives; *p; p += strcspn(p, "|"), p += *p == '|') {
+        snprintf(pattern, sizeof pattern, "%.*s", (int)strcspn(p, "|"), p);
+        if (fnmatch(pattern, text, 0) == 0) return true;
+    }
+    return false;
+}
+
+// A copy in lower case, cut to `size` bytes; of ASCII letters alone.
+static inline void lower_case(char *out, size_t size, const char *text) {
+    snprintf(out, size, "%s", text);
+    for (char *p = out; *p; p++)
+        if (*p >= 'A' && *p <= 'Z') *p = (char)(*p - 'A' + 'a');
+}
+
+// Is a known word at this edit distance near enough to a word of `length` characters to be named as a guess?
+static inline bool is_near(int distance, size_t length) {
+    const size_t most = (length + 2) / 3;
+    return distance <= (int)(most < 3 ? most : 3);
 }
 
 static inline bool ends_with(const char *s, const char *suffix) {

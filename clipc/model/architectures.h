@@ -1,12 +1,13 @@
 // Which models there are: open_clip's configurations with a plain ViT and a causal text transformer by name,
-// any other one from a JSON file. At the end: `train_clip --schema`, the tables of this file and of weights.h
-// as JSON for dev/convert.py.
+// any other one from a JSON file. At the end: `train_clip --schema`, the tables of this file, of weights.h
+// and of pretrained_tags.h as JSON for dev/convert.py.
 #ifndef CLIPC_ARCHITECTURES_H
 #define CLIPC_ARCHITECTURES_H
 
 #include "clipc/base/safe_file.h"  // SEAL_BLOCK
 #include "clipc/data/vocabulary.h" // vocabulary_schema
 #include "clipc/model/weights.h"   // ClipConfig, config_check
+#include "data/pretrained_tags.h"  // PRETRAINED_TAGS
 
 #include <jansson.h>
 
@@ -193,15 +194,20 @@ static inline bool model_find(const char *name, ClipConfig *out) {
     return false;
 }
 
-// The known name closest to `name`, by edit distance.
-static inline void model_nearest(const char *name, char nearest[NAME_BYTES]) {
+// The known name that was probably meant: one that begins with `name`, or the closest by edit distance. False
+// where none is near. Case does not count.
+static inline bool model_nearest(const char *name, char nearest[NAME_BYTES]) {
     int best = 1 << 30;
-    char candidate[NAME_BYTES];
+    char candidate[NAME_BYTES], lower[NAME_BYTES], given[NAME_BYTES];
+    const size_t length = strlen(name);
+    lower_case(given, sizeof given, name);
 #define X(known, embed, image, patch, width, layers, head_width, ratio, text_width, text_heads, text_layers, \
     suffixed)                                                                                                \
     for (int quick = 0; quick <= suffixed; quick++) {                                                        \
         snprintf(candidate, sizeof candidate, "%s%s", known, quick ? QUICKGELU_SUFFIX : "");                 \
-        const int distance = edit_distance(name, candidate);                                                 \
+        lower_case(lower, sizeof lower, candidate);                                                          \
+        const bool begins = length > 4 && strncmp(lower, given, length) == 0;                                \
+        const int distance = begins ? 0 : edit_distance(given, lower);                                       \
         if (distance < best) {                                                                               \
             best = distance;                                                                                 \
             memcpy(nearest, candidate, sizeof candidate);                                                    \
@@ -209,6 +215,16 @@ static inline void model_nearest(const char *name, char nearest[NAME_BYTES]) {
     }
     MODEL_CONFIGS(X)
 #undef X
+    return is_near(best, length);
+}
+
+// Writes why `name` is not a model, and what to do.
+static inline void model_fault(const char *name, char text[1024]) {
+    char nearest[NAME_BYTES];
+    const bool near = model_nearest(name, nearest);
+    snprintf(text, 1024,
+        "--model %.200s: no such model, and no such file%s%s%s (dev/convert.py --list shows all)", name,
+        near ? "; did you mean " : "", near ? nearest : "", near ? "?" : "");
 }
 
 // ---------------------------------------------------------------- from a JSON file
@@ -373,11 +389,9 @@ static inline void model_from_json(const char *path, json_t *file, ClipConfig *o
 static inline void model_load(const char *name_or_json, ClipConfig *out) {
     if (model_find(name_or_json, out)) return;
     if (!file_exists(name_or_json)) {
-        char nearest[NAME_BYTES] = "";
-        model_nearest(name_or_json, nearest);
-        die(EXIT_USAGE,
-            "%s: no such model, and no such file; did you mean %s? (dev/convert.py --list shows all)",
-            name_or_json, nearest);
+        char fault[1024];
+        model_fault(name_or_json, fault);
+        die(EXIT_USAGE, "%s", fault);
     }
     size_t length;
     char *text = file_read_all(name_or_json, &length), why[256];
@@ -495,8 +509,20 @@ static inline void schema_models(FILE *f) {
     fputs("\n  ]\n", f);
 }
 
-// Prints the tables of weights.h and of this file as JSON, one entry a line; the exit code. data/schema.json
-// is this output, and dev/models.py reads it.
+static inline void schema_tags(FILE *f) {
+    bool first = true;
+    fputs("  \"tags\": [", f);
+#define T(model, tag, activation, repository, extra)                                                     \
+    schema_next(f, &first);                                                                              \
+    fprintf(f, "{\"model\": \"%s\", \"tag\": \"%s\", \"activation\": \"%s\", ", model, tag, activation); \
+    fprintf(f, "\"repository\": \"%s\", \"extra\": \"%s\"}", repository, extra);
+    PRETRAINED_TAGS(T)
+#undef T
+    fputs("\n  ],\n", f);
+}
+
+// Prints the tables of weights.h, pretrained_tags.h and of this file as JSON, one entry a line; the exit
+// code. data/schema.json is this output, and dev/models.py reads it.
 static inline int schema_print(FILE *f) {
     bool first = true;
     fputs("{\n  \"constants\": {", f);
@@ -539,6 +565,7 @@ static inline int schema_print(FILE *f) {
     fputs("\n  ],\n", f);
     vocabulary_schema(f);
     schema_tensors(f);
+    schema_tags(f);
     schema_models(f);
     fputs("}\n", f);
     return fflush(f) || ferror(f) ? EXIT_RUNTIME : EXIT_SUCCESS;

@@ -333,7 +333,12 @@ static inline Clip *checkpoint_load_latest(Checkpoint *out, const char *folder) 
 // The pair that `path` is a file of, with its model; ends the program when it is not a pair.
 static inline Clip *checkpoint_load_pair(Checkpoint *out, const char *path) {
     const size_t tail = ends_with(path, ".bin") ? 4 : ends_with(path, ".state") ? 6 : 0;
-    if (!tail) die(EXIT_USAGE, "--resume %s: give a .bin or .state file of a checkpoint, or latest", path);
+    if (!tail)
+        die(EXIT_USAGE,
+            "--resume %s: give a .bin or .state file of a checkpoint, or latest; a new run begins with "
+            "weights "
+            "of open_clip: python3 dev/convert.py %s -o OUT.bin, then --pretrained OUT.bin",
+            path, path);
     path_format(out->weights, "%.*s.bin", (int)(strlen(path) - tail), path);
     path_format(out->state, "%.*s.state", (int)(strlen(path) - tail), path);
     const char *why = checkpoint_open(out);

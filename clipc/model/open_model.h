@@ -9,26 +9,184 @@
 #include "clipc/data/tokenizer.h"      // tokenizer_builtin_merges
 #include "clipc/data/transform.h"      // ResizeMode, bicubic
 
-#include <math.h> // fmax, floor, ceil
+#include <ctype.h> // tolower
+#include <math.h>  // fmax, floor, ceil
+
+// ---------------------------------------------------------------- what others publish
+
+// A tag as the table writes it: open_clip takes laion2b-s34b-b79k as well.
+static inline bool tag_is(const char *given, const char *tag) {
+    for (; *given && *tag; given++, tag++)
+        if ((*given == '-' ? '_' : tolower((unsigned char)*given)) != *tag) return false;
+    return *given == *tag;
+}
+
+// Lists in `text`, of `size` bytes, the tags of this model, or where `model` is NULL the models that have
+// this tag; returns how many.
+static inline int tags_list(char *text, size_t size, const char *model, const char *tag) {
+    int count = 0;
+    text[0] = 0;
+#define T(name, known, activation, repository, extra)                                    \
+    if (model ? strcmp(model, name) == 0 : tag_is(tag, known)) {                         \
+        const size_t n = strlen(text);                                                   \
+        snprintf(text + n, size - n, "%s%s", count++ ? ", " : "", model ? known : name); \
+    }
+    PRETRAINED_TAGS(T)
+#undef T
+    return count;
+}
+
+// Is there such a tag of this model?
+static inline bool tag_exists(const char *model, const char *tag) {
+    bool found = false;
+#define T(name, known, activation, repository, extra) found |= strcmp(model, name) == 0 && tag_is(tag, known);
+    PRETRAINED_TAGS(T)
+#undef T
+    return found;
+}
+
+// Names of open_clip, in lower case, that are not in the table: pattern, why
+#define FOREIGN_MODELS(M)                                                                                   \
+    M("rn50*|rn101*|resnet*", "is a ResNet; only ViT image towers are supported")                           \
+    M("coca*", "CoCa has a text decoder, which is not supported")                                           \
+    M("*-cl[0-9]*", "CLIPA's towers pool by the mean, which is not supported")                              \
+    M("*siglip*|*roberta*|xlm-*|mt5-*|nllb-*|eva*|convnext*|mobileclip*|vitamin*|*-worldwide*|vit-*-htxt*|" \
+      "swin*|vit_*_patch*|pe-*|*naflex*|*genl*p*|*clap*|vit-*-dec|*-alphaclip*",                            \
+        "has other towers than a plain ViT and a causal text transformer, which alone are supported")
+
+// Is this the name of a repository of the model hub, such as openai/clip-vit-base-patch32?
+static inline bool is_hub_name(const char *name) {
+    const char *slash = strchr(name, '/');
+    if (strncmp(name, "hf-hub:", 7) == 0) return true;
+    if (!slash || slash == name || !slash[1] || strchr(slash + 1, '/') || name[0] == '.') return false;
+    for (const char *p = name; *p; p++)
+        if (!isalnum((unsigned char)*p) && !strchr("/-_.", *p)) return false;
+    return !matches_any("*.bin|*.pt|*.pth|*.json|*.safetensors|*.npz|*.state|*.ckpt", name);
+}
+
+// Writes what to do about a model that others name, but that is not in our table; false where the name is not
+// one of those.
+static inline bool foreign_model(const char *name, char text[1024]) {
+    char lower[256];
+    lower_case(lower, sizeof lower, name);
+    const bool local = strncmp(name, "local-dir:", 10) == 0;
+    if (local || is_hub_name(name)) {
+        const char *source = local ? name + 10 : name, *slash = strrchr(source, '/');
+        const char *stem = slash && slash[1] ? slash + 1 : "model";
+        snprintf(text, 1024,
+            "--model %.200s: is converted first: python3 dev/convert.py %.200s -o weights/%.100s.bin; then "
+            "give "
+            "--pretrained weights/%.100s.bin",
+            name, source, stem, stem);
+        return true;
+    }
+#define M(patterns, why)                                                                                   \
+    if (matches_any(patterns, lower)) {                                                                    \
+        snprintf(text, 1024, "--model %.200s: " why " (dev/convert.py --list shows what there is)", name); \
+        return true;                                                                                       \
+    }
+    FOREIGN_MODELS(M)
+#undef M
+    return false;
+}
 
 // ---------------------------------------------------------------- files and configurations
 
-// Path of the weights: the file that --pretrained names, or MODEL-TAG.bin in --cache-dir. Ends the program
-// when it does not exist.
+// The name of a model in file names and in the table of tags: no slash (ViT-B/32), and there no -quickgelu.
+static inline void model_plain_name(const char *model, bool base, char name[NAME_BYTES]) {
+    snprintf(name, NAME_BYTES, "%s", model);
+    for (char *p = name; *p; p++) *p = *p == '/' ? '-' : *p;
+    if (base && ends_with(name, QUICKGELU_SUFFIX)) name[strlen(name) - strlen(QUICKGELU_SUFFIX)] = 0;
+}
+
+// Path of a tag's weights: MODEL-TAG.bin in --cache-dir.
+static inline void tag_path(const Options *o, const char *model, char path[PATH_SIZE]) {
+    char name[NAME_BYTES];
+    model_plain_name(model, false, name);
+    path_format(path, "%s/%s-%s.bin", o->cache_dir, name, o->pretrained);
+}
+
+// Path of the weights: the file that --pretrained names, or those of the tag.
 static inline void pretrained_path(const Options *o, char path[PATH_SIZE]) {
     path_format(path, "%s", o->pretrained);
+    if (!file_exists(path) && o->model) tag_path(o, o->model, path);
+}
+
+// Writes what is wrong with a tag whose weights are not there: the command that brings them, or which tags
+// the model has.
+static inline void tag_fault(const Options *o, char text[1024]) {
+    char path[PATH_SIZE], list[512], model[NAME_BYTES];
+    const char *tag = o->pretrained;
+    if (o->model) {
+        model_plain_name(o->model, true, model);
+        const int count = tags_list(list, sizeof list, model, NULL);
+        if (!tag_exists(model, tag)) {
+            snprintf(text, 1024,
+                "--model %.99s --pretrained %.99s: no such file, and no tag of this model%s%s", o->model, tag,
+                count ? "; it has " : "", list);
+            return;
+        }
+    }
+    const int owners = tags_list(list, sizeof list, NULL, tag);
+    if (!o->model) snprintf(model, sizeof model, "%.*s", (int)strcspn(list, ","), list);
+    const char *name = o->model ? o->model : model;
+    tag_path(o, name, path);
+    snprintf(text, 1024,
+        "--model %.99s --pretrained %.99s: %.200s does not exist; make it with: python3 dev/convert.py "
+        "--model "
+        "%.99s --pretrained %.99s -o %.200s",
+        name, tag, path, name, tag, path);
+    if (o->model) return;
+    const size_t n = (size_t)snprintf(text, 1024,
+        "--pretrained %.99s: a tag needs its model, too: --model %.99s --pretrained %.99s%s%s%s", tag, name,
+        tag, owners > 1 ? " (or one of " : "", owners > 1 ? strchr(list, ' ') + 1 : "",
+        owners > 1 ? ")" : "");
     if (file_exists(path)) return;
-    if (!o->model || strchr(o->pretrained, '/') || ends_with(o->pretrained, ".bin"))
-        die(EXIT_USAGE,
-            "--pretrained %s: no such file; give a packed .bin, or a tag together with --model NAME "
+    snprintf(text + n, 1024 - n,
+        "; its weights are made with: python3 dev/convert.py --model %.99s --pretrained %.99s -o %.200s",
+        name, tag, path);
+}
+
+// Writes why the weights of --pretrained cannot be opened, and what to do; false where they seem to be there.
+static inline bool pretrained_fault(const Options *o, char text[1024]) {
+    static const char files[] = "/*|./*|../*|~*|*.bin|*.pt|*.pth|*.ckpt|*.safetensors|*.npz";
+    char path[PATH_SIZE], list[512];
+    const char *given = o->pretrained, *slash = strrchr(given, '/'), *stem = slash ? slash + 1 : given;
+    pretrained_path(o, path);
+    if (is_directory(path) || (!file_exists(path) && !matches_any(files, given) && is_hub_name(given))) {
+        snprintf(text, 1024,
+            "--pretrained %.200s: is not a packed .bin; make one with: python3 dev/convert.py %.200s -o "
+            "weights/%.100s.bin, and give that",
+            given, given, is_directory(path) && !*stem ? "model" : stem);
+        return true;
+    }
+    if (file_exists(path)) return false;
+    if (!matches_any(files, given) && (o->model || tags_list(list, sizeof list, NULL, given)))
+        tag_fault(o, text);
+    else
+        snprintf(text, 1024,
+            "--pretrained %.200s: no such file; give a packed .bin, or a tag together with --model NAME "
             "(dev/convert.py --list shows them)",
-            o->pretrained);
-    path_format(path, "%s/%s-%s.bin", o->cache_dir, o->model, o->pretrained);
-    if (!file_exists(path))
-        die(EXIT_USAGE,
-            "--model %s --pretrained %s: %s does not exist; make it with: python3 dev/convert.py --model %s "
-            "--pretrained %s -o %s",
-            o->model, o->pretrained, path, o->model, o->pretrained, path);
+            given);
+    return true;
+}
+
+static const char no_model[] = "no model; give --pretrained FILE.bin to fine-tune, or --model NAME to start "
+                               "from random weights (see --help)";
+
+// Notes what is wrong with the options that name a model: options_end_refused() tells it.
+static inline void model_check_options(Options *o) {
+    char text[1024];
+    ClipConfig config;
+    const bool unknown = o->model && !model_find(o->model, &config) && !file_exists(o->model);
+    if (unknown) {
+        if (!foreign_model(o->model, text)) model_fault(o->model, text);
+        options_refuse(o, "%s", text);
+    }
+    if (o->pretrained && !(unknown && !strpbrk(o->pretrained, "/.")) && pretrained_fault(o, text))
+        options_refuse(o, "%s", text);
+    if (!o->model && !o->pretrained && !o->pretrained_image && !o->pretrained_text)
+        options_refuse(o, "%s", no_model);
 }
 
 // The first field in which two configurations differ; NULL when they are equal (names aside).
@@ -284,7 +442,8 @@ static inline Clip *model_open_towers(Options *o) {
 }
 
 static inline Clip *model_open_pretrained(const Options *o) {
-    char path[PATH_SIZE];
+    char path[PATH_SIZE], fault[1024];
+    if (pretrained_fault(o, fault)) die(EXIT_USAGE, "%s", fault);
     pretrained_path(o, path);
     Clip *clip = clip_load(path);
     if (clip->config.absent)
@@ -330,8 +489,7 @@ static inline Clip *model_open(Options *o) {
         clip = clip_create(&config, words ? tokenizer_builtin_merges : NULL,
             words ? tokenizer_builtin_merges_length : 0, (uint64_t)o->seed);
     } else {
-        die(EXIT_USAGE, "no model; give --pretrained FILE.bin to fine-tune, or --model NAME to start from "
-                        "random weights (see --help)");
+        die(EXIT_USAGE, "%s", no_model);
     }
     model_apply_options(clip, o);
     return model_resize(clip,
@@ -352,7 +510,7 @@ static inline void model_set_precision(Clip *clip, Options *o) {
     const PrecisionSupport support = wanted == PRECISIONS ? SUPPORT_NATIVE : clip_precision_support(wanted);
     if (support == SUPPORT_NONE)
         die(EXIT_USAGE, "--precision %s: not supported by this machine; use --precision auto", o->precision);
-    if (support == SUPPORT_SLOW)
+    if (support == SUPPORT_SLOW && !o->resume)
         warn("--precision %s: this processor has no instructions for it: correct but slow; "
              "--precision fp32 is faster",
             o->precision);

@@ -227,6 +227,14 @@ static inline int64_t data_count_steps(TrainData *d, const Options *o, int64_t n
     return distinct;
 }
 
+// Says so where there are fewer samples than were announced: an epoch has those that there are.
+static inline void dataset_check_count(const Dataset *d, const char *option, int64_t announced) {
+    const int64_t count = dataset_count(d);
+    if (!d->config.resampled && announced > count)
+        warn("--%s %lld: there are %lld samples, and an epoch has those", option, (long long)announced,
+            (long long)count);
+}
+
 // Lists the samples and counts the steps of an epoch. `val` takes what --val-split moves out of them.
 static inline void data_open(TrainData *d, Options *o, Dataset *val) {
     const DatasetConfig config = data_config(d, o);
@@ -235,6 +243,7 @@ static inline void data_open(TrainData *d, Options *o, Dataset *val) {
                         "or synthetic");
     d->train = dataset_open(o->train_data, &config, 2);
     loader_check_captions(&d->train, &d->loading);
+    dataset_check_count(&d->train, "train-num-samples", o->train_num_samples);
     data_open_prompts(d, o);
     if (o->val_split > 0) data_split(d, o, val);
     const int64_t n = dataset_epoch_length(&d->train);
@@ -304,6 +313,7 @@ static inline void sets_open(EvaluationSets *s, const Options *o) {
         val.validation = true;
         val.positives_key = o->positives_key;
         set->data = dataset_open(set_path("val-data", o->val_data.items[i], set->name), &val, 1);
+        dataset_check_count(&set->data, "val-num-samples", o->val_num_samples);
         loader_check_captions(&set->data, &s->how.loader);
         for (size_t k = 0; k < i; k++)
             if (strcmp(s->val[k].name, set->name) == 0)
@@ -348,23 +358,51 @@ static inline void folder_print_resume(RunFolder *folder, int64_t step) {
     free(command);
 }
 
+// Does this run folder hold anything of a checkpoint?
+static inline bool folder_has_checkpoint(const char *folder) {
+    char checkpoints[PATH_SIZE];
+    bool any = false;
+    path_format(checkpoints, "%s/checkpoints", folder);
+    DIR *d = opendir(checkpoints);
+    for (struct dirent *e; d && (e = readdir(d));) any |= matches_any("*.bin|*.state|manifest", e->d_name);
+    if (d) closedir(d);
+    return any;
+}
+
+// The run that --resume latest goes on with: LOGS/NAME, or without --name the only run in LOGS. False where
+// it has no checkpoint yet, or LOGS has none.
+static inline bool resume_latest(char folder[PATH_SIZE], const Options *o) {
+    char names[1024] = "", found[PATH_SIZE];
+    int count = 0;
+    path_format(folder, "%s/%s", o->logs, o->name ? o->name : "");
+    if (o->name) return folder_has_checkpoint(folder);
+    DIR *d = opendir(o->logs);
+    for (struct dirent *e; d && (e = readdir(d));) {
+        path_format(found, "%s/%s", o->logs, e->d_name);
+        if (e->d_name[0] == '.' || !folder_has_checkpoint(found)) continue;
+        path_format(folder, "%s", found);
+        const size_t n = strlen(names);
+        snprintf(names + n, sizeof names - n, "%s%s", count++ ? ", " : "", e->d_name);
+    }
+    if (d) closedir(d);
+    if (count > 1)
+        die(EXIT_USAGE, "--resume latest: which run? give the --name of one in %s: %s", o->logs, names);
+    return count == 1;
+}
+
+// Is this a new run that was begun by --resume latest, before there was a checkpoint to go on from?
+static inline bool resume_begins(const Options *o) { return options_was_set(o, resume) && !o->resume; }
+
 // The run folder that a resumed run goes on in: LOGS/NAME where the command line names it, else the one that
 // the checkpoint lies in, wherever that was moved. False when neither tells.
 static inline bool resume_folder(char folder[PATH_SIZE], const Options *o) {
     path_format(folder, "%s/%s", o->logs, o->name ? o->name : "");
     if (strcmp(o->resume, "latest") == 0) {
-        if (!o->name)
-            die(EXIT_USAGE,
-                "--resume latest: which run? give its --name (a folder in %s), or --resume a file of the "
-                "checkpoint",
-                o->logs);
+        if (resume_latest(folder, o)) return true;
         char checkpoints[PATH_SIZE];
         path_format(checkpoints, "%s/checkpoints", folder);
-        if (folder_fault(checkpoints))
-            die(EXIT_USAGE,
-                "--resume latest: %s is not a run folder (checkpoints: %s); see --logs and --name", folder,
-                folder_fault(checkpoints));
-        return true;
+        die(EXIT_USAGE, "--resume latest: %s %s; see --logs and --name", folder,
+            folder_fault(checkpoints) ? "is not a run folder" : "has no checkpoint");
     }
     if (options_was_set(o, name) || options_was_set(o, logs)) return o->name != NULL;
     // LOGS/NAME/checkpoints/STEM.state; a checkpoint that lies elsewhere begins another folder
@@ -443,6 +481,54 @@ static inline void print_model(Logger *log, const Clip *clip, const Options *o) 
         "memory       %.2f GB weights, %.2f GB gradients and optimizer, at most %.2f GB activations",
         (double)parameters / 1e9, (double)training / 1e9, (double)activations / 1e9);
     logger_print(log, "kernels      %s", clip_kernels(clip));
+}
+
+// ---------------------------------------------------------------- the command line
+//
+// What the options mean together, before anything is opened. As in open_clip, --resume latest begins a run
+// that is not there yet, and a line without --train-data evaluates.
+
+// --resume latest, so that the command of a job that is started again and again stays the same. Without any
+// option that names a model it can only mean a run that is there.
+static inline void command_line_resume(Options *o) {
+    char folder[PATH_SIZE], log[PATH_SIZE];
+    const bool model = o->pretrained || o->model || o->pretrained_image || o->pretrained_text;
+    if (!o->resume || strcmp(o->resume, "latest") != 0 || !model || resume_latest(folder, o)) return;
+    path_format(log, "%s/out.log", folder);
+    if (o->name && file_exists(folder) && !file_exists(log)) return; // not a run folder, which then is said
+    warn("--resume latest: %s%s; a new run begins", folder,
+        o->name ? " has no checkpoint yet" : ": no run there has a checkpoint yet");
+    o->resume = NULL;
+}
+
+// --dataset-type synthetic needs no path, as in open_clip; with one it would train on something else.
+static inline void command_line_synthetic(Options *o) {
+    if (strcmp(o->dataset_type, "synthetic") != 0) return;
+    if (!o->train_data && !o->resume) o->train_data = "synthetic";
+    const bool train = o->train_data && strcmp(o->train_data, "synthetic") != 0;
+    for (size_t i = 0; i <= o->val_data.count; i++) {
+        const char *path = i < o->val_data.count ? o->val_data.items[i] : train ? o->train_data : "synthetic";
+        if (strcmp(path, "synthetic") != 0)
+            options_refuse(o, "--dataset-type synthetic: would not read %s; leave one of them out", path);
+    }
+}
+
+// Data to evaluate on, and none to train on.
+static inline void command_line_evaluation(Options *o) {
+    const bool other = o->eval_only || o->check_data || o->print_schedule || o->classify.count || o->schema;
+    if (o->train_data || o->resume || other || !(o->val_data.count || o->zeroshot_data.count)) return;
+    warn("without --train-data the model is evaluated and not trained, as with --eval-only");
+    o->eval_only = true;
+}
+
+// Reads train_clip's command line. All that is wrong with it is told at once, and ends the program.
+static inline void command_line_read(Options *o, int argc, char **argv) {
+    options_read(o, argc, argv);
+    if (!o->refused.count) command_line_resume(o);
+    command_line_synthetic(o);
+    if (!o->schema && !o->print_schedule && !o->resume) model_check_options(o);
+    options_end_refused(o);
+    command_line_evaluation(o);
 }
 
 #endif

@@ -62,13 +62,14 @@ static inline void train_open_data(Training *t) {
 // program without leaving a folder.
 static inline void train_open_folder(Training *t) {
     const Options *o = t->o;
-    if (!o->resume && !folder_fault(t->folder.path))
+    if (!o->resume && !resume_begins(o) && !folder_fault(t->folder.path))
         die(EXIT_USAGE, "%s: exists already; choose another --name, or go on with --resume latest",
             t->folder.path);
     train_catch_signals();
     features_open(t->features, o, t->clip, &t->data);
     data_cache_images(&t->data, o);
-    folder_open(&t->folder, o->resume != NULL);
+    folder_open(&t->folder, o->resume || resume_begins(o));
+    if (resume_begins(o)) logger_truncate_after(&t->folder.log, -1); // of a run that ended before it saved
 }
 
 // --lr auto: takes the rate that the range test recommends. False when Ctrl-C came.

@@ -59,6 +59,12 @@ static void expect_setting(const char *line, const char *name, const char *value
         child.text);
 }
 
+static bool option_is_a_row(const char *name) {
+    for (int i = 0; i < OPTION_COUNT; i++)
+        if (strcmp(option_rows()[i].name, name) == 0) return true;
+    return false;
+}
+
 static void test_each_kind_of_option_parses_its_values(void) {
     expect_setting("", "batch-size", "64");
     expect_setting("--batch-size 7", "batch-size", "7");
@@ -118,15 +124,14 @@ static void test_options_that_are_not_given_stay_unset(void) {
 
 static void test_wrong_values_are_refused_with_the_reason(void) {
     const char *garbage[] = {"x", "1x", "1e", "e5", "0x10", "nan", "inf", "-inf", "1,5", "1 2", "' 1'",
-        "1..2", "--1", "1e999", "infinity", "+-1"};
+        "1..2", "1e999", "infinity", "+-1"};
     char line[256];
     for (size_t i = 0; i < sizeof garbage / sizeof *garbage; i++) {
         snprintf(line, sizeof line, "--lr %s", garbage[i]);
-        expect_refused(line, strcmp(garbage[i], "1 2") == 0   ? "takes one value"
-                             : strcmp(garbage[i], "--1") == 0 ? "needs a value"
-                                                              : "is not a number");
+        expect_refused(line, strcmp(garbage[i], "1 2") == 0 ? "takes one value" : "is not a number");
     }
     expect_refused("--lr", "needs a value");
+    expect_refused("--lr --seed 1", "needs a value");
     expect_refused("--lr=", "needs a value");
     expect_refused("--lr ''", "needs a value");
     expect_refused("--lr -1", "out of range; give 0 or more");
@@ -193,9 +198,10 @@ static void test_unknown_names_are_refused_and_foreign_ones_explained(void) {
     memcpy(endless, "--", 2);
     endless[sizeof endless - 1] = 0;
     expect_refused(endless, "unknown option");
-    const char *refused[] = {"--siglip", "--distill-model x", "--opt adamw", "--precision bf16",
-        "--precision=amp", "--skip-scheduler", "--audio-ext flac", "--use-naflex", "--force-naflex-vision",
-        "--fsdp", "--wandb-notes x", "--momentum 0.9", "--imagenet-val x", "--length-bucketing"};
+    const char *refused[] = {"--siglip", "--distill-model x", "--opt lamb", "--precision fp16",
+        "--precision=pure_bf16", "--skip-scheduler", "--audio-ext flac", "--use-naflex",
+        "--force-naflex-vision", "--fsdp", "--logs None", "--momentum 0.9", "--imagenet-val x",
+        "--length-bucketing"};
     for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
         expect_refused(refused[i], "");
         EXPECT(!strstr(child.text, "unknown option"), "%s: %s", refused[i], child.text);
@@ -208,6 +214,75 @@ static void test_unknown_names_are_refused_and_foreign_ones_explained(void) {
     for (char *p = child.text; (p = strstr(p, "has no effect here")); p++) lines++;
     EXPECT(lines == 5, "%d lines for 5 ignored options", lines);
     expect_setting("--device=cpu --torchcompile-mode default --seed=4", "seed", "4");
+}
+
+static int count_lines(const char *text) {
+    int lines = 0;
+    for (; (text = strchr(text, '\n')); text++) lines++;
+    return lines;
+}
+
+static void test_all_mistakes_of_a_line_are_told_at_once(void) {
+    const char *const says[] = {"--siglip: ", "--batch-size 0: is out of range",
+        "--fsdp-checkpoint: ", "--lr is given twice", "--learning-rate: unknown option; use --lr",
+        "b.tar: does not belong", "--precision fp16: "};
+    EXPECT(child_run(parse_and_print,
+               "--siglip --batch-size 0 --fsdp-checkpoint full --lr 1 --lr 2 --learning-rate 3 "
+               "--train-data a.tar b.tar c.tar --precision fp16 --seed 3") == EXIT_USAGE);
+    for (size_t i = 0; i < sizeof says / sizeof *says; i++)
+        EXPECT(strstr(child.text, says[i]), "%s does not say '%s'", child.text, says[i]);
+    EXPECT(count_lines(child.text) == sizeof says / sizeof *says, "%s", child.text);
+}
+
+static void test_other_spellings_of_a_value_are_taken_and_told(void) {
+    const char *const same[] = {"amp", "amp_bfloat16", "bf16"};
+    for (size_t i = 0; i < 3; i++) {
+        char line[64], told[128];
+        snprintf(line, sizeof line, "--precision %s", same[i]);
+        snprintf(told, sizeof told, "%s: is taken as --precision amp_bf16", line);
+        expect_setting(line, "precision", "amp_bf16");
+        EXPECT(strstr(child.text, told), "%s does not say '%s'", child.text, told);
+    }
+    expect_setting("--precision amp_bf16", "precision", "amp_bf16");
+    EXPECT(!strstr(child.text, "is taken as"), "%s", child.text);
+    expect_setting("--opt adamw --seed 4", "seed", "4");
+    EXPECT(strstr(child.text, "--opt adamw has no effect here"), "%s", child.text);
+}
+
+// The names that the Trainer of Hugging Face, timm and Lightning have lead to ours; nothing is guessed where
+// nothing is near.
+static void test_names_of_other_programs_lead_to_ours(void) {
+    const char *const names[][2] = {{"--learning_rate 1", "use --lr"}, {"--weight-decay 0", "use --wd"},
+        {"--max-steps 3", "use --steps"}, {"--num_train_epochs 3", "use --epochs"},
+        {"--per_device_train_batch_size 8", "use --batch-size"},
+        {"--max_grad_norm 1", "use --grad-clip-norm"},
+        {"--gradient_accumulation_steps 2", "use --accum-freq"}, {"--output-dir x", "use --logs"},
+        {"--dataloader_num_workers 2", "use --workers"}, {"--bf16", "use --precision amp_bf16"},
+        {"--freeze-vision-model", "use --lock-image"}, {"--run_name x", "use --name"}, {"--gpu 0", "GPU"},
+        {"--gpus 2", "GPU"}, {"--Batch_Size 2", "did you mean --batch-size?"},
+        {"--lora-rank 4", "--lock-image"}};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) expect_refused(names[i][0], names[i][1]);
+    const char *const nothing[] = {"--frobnicate 3", "--xyz", "--hidden-size 8", "--warmup-ratio 0.1"};
+    for (size_t i = 0; i < sizeof nothing / sizeof *nothing; i++) { // --warmup is not offered by this program
+        expect_refused(nothing[i], "unknown option; --help lists all");
+        EXPECT(!strstr(child.text, "did you mean"), "%s: %s", nothing[i], child.text);
+    }
+#define S(names, ours, how) EXPECT(option_is_a_row(ours), "--%s is not an option", ours);
+    SYNONYMS(S)
+#undef S
+#define V(option, values, meaning, why) EXPECT(option_is_a_row(option), "--%s is not an option", option);
+    VALUE_SYNONYMS(V)
+#undef V
+}
+
+static void test_what_copying_does_to_a_line_is_recognized(void) {
+    expect_setting("python -m open_clip_train.main --seed 4", "seed", "4");
+    EXPECT(strstr(child.text, "python -m open_clip_train.main: is left out"), "%s", child.text);
+    expect_setting("python3 src/training/main.py --seed 4", "seed", "4");
+    expect_refused("torchrun --nproc_per_node 4 -m open_clip_train.main --seed 4", "runs as one process");
+    expect_refused("python train_what.py --seed 4", "does not belong to an option");
+    expect_refused("\xe2\x80\x93seed 4", "a dash of another kind");
+    expect_refused("--seed 4 '\\ '", "a space after a backslash");
 }
 
 static int longest_line(const char *text) {
@@ -269,7 +344,7 @@ static void test_each_option_that_takes_text_is_known_to_act_or_to_be_harmless(v
         "pretrained|model|pretrained-image|pretrained-text|resume|cache-dir|csv-*-key|image-key|text-key|"
         "json-text-key|train-data-upsampling-factors|train-templates|aug-cfg|wd-exclude|positives-key|"
         "classnames|"
-        "templates|best-metric|classify";
+        "templates|best-metric|classify|wandb-notes";
 #define A(names, unless, does) names "|"
     static const char acting[] = ACTING_OPTIONS(A);
 #undef A
@@ -290,6 +365,10 @@ int main(void) {
     RUN(test_wrong_values_are_refused_with_the_reason);
     RUN(test_a_share_is_a_count_or_a_percentage);
     RUN(test_unknown_names_are_refused_and_foreign_ones_explained);
+    RUN(test_all_mistakes_of_a_line_are_told_at_once);
+    RUN(test_other_spellings_of_a_value_are_taken_and_told);
+    RUN(test_names_of_other_programs_lead_to_ours);
+    RUN(test_what_copying_does_to_a_line_is_recognized);
     RUN(test_help_lists_every_offered_option_in_100_columns);
     RUN(test_printed_settings_read_back_as_options);
     return test_report();

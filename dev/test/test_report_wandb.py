@@ -23,7 +23,7 @@ class Run:
         if values["step"] == int(os.environ.get("FAKE_DIES_AT", -1)): raise RuntimeError("no\\nnetwork")
         self.write({"log": values})
     def finish(self): self.write({"finish": True})
-def init(**arguments): return Run({key: arguments[key] for key in ("project", "name", "id", "resume", "config")})
+def init(**arguments): return Run({key: arguments[key] for key in ("project", "name", "id", "resume", "notes", "config")})
 '''
 
 

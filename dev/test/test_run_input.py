@@ -177,7 +177,7 @@ def test_bad_weight_files_are_refused():
         refused("w.bin: ", *use)
     write("w.bin", whole + b"\0")
     refused("1 bytes longer than", *use)
-    refused("cannot open", "--pretrained", "shapes", *use[2:])
+    refused("shapes: is not a packed .bin; make one with: python3 dev/convert.py shapes -o ", "--pretrained", "shapes", *use[2:])
     write("w.bin", b"PK\x03\x04" + os.urandom(4000))
     refused("dev/convert.py", *use)
     for value in (float("nan"), float("inf")):

@@ -109,7 +109,7 @@ def test_resuming_from_files_that_are_not_a_pair_is_refused():
             refused(stem + ".state: is not there (--keep-states", "--resume", checkpoint("mixed", stem + ".bin"))
     os.unlink(checkpoint("mixed", "step_3.bin"))
     refused("no complete checkpoint", "--resume", "latest", "--name", "mixed")
-    refused("which run? give its --name", "--resume", "latest")
+    refused("which run? give the --name of one in logs: ", "--resume", "latest")
     refused("is not a run folder", "--resume", "latest", "--name", "never")
     refused("give a .bin or .state file", "--resume", "logs/run/params.txt")
     refused("No such file", "--resume", "nothing.bin")

@@ -119,7 +119,8 @@ def test_text_of_others_is_shown_as_text_everywhere():
     weights = glob.glob(glob.escape(path) + "checkpoints/epoch_1.bin")[0]
     code, out, err = run("--pretrained", weights, "--classnames", "classes.txt", "--classify", "shapes/images/" + sorted(os.listdir("shapes/images"))[0], "gone\x1b[2J.png")
     check(code == 0 and "third" in out and not shown(out.encode()) and not shown(err.encode()), f"--classify: exit {code}, {shown(out.encode())}, {shown(err.encode())}")
-    for arguments in (["--train-data", EVIL], ["--model", "x\x1b[31m"], ["--" + EVIL], ["--train-data", "synthetic", "--lr", EVIL], [EVIL]):
+    named = ["--model", "small.json"]
+    for arguments in (["--train-data", EVIL], ["--model", "x\x1b[31m"], ["--" + EVIL, *named], ["--lr", EVIL, *named], [EVIL, *named]):
         code, out, err = run(*arguments)
         check(code == 2 and err.count("\n") == 1 and not shown(err.encode()), f"{arguments}: exit {code}, {shown(err.encode())}")
     page_runs_nothing(read(path + "report.html").decode())
