@@ -183,6 +183,7 @@ experiments: setup $(PROGRAMS:%=$(BIN)%) $(BUILD)/bench_loss
 	@test -d '$(DATA)/cifar10' || { echo 'make experiments DATA=DIR: DIR holds cifar10/ (train-*.tar, test-00000.tar, …) and emoji/'; exit 2; }
 	@set -e; export PYTHON='$(PYTHON)' PROGRAMS='$(abspath $(or $(BIN),.))'; for experiment in dev/experiments/*.sh; do echo "== $$experiment"; $$experiment '$(DATA)/cifar10'; done
 	@'$(PYTHON)' dev/experiments/range_test.py --data '$(DATA)/cifar10'
+	@'$(PYTHON)' dev/experiments/rates.py --data '$(DATA)/cifar10'
 	@'$(PYTHON)' dev/experiments/costs.py
 	@KILLS=200 TEST=kill_anywhere BIN='$(BIN)' '$(PYTHON)' dev/test/test_run_kill.py
 	@$(BUILD)/bench_loss

@@ -10,6 +10,7 @@
 //      running loss exceeds --stop-factor times its lowest value. With --repeats, each pass has the same
 //      weights and another data order.
 //   3. range_read() smooths the curves and finds rates of note; range_advise() picks one, with a reason.
+//      Where nothing is learned at any rate, range_find() takes a closer look.
 //   4. report() prints them and the train_clip commands with that rate, and writes lr_find.csv, lr_find.svg.
 // All but the last is in clipc/train/lr_range.h.
 #define PROGRAM_OPTIONS(X)                                                                           \
@@ -48,8 +49,8 @@ static bool left_out(const char *argument) {
     char name[128];
     snprintf(name, sizeof name, "%.*s", (int)strcspn(argument + 2, "="), argument + 2);
     const OptionRow *row = option_find(name);
-    return row &&
-           (row->group == GROUP_PROGRAM || row->group == GROUP_SCHEDULE || row == &option_rows()[OPTION_lr]);
+    return row && (row->group == GROUP_PROGRAM || row->group == GROUP_SCHEDULE ||
+                      row == &option_rows()[OPTION_lr] || row == &option_rows()[OPTION_lr_measured]);
 }
 
 // train_clip from the folder of this program, with the options given here, the rate and a schedule.
@@ -66,60 +67,54 @@ static void print_command(char **argv, const Options *o, double rate, const char
         if (!skip) shell_word(stdout, argv[i]);
     }
     if (o->group) printf(" --lock-%s", strcmp(o->group, "image") == 0 ? "text" : "image");
-    printf(" --lr %g --lr-scheduler %s\n", rate, schedule);
+    printf(" --lr-measured --lr %g --lr-scheduler %s\n", rate, schedule);
 }
 
 // ---------------------------------------------------------------- the report
 
-static void print_table(const RangeReading *mean, const RangeReading *passes, int count) {
+static void print_table(const RangeResult *r) {
     static const char *const meanings[] = {
 #define X(name, text, meaning) meaning,
         RANGE_SUGGESTIONS(X)
 #undef X
     };
-    printf("\n%-12s %-10s %s\n", "suggestion", "rate", count > 1 ? "of each pass" : "");
+    printf("\n%-12s %-10s %s\n", "suggestion", "rate", r->count > 1 ? "of each pass" : "");
     for (int k = 0; k < RANGE_SUGGESTION_COUNT; k++) {
-        printf("%-12s %-10.3g ", range_suggestion_name(k), mean->rate[k]);
-        for (int j = 0; count > 1 && j < count; j++) printf("%-10.3g ", passes[j].rate[k]);
+        printf("%-12s %-10.3g ", range_suggestion_name(k), r->reading.rate[k]);
+        for (int j = 0; r->count > 1 && j < r->count; j++) printf("%-10.3g ", r->readings[j].rate[k]);
         printf("%s\n", meanings[k]);
     }
 }
 
-// Reads the curves (count), writes the files, prints table, sentence and commands. Returns the exit code.
-static int report(char **argv, const Options *o, const Clip *clip, RangeCurve *passes, int count) {
+static void print_commands(char **argv, const Options *o, double rate) {
+    const bool own_ramp = options_was_set(o, warmup) && o->warmup.value > 0;
+    char cosine[64];
+    snprintf(cosine, sizeof cosine,
+        own_ramp ? (o->warmup.percent ? "cosine --warmup %g%%" : "cosine --warmup %.0f") : "cosine",
+        o->warmup.value);
+    printf("\n");
+    print_command(argv, o, rate, cosine);
+    print_command(argv, o, rate, "one-cycle");
+    print_command(argv, o, rate, "stlr");
+    if (o->group) printf("  in a run of both towers: --lr-%s %g\n", o->group, rate);
+}
+
+// Writes the files, prints table, sentence and commands. Returns the exit code.
+static int report(char **argv, const Options *o, const RangeResult *r) {
     char csv[PATH_SIZE], svg[PATH_SIZE], stop[160];
-    RangeReading *readings = (RangeReading *)malloc_check((size_t)count * sizeof *readings);
-    for (int k = 0; k < count; k++) readings[k] = range_read(&passes[k]);
-    RangeCurve mean = range_mean(passes, count);
-    const RangeReading reading = range_read(&mean);
-    const RangeAdvice advice =
-        range_advise(&reading, readings, count, range_strategy(clip, o->pretrained != NULL));
     path_format(csv, "%s/lr_find.csv", o->output);
     path_format(svg, "%s/lr_find.svg", o->output);
-    range_write_csv(csv, &mean, passes, count);
-    const bool drawn = range_draw(svg, &mean, passes, count, &reading, &advice);
-    range_describe_stop(&mean, stop);
+    range_write_csv(csv, r);
+    const bool drawn = range_draw(svg, r);
+    range_describe_stop(&r->mean, stop);
     printf("\nThe ramp %s.\n", stop);
-    if (reading.fell) print_table(&reading, readings, count);
-    printf("\n%s.\n", advice.text);
-    if (isfinite(advice.rate)) {
-        const bool own_ramp = options_was_set(o, warmup) && o->warmup.value > 0;
-        char cosine[64];
-        snprintf(cosine, sizeof cosine,
-            own_ramp ? (o->warmup.percent ? "cosine --warmup %g%%" : "cosine --warmup %.0f") : "cosine",
-            o->warmup.value);
-        printf("\n");
-        print_command(argv, o, advice.rate, cosine);
-        print_command(argv, o, advice.rate, "one-cycle");
-        print_command(argv, o, advice.rate, "stlr");
-        if (o->group) printf("  in a run of both towers: --lr-%s %g\n", o->group, advice.rate);
-    }
+    if (r->reading.learned) print_table(r);
+    printf("\n%s.\n", r->advice.text);
+    if (isfinite(r->advice.rate)) print_commands(argv, o, r->advice.rate);
     printf("\n");
     output("%s", csv);
     output("%s", drawn ? svg : "");
-    range_free(&mean);
-    free(readings);
-    return !drawn || !isfinite(advice.rate) ? EXIT_RUNTIME : EXIT_SUCCESS;
+    return !drawn || !isfinite(r->advice.rate) ? EXIT_RUNTIME : EXIT_SUCCESS;
 }
 
 // ---------------------------------------------------------------- the program
@@ -172,12 +167,10 @@ int main(int argc, char **argv) {
     train_catch_signals();
     const RangeConfig config = {o.min_lr, o.max_lr, o.num_steps, o.linear, o.smoothing, o.stop_factor};
     const RangeTest test = {&o, clip, &data, &log, train_step};
-    const int count = (int)o.repeats;
-    RangeCurve *passes = (RangeCurve *)malloc_check((size_t)count * sizeof *passes);
-    const bool whole = range_test(&test, &config, passes, count);
-    const int code = whole ? report(argv, &o, clip, passes, count) : EXIT_SIGNAL + train_interrupted;
-    for (int k = 0; k < count; k++) range_free(&passes[k]);
-    free(passes);
+    RangeResult result;
+    const bool whole = range_find(&test, &config, (int)o.repeats, &result);
+    const int code = whole ? report(argv, &o, &result) : EXIT_SIGNAL + train_interrupted;
+    range_result_free(&result);
     if (o.val_split > 0) dataset_free(&val);
     data_free(&data);
     logger_close(&log);

@@ -294,6 +294,8 @@ typedef struct {
         "keep only the newest checkpoint") \
     X(OUTPUT, INT, log_every_n_steps, "log-every-n-steps", "1", "[1,1e9]", \
         "write a log line and a record of metrics every N steps") \
+    X(OUTPUT, FLAG, lr_measured, "lr-measured", "", "", \
+        "lr_find measured --lr for this run: no note that it is not one of the usual rates") \
     X(OUTPUT, TEXT, report_to, "report-to", "(none)", "tensorboard,wandb", \
         "also write TensorBoard event files, or report to Weights & Biases with its wandb package, or both") \
     X(OUTPUT, TEXT, wandb_project_name, "wandb-project-name", "clip.c", "NAME", \

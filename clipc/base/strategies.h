@@ -101,14 +101,15 @@ static inline void preset_apply(Options *o) {
 
 // ---------------------------------------------------------------- a run compared with the table
 
-// What the user gave, before a preset fills in the rest: only that is compared with the table.
+// What the user gave, before a preset fills in the rest: only that is compared with the table. A rate that a
+// range test measured is right whatever the table says.
 typedef struct {
     bool lr, warmup, epochs;
 } StrategyGiven;
 
 static inline StrategyGiven strategy_given(const Options *o) {
-    const StrategyGiven g = {options_was_set(o, lr), options_was_set(o, warmup),
-        options_was_set(o, epochs) || options_was_set(o, steps)};
+    const StrategyGiven g = {options_was_set(o, lr) && o->lr != RATE_AUTO && !o->lr_measured,
+        options_was_set(o, warmup), options_was_set(o, epochs) || options_was_set(o, steps)};
     return g;
 }
 
@@ -148,7 +149,8 @@ static inline bool strategy_note(char *text, size_t size, const Options *o, Stra
     strategy_rate(low, s->lr_low);
     strategy_rate(high, s->lr_high);
     if (given.lr && lr > 0 && (lr < 0.999 * s->lr_low || lr > 1.001 * s->lr_high))
-        n += snprintf(text + n, size - (size_t)n, " a rate of %s to %s (here %g);", low, high, lr);
+        n += snprintf(text + n, size - (size_t)n,
+            " a rate of %s to %s (here %g), unless lr_find measured it;", low, high, lr);
     if (given.epochs && epochs > 0 &&
         (epochs < 0.95 * (double)s->epochs_low ||
             (s->epochs_high && epochs > 1.05 * (double)s->epochs_high))) {

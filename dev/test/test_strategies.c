@@ -58,23 +58,25 @@ static void test_settings_outside_the_table_are_noted(void) {
     expect_note("--pretrained x.bin --lr 1e-5", 1e-5, 200, 20, NULL);
     expect_note("--pretrained x.bin --lr 1e-4", 1e-4, 200, 20, NULL);
     expect_note(all, 1e-3, 200, 0,
-        HEAD("full fine-tuning") " a rate of 1e-5 to 1e-4 (here 0.001); 5 to 10 epochs (here 2)");
+        HEAD("full fine-tuning") " a rate of 1e-5 to 1e-4 (here 0.001), unless lr_find measured it; 5 to 10 "
+                                 "epochs (here 2)");
     expect_note("--pretrained x.bin --epochs 5", 1, 500, 0, NULL);
     expect_note(
         "--pretrained x.bin --epochs 11", 1, 1100, 0, HEAD("full fine-tuning") " 5 to 10 epochs (here 11)");
     expect_note("--epochs 10", 1, 1000, 0, HEAD("training from scratch") " 32 epochs or more (here 10)");
     expect_note("--epochs 100", 1, 10000, 0, NULL);
     expect_note("--pretrained x.bin --lock-image --lr 1e-5", 1e-5, 200, 0,
-        HEAD("one tower frozen") " a rate of 1e-4 to 1e-3 (here 1e-05)");
+        HEAD("one tower frozen") " a rate of 1e-4 to 1e-3 (here 1e-05), unless lr_find measured it");
     expect_note("--pretrained x.bin --lock-image --lock-image-unlocked-groups 2 --lr 1e-5", 1e-5, 200, 0,
-        HEAD("partial (last groups)") " a rate of 5e-5 to 5e-4 (here 1e-05)");
+        HEAD("partial (last groups)") " a rate of 5e-5 to 5e-4 (here 1e-05), unless lr_find measured it");
     expect_note("--pretrained x.bin --warmup 900", 1, 20000, 900,
         HEAD("full fine-tuning") " a warmup of 1000 to 5000 steps (here 900)");
     expect_note("--pretrained x.bin --warmup 1000", 1, 20000, 1000, NULL);
     expect_note("--pretrained x.bin --warmup 30", 1, 200, 30,
         HEAD("full fine-tuning") " a warmup of 5% to 10% of the run (here 15%)");
     expect_note("--pretrained x.bin --warmup 22", 1, 200, 22, NULL); // 11%: about the same
-    expect_note("--pretrained x.bin --lr auto", RATE_AUTO, 200, 0, NULL);
+    expect_note("--pretrained x.bin --lr auto", 0.5, 200, 0, NULL);  // 0.5 is measured
+    expect_note("--pretrained x.bin --lr 0.5 --lr-measured", 0.5, 200, 0, NULL);
     expect_note("--pretrained x.bin --lr 0", 0, 200, 0, NULL); // nothing is to be learned
 #undef HEAD
 }
