@@ -438,23 +438,9 @@ def has_vocabulary(folder):
     return any(os.path.isfile(os.path.join(folder, name)) for name in VOCABULARY_FILES[:2])
 
 
-def packed_vocabulary(folder, clean="whitespace"):
-    """The tokenizer of a folder as the tokenizer section of a weight file. clean: open_clip's name of what is done
-    to a caption first."""
-    if clean not in CLEANINGS:
-        raise Refused(f"{folder}: captions cleaned by {str(clean)[:40]}; known are {', '.join(CLEANINGS)}")
-    path, settings = os.path.join(folder, "tokenizer_config.json"), {}
-    if os.path.isfile(path):
-        settings = read_json(path)
-    path = os.path.join(folder, "tokenizer.json")
-    if os.path.isfile(path):
-        data = read_json(path)
-    else:
-        path = os.path.join(folder, "vocab.txt")
-        if not os.path.isfile(path):
-            raise Refused(f"{folder}: holds neither tokenizer.json nor vocab.txt")
-        data = bert_json(path, settings)
-    v = Vocabulary(path)
+def packed_json(where, data, settings, clean):
+    """The tokenizer of a tokenizer.json, beside which tokenizer_config.json holds `settings`."""
+    v = Vocabulary(where)
     v.fields["cleaning"] = CLEANINGS[clean]
     for step in parts_of(v, data.get("normalizer"), "normalizers", "normalizer"):
         add_normalizer(v, step)
@@ -469,6 +455,21 @@ def packed_vocabulary(folder, clean="whitespace"):
     read_added(v, data.get("added_tokens"))
     v.fields["padding"] = padding_id(v, data, settings)
     return pack(v)
+
+
+def packed_vocabulary(folder, clean="whitespace"):
+    """The tokenizer of a folder as the tokenizer section of a weight file. clean: open_clip's name of what is done
+    to a caption first."""
+    if clean not in CLEANINGS:
+        raise Refused(f"{folder}: captions cleaned by {str(clean)[:40]}; known are {', '.join(CLEANINGS)}")
+    config, path = (os.path.join(folder, name) for name in ("tokenizer_config.json", "tokenizer.json"))
+    settings = read_json(config) if os.path.isfile(config) else {}
+    if os.path.isfile(path):
+        return packed_json(path, read_json(path), settings, clean)
+    path = os.path.join(folder, "vocab.txt")
+    if not os.path.isfile(path):
+        raise Refused(f"{folder}: holds neither tokenizer.json nor vocab.txt")
+    return packed_json(path, bert_json(path, settings), settings, clean)
 
 
 def main(argv):

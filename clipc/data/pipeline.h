@@ -26,7 +26,7 @@ static inline void encoder_split(Encoder *e, int step, const unsigned char *p, s
 
 static inline bool is_bert_punctuation(uint32_t c) {
     if (c < 0x80) return c > ' ' && c != 0x7F && !is_ascii_digit(c) && !is_ascii_letter(c);
-    const int category = unicode_category(c);
+    const int category = bert_category(c);
     return category >= UTF8PROC_CATEGORY_PC && category <= UTF8PROC_CATEGORY_PO;
 }
 

@@ -403,7 +403,15 @@ static inline const char *vocabulary_check_header(const VocabularyHeader *h) {
     return NULL;
 }
 
-// Everything behind the header; a reason when the parts do not fit.
+// Bytes of the header and of all tables, without the texts.
+static inline size_t vocabulary_table_bytes(const VocabularyHeader *h) {
+    const size_t scores = h->f.model == MODEL_UNIGRAM ? sizeof(double) : 0;
+    return sizeof *h + (size_t)h->f.pieces * (scores + 2 * sizeof(int32_t)) +
+           (size_t)h->f.merges * sizeof(PackedMerge) + (size_t)h->f.steps * sizeof(PackedStep) +
+           (size_t)h->f.added * sizeof(PackedAdded) + (size_t)h->f.charsmap_units * sizeof(uint32_t);
+}
+
+// Everything after the header; a reason when the parts do not fit.
 static inline const char *vocabulary_read_parts(Vocabulary *v, size_t bytes) {
     const VocabularyHeader *h = &v->header;
     const size_t pieces = (size_t)h->f.pieces, scores = h->f.model == MODEL_UNIGRAM ? pieces : 0;
@@ -419,11 +427,7 @@ static inline const char *vocabulary_read_parts(Vocabulary *v, size_t bytes) {
     const unsigned char *text = (const unsigned char *)(v->charsmap.units + v->charsmap.count);
     v->charsmap.text = text + h->f.text_bytes;
     v->charsmap.text_bytes = (size_t)h->f.charsmap_bytes;
-    const size_t tables = sizeof *h + scores * sizeof(double) + 2 * pieces * sizeof(int32_t) +
-                          (size_t)h->f.merges * sizeof(PackedMerge) +
-                          (size_t)h->f.steps * sizeof(PackedStep) + (size_t)h->f.added * sizeof(PackedAdded) +
-                          4 * v->charsmap.count;
-    if (bytes != tables + (size_t)h->f.text_bytes + v->charsmap.text_bytes)
+    if (bytes != vocabulary_table_bytes(h) + (size_t)h->f.text_bytes + v->charsmap.text_bytes)
         return "its size is not that of its parts";
     size_t used = 0;
     const char *why = vocabulary_read_scores(v);

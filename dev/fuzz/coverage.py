@@ -16,7 +16,9 @@ READERS = {
     "clipc/base/plot.h": r"plot_mark|plot_note|svg_marks|svg_dot",  # used by lr_find and wise_ft alone
     "clipc/base/safe_file.h": r"safe_file_\w+|folder_sync",  # writing
     "clipc/data/account.h": r"account_count",
+    "clipc/data/bpe.h": "",
     "clipc/data/caption_files.h": "",
+    "clipc/data/charsmap.h": "",
     "clipc/data/csv.h": "",
     "clipc/data/dataset.h": r"is_shard_folder|dataset_add_sources|class_folder\w*|dataset_add_(class_folders|image_file)|dataset_open_class_folders|dataset_set_factors|dataset_find_type|data_source_check|dataset_note_keys",  # folders, and what the command line names
     "clipc/data/dataset_csv.h": "",
@@ -32,6 +34,8 @@ READERS = {
     "clipc/data/image_tiff.h": "",
     "clipc/data/image_cache.h": r"image_cache_(add|decode|fill)|segment_\w+|image_keys?",  # writing, and what is to be written
     "clipc/data/labels.h": "",
+    "clipc/data/normalizer.h": "",
+    "clipc/data/pipeline.h": "",
     "clipc/data/prompts.h": "",
     "clipc/data/sample.h": r"sample_(read_file|open_error|csv_image|folder_caption)|csv_image_path|dataset_synthetic_pixels|sample_eval_pixels|"
                            r"sample_transform|sample_decode|sample_read_image",  # files beside a table or in folders, and pixels
@@ -39,7 +43,10 @@ READERS = {
     "clipc/data/tokenizer.h": "",
     "clipc/data/transform.h": "",
     "clipc/data/unicode.h": "",
+    "clipc/data/unigram.h": "",
+    "clipc/data/vocabulary.h": "vocabulary_schema",  # printing
     "clipc/data/webdataset.h": r"spill_open|tar_close|shard_download|shard_list",  # commands, and names in folders
+    "clipc/data/wordpiece.h": "",
     "clipc/model/architectures.h": r"schema_\w+|model_find|model_nearest|model_name_is",  # what is printed; names of models
     # writing, choosing among several, copies in memory
     "clipc/model/checkpoint.h": r"checkpoint_(write\w*|bytes|link|check_finite|delete|is_second|list|newer|load\w*)|snapshot_\w+|arena_is_zero|state_header",

@@ -14,6 +14,9 @@ import sys
 import numpy as np
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+sys.path[:0] = [os.path.join(ROOT, "dev"), os.path.join(ROOT, "dev", "test")]
+import vocabularies  # noqa: E402
+import vocabulary_forms as forms  # noqa: E402
 
 MODEL = {"embed_dim": 4, "quick_gelu": True,
          "vision_cfg": {"image_size": 8, "patch_size": 4, "width": 6, "head_width": 3, "layers": 1,
@@ -54,6 +57,21 @@ def image_seeds():
     ycbcr = b"II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(
         struct.pack("<HHII", tag, 3, 2 if tag == 530 else 1, value) for tag, value in tags)
     return [*seeds, b"00" + ycbcr.ljust(200, b"\0") + bytes(range(0, 240, 20))]
+
+
+def vocabulary_seeds():
+    """Each form of a packed vocabulary with captions of its test, and a table of characters with a few keys."""
+    seeds, charsmap = [], forms.charsmap({"º": "o", "ﬁ": "fi", "\t": " ", "\u0001": ""})
+    forms.PRECOMPILED["precompiled_charsmap"] = charsmap
+    for i, form in enumerate(forms.FORMS.values()):
+        data = form()
+        data["added_tokens"] += [*data["added_tokens"][:1], {"id": 0, "content": "\u0001", "normalized": True}]
+        for clean in vocabularies.CLEANINGS:
+            packed = vocabularies.packed_json("seed", data, {}, clean)
+            for text in (" ".join(forms.TEXTS[2 + i:40:7]), "".join(forms.TEXTS[3 + i:40:5]), "the <mask>  dog"):
+                caption = text.encode()[:255]
+                seeds.append(bytes([len(caption)]) + packed + caption)
+    return [*seeds, seeds[0][:200], b"\0VOC\0"]
 
 
 def csv_seeds():
@@ -143,6 +161,7 @@ SEEDS = {
                         "2" + "".join(json.dumps({"step": s, "loss": x, "grad_norm": 1e9, "val_loss": x, "zeroshot_top1": 0.1}) + "\n"
                                       for s, x in enumerate([0.1] * 60 + [4.0] * 60))],
     "manifest": lambda: ["1" + "0123456789abcdef 1234 epoch_1.bin\nfedcba9876543210 99 epoch_1.state\n", "0x", "10 0 ../x\n", "1", "10 0 .x\n", "1x\n"],
+    "vocabulary": vocabulary_seeds,
     "npz": lambda: [npz(a=np.zeros((2, 3), "<f4"), b=np.array(7, "<i8")), npz(f=np.asfortranarray(np.ones((2, 2), "u1"))),
                     npz(o=np.zeros((0, 4))), npz(c=np.array(["x"]))],
 }
@@ -159,6 +178,7 @@ DICTIONARIES = {
     "image": ["\\xff\\xd8\\xff", "\\xff\\xda", "\\xff\\xc0", "\\xff\\xc2", "\\xff\\xc4", "\\xff\\xdb", "\\xff\\xe1", "Exif\\x00\\x00II*\\x00",
               "IHDR", "IDAT", "PLTE", "tRNS", "eXIf", "GIF89a", "BM", "II*\\x00", "MM\\x00*", "\\xff\\x4f\\xff\\x51", "ftypavif", "ftypheic",
               "RIFF", "WEBPVP8 ", "VP8L", "VP8X", "ANIM", "ANMF", "ALPH"],
+    "vocabulary": ["\\xe2\\x96\\x81", "<mask>", "</s>", "[MASK]", "<0x41>", "\\xcc\\x81", "\\xef\\xac\\x81", "VOC\\x00", "\\xff\\xff\\xff\\xff"],
     "npz": ["PK\\x03\\x04", "PK\\x01\\x02", "\\x93NUMPY", "'descr': '<f4'", "'fortran_order': True", "'shape': (", ".npy"],
 }
 

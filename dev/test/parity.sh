@@ -18,9 +18,10 @@ if ! "$parity/bin/python" -c 'import open_clip, transformers, timm, torch, tenso
         give_up "cannot install the packages ($(tail -n 1 "$BUILD/log/parity-install.log" | cut -c 1-150))"
 fi
 
-build train_clip || exit 1
+build train_clip "$BUILD/test_vocabulary" || exit 1
 rm -rf "$parity/work"
 long_part "parity: open_clip, transformers, timm, wandb" "$parity/bin/python" dev/test/parity.py "$parity/work"
+long_part "parity: tokenizers" "$parity/bin/python" dev/test/test_vocabularies.py --library 20000
 if [ -e dev/test/parity_tensorboard.py ]; then
     long_part "parity: tensorboard" "$parity/bin/python" dev/test/parity_tensorboard.py "./${BIN}train_clip"
 fi

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """dev/vocabularies.py: every form of tokenizer.json that is known is packed, and C gives the ids of Hugging Face's
-tokenizers (dev/test/vocabulary_ids.json, or with --library N the package itself, on N random texts); any other form,
+tokenizers (dev/test/vocabulary_ids.json, or with --library N [FOLDER] the package itself, on N random texts); any other form,
 and a hostile one, is refused by one line that names what it is."""
 import base64
+import glob
 import json
 import os
 import random
@@ -166,20 +167,26 @@ def test_other_forms_and_hostile_ones_are_refused():
     check(code == 2 and "neither tokenizer.json nor vocab.txt" in err, f"exit {code}, {err!r}")
 
 
-def compare_with_library(count):
+def compare_with_library(count, folder=None):
+    """The forms, and the tokenizers in FOLDER/hf_NAME, on random texts."""
     from tokenizers import Tokenizer  # pylint: disable=import-outside-toplevel
     rng = random.Random(2)
     texts = [forms.random_text(rng) for _ in range(count)]
-    for name, form in forms.FORMS.items():
-        library = Tokenizer.from_str(json.dumps(form()))
-        compare(name, packed_form(name, form()), texts, [forms.encoded(library, text, 77) for text in texts])
+    known = {name: form() for name, form in forms.FORMS.items()}
+    for path in sorted(glob.glob(os.path.join(folder, "hf_*", "tokenizer.json"))) if folder else []:
+        with open(path, encoding="utf-8") as f:
+            known[os.path.basename(os.path.dirname(path))[3:]] = json.load(f)
+    for name, data in known.items():
+        library = Tokenizer.from_str(json.dumps(data))
+        compare(name, packed_form(name, data), texts, [forms.encoded(library, text, 77) for text in texts])
 
 
 def main(argv):
+    argv = argv[:2] + [os.path.abspath(folder) for folder in argv[2:]]
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         if argv[:1] == ["--library"]:
-            checks.run(compare_with_library, int(argv[1]))
+            checks.run(compare_with_library, int(argv[1]), *argv[2:])
         else:
             for test in checks.tests_of(globals()):
                 checks.run(test)
