@@ -2,8 +2,7 @@
 """Checkpoints of CLIP to the packed weight file of clip.c, and back. Needs numpy only.
 
   dev/convert.py IN -o OUT.bin                a checkpoint, or the folder that holds it, to the packed form
-  dev/convert.py ORG/NAME -o OUT.bin          the same from the model hub (also hf-hub:ORG/NAME); needs
-                                              huggingface_hub
+  dev/convert.py ORG/NAME -o OUT.bin          the same from the model hub (also hf-hub:ORG/NAME)
   dev/convert.py --model ViT-B-32 --pretrained TAG -o OUT.bin     a known tag, downloaded from there
   dev/convert.py --model ViT-B-32 --random SEED -o OUT.bin        random weights as open_clip draws them
   dev/convert.py IN.bin -o DIR --format open_clip     back: open_clip_model.safetensors, open_clip_config.json
@@ -26,8 +25,10 @@ import re
 import struct
 import sys
 
+import need_numpy  # noqa: F401  before all that needs it
 import numpy as np
 
+import hub
 from checkpoints import WEIGHT_DTYPES, Entry, Refused, open_checkpoint, open_shards, product
 from exports import write_hf, write_open_clip, write_openai
 from models import (CLIP_VOCABULARY, CONSTANTS, HALF, INTERPOLATIONS, MODEL_ROWS, OPENAI_MEAN, OPENAI_STD,
@@ -152,49 +153,31 @@ def find_tag(model, tag):
     return found[2:]
 
 
-def download(repository, output):
+def download(repository):
     """Downloads what is needed of a repository of the model hub; -> the folder that holds it."""
-    address = f"https://huggingface.co/{repository}"
-    try:
-        import huggingface_hub
-    except ImportError:
-        weights = ("open_clip_pytorch_model.bin" if repository.startswith("apple/")
-                   else "open_clip_model.safetensors")
-        folder = repository.split("/")[1]
-        files = f" open_clip_config.json {weights}" if any(repository == t[3] for t in TAGS) else ""
-        raise Refused(f"{repository}: huggingface_hub is not installed; run `pip install huggingface_hub` "
-                      f"and this again, or elsewhere `hf download {repository}{files} --local-dir "
-                      f"{folder}` (by hand: {address}/resolve/main/{weights} and open_clip_config.json "
-                      f"into the folder {folder}), then `dev/convert.py {folder} -o {output}`") from None
-    try:
-        there = huggingface_hub.list_repo_files(repository)
-        weights = weights_among(there)
-        if weights is None:
-            raise Refused(f"{repository}: holds none of {', '.join(WEIGHT_FILES)} ({address}/tree/main)")
-        beside = (*CONFIG_FILES, "preprocessor_config.json", *VOCABULARY_FILES)
-        wanted = [weights, *(n for n in beside if n in there)]
-        place = [huggingface_hub.hf_hub_download(repository, name) for name in wanted][0]
-        if weights.endswith(".index.json"):
-            shards = load_json(place).get("weight_map", {}).values()
-            for name in sorted(set(map(str, shards))):
-                huggingface_hub.hf_hub_download(repository, name)
-    except Refused:
-        raise
-    except Exception as e:  # whatever the network and that library raise
-        raise Refused(f"{repository}: cannot be downloaded ({' '.join(str(e).split())[:200]}); see "
-                      f"{address}") from None
+    there, fetch = hub.open_repository(repository, complain)
+    weights = weights_among(there)
+    if weights is None:
+        raise Refused(f"{repository}: holds none of {', '.join(WEIGHT_FILES)} "
+                      f"({hub.endpoint()}/{repository})")
+    beside = (*CONFIG_FILES, "preprocessor_config.json", *VOCABULARY_FILES)
+    place = [fetch(name) for name in (*(n for n in beside if n in there), weights)][-1]
+    if weights.endswith(".index.json"):
+        for name in sorted(set(map(str, load_json(place).get("weight_map", {}).values()))):
+            fetch(name)
     return os.path.dirname(place)
 
 
 def local_path(args):
     """A local path: IN, or the folder into which --pretrained or a hub id was downloaded."""
     if args.input is None:
-        return download(find_tag(args.model, args.pretrained)[1], args.output)
+        return download(find_tag(args.model, args.pretrained)[1])
     if os.path.exists(args.input) and not args.input.startswith("hf-hub:"):
         return args.input
-    hub = args.input.removeprefix("hf-hub:")
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", hub) and not re.search(r"\.(pt|pth|bin|safetensors|npz|json)$", hub):
-        return download(hub, args.output)
+    name = args.input.removeprefix("hf-hub:")
+    file = re.search(r"\.(pt|pth|bin|safetensors|npz|json)$", name)
+    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) and not file:
+        return download(name)
     raise Refused(f"{args.input}: no such file or folder")
 
 

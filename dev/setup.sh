@@ -27,7 +27,7 @@ webp      webp/demux.h  webpdemux  libwebp-dev                 libwebp-devel    
 archive   archive.h     archive    libarchive-dev              libarchive-devel       libarchive
 utf8proc  utf8proc.h    utf8proc   libutf8proc-dev             utf8proc-devel         utf8proc
 jansson   jansson.h     jansson    libjansson-dev              jansson-devel          jansson
-numpy     -             -          python3,python3-numpy       python3,python3-numpy  python,numpy
+numpy     -             -          python3,python3-numpy,ca-certificates  python3,python3-numpy  python,numpy
 TABLE
 }
 
