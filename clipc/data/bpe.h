@@ -1,6 +1,7 @@
-// Byte pair encoding with a table of merges over characters (as in Gemma and Llama): of all neighbours in a
-// word that a merge joins, the pair of the lowest rank is joined first, the leftmost of equal ones. CLIP's
-// own BPE, over bytes of words that end with </w>, is in clipc/data/tokenizer.h.
+// The other two models. Byte pair encoding with a table of merges over characters (as in Gemma and Llama): of
+// all neighbours in a word that a merge joins, the pair of the lowest rank is joined first, the leftmost of
+// equal ones. CLIP's own, over bytes of words that end with </w>, is in clipc/data/tokenizer.h.
+// And WordPiece, at the end.
 #ifndef CLIPC_BPE_H
 #define CLIPC_BPE_H
 
@@ -137,6 +138,35 @@ static inline void bpe_encode(
     bpe_merge(v, w);
     for (size_t i = 0; i < w->count && !ids_full(ids); i++)
         if (!w->symbols[i].dead) ids_push(ids, w->symbols[i].id);
+}
+
+// ---------------------------------------------------------------- WordPiece
+
+// WordPiece (BERT): from the start of a word the longest piece each time, those within the word with "##"
+// before them. A word for which that fails somewhere is unknown as a whole, and so is one of too many
+// characters. Appends the ids of a word of n > 0 bytes of UTF-8.
+static inline void wordpiece_encode(const Vocabulary *v, IdList *ids, const unsigned char *p, size_t n) {
+    const Trie *t = &v->trie;
+    const IdList before = *ids;
+    size_t characters = 0;
+    for (size_t i = 0; i < n; i++) characters += (p[i] & 0xC0) != 0x80;
+    bool spelled = characters <= (size_t)v->header.f.word_characters;
+    for (size_t i = 0, end; spelled && i < n; i = end) {
+        uint32_t node = i ? v->suffixes : (uint32_t)TRIE_ROOT;
+        int longest = -1;
+        end = i;
+        if (i && node == TRIE_NONE) spelled = false;
+        for (size_t k = i; spelled && k < n && (node = trie_child(t, node, p[k])) != TRIE_NONE; k++) {
+            if (t->string[node] < 0) continue;
+            longest = t->string[node];
+            end = k + 1;
+        }
+        spelled = spelled && longest >= 0;
+        if (spelled) ids_push(ids, v->ids[longest]);
+    }
+    if (spelled) return;
+    *ids = before;
+    ids_push(ids, v->header.f.unknown);
 }
 
 #endif

@@ -7,7 +7,6 @@
 #include "clipc/data/bpe.h"
 #include "clipc/data/normalizer.h"
 #include "clipc/data/unigram.h"
-#include "clipc/data/wordpiece.h"
 
 // The caption at work.
 typedef struct {

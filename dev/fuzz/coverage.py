@@ -46,7 +46,6 @@ READERS = {
     "clipc/data/unigram.h": "",
     "clipc/data/vocabulary.h": "vocabulary_schema",  # printing
     "clipc/data/webdataset.h": r"spill_open|tar_close|shard_download|shard_list",  # commands, and names in folders
-    "clipc/data/wordpiece.h": "",
     "clipc/model/architectures.h": r"schema_\w+|model_find|model_nearest|model_name_is",  # what is printed; names of models
     # writing, choosing among several, copies in memory
     "clipc/model/checkpoint.h": r"checkpoint_(write\w*|bytes|link|check_finite|delete|is_second|list|newer|load\w*)|snapshot_\w+|arena_is_zero|state_header",

@@ -1,5 +1,5 @@
-// Packed vocabularies in a weight file, and captions encoded by them. An input: the length of the caption, the
-// vocabulary, the caption.
+// Packed vocabularies in a weight file, and captions encoded by them. An input: the length of the caption,
+// the vocabulary, the caption.
 #include "dev/fuzz/fuzz.h"
 
 #include "clipc/data/tokenizer.h"

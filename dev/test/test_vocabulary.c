@@ -1,4 +1,4 @@
-// Tests of clipc/data/vocabulary.h, charsmap.h, normalizer.h, pipeline.h, unigram.h, bpe.h and wordpiece.h.
+// Tests of clipc/data/vocabulary.h, charsmap.h, normalizer.h, pipeline.h, unigram.h and bpe.h.
 //   dev/test/test_vocabulary [FOLDER NAME VOCABULARY]
 // compares the ids of every text in FOLDER (texts.jsonl, or wordpiece.jsonl) with those stored for NAME.
 // VOCABULARY: the packed form of FOLDER/hf_NAME.
