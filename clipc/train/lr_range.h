@@ -547,8 +547,8 @@ static inline bool range_run(const RangeTest *t, const RangeConfig *config, int 
     return whole;
 }
 
-// The ramp to take where one shows no rate: the part of it at whose rates models learn, in three times as many
-// steps. In fewer, a model that starts above the loss of equal features only comes down to it.
+// The ramp to take where one shows no rate: the part of it at whose rates models learn, in three times as
+// many steps. In fewer, a model that starts above the loss of equal features only comes down to it.
 static inline RangeConfig range_closer(const RangeConfig *config) {
     RangeConfig closer = *config;
     const double min_lr = fmax(config->min_lr, 1e-6), max_lr = fmin(config->max_lr, 0.1);
