@@ -37,7 +37,7 @@ from models import (CLIP_VOCABULARY, CONSTANTS, HALF, INTERPOLATIONS, MODEL_ROWS
                     set_preprocess, similar_row, tensor_shapes, vit_config)
 from names import normalise
 from packed import Model, open_packed, write_packed
-from vocabularies import VOCABULARY_FILES, has_vocabulary, packed_vocabulary
+from vocabularies import VOCABULARY_FILES, check_fits, has_vocabulary, packed_vocabulary
 
 MERGES = os.path.join(ROOT, "data", "bpe_merges.txt")
 FORMATS = {"bin": write_packed, "open_clip": write_open_clip, "hf": write_hf, "openai-state": write_openai}
@@ -305,7 +305,9 @@ def tokenizer_for(config, own_path=None):
     if not has_vocabulary(folder):
         return None
     text_cfg = load_json(own_path).get("model_cfg", {}).get("text_cfg", {})
-    return packed_vocabulary(folder, text_cfg.get("tokenizer_kwargs", {}).get("clean", "whitespace"))
+    packed = packed_vocabulary(folder, text_cfg.get("tokenizer_kwargs", {}).get("clean", "whitespace"))
+    check_fits(folder, packed, config)
+    return packed
 
 
 def build(args):

@@ -217,7 +217,9 @@ def write_hf(model, path):
                    write_json(place("preprocessor_config.json"), hf_preprocessor(model.config))]
         if model.merges and model.config["vocab_size"] == CLIP_VOCABULARY:
             return written + write_hf_tokenizer(model, place)
-        model.warnings.append(f"{model.where}: has no tokenizer, so the folder has none either")
+        model.warnings.append(f"{model.where}: its tokenizer is not written; copy the tokenizer.json it was "
+                              "made from into the folder" if model.merges else
+                              f"{model.where}: has no tokenizer, so the folder has none either")
         return written
 
 

@@ -472,6 +472,15 @@ def packed_vocabulary(folder, clean="whitespace"):
     return packed_json(path, bert_json(path, settings), settings, clean)
 
 
+def check_fits(path, packed, config):
+    """Refuses a vocabulary that a model has no rows for, or that ends a caption with another id."""
+    fields = dict(zip(LIMITS, struct.unpack_from(f"<{len(LIMITS)}i", packed)))
+    rows, end = config["vocab_size"], config["eot_id"]
+    if fields["vocabulary"] > rows or fields["end"] != end:
+        raise Refused(f"{path}: its tokenizer has {fields['vocabulary']} tokens and ends a text with "
+                      f"{fields['end']}, the model has {rows} and ends with {end}")
+
+
 def main(argv):
     parser = argparse.ArgumentParser(prog="vocabularies.py", description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
