@@ -160,7 +160,7 @@ case ${1:-} in
     for test in test_dataloader test_image_cache; do part "$test, threads" thread_test $test; done
     # shellcheck disable=SC2046 # names without spaces
     script_parts $(runs_programs dev/test/test_*.py | grep -v test_gpu_run) # the emulated kernels have tests of their own above
-    if [ -d "$GOLDEN" ]; then golden_parts "$GOLDEN" model tokenizer image; fi
+    if [ -d "$GOLDEN" ]; then golden_parts "$GOLDEN" model tokenizer image sentencepiece; fi
     ;;
 *) echo "run.sh: $1: no such option (--c, --sanitize)" >&2 && exit 2 ;;
 esac

@@ -11,7 +11,7 @@
 // ---------------------------------------------------------------- a small vocabulary
 
 // XLM-R's steps over a handful of pieces, sorted by their bytes: "▁" is E2 96 81.
-static const char *const pieces[] = {"<s>", "<unk>", "a", "ab", "b", "\u2581", "\u2581a", "\u2581ab"};
+static const char *const pieces[] = {"<s>", "<unk>", "a", "ab", "b", "qa", "\u2581", "\u2581a", "\u2581ab"};
 enum { PIECES = sizeof pieces / sizeof *pieces, SCORES = 128, IDS = SCORES + 8 * PIECES };
 enum { LENGTHS = IDS + 4 * PIECES, MERGES = LENGTHS + 4 * PIECES, STEPS = MERGES + 12 };
 enum { ADDED = STEPS + 3 * 16, UNITS = ADDED + 2 * 12, TRIE = 768, TEXTS = UNITS + 4 * TRIE };
@@ -33,12 +33,12 @@ static void append_charsmap(Bytes *b) {
 }
 
 static Bytes small_vocabulary(void) {
-    static const double scores[PIECES] = {0, 0, -2, -3, -2, -1, -2.5, -9};
-    static const int32_t ids[PIECES] = {0, 1, 3, 4, 5, 6, 7, 8};
+    static const double scores[PIECES] = {0, 0, -2, -1, -20, -8, -1, -3, -9};
+    static const int32_t ids[PIECES] = {0, 1, 3, 4, 5, 9, 6, 7, 8};
     static const int32_t merge[3] = {3, 5, 4}; // what only BPE uses
     static const int32_t steps[3][4] = {{STEP_CHARSMAP, 0, 0, 0}, {STEP_SPLIT_SPACE, 0, 0, 0},
         {STEP_METASPACE, METASPACE_ALWAYS | METASPACE_SPLIT, 0, 3}};
-    static const int32_t added[2][3] = {{0, 0, 3}, {9, ADDED_STRIP_LEFT, 6}};
+    static const int32_t added[2][3] = {{0, 0, 3}, {10, ADDED_STRIP_LEFT, 6}};
     Bytes b = {NULL, 0, 0};
     VocabularyHeader h;
     int32_t lengths[PIECES];
@@ -46,7 +46,7 @@ static Bytes small_vocabulary(void) {
     h.f.magic = VOCABULARY_MAGIC;
     h.f.version = VOCABULARY_VERSION;
     h.f.cleaning = CLEAN_WHITESPACE;
-    h.f.vocabulary = 10;
+    h.f.vocabulary = 11;
     h.f.pieces = PIECES;
     h.f.merges = 1;
     h.f.steps = 3;
@@ -82,11 +82,12 @@ static void test_words_are_spelled_by_the_best_pieces(void) {
         int count, ids[8];
     } cases[] = {
         {"", 2, {0, 2}},
-        {"a", 3, {0, 7, 2}},
-        {"ab  b", 6, {0, 6, 4, 6, 5, 2}}, // ▁ ab is -4, ▁a b -4.5, ▁ab -9
+        {"a", 3, {0, 7, 2}},              // ▁a is as good as ▁ a: the earlier start stays
+        {"ab  b", 6, {0, 6, 4, 6, 5, 2}}, // ▁ ab is -2, ▁ab -9, ▁a b -23
         {"Aa", 5, {0, 6, 5, 3, 2}},
         {"a xyz", 5, {0, 7, 6, 1, 2}}, // unknown neighbours are one
-        {"a <mask>a<s>", 6, {0, 7, 9, 7, 0, 2}},
+        {"qab", 5, {0, 6, 9, 5, 2}},   // an unknown q, -30, and ab would be -31, not -28
+        {"a <mask>a<s>", 6, {0, 7, 10, 7, 0, 2}},
     };
     char error[256] = "";
     Bytes b = small_vocabulary();
@@ -123,9 +124,9 @@ static void test_malformed_vocabularies_are_refused(void) {
         {"field 'text_bytes'", 76, -1},
         {"not that of its parts", 76, 1000},
         {"not that of its parts", 28, 4},
-        {"special token's id", 40, 10},
+        {"special token's id", 40, 11},
         {"no token for what is unknown", 48, -1},
-        {"id of a piece is too large", IDS, 10},
+        {"id of a piece is too large", IDS, 11},
         {"length of a piece", LENGTHS, -1},
         {"length of a piece", LENGTHS + 4 * (PIECES - 1), 1000},
         {"not sorted", LENGTHS, 1},
@@ -135,7 +136,7 @@ static void test_malformed_vocabularies_are_refused(void) {
         {"normalizes after one that splits", STEPS + 32, STEP_BERT},
         {"text of a step does not fit", STEPS + 32 + 12, 1000},
         {"not one character", STEPS + 32 + 12, 0},
-        {"id of an added token", ADDED, 10},
+        {"id of an added token", ADDED, 11},
         {"unknown flags", ADDED + 4, 8},
         {"text of an added token", ADDED + 8, 0},
         {"has a cycle", UNITS + 4 * (256 ^ 'A'), (256 ^ 'A' ^ 256) << 10 | 'A'},

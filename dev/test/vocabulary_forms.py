@@ -180,7 +180,7 @@ FORMS = {"xlmr": xlmr, "xlmv": xlmv, "t5": t5, "gemma": gemma, "byte_unigram": b
 TEXTS = ["", " ", "the dog", "dogs doing things", "  two  blanks  ", "the<mask>dog", "the <mask> dog", "<s>the</s><pad>", "[MASK] dog [mask]", "<FI> <fi> <ﬁ>", "ﬁsh … ２",
          "º\u0301 Aº", "e\u0301 e\u0302\u0301", "Å A\u030a\u0301", "日本 日本語", "㌔ ｶ\u309a", "ﷺ", "क्ष क्\u0308", "가 \u1100\u1161", "🐶🐶🐶 🐶", "▁▁▁ b", "a▁▁▁ the", "\n\nthe\ndog\t",
          "xxxxxxx xx", "xxxxxxxxxxxxxxxxxxxxx", "[@B]ing doing", "\u0001the\u00addog", "ΣΑΣ Σ ÖÉ İ", "a\u0000b", "…!!...", "-1.2,12", "<0x41> <unk>x", "q q qq", "the\u3000dog\u00a0s",
-         "🇩🇪 👨‍👩‍👧 ❤️", "e\u0301\u0323\u0301", "\u0344 \u0958", " dog", "ど 日x本", "\ue000a\u200bb\u0085c", "<extra_id_0>a <eos>", "a\u061da a\u166da a\U000111c9a a\u1734a a\u0898a a\u08e2a", "the dog " * 20]
+         "🇩🇪 👨‍👩‍👧 ❤️", "e\u0301\u0323\u0301", "\u0344 \u0958", " dog", "ど 日x本", "\ue000a\u200bb\u0085c", "<extra_id_0>a <eos>", "a\u061da a\u166da a\U000111c9a a\u1734a a\u0898a a\u08e2a s\u1734s s\u061ds s\u166ds s\u08e2s", "the dog " * 20]
 POOL = ["the", "dog", " ", " ", "  ", "▁", "<mask>", "</s>", "<unk>", "[SEP]", "[MASK]", "ing", "fi", "ﬁ", "º", "e\u0301", "日", "本", "🐶", "xx", "A\u030a", "क्ष", "\u0301", "\u0308", "\n\n",
         "[@B]", "\u3000", "İ", "Σ", "ö", "<0x41>", "㌔", "ｶ", "\u309a", "가", "\u1100", "\u1161", "\u11a8", "ﷺ", "…", "\u200d", "\ufe0f", "👩", "\u00a0", "\u0000", "\t", "\u0001", "\u00ad"]
 SCRIPTS = [(0x20, 0x7E), (0xA0, 0x17F), (0x300, 0x36F), (0x370, 0x3FF), (0x400, 0x4FF), (0x590, 0x5F4), (0x600, 0x6FF), (0x900, 0x97F), (0xE00, 0xE5B), (0x1100, 0x11FF),
