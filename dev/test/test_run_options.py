@@ -58,6 +58,10 @@ def test_small_and_odd_runs_work():
     """Small and odd, yet right."""
     works(*SYNTHETIC, "--steps", 1, "--name", "one_step")
     check(stems("one_step") == ["step_1"], f"--steps 1: {stems('one_step')}")
+    for begin, epochs in ((SYNTHETIC[:2], 32), (["--pretrained", "logs/one_step/checkpoints/step_1.bin"], 10)):
+        name = f"epochs_{epochs}"
+        works(*begin, "--train-data", "synthetic", "--train-num-samples", 8, "--batch-size", 8, "--save-frequency", 0, "--name", name)
+        check(records(name)[-1]["step"] == epochs, f"{epochs} epochs are the default: {records(name)[-1]}")
     works(*SYNTHETIC, "--epochs", 1, "--warmup", "100%", "--name", "all_warmup")
     rates = [r["lr"] for r in records("all_warmup")]
     check(len(rates) == 6 and all(abs(r - 5e-4 * (i + 1) / 6) < 1e-9 for i, r in enumerate(rates)), f"all of it warmup: {rates}")
