@@ -315,6 +315,48 @@ static inline Advice advice_at(
     return ADVICE_NONE;
 }
 
+// ---------------------------------------------------------------- has the run died?
+
+// The losses of all steps, logged or not, as shares of what guessing costs.
+typedef struct {
+    double average;         // running, over some ten steps
+    double first, lowest;   // of the first step; of the average, from the tenth step on
+    int64_t steps;          // so far
+    int64_t near, flat;     // steps in a row within 1% and within 0.1% of guessing
+    bool dead;              // nothing is learned any more
+    char text[ADVICE_SIZE]; // then: what is seen, and what helps
+} LossWatch;
+
+enum { WATCH_COLLAPSED = 20, WATCH_STAGNANT = 40 };
+
+// Adds the loss of a step, where guessing costs `guess`. `settled`: the warmup is over, and a tenth of the
+// run. Returns whether the run has died in this step: the loss has been at that of guessing for
+// WATCH_COLLAPSED steps after it was 5% below; or for WATCH_STAGNANT, if the run has settled; or closely, if
+// it began 5% above.
+static inline bool watch_loss(LossWatch *w, double loss, double guess, bool settled) {
+    const double share = loss / guess, distance = fabs(share - 1);
+    const bool dead = w->dead;
+    if (!(guess > 0)) return false;
+    if (!w->steps++) w->first = w->average = w->lowest = share;
+    w->average += 0.1 * (share - w->average);
+    if (w->steps >= 10) w->lowest = fmin(w->lowest, w->average);
+    w->near = distance < 0.01 ? w->near + 1 : 0;
+    w->flat = distance < 0.001 ? w->flat + 1 : 0;
+    if (w->average < 0.97) w->dead = false; // it learns again
+    const bool collapsed = w->lowest < 0.95 && w->near >= WATCH_COLLAPSED;
+    const bool stagnant =
+        (settled && w->near >= WATCH_STAGNANT) || (w->first > 1.05 && w->flat >= WATCH_STAGNANT);
+    if (dead || !(collapsed || stagnant)) return false;
+    w->dead = true;
+    snprintf(w->text, sizeof w->text,
+        "the training loss has been %.4g for %lld steps, and guessing costs %.4g: %s; lower --lr to a third "
+        "or a "
+        "tenth (lr_find measures it), --grad-clip-norm 1, and start again%s",
+        loss, (long long)w->near, guess, collapsed ? "the model has collapsed" : "nothing is learned",
+        collapsed ? "" : "; if --lr is small already, raise it, and look at the data");
+    return true;
+}
+
 // ---------------------------------------------------------------- the monitor of a run
 
 typedef struct {

@@ -185,6 +185,7 @@ typedef struct {
     int64_t steps_per_epoch;
     const AdviceFacts *facts;
     const ReportGrid *grid;
+    const char *died; // why the run has died, from LossWatch; NULL: it has not
 } Report;
 
 // The style sheet, one rule a line.
@@ -497,9 +498,9 @@ static inline void html_page(FILE *f, const Report *r, const Curves *h) {
     double step = -1;
     for (double next; isfinite(next = evaluation_next(h, step));) step = next;
     const Advice a = step < 0 ? ADVICE_NONE : advice_at(text, h, (int64_t)step, r->facts);
-    if (a != ADVICE_NONE) {
+    if (a != ADVICE_NONE || r->died) {
         fputs("<section class=\"card advice\"><p>", f);
-        html_advice(f, a, text);
+        html_advice(f, r->died ? ADVICE_RATE : a, r->died ? r->died : text);
         fputs("</p></section>\n", f);
     }
     if (r->curves) {

@@ -25,7 +25,9 @@ typedef struct {
     Checkpoint checkpoint; // --resume: what it goes on from
     EvaluationSets sets;
     Monitor monitor;
-    ReportGrid grid; // images for report.html, as the model last saw them
+    LossWatch watch;
+    int64_t died_after; // the last step before the loss stayed at that of guessing, where watch.dead
+    ReportGrid grid;    // images for report.html, as the model last saw them
     RunFolder folder;
     double false_negatives; // of a pair, summed over the steps below
     int64_t steps_counted;  // since the start or the resume
@@ -238,11 +240,19 @@ static inline bool evaluate_sets(const EvaluationSets *s, Monitor *m, const RunS
     return true;
 }
 
+// checkpoints/best is that of a model which had died already: as the run sees it, or as it turns out later.
+static inline void train_note_dead_best(Training *t) {
+    if (t->watch.dead && t->state.best_step > t->died_after)
+        logger_print(&t->folder.log, "note         best, after step %lld, is a model that has died",
+            (long long)t->state.best_step);
+}
+
 // After an evaluation: is this the best model so far? train_save() then saves it as checkpoints/best. Logs
 // what the curves show.
 static inline void train_judge(Training *t) {
     if (!t->monitor.last[0].length) return;
     t->folder.best = monitor_judge(&t->monitor, &t->state);
+    if (t->folder.best) train_note_dead_best(t);
     monitor_advise(&t->monitor, &t->folder.log, t->state.step);
 }
 
@@ -363,7 +373,7 @@ static inline void train_write_report(Training *t, const char *metrics, const ch
         c->name[0] ? c->name : "CLIP", c->image_size, c->patch_size, c->context_length,
         (double)t->clip->tensors.parameters / 1e6);
     const Report r = {t->o->name, model, status, t->folder.settings, metrics, curves, t->data.steps_per_epoch,
-        &t->monitor.facts, &t->grid};
+        &t->monitor.facts, &t->grid, t->watch.dead ? t->watch.text : NULL};
     path_format(html, "%s/report.html", t->folder.path);
     report_write(html, &r);
 }
@@ -411,6 +421,21 @@ static inline AdamW train_adamw(const Training *t) {
     return adamw_from(t->o, schedule_lr(s, step), schedule_beta1(s, step, t->o->beta1), step);
 }
 
+// A note after the first step, of pairs from which nothing can be learned.
+static inline void train_note_equal_pairs(Training *t, double false_negatives) {
+    const double others = (double)(t->o->batch_size * t->o->accum_freq) - 1;
+    const bool known = strcmp(t->o->train_data, "synthetic") != 0;
+    const char *what = NULL;
+    if (others < 1) what = "a step has one pair, and so no wrong answer: the loss is 0";
+    else if (known && false_negatives > others - 0.5)
+        what = "all pairs of the first step have the same caption (or other key)";
+    else if (known && images_met_again(&t->data.train, (int64_t)others + 1) > others - 0.5)
+        what = "all pairs have the same image";
+    if (what)
+        logger_print(&t->folder.log, "note         %s, and nothing is learned; %s", what,
+            others < 1 ? "give --batch-size 2 or more" : "look at --train-data");
+}
+
 // Counts a step that is done, and logs it: the loss before the update, the rate and logit_scale that it used,
 // the norm of its gradients. One of these that is not finite ends the program.
 static inline void train_log(Training *t, double loss, double norm, double lr, double logit_scale) {
@@ -425,6 +450,13 @@ static inline void train_log(Training *t, double loss, double norm, double lr, d
             "--grad-clip-norm 1, and go on from the last checkpoint in %s/checkpoints",
             (long long)s->step, isfinite(loss) ? "norm of the gradients" : "loss", t->folder.path);
     const double false_negatives = step_loader_false_negatives(&t->loader);
+    if (t->steps_counted == 0) train_note_equal_pairs(t, false_negatives);
+    const bool settled = s->step > t->schedule.warmup && 10 * s->step > t->schedule.total;
+    if (watch_loss(&t->watch, loss, equal_features_loss(&t->loader), settled)) {
+        logger_print(&t->folder.log, "advice       %s: %s", advice_name(ADVICE_RATE), t->watch.text);
+        t->died_after = s->step - t->watch.near;
+        train_note_dead_best(t);
+    }
     t->false_negatives += false_negatives;
     t->steps_counted++;
     const double rate = (double)(o->batch_size * o->accum_freq) / seconds;

@@ -291,6 +291,48 @@ static void test_overfitting_needs_three_rises(void) {
     }
 }
 
+// In which step a run of 1,000 whose loss is `loss(step)` is told to be dead; 0: never.
+static int died_at(double (*loss)(int step), int settled) {
+    LossWatch w;
+    memset(&w, 0, sizeof w);
+    for (int step = 1; step <= STEPS; step++)
+        if (watch_loss(&w, loss(step), GUESS, step > settled)) return step;
+    return 0;
+}
+
+static double collapses(int step) { return step < 30 ? 3 : GUESS * 1.0002; }
+static double stagnates(int step) { return GUESS * (1 + 0.003 * (step % 3 - 1)); }
+static double comes_down(int step) { return GUESS * (step < 5 ? 3 : 1.0001); }
+static double learns_late(int step) {
+    return GUESS * (step < 90 ? 1.0002 : fmax(0.2, 1 - 0.002 * (step - 90)));
+}
+static double hovers(int step) { return GUESS * (0.97 + 0.025 * (step % 3)); } // never near for long
+static double not_finite(int step) { return step < 30 ? 3 : NAN; }
+
+static void test_a_run_that_has_died_is_told_within_50_steps(void) {
+    EXPECT(died_at(collapses, STEPS) == 49, "%d", died_at(collapses, STEPS)); // even in the warmup
+    EXPECT(died_at(stagnates, 100) == 101, "%d", died_at(stagnates, 100));
+    EXPECT(died_at(stagnates, 0) == 40, "%d", died_at(stagnates, 0));
+    EXPECT(died_at(comes_down, STEPS) == 44, "%d", died_at(comes_down, STEPS));
+    EXPECT(died_at(learns_late, 100) == 0, "%d", died_at(learns_late, 100)); // random weights in the warmup
+    EXPECT(died_at(hovers, 0) == 0, "%d", died_at(hovers, 0));
+    EXPECT(died_at(not_finite, 0) == 0);
+}
+
+// Told once; again after it has learned something in between. Guessing that costs nothing says nothing.
+static void test_a_run_may_come_back(void) {
+    LossWatch w;
+    memset(&w, 0, sizeof w);
+    int told = 0;
+    for (int step = 1; step <= 100; step++) told += watch_loss(&w, GUESS, GUESS, true);
+    EXPECT(told == 1 && w.dead && strstr(w.text, "nothing is learned"), "%d times: %s", told, w.text);
+    for (int step = 1; step <= 100; step++) told += watch_loss(&w, 1, GUESS, true);
+    EXPECT(told == 1 && !w.dead);
+    for (int step = 1; step <= 20; step++) told += watch_loss(&w, GUESS, GUESS, true);
+    EXPECT(told == 2 && w.dead && strstr(w.text, "collapsed"), "%d times: %s", told, w.text);
+    for (int step = 1; step <= 100; step++) EXPECT(!watch_loss(&w, 0, 0, true));
+}
+
 static void test_advice_has_names(void) {
     static const char *const names[] = {
         "none", "mismatch", "rate too high", "overfitting", "forgetting", "underfitting"};
@@ -304,6 +346,8 @@ int main(void) {
     RUN(test_locks_are_advised_where_there_is_more_to_lock);
     RUN(test_noise_is_not_a_sign);
     RUN(test_missing_measurements_give_no_advice);
+    RUN(test_a_run_that_has_died_is_told_within_50_steps);
+    RUN(test_a_run_may_come_back);
     RUN(test_advice_has_names);
     return test_report();
 }

@@ -208,6 +208,28 @@ def test_advice():
     check("\nadvice" not in run(f"{IMAGES} --name sane --val-data shapes/val.csv {LABELLED} --epochs 2 --lr 1e-3"), "nothing to say")
 
 
+def test_a_run_that_has_died_says_so():
+    """Without validation, whatever is logged; best is not a dead model without a word; pairs that teach nothing are named."""
+    kill = f"{SYNTHETIC} --steps 90 --lr 3 --warmup 0 --lr-scheduler const --log-every-n-steps 80"
+    text = run(f"{kill} --name dead")
+    check(len(re.findall(r"^advice       rate too high: the training loss has been", text, re.M)) == 1, f"no validation: {text}")
+    check("rate too high:</b> the training loss has been" in open("logs/dead/report.html").read(), "the page")
+    text = run(f"{kill} --name best_dead --val-split 0.2 --eval-steps 60")
+    check(re.search(r"^note         best, after step \d+, is a model that has died", text, re.M), f"best: {text}")
+    check("\nadvice" not in run(f"{SYNTHETIC} --name alive --steps 90 --lr 1e-3"), "a run that learns")
+    lines = open("shapes/train.csv").read().splitlines()
+    separator = "\t" if "\t" in lines[0] else ","
+    path, title = (lines[0].split(separator).index(column) for column in ("filepath", "title"))
+    for name, column in (("caption", title), ("image", path)):
+        rows = [line.split(separator) for line in lines[:17]]
+        for row in rows[1:]:
+            row[column] = rows[1][column]
+        pathlib.Path(f"shapes/equal_{name}.csv").write_text("\n".join(map(separator.join, rows)) + "\n")
+        text = run(f"--model words.json --train-data shapes/equal_{name}.csv --batch-size 8 --steps 2 --name equal_{name}")
+        check(re.search(rf"^note         all pairs .*same {name}.*nothing is learned", text, re.M), f"equal {name}s: {text}")
+    check("a step has one pair" in run("--model small.json --train-data synthetic --train-num-samples 50 --batch-size 1 --steps 2 --name one"), "a batch of one")
+
+
 def make_data():
     subprocess.run([sys.executable, str(ROOT / "dev/data/make_shapes.py"), "--out", "shapes", "--count", "64"], check=True, capture_output=True)
     rows = open("shapes/val.csv").read().splitlines()
