@@ -28,11 +28,14 @@ cat > "$out/tiny.json" <<'JSON'
  "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 128, "head_width": 32, "layers": 4},
  "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 48, "heads": 2, "layers": 2}}
 JSON
-evaluate=(--zeroshot-data "paper=$out/paper/val.csv" --zeroshot-data "card=$out/card/val.csv" --classnames "$out/paper/classnames.txt"
+# the first set is the target: best and advice go by it
+paper=(--zeroshot-data "paper=$out/paper/val.csv")
+card=(--zeroshot-data "card=$out/card/val.csv")
+evaluate=(--classnames "$out/paper/classnames.txt"
     --templates "$out/templates.txt" --logs "$out/logs" --save-frequency 0 --grad-clip-norm 1)
 
 headline "3. Train a CLIP of 3M parameters from random weights: filled shapes on paper"
-./train_clip --model "$out/tiny.json" --train-data "$out/paper/train.csv" "${evaluate[@]}" --name train --epochs 8 --lr 2e-3 --zeroshot-frequency 4 --log-every-n-steps 40
+./train_clip --model "$out/tiny.json" --train-data "$out/paper/train.csv" "${paper[@]}" "${card[@]}" "${evaluate[@]}" --name train --epochs 8 --lr 2e-3 --zeroshot-frequency 4 --log-every-n-steps 40
 pretrained=$out/logs/train/checkpoints/epoch_8.bin
 
 headline "4. Find a learning rate for the second domain, crayon outlines on cardboard: a range test"
@@ -40,7 +43,7 @@ headline "4. Find a learning rate for the second domain, crayon outlines on card
 rate=$(sed -n 's/.*train_clip .*--lr \([0-9.e-]*\).*/\1/p' "$out/lr_find.log" | head -n 1)
 
 headline "5. Fine-tune at that rate, $rate"
-./train_clip --pretrained "$pretrained" --train-data "$out/card/train.csv" "${evaluate[@]}" --name finetune --epochs 12 --lr "$rate" --zeroshot-frequency 4 --log-every-n-steps 40
+./train_clip --pretrained "$pretrained" --train-data "$out/card/train.csv" "${card[@]}" "${paper[@]}" "${evaluate[@]}" --name finetune --epochs 12 --lr "$rate" --lr-measured --zeroshot-frequency 4 --log-every-n-steps 40
 finetuned=$out/logs/finetune/checkpoints/epoch_12.bin
 
 headline "6. Average the weights before and after: learn the new domain without losing the old one"
