@@ -31,7 +31,7 @@ INCLUDES := -I. $(sort $(foreach p,zlib libjpeg libpng libwebp libarchive libutf
 
 # Libraries for more image forms, each only where it is there (dev/setup.sh --images installs them; IMAGES= builds without).
 IMAGES := $(foreach p,TIFF:libtiff-4 AVIF:libavif HEIC:libheif JP2:libopenjp2,$(if $(shell pkg-config --exists $(lastword $(subst :, ,$(p))) 2>/dev/null && echo yes),$(p))) \
-          $(if $(shell printf '\#include <stdio.h>\n\#include <gif_lib.h>\n' | $(CC) -E - 2>/dev/null | grep -c DGifOpen),GIF:giflib)
+          $(if $(shell $(CC) -E -include stdio.h -include gif_lib.h -x c /dev/null >/dev/null 2>&1 && echo yes),GIF:giflib)
 LIBS += $(foreach p,$(IMAGES),$(call package,$(lastword $(subst :, ,$(p))),--libs,-lgif))
 INCLUDES += $(sort $(foreach p,$(IMAGES),-DCLIPC_WITH_$(firstword $(subst :, ,$(p))) $(call package,$(lastword $(subst :, ,$(p))),--cflags,)))
 
