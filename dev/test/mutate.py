@@ -126,7 +126,8 @@ def met(passes, name):
 def prepare():
     """The copy of the tree, and the programs in it."""
     shutil.rmtree(BUILD, ignore_errors=True)
-    os.makedirs(os.path.join(BUILD, "tmp"))
+    for folder in ("tmp", "sanitized"):
+        os.makedirs(os.path.join(BUILD, folder))
     for name in filter(None, subprocess.check_output(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, text=True).split("\0")):
         if os.path.exists(os.path.join(ROOT, name)):
             os.makedirs(os.path.dirname(os.path.join(TREE, name)), exist_ok=True)
@@ -280,7 +281,8 @@ class Finder:
                 return None
             if sanitize and number not in self.measured[p.name].reached:
                 continue
-            name, flags = (p.name + ".sanitized", SANITIZE) if sanitize else (p.name, p.flags)
+            # of the same name: tests look for it in messages
+            name, flags = ("sanitized/" + p.name, SANITIZE) if sanitize else (p.name, p.flags)
             program = self.built(name, p.source, flags, p.arguments)
             if number in program.reached and not program.passes(MUTANT=str(number)):
                 return name
