@@ -35,9 +35,19 @@ IMAGES := $(foreach p,TIFF:libtiff-4 AVIF:libavif HEIC:libheif JP2:libopenjp2,$(
 LIBS += $(foreach p,$(IMAGES),$(call package,$(lastword $(subst :, ,$(p))),--libs,-lgif))
 INCLUDES += $(sort $(foreach p,$(IMAGES),-DCLIPC_WITH_$(firstword $(subst :, ,$(p))) $(call package,$(lastword $(subst :, ,$(p))),--cflags,)))
 
+# MPI=1: with several processes (dev/setup.sh --mpi installs what that takes); MPICC=… names MPI's compiler, which knows its flags.
+ifneq ($(MPI),)
+MPICC = mpicc
+ifeq ($(shell command -v $(MPICC)),)
+$(error MPI=1: $(MPICC) is missing; dev/setup.sh --mpi installs it, MPICC=/path/to/mpicc says where it is)
+endif
+MPI_FLAGS := -DCLIPC_MPI $(shell $(MPICC) --showme:compile 2>/dev/null || $(MPICC) -compile_info | tr ' ' '\n' | grep '^-[ID]' | tr '\n' ' ')
+MPI_LIBS := $(shell $(MPICC) --showme:link 2>/dev/null || $(MPICC) -link_info | tr ' ' '\n' | grep '^-[lLW]' | tr '\n' ' ')
+endif
+
 # -ffp-contract=off: a*b + c is rounded twice everywhere, so that compilers agree to the bit; where one rounding is meant, the code says fmaf
-COMPILE = $(CC) -std=c11 -ffp-contract=off $(CFLAGS) $(OPENMP) -pthread $(INCLUDES)
-LINK_LIBS = $(LIBS) $(OPENMP_LIBS)
+COMPILE = $(CC) -std=c11 -ffp-contract=off $(CFLAGS) $(OPENMP) -pthread $(INCLUDES) $(MPI_FLAGS)
+LINK_LIBS = $(LIBS) $(OPENMP_LIBS) $(MPI_LIBS)
 # When a build fails for want of a library or compiler, the last line names it.
 BUILD_PROGRAM = $(COMPILE) $(ASSERTS) $(TEST_FLAGS) -MMD -MP -MF $(BUILD)/$(notdir $@).d -o $@ $< $(LINK_LIBS) || { CC='$(CC)' dev/setup.sh --check; exit 1; }
 
@@ -220,6 +230,7 @@ help:
 	@echo 'make gpu-resources   print registers, spills and shared memory of each kernel (needs nvcc, no GPU)'
 	@echo 'make schema       write data/schema.json again, after a change to the tables of tensors, fields or models'
 	@echo 'make clean        remove what make built (not logs/ and weights/)'
+	@echo 'make MPI=1        build for several processes, started by mpirun or srun (doc/processes.md)'
 	@echo 'make CC=clang     build with another compiler; CFLAGS=… other flags; OPENMP= one thread; DEBUG=1 with asserts'
 	@echo 'dev/setup.sh      install the compiler, libraries and numpy where they are missing (make demo and make test do so first)'
 	@echo 'dev/setup.sh --images   also those for GIF, TIFF, AVIF, HEIC and JPEG 2000 images; make IMAGES= builds without them'

@@ -169,7 +169,8 @@ int main(int argc, char **argv) {
     const RangeTest test = {&o, clip, &data, &log, train_step};
     RangeResult result;
     const bool whole = range_find(&test, &config, (int)o.repeats, &result);
-    const int code = whole ? report(argv, &o, &result) : EXIT_SIGNAL + train_interrupted;
+    int code = EXIT_SIGNAL + train_interrupted;
+    if (whole) code = comm_rank() ? EXIT_SUCCESS : report(argv, &o, &result); // process 0 reports
     range_result_free(&result);
     if (o.val_split > 0) dataset_free(&val);
     data_free(&data);

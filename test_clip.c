@@ -98,7 +98,7 @@ static void layer_activation(const Clip *clip, float *out, const float *x, size_
 static double layer_loss(Clip *clip, float *dimage, float *dtext, double *dlogit_scale, const float *image,
     const float *text, const uint64_t *keys, Positives positives, int n, int E, float scale) {
     return contrastive_loss(
-        clip->back->kernels, dimage, dtext, dlogit_scale, image, text, keys, positives, n, E, scale);
+        clip->back->kernels, dimage, dtext, dlogit_scale, image, text, keys, positives, n, E, scale, 0);
 }
 #endif
 
@@ -648,7 +648,7 @@ static void test_validation_is_that_of_open_clip(Clip *clip, const Records *r) {
         const int B = n - i < (int)batch_size->value[0] ? n - i : (int)batch_size->value[0];
         loss += B *
                 contrastive_loss(kernels_select(), NULL, NULL, NULL, image + (size_t)i * E,
-                    text + (size_t)i * E, NULL, POSITIVES_DIAGONAL, B, E, clip_logit_scale(clip)) /
+                    text + (size_t)i * E, NULL, POSITIVES_DIAGONAL, B, E, clip_logit_scale(clip), 0) /
                 n;
     }
     compare_number(want, 0, loss, ACTIVATION_TOLERANCE);

@@ -28,6 +28,7 @@
 #include "clipc/math/plain.h"        // …_plain
 #include "clipc/model/activations.h" // Sequences, TowerActivations, Panels
 #include "clipc/model/clip.h"        // Clip, ClipBatch, AdamW, the functions implemented here
+#include "clipc/model/slices.h"      // Slices
 
 #include <assert.h>
 #include <math.h>
@@ -776,24 +777,6 @@ static void text_embedding_clear(float *dtoken_embedding, bool *used, const Clip
             used[batch->tokens[(size_t)b * c->context_length + t]] = true;
 }
 
-// The different tokens of the batch: token (R) holds them, slot (R) which of them a row has. Returns their
-// number.
-static int tokens_of_batch(
-    int *token, int *slot, const ClipBatch *batch, const Sequences *s, const ClipConfig *c) {
-    int *slot_of = calloc_check((size_t)c->vocab_size, sizeof *slot_of), count = 0; // from 1
-    for (int b = 0; b < s->B; b++)
-        for (int row = s->start[b]; row < s->start[b + 1]; row++) {
-            const int id = batch->tokens[(size_t)b * c->context_length + row - s->start[b]];
-            if (!slot_of[id]) {
-                token[count++] = id;
-                slot_of[id] = count;
-            }
-            slot[row] = slot_of[id] - 1;
-        }
-    free(slot_of);
-    return count;
-}
-
 // text_embedding_backward_plain, from dx (R,C). used (V): the tokens whose gradient is not zero.
 static void text_embedding_backward(const Embedding *w, bool *used, const float *dx, const ClipBatch *batch,
     const Sequences *s, const ClipConfig *c, bool accumulate) {
@@ -867,15 +850,18 @@ typedef struct {
 
 struct Backend {
     const Kernels *kernels;
-    bool bf16;                     // operands of the towers' products: --precision amp_bf16
-    float *params, *grads, *m, *v; // arenas, laid out by clip->tensors
-    float *ema; // moving average of the trainable tensors, laid out like the gradients; or NULL
+    bool bf16;             // operands of the towers' products: --precision amp_bf16
+    float *params, *grads; // arenas, laid out by clip->tensors
+    Slices slices;         // which process updates what
+    float *m, *v;          // of this process's slice of the gradients
+    float *ema;            // moving average of the weights likewise; or NULL
     TensorPointers w, g;
     Panels forward, backward; // weights packed for products
     bool panels_stale;        // `params` has changed since they were packed
     TowerWeights weights[2];  // each layer's pointers to all of these
     TowerActivations tower[2];
-    int pairs;           // rows of features
+    int pairs;           // rows of features, of all processes
+    int batch;           // pairs of a micro-batch
     float *features[2];  // (pairs,E), L2-normalised
     float *dfeatures[2]; // (pairs,E)
     bool *used_tokens;   // (V) is the token's gradient not zero?
@@ -1168,6 +1154,7 @@ void clip_free(Clip *clip) {
     panels_free(&b->forward);
     panels_free(&b->backward);
     free(b->used_tokens);
+    slices_free(&b->slices);
     free(b->params);
     free(b->grads);
     free(b->m);
@@ -1189,8 +1176,13 @@ PrecisionSupport clip_precision_support(Precision precision) {
 Precision clip_choose_fastest(Precision wanted) {
     if (kernels_select()->plain) return PRECISION_FP32;
     const KernelPath path = kernels_fastest(wanted == PRECISIONS ? -1 : wanted == PRECISION_AMP_BF16);
-    setenv("CLIPC_ISA", path.kernels->name, true);
-    return path.bf16 ? PRECISION_AMP_BF16 : PRECISION_FP32;
+    char name[16]; // processes take what the first one found
+    bool bf16 = path.bf16;
+    snprintf(name, sizeof name, "%s", path.kernels->name);
+    comm_broadcast(name, sizeof name, 0);
+    comm_broadcast(&bf16, sizeof bf16, 0);
+    setenv("CLIPC_ISA", name, true);
+    return bf16 ? PRECISION_AMP_BF16 : PRECISION_FP32;
 }
 
 void clip_keep_kernels(const char *name) {
@@ -1222,16 +1214,10 @@ Precision clip_precision(const Clip *clip) { return clip->back->bf16 ? PRECISION
 
 void clip_start_training(Clip *clip, const ClipTraining *how) {
     Backend *b = clip->back;
-    float **arenas[] = {&b->grads, &b->m, &b->v, &b->ema};
+    float **moments[] = {&b->m, &b->v, &b->ema};
     assert(how->pairs > 0);
-    for (int i = 0; i < 4; i++) {
-        free(*arenas[i]);
-        *arenas[i] = i < 3 || how->ema ? arena_create(&clip->tensors, GRADIENT_LAYOUT) : NULL;
-    }
-    for (int i = 0; how->ema && i < clip->tensors.count; i++) {
-        const Tensor *x = &clip->tensors.list[i];
-        if (x->trainable) memcpy(b->ema + x->grad_offset, b->params + x->offset, x->count * sizeof(float));
-    }
+    free(b->grads);
+    b->grads = arena_create(&clip->tensors, GRADIENT_LAYOUT);
     free(b->used_tokens);
     b->used_tokens = calloc_check((size_t)clip->config.vocab_size, sizeof(bool));
     tensor_pointers_bind(&b->g, &clip->tensors, &clip->config, b->grads, GRADIENT_LAYOUT);
@@ -1239,6 +1225,17 @@ void clip_start_training(Clip *clip, const ClipTraining *how) {
         panels_replace(clip, &b->backward, true, first_trainable_group(clip, IMAGE_TOWER),
             first_trainable_group(clip, TEXT_TOWER));
     towers_bind(clip);
+    slices_free(&b->slices);
+    b->slices = slices_create(&clip->tensors, &b->forward);
+    for (int i = 0; i < 3; i++) {
+        free(*moments[i]);
+        *moments[i] =
+            i < 2 || how->ema ? aligned_calloc_check(slices_length(&b->slices) * sizeof(float)) : NULL;
+    }
+    for (int i = 0; how->ema && i < clip->tensors.count; i++) {
+        const Tensor *x = &clip->tensors.list[i];
+        if (x->trainable) slices_write(&b->slices, b->ema, x, b->params + x->offset);
+    }
     b->pairs = how->pairs;
     b->grad_checkpointing = how->grad_checkpointing;
     b->accumulate = false;
@@ -1258,7 +1255,7 @@ void clip_memory(
     const size_t packed = b->forward.table.grad_floats + b->backward.table.grad_floats,
                  B = (size_t)batch_size;
     *parameters = (clip->tensors.floats + packed) * sizeof(float);
-    *training = (b->ema ? 4 : 3) * clip->tensors.grad_floats * sizeof(float);
+    *training = (clip->tensors.grad_floats + (b->ema ? 3 : 2) * slices_length(&b->slices)) * sizeof(float);
     *activations = 4 * (size_t)b->pairs * (size_t)c->embed_dim * sizeof(float); // features, their gradients
     for (int tower = 0; tower < 2; tower++) {
         const int T = tower == IMAGE_TOWER ? config_image_tokens(c) : c->context_length;
@@ -1283,6 +1280,7 @@ void clip_pool(Clip *clip, int tower, const ClipBatch *batch, float *pooled) {
 
 void clip_forward(Clip *clip, const ClipBatch *batch, int first_row, bool keep) {
     assert(first_row >= 0 && first_row + batch->size <= clip->back->pairs);
+    clip->back->batch = batch->size;
     for (int tower = 0; tower < 2; tower++)
         tower_forward(clip, tower, clip->back->features[tower] + (size_t)first_row * clip->config.embed_dim,
             batch, keep);
@@ -1291,12 +1289,15 @@ void clip_forward(Clip *clip, const ClipBatch *batch, int first_row, bool keep) 
 double clip_loss(Clip *clip, int pairs, const uint64_t *keys, Positives positives, bool gradient) {
     Backend *b = clip->back;
     assert(pairs > 0 && pairs <= b->pairs);
+    const int E = clip->config.embed_dim;
     double dlogit_scale = 0;
+    for (int tower = 0; tower < 2; tower++)
+        comm_gather_blocks(b->features[tower], (size_t)E * sizeof(float), b->batch, pairs);
     const double loss = contrastive_loss(b->kernels, gradient ? b->dfeatures[0] : NULL,
         gradient ? b->dfeatures[1] : NULL, &dlogit_scale, b->features[0], b->features[1], keys, positives,
-        pairs, clip->config.embed_dim, clip_logit_scale(clip));
-    if (gradient && b->g.logit_scale)
-        *b->g.logit_scale = (float)dlogit_scale; // =, not +=: the loss covers the whole step
+        pairs, E, clip_logit_scale(clip), b->batch);
+    if (gradient && b->g.logit_scale) // =, not +=: the loss covers the whole step, and all processes
+        *b->g.logit_scale = comm_rank() == 0 ? (float)dlogit_scale : 0;
     return loss;
 }
 
@@ -1311,30 +1312,19 @@ void clip_backward(Clip *clip, const ClipBatch *batch, int first_row) {
 
 // ---------------------------------------------------------------- AdamW
 
-// About how many numbers a thread updates at a time. The chunks, and the order in which their sums are added,
-// do not depend on the number of threads.
-enum { UPDATE_CHUNK = 1 << 16 };
-
-// Numbers per chunk of a tensor; a packed weight is divided at multiples of PACK_ROWS rows.
-static size_t update_chunk(const Clip *clip, int index) {
-    const Tensor *x = &clip->tensors.list[index];
-    if (!panels_hold(&clip->back->forward, index)) return UPDATE_CHUNK;
-    const size_t rows = PACK_ROWS * (size_t)tensor_columns(x);
-    return rows * (rows < UPDATE_CHUNK ? UPDATE_CHUNK / rows : 1);
-}
-
-// The sum of squares of a tensor's gradient.
-static double gradient_squares(const Clip *clip, int index) {
+// The sum of squares of all gradients.
+static double gradient_squares(const Clip *clip) {
     const Backend *b = clip->back;
-    const Tensor *x = &clip->tensors.list[index];
-    const size_t chunk = update_chunk(clip, index), chunks = (x->count + chunk - 1) / chunk;
-    double *sums = malloc_check(chunks * sizeof(double)), total = 0;
-#pragma omp parallel for schedule(static) if (chunks > 1)
-    for (size_t c = 0; c < chunks; c++) {
-        const size_t at = c * chunk, n = x->count - at < chunk ? x->count - at : chunk;
-        sums[c] = b->kernels->sum_squares(b->grads + x->grad_offset + at, n);
+    const Slices *s = &b->slices;
+    const size_t *own = &s->first[comm_rank()];
+    double *sums = malloc_check(s->count * sizeof(double));
+#pragma omp parallel for schedule(static)
+    for (size_t c = own[0]; c < own[1]; c++) {
+        const UpdateChunk *u = &s->chunks[c];
+        const size_t at = clip->tensors.list[u->tensor].grad_offset + u->at;
+        sums[c] = b->kernels->sum_squares(b->grads + at, u->n);
     }
-    for (size_t c = 0; c < chunks; c++) total += sums[c];
+    const double total = slices_total(s, sums);
     free(sums);
     return total;
 }
@@ -1344,44 +1334,57 @@ static double gradient_squares(const Clip *clip, int index) {
 //   p = p - lr weight_decay p - lr (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps)
 static void adamw_update(Backend *b, const Tensor *x, size_t at, size_t n, const AdamW *a, double scale) {
     float *p = b->params + x->offset + at, *g = b->grads + x->grad_offset + at;
-    float *m = b->m + x->grad_offset + at, *v = b->v + x->grad_offset + at;
+    const size_t own = x->grad_offset + at - slices_begin(&b->slices);
+    float *m = b->m + own, *v = b->v + own;
     if (b->kernels->plain)
         adamw_plain(p, g, m, v, n, scale, a->lr * x->lr_scale, a->beta1, a->beta2, a->eps,
             x->decay ? a->weight_decay : 0, a->step);
     else b->kernels->adamw(p, g, m, v, (int)n, adamw_terms(a, x, scale));
     if (x->tower == NO_TOWER)
         *p = *p < 0 ? 0 : *p > (float)LOGIT_SCALE_MAX ? (float)LOGIT_SCALE_MAX : *p; // NaN stays
+    if (b->ema) b->kernels->moving_average(b->ema + own, p, (int)n, (float)a->ema_decay);
 }
 
-// AdamW on a tensor, chunk by chunk: while a chunk is in the cache, its moving average and packed copies are
-// updated as well.
-static void tensor_update(Clip *clip, int index, const AdamW *a, double scale) {
+// The packed copies of a chunk that was updated.
+static void chunk_pack(Clip *clip, const UpdateChunk *u) {
     Backend *b = clip->back;
-    const Tensor *x = &clip->tensors.list[index];
-    const size_t chunk = update_chunk(clip, index), chunks = (x->count + chunk - 1) / chunk;
+    const Tensor *x = &clip->tensors.list[u->tensor];
     const size_t C = (size_t)tensor_columns(x);
     const float *w = b->params + x->offset;
-#pragma omp parallel for schedule(static) if (chunks > 1)
-    for (size_t c = 0; c < chunks; c++) {
-        const size_t at = c * chunk, n = x->count - at < chunk ? x->count - at : chunk;
-        adamw_update(b, x, at, n, a, scale);
-        if (b->ema)
-            b->kernels->moving_average(b->ema + x->grad_offset + at, w + at, (int)n, (float)a->ema_decay);
-        panels_pack_rows(&b->forward, x, index, w, (int)(at / C), (int)((at + n) / C));
-        panels_pack_rows(&b->backward, x, index, w, (int)(at / C), (int)((at + n) / C));
-    }
+    panels_pack_rows(&b->forward, x, u->tensor, w, (int)(u->at / C), (int)((u->at + u->n) / C));
+    panels_pack_rows(&b->backward, x, u->tensor, w, (int)(u->at / C), (int)((u->at + u->n) / C));
 }
 
+// Gives the weights of this process's slice to all others, by way of the gradients.
+static void weights_hand_out(Clip *clip) {
+    Backend *b = clip->back;
+    const Slices *s = &b->slices;
+    if (comm_size() == 1) return;
+    slices_hand_out(s, &clip->tensors, b->params, b->grads);
+#pragma omp parallel for schedule(static)
+    for (size_t c = 0; c < s->count; c++)
+        if (!slices_own(s, c)) chunk_pack(clip, &s->chunks[c]);
+    memset(b->used_tokens, true, (size_t)clip->config.vocab_size); // their rows hold no gradients now
+}
+
+// While a chunk is in the cache, its moving average and packed copies are updated as well.
 double clip_update(Clip *clip, const AdamW *a) {
-    double squares = 0;
-    assert(clip->back->grads && a->step > 0);
-    for (int i = 0; i < clip->tensors.count; i++)
-        if (clip->tensors.list[i].trainable) squares += gradient_squares(clip, i);
-    const double norm = sqrt(squares);
+    Backend *b = clip->back;
+    const Slices *s = &b->slices;
+    const size_t *first = &s->first[comm_rank()];
+    assert(b->grads && a->step > 0);
+    comm_sum_slices(b->grads, s->cut);
+    const double norm = sqrt(gradient_squares(clip));
     const double scale = a->grad_clip_norm > 0 ? fmin(1, a->grad_clip_norm / (norm + 1e-6)) : 1;
-    for (int i = 0; isfinite(norm) && i < clip->tensors.count; i++)
-        if (clip->tensors.list[i].trainable) tensor_update(clip, i, a, scale);
-    clip->back->accumulate = false;
+    b->accumulate = false;
+    if (!isfinite(norm)) return norm;
+#pragma omp parallel for schedule(static)
+    for (size_t c = first[0]; c < first[1]; c++) {
+        const UpdateChunk *u = &s->chunks[c];
+        adamw_update(b, &clip->tensors.list[u->tensor], u->at, u->n, a, scale);
+        chunk_pack(clip, u);
+    }
+    weights_hand_out(clip);
     return norm;
 }
 
@@ -1389,31 +1392,30 @@ bool clip_has_ema(const Clip *clip) { return clip->back->ema != NULL; }
 
 void clip_swap_ema(Clip *clip) {
     Backend *b = clip->back;
-    for (int i = 0; b->ema && i < clip->tensors.count; i++) {
-        const Tensor *x = &clip->tensors.list[i];
-        float *p = b->params + x->offset, *e = b->ema + x->grad_offset;
-        for (size_t j = 0; x->trainable && j < x->count; j++) {
-            const float kept = p[j];
-            p[j] = e[j];
-            e[j] = kept;
-        }
-    }
+    if (!b->ema) return;
+    slices_swap(&b->slices, &clip->tensors, b->params, b->ema);
+    weights_hand_out(clip);
     b->panels_stale = true;
 }
 
 float clip_logit_scale(const Clip *clip) { return expf(*clip->back->w.logit_scale); }
 
 static float *tensor_place(const Clip *clip, ClipArena arena, const Tensor *x) {
-    float *bases[] = {clip->back->params, clip->back->grads, clip->back->m, clip->back->v, clip->back->ema};
-    return tensor_ptr(x, bases[arena], arena == ARENA_PARAMETERS ? PARAMETER_LAYOUT : GRADIENT_LAYOUT);
+    return arena == ARENA_PARAMETERS ? clip->back->params + x->offset : clip->back->grads + x->grad_offset;
 }
 
 void clip_read(const Clip *clip, ClipArena arena, const Tensor *x, float *values) {
-    memcpy(values, tensor_place(clip, arena, x), x->count * sizeof(float));
+    const Backend *b = clip->back;
+    const float *moments[] = {b->m, b->v, b->ema};
+    if (arena >= ARENA_M) slices_read(&b->slices, moments[arena - ARENA_M], x, values);
+    else memcpy(values, tensor_place(clip, arena, x), x->count * sizeof(float));
 }
 void clip_write(Clip *clip, ClipArena arena, const Tensor *x, const float *values) {
-    memcpy(tensor_place(clip, arena, x), values, x->count * sizeof(float));
-    if (arena == ARENA_PARAMETERS) clip->back->panels_stale = true;
+    Backend *b = clip->back;
+    float *moments[] = {b->m, b->v, b->ema};
+    if (arena >= ARENA_M) slices_write(&b->slices, moments[arena - ARENA_M], x, values);
+    else memcpy(tensor_place(clip, arena, x), values, x->count * sizeof(float));
+    if (arena == ARENA_PARAMETERS) b->panels_stale = true;
 }
 
 const char *clip_kernels(const Clip *clip) { return clip->back->kernels->products[clip->back->bf16].isa; }
@@ -1435,12 +1437,12 @@ const char *clip_kernels(const Clip *clip) { return clip->back->kernels->product
 // once their gradients are known, each micro-batch is encoded again, now with the activations that its
 // backward pass needs.
 static inline double train_step(Clip *clip, const StepBatch *step, const AdamW *adamw, double *norm) {
-    const int k = step->k, B = step->B;
-    for (int j = 0; j < k; j++) clip_forward(clip, &step->micro[j], j * B, k == 1);
-    const double loss = clip_loss(clip, k * B, step->keys, step->positives, true);
+    const int k = step->k;
+    for (int j = 0; j < k; j++) clip_forward(clip, &step->micro[j], step_row(step, j), k == 1);
+    const double loss = clip_loss(clip, step_pairs(step), step->keys, step->positives, true);
     for (int j = 0; j < k; j++) {
-        if (k > 1) clip_forward(clip, &step->micro[j], j * B, true);
-        clip_backward(clip, &step->micro[j], j * B);
+        if (k > 1) clip_forward(clip, &step->micro[j], step_row(step, j), true);
+        clip_backward(clip, &step->micro[j], step_row(step, j));
     }
     *norm = clip_update(clip, adamw); // nothing is updated where it is not finite
     return loss;

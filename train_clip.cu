@@ -1330,12 +1330,12 @@ const char *clip_kernels(const Clip *clip) { return clip->back->kernels; }
 // once their gradients are known, each micro-batch is encoded again, now with the activations that its
 // backward pass needs.
 static inline double train_step(Clip *clip, const StepBatch *step, const AdamW *adamw, double *norm) {
-    const int k = step->k, B = step->B;
-    for (int j = 0; j < k; j++) clip_forward(clip, &step->micro[j], j * B, k == 1);
-    const double loss = clip_loss(clip, k * B, step->keys, step->positives, true);
+    const int k = step->k;
+    for (int j = 0; j < k; j++) clip_forward(clip, &step->micro[j], step_row(step, j), k == 1);
+    const double loss = clip_loss(clip, step_pairs(step), step->keys, step->positives, true);
     for (int j = 0; j < k; j++) {
-        if (k > 1) clip_forward(clip, &step->micro[j], j * B, true);
-        clip_backward(clip, &step->micro[j], j * B);
+        if (k > 1) clip_forward(clip, &step->micro[j], step_row(step, j), true);
+        clip_backward(clip, &step->micro[j], step_row(step, j));
     }
     *norm = clip_update(clip, adamw); // nothing is updated where it is not finite
     return loss;

@@ -548,6 +548,7 @@ int main(int argc, char **argv) {
     json_begin();
     strategies_help(argc, argv);
     options_parse(&options, argc, argv);
+    processes_refuse("wise_ft");
     options_check(&options);
     WiseFt w = {.o = &options};
     logger_open(&w.log, NULL, false);

@@ -5,6 +5,7 @@
 #   dev/setup.sh            check, install what is missing
 #   dev/setup.sh --images   the same, and the libraries for GIF, TIFF, AVIF, HEIC and JPEG 2000 as far as the
 #                           package manager has them; the programs do without those that are not there
+#   dev/setup.sh --mpi      the same, and Open MPI, for make MPI=1 (several processes)
 #   dev/setup.sh --c++      the same, including a C++ compiler (make test checks the headers with it)
 #   dev/setup.sh --check    check only, and print the command that installs the rest
 #   dev/setup.sh --python   print the Python that has numpy (for the Makefile)
@@ -133,7 +134,7 @@ if [ "${1:-}" = --python ]; then
     find_python || { echo python3; say "found no Python with numpy; run dev/setup.sh"; exit 1; }
     exit
 fi
-case ${1:-} in '' | --c++ | --images | --check) ;; *) say "$1: unknown option (give --c++, --images, --check or --python)"; exit 2 ;; esac
+case ${1:-} in '' | --c++ | --images | --mpi | --check) ;; *) say "$1: unknown option (give --c++, --images, --mpi, --check or --python)"; exit 2 ;; esac
 
 scratch=$(mktemp -d) || exit 1
 trap 'rm -rf "$scratch"' EXIT
@@ -163,6 +164,16 @@ while find_missing "${1:-}"; [ -n "${missing// /}" ]; do
 done
 
 # What is not there of the optional libraries is tried once; the programs do without it.
+if [ "${1:-}" = --mpi ] && ! { command -v mpicc && command -v mpirun; } >/dev/null; then
+    missing=
+    plan # for the way in which packages are installed
+    package=openmpi-bin,libopenmpi-dev
+    if command -v dnf >/dev/null; then package=openmpi-devel; elif ! command -v apt-get >/dev/null; then package=open-mpi; fi
+    install="$prefix ${package//,/ }"
+    if [ -n "$needs_root" ] && [ "$(id -u)" != 0 ]; then install="sudo -n $install"; fi
+    say "installing: $install"
+    $install </dev/null >&2 || { say "MPI cannot be installed that way"; exit 1; }
+fi
 if [ "${1:-}" = --images ] || [ "${1:-}" = --c++ ]; then
     flags=$(run_make flags 2>/dev/null)
     wanted=$(image_packages | while read -r form rest; do grep -q "CLIPC_WITH_$form" <<< "$flags" || echo "$form"; done)

@@ -166,8 +166,8 @@ static inline void logger_open(Logger *l, const char *folder, bool resume) {
     memset(l, 0, sizeof *l);
     l->out.fd = l->metrics.fd = -1;
     const char *term = getenv("TERM");
-    l->terminal = isatty(fileno(stdout)) && term && strcmp(term, "dumb") != 0;
-    if (!folder) return;
+    l->terminal = isatty(fileno(stdout)) && term && strcmp(term, "dumb") != 0 && comm_rank() == 0;
+    if (!folder || comm_rank()) return; // process 0 logs for all
     make_directories(folder);
     log_file_open(&l->out, folder, "out.log", resume);
     log_file_open(&l->metrics, folder, "metrics.jsonl", resume);
@@ -198,6 +198,7 @@ static inline void logger_close(Logger *l) {
 
 // A console that is full or gone does not end a run, whose log has the lines, too.
 static inline void logger_show(Logger *l, const char *line, size_t bytes) {
+    if (comm_rank()) return;
     logger_clear_bar(l);
     const bool shown = fwrite(line, 1, bytes, stdout) == bytes && fflush(stdout) == 0;
     if (!shown && !l->console_failed && l->out.fd >= 0)

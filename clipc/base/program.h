@@ -8,6 +8,7 @@
 #define CLIPC_PROGRAM_H
 
 #include "clipc/base/text.h" // make_showable
+#include "clipc/base/comm.h" // comm_begin, comm_exit
 
 #include <errno.h>
 #include <fcntl.h>
@@ -70,7 +71,10 @@ static inline size_t line_format(char line[LINE_SIZE], size_t at, const char *fo
 // A line on stderr, in one write: messages of several threads do not mix.
 static inline void message_v(const char *format, va_list args) {
     char line[LINE_SIZE];
-    const int name = snprintf(line, sizeof line, "%.80s: ", program_name());
+    int name = snprintf(line, sizeof line, "%.80s: ", program_name());
+    if (comm_rank())
+        name +=
+            snprintf(line + name, sizeof line - (size_t)name, "process %d of %d: ", comm_rank(), comm_size());
     const size_t bytes = line_format(line, (size_t)name, format, args);
     if (ftrylockfile(stdout) == 0) { // what was printed before the message stands before it
         fflush(stdout);
@@ -81,13 +85,14 @@ static inline void message_v(const char *format, va_list args) {
 
 PRINTF_LIKE(1, 2) static inline void warn(const char *format, ...) {
     va_list args;
+    if (comm_world.quiet) return;
     va_start(args, format);
     message_v(format, args);
     va_end(args);
 }
 
 #ifndef PROGRAM_EXIT
-#define PROGRAM_EXIT(code) _exit(code) // a harness that goes on after die() puts its own here
+#define PROGRAM_EXIT(code) comm_exit(code) // a harness that goes on after die() puts its own here
 #endif
 
 // Ends the program with one message. Any thread may call it, several at once: the first one ends the
@@ -103,6 +108,7 @@ PRINTF_LIKE(2, 3) static inline void die(int code, const char *format, ...) {
     static __thread bool here; // in the thread that ends the program
     while (!here && __atomic_exchange_n(&ending, true, __ATOMIC_ACQ_REL)) pause();
     here = true;
+    if (comm_rank()) sleep(1); // where all meet the same error, the first process says so and ends the others
     va_list args;
     va_start(args, format);
     message_v(format, args);
@@ -130,6 +136,12 @@ static inline void program_begin(void) {
         if (fcntl(fd, F_GETFD) < 0 && errno == EBADF)
             open("/dev/null", fd == STDIN_FILENO ? O_WRONLY : O_RDONLY); // takes the lowest free one: fd
     signal(SIGPIPE, SIG_IGN);
+    if (!comm_begin())
+        die(EXIT_USAGE,
+            "started as %d processes, but this program is built for one; build it with make MPI=1, or start "
+            "it "
+            "without mpirun or srun",
+            comm_launched());
 }
 
 // The exit code of a program whose result is what it printed: EXIT_RUNTIME, with a message, where that could

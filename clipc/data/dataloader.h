@@ -27,6 +27,7 @@
 
 typedef struct {
     int batch_size, workers;      // 1 …
+    int micro_batches;            // of a step, with several processes: see shares.h; else 0
     ImageSettings image;          // size: of the pixels, square
     const AugmentConfig *augment; // NULL: the evaluation transform
     ImageCache *cache;            // the images of this data set, decoded before; or NULL
@@ -58,6 +59,7 @@ typedef struct {
 
 // One position of the order, filled by a worker.
 typedef struct {
+    int64_t position;
     uint8_t *pixels; // (3,S,S)
     int *tokens;     // (context + 1), the last one is scratch
     int length, label;
@@ -80,7 +82,10 @@ typedef struct {
     int64_t committed;  // `position` after the last whole batch
     LoaderSlot *slots;  // (ring) position p is filled into slot p % ring
     int64_t ring;
-    int busy; // workers that are filling a slot
+    int64_t exact;    // with several processes: up to here the slots' positions are set; see shares.h
+    int64_t base[2];  // with several processes: a ticket, and the position at which its step begins
+    int busy;         // workers that are filling a slot
+    bool micro_waits; // the consumer waits for any slot, not for that of `position` alone
     bool stop;
     pthread_mutex_t mutex; // guards end, next, position, busy, stop, and `ready` of the slots
     pthread_cond_t work, done;
@@ -234,6 +239,17 @@ static inline void loader_fill(const Loader *l, int64_t position, LoaderSlot *s,
            tokens_are_below(s->tokens, c->context, c->tokenizer ? c->tokenizer->vocabulary : c->vocab_size));
 }
 
+// The position that a worker fills next into slot `ticket` % ring. With one process they count alike. With
+// several, the tickets count what this one needs, as far as no sample fails: micro-batch j of process r in a
+// step is number j * processes + r. See shares.h.
+static inline int64_t loader_position_of(const Loader *l, int64_t ticket) {
+    const int64_t B = l->config.batch_size, k = l->config.micro_batches, size = comm_size();
+    if (!k) return ticket;
+    if (ticket < l->exact) return l->slots[ticket % l->ring].position;
+    const int64_t t = ticket - l->base[0], j = t % (k * B) / B;
+    return l->base[1] + t / (k * B) * k * B * size + (j * size + comm_rank()) * B + t % B;
+}
+
 static inline void *loader_worker(void *argument) {
     Loader *l = (Loader *)argument;
     SampleBuffers buffers;
@@ -243,15 +259,17 @@ static inline void *loader_worker(void *argument) {
         while (!l->stop && !(l->next < l->end && l->next < l->position + l->ring))
             pthread_cond_wait(&l->work, &l->mutex);
         if (l->stop) break;
-        int64_t position = l->next++;
+        const int64_t ticket = l->next++;
+        LoaderSlot *slot = &l->slots[ticket % l->ring];
+        if (slot->ready) continue; // kept, where the step was divided anew
+        slot->position = loader_position_of(l, ticket);
         l->busy++;
         pthread_mutex_unlock(&l->mutex);
-        LoaderSlot *slot = &l->slots[position % l->ring];
-        loader_fill(l, position, slot, &buffers);
+        loader_fill(l, slot->position, slot, &buffers);
         pthread_mutex_lock(&l->mutex);
         slot->ready = true;
         l->busy--;
-        if (position == l->position || l->end == 0) pthread_cond_signal(&l->done);
+        if (ticket == l->position || l->micro_waits || l->end == 0) pthread_cond_signal(&l->done);
     }
     pthread_mutex_unlock(&l->mutex);
     sample_buffers_free(&buffers);
@@ -264,7 +282,9 @@ static inline void loader_make_slots(Loader *l) {
     size_t pixels = 3 * (size_t)l->config.image.size * (size_t)l->config.image.size;
     size_t context = (size_t)l->config.context;
     int64_t batch = l->config.batch_size;
+    if (l->config.micro_batches) batch *= l->config.micro_batches; // a step is held until it is divided
     l->ring = batch + min_i64(batch, (int64_t)(PREFETCH_MOST_BYTES / pixels)) + l->config.workers;
+    if (l->config.micro_batches) l->ring = max_i64(l->ring, batch + l->config.batch_size);
     l->slots = (LoaderSlot *)calloc_check((size_t)l->ring, sizeof *l->slots);
     for (int64_t i = 0; i < l->ring; i++) {
         l->slots[i].pixels = (uint8_t *)malloc_check(pixels);
@@ -418,7 +438,8 @@ static inline void loader_start_epoch(Loader *l, int64_t epoch, int64_t position
     for (int64_t i = 0; i < l->count && l->config.one_pass; i++) l->order[i] = i;
     if (l->config.distinct_step)
         order_make_distinct(l->data, l->config.seed, epoch, l->config.distinct_step, l->order, l->count);
-    l->next = l->position = l->committed = position;
+    l->next = l->position = l->committed = l->exact = position;
+    l->base[0] = l->base[1] = position;
     for (int64_t i = 0; i < l->ring; i++) l->slots[i].ready = false;
     l->failed_streak = l->good_samples = l->unfit_streak = 0;
     l->in_step = l->config.distinct_step; // full: the next sample begins another step
@@ -534,6 +555,21 @@ static inline bool loader_wait(Loader *l, const LoaderSlot *s, double *waited) {
     return s->ready;
 }
 
+// Counts the sample of the next position in the account; returns whether the step takes it.
+static inline bool loader_judge(Loader *l, const LoaderSlot *s) {
+    const bool fits = loader_fits_step(l, s);
+    if (s->status == SAMPLE_OK) {
+        l->good_samples++;
+        l->failed_streak = 0;
+        memset(l->failures, 0, sizeof l->failures);
+    } else {
+        loader_skip(l, s);
+    }
+    if (s->rotated || s->cut)
+        dataset_note(l->data, s->index, s->rotated && !l->config.image.exif_rotate, s->cut);
+    return fits && s->status == SAMPLE_OK;
+}
+
 // The next batch; returns out->count: batch_size, fewer at the end of one pass, 0 after it. 0 also when
 // Ctrl-C ended the wait for a sample; loader_position() is then that of the batch before.
 static inline int loader_next(Loader *l, Batch *out) {
@@ -545,17 +581,7 @@ static inline int loader_next(Loader *l, Batch *out) {
         bool ready = loader_wait(l, s, &out->wait_seconds);
         pthread_mutex_unlock(&l->mutex);
         if (!ready) return out->count = 0;
-        const bool fits = loader_fits_step(l, s);
-        if (s->status == SAMPLE_OK) {
-            if (fits) batch_add(out, &l->config, s);
-            l->good_samples++;
-            l->failed_streak = 0;
-            memset(l->failures, 0, sizeof l->failures);
-        } else {
-            loader_skip(l, s);
-        }
-        if (s->rotated || s->cut)
-            dataset_note(l->data, s->index, s->rotated && !l->config.image.exif_rotate, s->cut);
+        if (loader_judge(l, s)) batch_add(out, &l->config, s);
         pthread_mutex_lock(&l->mutex);
         s->ready = false;
         l->position++;

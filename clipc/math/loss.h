@@ -149,9 +149,12 @@ static inline void loss_backward(ContrastiveLoss *l, float *dx, int side, int i0
 //   dimage, dtext (n,E) gradients, overwritten; NULL: the loss only
 //   dlogit_scale  gradient of logit_scale, the logarithm of s (the derivative of a logit by it is the logit
 //                 itself); NULL if dimage is NULL
+//   block         0: this process computes all rows; else blocks of so many rows belong to the processes in
+//                 turn, n a multiple of block * processes. All call it together, with all features; each gets
+//                 the loss, dlogit_scale, and the gradients of its own rows
 static inline double contrastive_loss(const Kernels *kernels, float *dimage, float *dtext,
     double *dlogit_scale, const float *image, const float *text, const uint64_t *keys, Positives positives,
-    int n, int E, float scale) {
+    int n, int E, float scale, int block) {
     assert(n > 0 && E > 0 && image && text && (keys || positives == POSITIVES_DIAGONAL));
     assert(!dimage == !dtext && (!dimage || dlogit_scale));
     if (kernels->plain)
@@ -161,9 +164,19 @@ static inline double contrastive_loss(const Kernels *kernels, float *dimage, flo
     float *floats = (float *)malloc_check(3 * N * sizeof *floats), *dfeatures[2] = {dimage, dtext};
     ContrastiveLoss l = {kernels, {image, text}, keys, positives, n, E, scale, {floats, floats + N},
         floats + 2 * N, sums, sums + N};
-    for (int side = 0; side < 2; side++) loss_forward(&l, side, 0, n);
+    const bool shared = block > 0 && comm_size() > 1;
+    const int m = shared ? block : n, step = shared ? block * comm_size() : n,
+              own = shared ? block * comm_rank() : 0;
+    assert(n % step == 0);
+    for (int side = 0; side < 2; side++)
+        for (int i = own; i < n; i += step) loss_forward(&l, side, i, m);
+    for (int side = 0; shared && side < 2; side++) comm_gather_blocks(l.lse[side], sizeof(float), m, n);
+    if (shared) comm_gather_blocks(l.target_logit, sizeof(double), m, n);
     const double loss = loss_sum(&l);
-    for (int side = 0; dimage && side < 2; side++) loss_backward(&l, dfeatures[side], side, 0, n);
+    for (int side = 0; dimage && side < 2; side++)
+        for (int i = own; i < n; i += step)
+            loss_backward(&l, dfeatures[side] + (size_t)i * (size_t)E, side, i, m);
+    if (dimage && shared) comm_gather_blocks(l.dot, sizeof(double), m, n);
     if (dimage) *dlogit_scale = 0;
     for (int i = 0; dimage && i < n; i++) *dlogit_scale += l.dot[i];
     free(floats);

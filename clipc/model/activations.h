@@ -86,6 +86,24 @@ static inline void sequences_of_batch(Sequences *s, const ClipBatch *batch, int 
     }
 }
 
+// The different tokens of the batch: token (R) holds them, slot (R) which of them a row has. Returns their
+// number.
+static inline int tokens_of_batch(
+    int *token, int *slot, const ClipBatch *batch, const Sequences *s, const ClipConfig *c) {
+    int *slot_of = (int *)calloc_check((size_t)c->vocab_size, sizeof *slot_of), count = 0; // from 1
+    for (int b = 0; b < s->B; b++)
+        for (int row = s->start[b]; row < s->start[b + 1]; row++) {
+            const int id = batch->tokens[(size_t)b * c->context_length + row - s->start[b]];
+            if (!slot_of[id]) {
+                token[count++] = id;
+                slot_of[id] = count;
+            }
+            slot[row] = slot_of[id] - 1;
+        }
+    free(slot_of);
+    return count;
+}
+
 // ---------------------------------------------------------------- towers
 
 typedef struct {

@@ -166,6 +166,24 @@ static inline void checkpoint_write(
     file_set_wrote(set, safe_file_seal(state));
 }
 
+// Takes part in checkpoint_write() of process 0: its exchanges, in the same order.
+static inline void checkpoint_hand_over(Clip *clip) {
+    float *values = NULL;
+    size_t capacity = 0;
+    if (clip_has_ema(clip)) {
+        clip_swap_ema(clip);
+        clip_swap_ema(clip);
+    }
+    for (int i = 0; i < clip->tensors.count; i++) {
+        const Tensor *x = &clip->tensors.list[i];
+        if (!x->trainable) continue;
+        list_grow((void **)&values, &capacity, x->count, sizeof *values);
+        for (int arena = ARENA_M; arena < ARENA_M + state_arenas(clip); arena++)
+            clip_read(clip, (ClipArena)arena, x, values);
+    }
+    free(values);
+}
+
 // Gives the checkpoint NAME of a set a second name; `ema`: its moving average, too.
 static inline void checkpoint_link(FileSet *set, const char *name, const char *second, bool ema) {
     char path[PATH_SIZE], as[PATH_SIZE];

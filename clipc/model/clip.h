@@ -49,13 +49,19 @@ static inline ClipBatch clip_batch(int size) {
     return batch;
 }
 
-// What one optimizer step trains on: k micro-batches of B pairs; the loss is taken over all k*B pairs.
+// What one optimizer step trains on: k micro-batches of B pairs in each process; the loss is taken over all
+// pairs of all processes. These are in the order of one process: micro-batch j of process r is number
+// j * processes + r of theirs.
 typedef struct {
     int k, B;
-    ClipBatch *micro;    // (k) of size B each
-    uint64_t *keys;      // (k*B) equal keys mark pairs with the same content; see Positives
+    ClipBatch *micro;    // (k) of size B each, those of this process
+    uint64_t *keys;      // (pairs of the step) equal keys mark pairs with the same content; see Positives
     Positives positives; // how the loss takes such pairs
 } StepBatch;
+
+// The pairs of a step, and the row among them at which micro-batch j of this process begins.
+static inline int step_pairs(const StepBatch *s) { return s->k * s->B * comm_size(); }
+static inline int step_row(const StepBatch *s, int j) { return (j * comm_size() + comm_rank()) * s->B; }
 
 // The optimizer's settings for one step (Loshchilov and Hutter 2019; as in torch.optim.AdamW, which open_clip
 // uses).
@@ -115,7 +121,7 @@ void clip_free(Clip *clip);
 
 // Training settings; open_clip has options of the same names.
 typedef struct {
-    int pairs; // pairs per step, over all micro-batches
+    int pairs; // pairs per step, over all micro-batches of all processes
     bool ema;  // keep a moving average of the trainable tensors, starting from their current values
     bool grad_checkpointing; // save only the blocks' inputs, recompute the rest: the same bits
 } ClipTraining;
@@ -164,7 +170,8 @@ void clip_pool(Clip *clip, int tower, const ClipBatch *batch, float *pooled);
 // activations for clip_backward().
 void clip_forward(Clip *clip, const ClipBatch *batch, int first_row, bool keep);
 
-// The contrastive loss over the first `pairs` rows of features; for `positives` and keys (pairs) see
+// The contrastive loss over the first `pairs` rows of features, those of all processes; for
+// `positives` and keys (pairs) see
 // contrastive_loss(). gradient: also computes the gradients of the features and of logit_scale.
 double clip_loss(Clip *clip, int pairs, const uint64_t *keys, Positives positives, bool gradient);
 
@@ -187,6 +194,7 @@ void clip_swap_ema(Clip *clip);
 float clip_logit_scale(const Clip *clip);
 
 // Copies one tensor (x->count floats) out or in; all arenas but the parameters hold trainable tensors only.
+// Reading M, V or EMA is an exchange: all processes do it.
 void clip_read(const Clip *clip, ClipArena arena, const Tensor *x, float *values);
 void clip_write(Clip *clip, ClipArena arena, const Tensor *x, const float *values);
 

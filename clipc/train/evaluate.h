@@ -28,6 +28,7 @@ static inline LoaderConfig evaluation_loader(const LoaderConfig *training) {
     c.cache = NULL;
     c.shuffle = false;
     c.one_pass = true;
+    c.micro_batches = 0;
     c.distinct_step = 0;
     c.skipped_path = NULL;
     return c;

@@ -483,7 +483,7 @@ typedef struct {
 // The loss of a step's pairs if all features were equal: ln of the pairs that compete in a row, in the mean,
 // since equal keys do not compete where they are masked.
 static inline double equal_features_loss(const StepLoader *l) {
-    const double pairs = (double)l->batch.k * l->batch.B;
+    const double pairs = step_pairs(&l->batch);
     return log(pairs - (l->batch.positives == POSITIVES_MASK ? step_loader_false_negatives(l) : 0));
 }
 
@@ -503,7 +503,7 @@ static inline void range_pass(const RangeTest *t, RangeCurve *curve, int pass) {
             const AdamW adamw = adamw_from(t->o, range_rate(&curve->config, i), t->o->beta1, i);
             const double loss = t->step(t->clip, &loader.batch, &adamw, &norm);
             goes_on = range_add(curve, isfinite(norm) ? loss : NAN, equal_features_loss(&loader));
-            const double rate = (double)loader.batch.k * loader.batch.B / (seconds_now() - loader.start);
+            const double rate = (double)step_pairs(&loader.batch) / (seconds_now() - loader.start);
             const LogStep line = {i + 1, steps, (double)(i + 1) / epoch, loss, adamw.lr, rate};
             logger_step(t->log, &line, max_i64(1, steps / 10));
         }
@@ -584,7 +584,7 @@ static inline double range_find_rate(const RangeTest *t, const char *folder) {
     if (range_find(t, &config, 1, &r)) {
         range_describe_stop(&r.mean, stop);
         path_format(path, "%s/lr_find.svg", folder);
-        range_draw(path, &r);
+        if (comm_rank() == 0) range_draw(path, &r);
         if (!isfinite(r.advice.rate))
             die(EXIT_RUNTIME, "--lr auto: %s; or give --lr a number (%s)", r.advice.text, path);
         rate = r.advice.rate;

@@ -426,6 +426,7 @@ static inline void monitor_name_metrics(Monitor *m, const Options *o, const Zero
 
 // Opens the places to which records go besides metrics.jsonl. `step`: steps done so far.
 static inline void monitor_open(Monitor *m, const Options *o, Logger *log, const char *folder, int64_t step) {
+    if (comm_rank()) return; // process 0 reports
     m->tensorboard = report_goes_to(o, "tensorboard");
     if (m->tensorboard) events_open(&m->events, folder, step);
     if (report_goes_to(o, "wandb"))

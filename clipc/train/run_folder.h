@@ -71,6 +71,7 @@ static inline void folder_choose_path(RunFolder *f, Options *o, const Clip *clip
             rate, (long long)o->batch_size);
         for (char *p = name; *p; p++)
             if (*p == '/') *p = '-';
+        comm_broadcast(name, PATH_SIZE, 0); // of one second
         o->name = o->owned[OPTION_name] = name;
     }
     path_format(f->path, "%s/%s", o->logs, o->name);
@@ -80,6 +81,7 @@ static inline void folder_choose_path(RunFolder *f, Options *o, const Clip *clip
 // Makes the folder with its log. One that exists is an error, except for a resumed run.
 static inline void folder_open(RunFolder *f, bool resume) {
     logger_open(&f->log, f->path, resume);
+    if (comm_rank()) return;
     folder_lock(f->path);
     make_directories(f->checkpoints);
     if (file_set_pending(f->checkpoints)) // the checkpoint of --resume was read before its names may change
@@ -109,6 +111,7 @@ static inline char *settings_text(const Options *o, int64_t samples) {
     run.resume = NULL;
     run.resume_override = run.set[OPTION_resume] = run.set[OPTION_resume_override] = false;
     options_print(&run, f);
+    if (comm_size() > 1) fprintf(f, "%-28s %d\n", "processes", comm_size());
     fprintf(f, "%-28s %lld\n", "samples", (long long)samples);
     text_close(f);
     return text;

@@ -9,6 +9,7 @@
 #include "clipc/model/open_model.h" // model_open
 #include "clipc/train/evaluate.h"   // Evaluation, ZeroshotSet
 #include "clipc/train/monitor.h"    // monitor_check_options
+#include "clipc/train/processes.h"  // processes_pairs, processes_adopt
 #include "clipc/train/run_folder.h" // RunFolder, folder_take
 #include "clipc/train/settings.h"   // settings_without_acting
 #include "clipc/train/validation.h" // ValidationSet
@@ -37,7 +38,9 @@ typedef struct {
 
 // ---------------------------------------------------------------- signals
 
-static volatile sig_atomic_t train_interrupted; // the signal that came; set by its handler alone
+static volatile sig_atomic_t train_signal; // the signal that came; set by its handler alone
+// The signal at which all processes end. Several agree on it before each step: step_loader_next().
+static volatile sig_atomic_t train_interrupted;
 
 // The first signal asks the run to end after the step; a Ctrl-C that comes later kills it. (Schedulers and
 // closing terminals send the others several times.)
@@ -45,13 +48,14 @@ static char train_note[192]; // what the first Ctrl-C says
 
 static inline void train_on_signal(int number) {
     const int error = errno;
-    if (train_interrupted && number == SIGINT) {
+    if (train_signal && number == SIGINT) {
         signal(SIGINT, SIG_DFL);
         raise(SIGINT); // comes when this handler returns
-    } else if (!train_interrupted && number == SIGINT) {
+    } else if (!train_signal && number == SIGINT && comm_rank() == 0) {
         write_all(STDERR_FILENO, train_note, strlen(train_note));
     }
-    if (!train_interrupted) train_interrupted = number;
+    if (!train_signal) train_signal = number;
+    if (comm_size() == 1) train_interrupted = train_signal;
     errno = error;
 }
 
@@ -81,7 +85,9 @@ static inline void train_defaults(Options *o) {
     if (!o->resume) preset_apply(o); // the settings of a resumed run contain it
     if (!options_was_set(o, lr)) o->lr = random ? 5e-4 : 1e-5;
     if (!options_was_set(o, epochs)) o->epochs = random ? 32 : 10;
-    if (!options_was_set(o, workers)) o->workers = max_i64(1, min_i64(256, sysconf(_SC_NPROCESSORS_ONLN)));
+    if (!options_was_set(o, workers))
+        o->workers = max_i64(1, min_i64(256, sysconf(_SC_NPROCESSORS_ONLN) / comm_world.local_size));
+    processes_check_options(o);
     schedule_check_options(o);
     monitor_check_options(o);
 }
@@ -195,6 +201,10 @@ static inline void data_split(TrainData *d, const Options *o, Dataset *val) {
 
 // Batch and accumulation shrink where an epoch of n pairs has less than a step.
 static inline void data_shrink_batch(TrainData *d, Options *o, int64_t n) {
+    if (comm_size() > 1 && n < processes_pairs(o))
+        die(EXIT_USAGE,
+            "%lld samples are fewer than a step of %d processes takes (%lld pairs); lower --batch-size",
+            (long long)n, comm_size(), (long long)processes_pairs(o));
     if (n < o->batch_size) {
         warn("--batch-size %lld: there are %lld samples; the batch shrinks to them", (long long)o->batch_size,
             (long long)n);
@@ -210,7 +220,7 @@ static inline void data_shrink_batch(TrainData *d, Options *o, int64_t n) {
 // Steps in an epoch of n pairs: the last, incomplete one is dropped, as in open_clip. With --distinct-batches
 // as many steps as can be made in which no key occurs twice.
 static inline int64_t data_count_steps(TrainData *d, const Options *o, int64_t n) {
-    const int64_t step = o->batch_size * o->accum_freq, steps = n / step;
+    const int64_t step = processes_pairs(o), steps = n / step;
     if (!o->distinct_batches) return steps;
     dataset_read_keys(&d->train);
     d->loading.distinct_step = step;
@@ -342,7 +352,7 @@ static inline void sets_free(EvaluationSets *s) {
 
 // Gradients, m and v for the trainable tensors, and features for all pairs of a step.
 static inline void model_start_training(Clip *clip, const Options *o) {
-    const ClipTraining how = {(int)(o->batch_size * o->accum_freq), o->ema_decay > 0, o->grad_checkpointing};
+    const ClipTraining how = {(int)processes_pairs(o), o->ema_decay > 0, o->grad_checkpointing};
     clip_start_training(clip, &how);
 }
 
@@ -417,18 +427,22 @@ static inline bool resume_folder(char folder[PATH_SIZE], const Options *o) {
 static inline Clip *model_open_checkpoint(Options *o, Checkpoint *c) {
     char folder[PATH_SIZE], checkpoints[PATH_SIZE];
     const bool known = resume_folder(folder, o), named = options_was_set(o, name) || options_was_set(o, logs);
-    if (known) folder_take(folder);
+    if (comm_rank()) comm_most(0); // after process 0, which ends what a killed run was saving
+    if (known && comm_rank() == 0) folder_take(folder);
     path_format(checkpoints, "%s/checkpoints", folder);
     Clip *clip = strcmp(o->resume, "latest") == 0 ? checkpoint_load_latest(c, checkpoints)
                                                   : checkpoint_load_pair(c, o->resume);
+    if (comm_rank() == 0) comm_most(0);
     // the settings hold what was found then
     if (o->lr == RATE_AUTO) o->set[OPTION_lr] = false;
     if (strcmp(o->precision, "auto") == 0) o->set[OPTION_precision] = false;
     clip_keep_kernels(c->header.kernels);
     if (!options_was_set(o, keep_states) && !strstr(c->settings, "\nkeep-states "))
         o->keep_states = 0; // the run began before there was this option
-    char *settings = settings_without_acting(c->settings, o);
+    char *harmless = settings_without_acting(c->settings, o);
+    char *settings = processes_adopt(o, harmless, o->resume_override);
     options_adopt(o, settings, o->resume_override);
+    free(harmless);
     free(settings);
     if (named || !known) return clip;
     char *slash = strrchr(folder, '/');

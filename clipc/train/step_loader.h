@@ -3,7 +3,7 @@
 #ifndef CLIPC_STEP_LOADER_H
 #define CLIPC_STEP_LOADER_H
 
-#include "clipc/data/dataloader.h"     // Loader
+#include "clipc/data/shares.h"         // loader_next_step
 #include "clipc/model/activations.h"   // draw_patch_index
 #include "clipc/train/feature_cache.h" // FeatureCache
 #include "clipc/train/setup.h"         // TrainData
@@ -78,6 +78,7 @@ static inline void step_loader_open(
     LoaderConfig config = data->loading;
     const size_t B = (size_t)config.batch_size, k = (size_t)o->accum_freq;
     config.seed += (uint64_t)pass;
+    config.micro_batches = comm_size() > 1 ? (int)k : 0;
     memset(l, 0, sizeof *l);
     l->clip = clip;
     l->cache = cache;
@@ -88,7 +89,7 @@ static inline void step_loader_open(
     l->batch.B = (int)B;
     l->batch.k = (int)k;
     l->batch.micro = (ClipBatch *)calloc_check(k, sizeof *l->batch.micro);
-    l->batch.keys = (uint64_t *)malloc_check(k * B * sizeof *l->batch.keys);
+    l->batch.keys = (uint64_t *)malloc_check((size_t)step_pairs(&l->batch) * sizeof *l->batch.keys);
     l->batch.positives = positives_from(o);
     for (int tower = 0; cache && tower < 2; tower++)
         if (cache[tower].width)
@@ -127,24 +128,33 @@ static inline void step_loader_fill(StepLoader *l, int j, int64_t step) {
     *b = clip_batch(l->batch.B);
     b->pixels = loaded->pixels;
     b->tokens = loaded->tokens;
-    memcpy(l->batch.keys + row, loaded->keys, B * sizeof *loaded->keys);
+    if (comm_size() == 1) memcpy(l->batch.keys + row, loaded->keys, B * sizeof *loaded->keys);
     for (int tower = 0; tower < 2; tower++)
         if (l->pooled[tower]) step_loader_pool(l, j, tower);
     if (!l->patch_index) return;
     const int patches = config_image_tokens(&l->clip->config) - 1;
     b->kept = l->patch_index + row * (size_t)l->patch_count;
     b->kept_count = l->patch_count;
-    for (size_t i = row; i < row + B; i++)
-        draw_patch_index(
-            l->patch_index + i * (size_t)l->patch_count, l->patch_count, patches, l->seed, step, (int)i);
+    for (size_t i = 0; i < B; i++)
+        draw_patch_index(l->patch_index + (row + i) * (size_t)l->patch_count, l->patch_count, patches,
+            l->seed, step, step_row(&l->batch, j) + (int)i);
+}
+
+// Fills l->loaded with this process's part of the next step. False at a signal, on which all agree.
+static inline bool step_loader_share(StepLoader *l) {
+    int number = (int)train_signal;
+    if (loader_next_step(l->loader, l->loaded, l->batch.keys, &number)) return true;
+    train_interrupted = number;
+    return false;
 }
 
 // Fills l->batch for the step after `step` steps; false when Ctrl-C came before its data was there.
 static inline bool step_loader_next(StepLoader *l, int64_t step) {
     l->start = seconds_now();
     l->waited = 0;
+    if (comm_size() > 1 && !step_loader_share(l)) return false;
     for (int j = 0; j < l->batch.k; j++) {
-        if (!loader_next(l->loader, &l->loaded[j])) return false;
+        if (comm_size() == 1 && !loader_next(l->loader, &l->loaded[j])) return false;
         l->waited += l->loaded[j].wait_seconds;
     }
     for (int j = 0; j < l->batch.k; j++) step_loader_fill(l, j, step);
@@ -153,7 +163,12 @@ static inline bool step_loader_next(StepLoader *l, int64_t step) {
 
 // How many of a pair's negatives in this step have its own key, in the mean over all pairs.
 static inline double step_loader_false_negatives(const StepLoader *l) {
-    return (double)batch_false_negatives(l->loaded, l->batch.k) / ((double)l->batch.k * l->batch.B);
+    const int pairs = step_pairs(&l->batch);
+    Batch all;
+    memset(&all, 0, sizeof all);
+    all.keys = l->batch.keys;
+    all.count = pairs;
+    return (double)batch_false_negatives(&all, 1) / pairs;
 }
 
 // The optimizer's settings for the step after `step` steps.

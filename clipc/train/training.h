@@ -64,7 +64,7 @@ static inline void train_open_data(Training *t) {
 // program without leaving a folder.
 static inline void train_open_folder(Training *t) {
     const Options *o = t->o;
-    if (!o->resume && !resume_begins(o) && !folder_fault(t->folder.path))
+    if (comm_rank() == 0 && !o->resume && !resume_begins(o) && !folder_fault(t->folder.path))
         die(EXIT_USAGE, "%s: exists already; choose another --name, or go on with --resume latest",
             t->folder.path);
     train_catch_signals();
@@ -88,7 +88,7 @@ static inline bool train_find_rate(Training *t, TrainStep *step) {
 static inline void train_write_settings(Training *t) {
     RunFolder *f = &t->folder;
     f->settings = settings_text(&t->given, dataset_count(&t->data.train));
-    folder_write_settings(f);
+    if (comm_rank() == 0) folder_write_settings(f);
     for (const char *line = f->settings; *line; line += strcspn(line, "\n"), line += *line == '\n')
         logger_print(&f->log, "%.*s", (int)strcspn(line, "\n"), line);
     logger_print(&f->log, "%s", "");
@@ -102,7 +102,8 @@ static inline void train_restore(Training *t) {
     checkpoint_restore(c, t->clip);
     t->state = c->header.run;
     path_format(t->folder.last_saved, "%.*s", (int)(strlen(c->weights) - strlen(".bin")), c->weights);
-    folder_prune(&t->folder, t->o, t->state.step, t->data.steps_per_epoch); // if it was killed before it did
+    if (comm_rank() == 0) // if it was killed before it did
+        folder_prune(&t->folder, t->o, t->state.step, t->data.steps_per_epoch);
     logger_truncate_after(log, t->state.step);
     const int64_t samples = settings_samples(c->settings), now = dataset_count(&t->data.train);
     if (samples >= 0 && samples != now)
@@ -114,6 +115,14 @@ static inline void train_restore(Training *t) {
             "the run used %s kernels so far, and now %s: results differ in rounding (CLIPC_ISA=%s selects "
             "the former)",
             c->header.kernels, clip_kernels(t->clip), c->header.kernels);
+    const int64_t then = settings_number(c->settings, "processes", 1);
+    const int64_t k = settings_number(c->settings, "accum-freq", 1),
+                  B = settings_number(c->settings, "batch-size", 1);
+    if (then != comm_size() || k != t->o->accum_freq || B != t->o->batch_size)
+        logger_print(log,
+            "processes    %lld with %lld x %lld pairs so far, now %d with %lld x %lld: the run goes on %s",
+            (long long)then, (long long)k, (long long)B, comm_size(), (long long)t->o->accum_freq,
+            (long long)t->o->batch_size, processes_same_bits(t->o, then, k, B));
     logger_print(log, "resumed      %s after step %lld", c->state, (long long)t->state.step);
     free(c->settings);
 }
@@ -125,8 +134,13 @@ static inline void train_describe(Training *t) {
     Logger *log = &t->folder.log;
     print_model(log, t->clip, o);
     logger_print(log, "data         %lld pairs, %lld steps an epoch of %lld x %lld",
-        (long long)dataset_epoch_length(d), (long long)t->data.steps_per_epoch, (long long)o->accum_freq,
-        (long long)o->batch_size);
+        (long long)dataset_epoch_length(d), (long long)t->data.steps_per_epoch,
+        (long long)o->accum_freq * comm_size(), (long long)o->batch_size);
+    if (comm_size() > 1)
+        logger_print(log, "processes    %d, each %lld x %lld pairs a step; exchange %.2f MB a step%s",
+            comm_size(), (long long)o->accum_freq, (long long)o->batch_size,
+            processes_step_bytes(t->clip, o) / 1e6,
+            o->accum_freq > 1 ? "; equal to one process up to rounding" : "");
     int64_t *pairs = dataset_source_shares(d); // a mean where samples are drawn
     for (size_t s = 0; d->source_count > 1 && s < d->source_count; s++)
         logger_print(log, "source       %s: %lld pairs an epoch", d->sources[s].spec, (long long)pairs[s]);
@@ -152,7 +166,7 @@ static inline void train_start_monitor(Training *t) {
     AdviceFacts *f = &m->facts;
     char note[512];
     monitor_name_metrics(m, o, t->sets.zeroshot, t->sets.zeroshot_count, t->sets.val, t->sets.val_count);
-    f->pairs = o->batch_size * o->accum_freq;
+    f->pairs = processes_pairs(o);
     f->steps = t->schedule.total;
     f->warmup = t->schedule.warmup;
     f->pretrained = o->pretrained != NULL;
@@ -267,7 +281,8 @@ static inline void train_evaluate(Training *t) {
     const bool zeroshot = due_after_epoch(s->epoch, o->zeroshot_frequency, now);
     const bool validation = due_after_epoch(s->epoch, o->val_frequency, now);
     Monitor *m = &t->monitor;
-    bool done = evaluate_sets(&t->sets, m, s, zeroshot, validation, false, last ? o->save_features : NULL);
+    bool done = evaluate_sets(
+        &t->sets, m, s, zeroshot, validation, false, last && comm_rank() == 0 ? o->save_features : NULL);
     if (done && clip_has_ema(t->clip) && s->step > 0) {
         clip_swap_ema(t->clip);
         done = evaluate_sets(&t->sets, m, s, zeroshot, validation, true, NULL);
@@ -328,17 +343,20 @@ static inline void train_save_as(Training *t, bool numbered) {
     if (numbered)
         snprintf(
             name, sizeof name, "%s_%lld", epoch ? "epoch" : "step", (long long)(epoch ? s->epoch : s->step));
-    train_check_disk(t);
-    FileSet *set = file_set_open(f->checkpoints);
-    checkpoint_write(set, t->clip, name, s, f->settings);
-    if (numbered && f->best) checkpoint_link(set, name, "best", clip_has_ema(t->clip));
-    if (numbered && o->save_most_recent) checkpoint_link(set, name, "latest", false);
-    file_set_commit(set);
+    if (comm_rank()) checkpoint_hand_over(t->clip);
+    else {
+        train_check_disk(t);
+        FileSet *set = file_set_open(f->checkpoints);
+        checkpoint_write(set, t->clip, name, s, f->settings);
+        if (numbered && f->best) checkpoint_link(set, name, "best", clip_has_ema(t->clip));
+        if (numbered && o->save_most_recent) checkpoint_link(set, name, "latest", false);
+        file_set_commit(set);
+    }
     f->best = false;
     if (!numbered) return;
     path_format(f->last_saved, "%s/%s", f->checkpoints, name);
     f->saved = true;
-    folder_prune(f, o, s->step, t->data.steps_per_epoch);
+    if (comm_rank() == 0) folder_prune(f, o, s->step, t->data.steps_per_epoch);
 }
 
 // The checkpoint that is due after an epoch, by --save-steps, or at the end; and the best.
@@ -380,6 +398,7 @@ static inline void train_write_report(Training *t, const char *metrics, const ch
 
 // curves.svg and report.html
 static inline void train_draw(Training *t) {
+    if (comm_rank()) return;
     char metrics[PATH_SIZE], svg[PATH_SIZE];
     path_format(metrics, "%s/metrics.jsonl", t->folder.path);
     path_format(svg, "%s/curves.svg", t->folder.path);
@@ -400,7 +419,8 @@ static inline void train_start(Training *t) {
     train_start_monitor(t);
     train_describe_disk(t);
     path_format(t->data.skipped, "%s/skipped.txt", f->path);
-    t->data.loading.skipped_path = t->data.skipped;
+    t->data.loading.skipped_path = comm_rank() ? NULL : t->data.skipped;
+    processes_agree(t->clip, f->settings, &t->data.train);
     step_loader_open(&t->loader, o, t->clip, &t->data, t->features, 0);
     loader_start_epoch(t->loader.loader, t->state.epoch, t->state.position);
     const int64_t evaluated = t->state.evaluated;
@@ -459,7 +479,7 @@ static inline void train_log(Training *t, double loss, double norm, double lr, d
     }
     t->false_negatives += false_negatives;
     t->steps_counted++;
-    const double rate = (double)(o->batch_size * o->accum_freq) / seconds;
+    const double rate = (double)processes_pairs(o) / seconds;
     const LogStep line = {
         s->step, t->schedule.total, (double)s->step / (double)t->data.steps_per_epoch, loss, lr, rate};
     logger_step(&t->folder.log, &line, o->log_every_n_steps);
@@ -483,7 +503,7 @@ static inline void train_note_false_negatives(Training *t) {
     const char *kind[2] = {o->positives_key ? o->positives_key : "caption", "image"};
     double met[2] = {t->false_negatives / (double)max_i64(1, t->steps_counted), 0};
     if (t->false_negatives_noted || t->loader.batch.positives != POSITIVES_DIAGONAL) return;
-    if (strcmp(kind[0], "image")) met[1] = images_met_again(&t->data.train, o->batch_size * o->accum_freq);
+    if (strcmp(kind[0], "image")) met[1] = images_met_again(&t->data.train, processes_pairs(o));
     for (int i = 0; i < 2; i++)
         if (met[i] >= 0.1 && strcmp(o->train_data, "synthetic") != 0)
             logger_print(&t->folder.log,
@@ -522,7 +542,7 @@ static inline void training_free(Training *t) {
 // Ctrl-C came in the range test, before the run began: takes its folder away again. Returns the exit code.
 static inline int train_abandon(Training *t) {
     logger_print(&t->folder.log, "interrupted in the range test; nothing is kept");
-    folder_remove(&t->folder);
+    if (comm_rank() == 0) folder_remove(&t->folder);
     training_free(t);
     return EXIT_SIGNAL + train_interrupted;
 }

@@ -159,7 +159,7 @@ static inline double pairs_loss(const Evaluation *e, const EncodedPairs *p, cons
         const int n = (int)min_i64(e->loader.batch_size, p->pairs - first);
         const size_t at = (size_t)first * (size_t)E;
         loss += n * contrastive_loss(e->kernels, NULL, NULL, NULL, image + at, p->text + at, NULL,
-                        POSITIVES_DIAGONAL, n, E, clip_logit_scale(e->clip));
+                        POSITIVES_DIAGONAL, n, E, clip_logit_scale(e->clip), 0);
     }
     return loss / p->pairs;
 }

@@ -94,7 +94,7 @@ int main(int argc, char **argv) {
         const double start = seconds_now();
         loss[plain] = plain ? plain_loss(k, d[2], d[3], &dscale[1], image, text, n, E, scale)
                             : contrastive_loss(k, d[0], d[1], &dscale[0], image, text, NULL,
-                                  POSITIVES_DIAGONAL, n, E, scale);
+                                  POSITIVES_DIAGONAL, n, E, scale, 0);
         seconds[plain] = seconds_now() - start;
         megabytes[plain] = peak_megabytes() - before;
     }

@@ -100,15 +100,15 @@ static void panels_that_are_not_aligned(Doors *d) {
 // ---------------------------------------------------------------- loss
 
 static void soft_positives_without_keys(Doors *d) {
-    contrastive_loss(d->k, NULL, NULL, NULL, d->floats, d->floats, NULL, POSITIVES_SOFT, 2, 3, 1);
+    contrastive_loss(d->k, NULL, NULL, NULL, d->floats, d->floats, NULL, POSITIVES_SOFT, 2, 3, 1, 0);
 }
 static void one_gradient_of_two(Doors *d) {
     double dscale;
     contrastive_loss(
-        d->k, d->floats + 999, NULL, &dscale, d->floats, d->floats, NULL, POSITIVES_DIAGONAL, 2, 3, 1);
+        d->k, d->floats + 999, NULL, &dscale, d->floats, d->floats, NULL, POSITIVES_DIAGONAL, 2, 3, 1, 0);
 }
 static void a_loss_of_no_pairs(Doors *d) {
-    contrastive_loss(d->k, NULL, NULL, NULL, d->floats, d->floats, NULL, POSITIVES_DIAGONAL, 0, 3, 1);
+    contrastive_loss(d->k, NULL, NULL, NULL, d->floats, d->floats, NULL, POSITIVES_DIAGONAL, 0, 3, 1, 0);
 }
 
 // ---------------------------------------------------------------- loader

@@ -408,10 +408,12 @@ static void test_loss_in_tiles_agrees_with_the_whole_matrix(const Kernels *k) {
             }
             const double want = contrastive_loss_64(exact + 2 * N, exact + 3 * N, &dscale64, exact, exact + N,
                 keys, (Positives)positives, n, E, scale);
-            EXPECT_CLOSE(contrastive_loss(k, NULL, NULL, NULL, x, y, keys, (Positives)positives, n, E, scale),
-                want, 1e-6);
-            EXPECT_CLOSE(contrastive_loss(k, dx, dy, &dscale, x, y, keys, (Positives)positives, n, E, scale),
-                want, 1e-6);
+            EXPECT_CLOSE(
+                contrastive_loss(k, NULL, NULL, NULL, x, y, keys, (Positives)positives, n, E, scale, 0), want,
+                1e-6);
+            EXPECT_CLOSE(
+                contrastive_loss(k, dx, dy, &dscale, x, y, keys, (Positives)positives, n, E, scale, 0), want,
+                1e-6);
             EXPECT_CLOSE(dscale, dscale64, 1e-5);
             for (size_t i = 0; i < N; i++) {
                 const double e = fmax(fabs(dx[i] - exact[2 * N + i]), fabs(dy[i] - exact[3 * N + i]));
@@ -442,7 +444,7 @@ static void test_loss_of_divided_rows_has_the_same_bits(const Kernels *k) {
         ContrastiveLoss l = {k, {x, y}, keys, (Positives)positives, n, E, 3, {floats, floats + n},
             floats + 2 * n, sums, sums + n};
         const double loss =
-            contrastive_loss(k, whole, whole + n * E, &dscale, x, y, keys, (Positives)positives, n, E, 3);
+            contrastive_loss(k, whole, whole + n * E, &dscale, x, y, keys, (Positives)positives, n, E, 3, 0);
         for (int pass = 0; pass < 4; pass++)
             for (int c = 0; c + 1 < (int)(sizeof cuts / sizeof *cuts); c++) {
                 float *dx = divided + (pass % 2 * n + cuts[c]) * E;
