@@ -21,7 +21,7 @@ enum { PATHS_MOST = 2 * KERNELS_MOST };
 
 // A linear layer with its activation, forward and backward, of the width of ViT-B and few rows: the products
 // in which a step spends most of its time. All arrays are (ROWS,WIDTH) or (WIDTH,WIDTH), of `bf16` or fp32.
-enum { FASTEST_ROWS = 256, FASTEST_WIDTH = 768, FASTEST_ROUNDS = 5 };
+enum { FASTEST_ROWS = 128, FASTEST_WIDTH = 768, FASTEST_ROUNDS = 5 };
 
 typedef struct {
     const Kernels *kernels;
@@ -76,8 +76,16 @@ static inline void timed_layer_run(const TimedLayer *l) {
         epilogue_of(EPILOGUE_STORE, NULL));
 }
 
+// Processor time of this thread: other programs do not count.
+static inline double thread_seconds(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
 // Times each path, in turns, so that what else the machine does meets all of them. One that takes twice the
-// time of another is not tried again.
+// time of another is not tried again. All with one thread, so that the choice, and with it the bits of a run,
+// does not follow from the number of threads.
 static inline void paths_time(KernelPath *paths, int count) {
     TimedLayer layers[PATHS_MOST];
     double least = INFINITY;
@@ -85,25 +93,32 @@ static inline void paths_time(KernelPath *paths, int count) {
         layers[i] = timed_layer_create(paths[i].kernels, paths[i].bf16);
         paths[i].seconds = INFINITY;
     }
-    timed_layer_run(&layers[count - 1]); // wakes the threads
+#ifdef _OPENMP
+    const int threads = omp_get_max_threads();
+    omp_set_num_threads(1);
+#endif
+    timed_layer_run(&layers[count - 1]); // the first touch of its memory
     for (int round = 0; round < FASTEST_ROUNDS; round++)
         for (int i = 0; i < count; i++) {
             if (paths[i].seconds < INFINITY && paths[i].seconds > 2 * least) continue;
-            const double begin = seconds_now();
+            const double begin = thread_seconds();
             timed_layer_run(&layers[i]);
-            paths[i].seconds = fmin(paths[i].seconds, seconds_now() - begin);
+            paths[i].seconds = fmin(paths[i].seconds, thread_seconds() - begin);
             least = fmin(least, paths[i].seconds);
         }
+#ifdef _OPENMP
+    omp_set_num_threads(threads);
+#endif
     for (int i = 0; i < count; i++) timed_layer_free(&layers[i]);
 }
 
 // ---------------------------------------------------------------- the choice
 
-// Appends the paths of the given kernels to a list: wanted 0: in fp32, 1: in bf16, -1: both. Kernels that
-// share a product's code are one path.
+// Appends the paths of the given kernels to a list: wanted 0: in fp32, 1: in bf16, -1: both, but bf16 only
+// with instructions for it. Kernels that share a product's code are one path.
 static inline int paths_add(KernelPath *paths, int count, const Kernels *kernels, int wanted) {
     for (int bf16 = 0; bf16 < 2; bf16++) {
-        bool known = (wanted >= 0 && wanted != bf16) || (bf16 && kernels->plain);
+        bool known = wanted >= 0 ? wanted != bf16 || (bf16 && kernels->plain) : bf16 && !kernels->native_bf16;
         for (int i = 0; i < count; i++)
             known |= paths[i].bf16 == (bool)bf16 &&
                      paths[i].kernels->products[bf16].tile == kernels->products[bf16].tile;
@@ -141,8 +156,8 @@ static inline KernelPath paths_choose(const KernelPath *paths, int count) {
 
 // ---------------------------------------------------------------- kept until the machine starts again
 
-// What the choice depends on: the start of the machine, the processor, the number of threads, this program's
-// compiler, and the paths. 0: not known, so nothing is kept.
+// What the choice depends on: the start of the machine, the processor, this program's compiler, and the
+// paths. 0: not known, so nothing is kept.
 static inline uint64_t paths_key(const KernelPath *paths, int count) {
     char boot[64] = "";
     FILE *f = fopen("/proc/sys/kernel/random/boot_id", "r");
@@ -150,10 +165,6 @@ static inline uint64_t paths_key(const KernelPath *paths, int count) {
     const bool known = fgets(boot, sizeof boot, f) != NULL;
     fclose(f);
     if (!known) return 0;
-    int threads = 1;
-#ifdef _OPENMP
-    threads = omp_get_max_threads();
-#endif
 #if defined(__OPTIMIZE__)
     const char build[] = "optimized " __VERSION__;
 #else
@@ -167,7 +178,7 @@ static inline uint64_t paths_key(const KernelPath *paths, int count) {
         key = hash_bytes(key, part, sizeof part);
     }
 #endif
-    key = hash_bytes(hash_bytes(key, &threads, sizeof threads), build, sizeof build);
+    key = hash_bytes(key, build, sizeof build);
     for (int i = 0; i < count; i++) {
         key = hash_bytes(key, paths[i].kernels->name, strlen(paths[i].kernels->name));
         key = hash_bytes(key, &paths[i].bf16, sizeof paths[i].bf16);
@@ -214,12 +225,10 @@ static inline void paths_write(const char *file, KernelPath path) {
     close(fd);
 }
 
-// The fastest path among those of paths_list(). Takes about a tenth of a second, once after each start of the
-// machine for each number of threads; then the choice is read from a file.
-static inline KernelPath kernels_fastest(int wanted) {
-    KernelPath paths[PATHS_MOST];
+// The fastest of the paths. Takes about a tenth of a second, once after each start of the machine; then the
+// choice is read from a file.
+static inline KernelPath paths_fastest(KernelPath *paths, int count) {
     char folder[PATH_SIZE], file[PATH_SIZE + 32];
-    const int count = paths_list(paths, wanted);
     if (count == 1) return paths[0];
     const uint64_t key = paths_key(paths, count);
     const bool kept = key && paths_folder(folder, sizeof folder);
@@ -232,6 +241,12 @@ static inline KernelPath kernels_fastest(int wanted) {
     const KernelPath best = paths_choose(paths, count);
     if (kept) paths_write(file, best);
     return best;
+}
+
+// wanted 0: in fp32, 1: in bf16, -1: whichever is faster
+static inline KernelPath kernels_fastest(int wanted) {
+    KernelPath paths[PATHS_MOST];
+    return paths_fastest(paths, paths_list(paths, wanted));
 }
 
 #endif
