@@ -68,8 +68,10 @@ static inline Slices slices_create(const TensorTable *t, const Panels *packed) {
     return s;
 }
 
-// Numbers that this process owns, and where its slice begins.
-static inline size_t slices_length(const Slices *s) { return s->cut[comm_rank() + 1] - s->cut[comm_rank()]; }
+// Numbers that this process owns, 0 where nothing trains, and where its slice begins.
+static inline size_t slices_length(const Slices *s) {
+    return s->cut ? s->cut[comm_rank() + 1] - s->cut[comm_rank()] : 0;
+}
 static inline size_t slices_begin(const Slices *s) { return s->cut[comm_rank()]; }
 
 static inline bool slices_own(const Slices *s, size_t chunk) {

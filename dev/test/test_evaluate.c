@@ -422,7 +422,7 @@ static void test_validation_measures_loss_and_retrieval_and_saves_features(Evalu
             int n = IMAGES - first < batches[b] ? IMAGES - first : batches[b];
             loss += n * naive_loss(image + first * TOY_E, text + first * TOY_E, n, 20) / IMAGES;
         }
-        ValidationMetrics m;
+        ValidationMetrics m = {0};
         e.loader.batch_size = batches[b];
         e.retrieval_chunk = batches[b] - 1;
         EXPECT(evaluate_validation(&e, &data, b ? NULL : features, &m), "it runs through");
