@@ -411,8 +411,11 @@ static inline bool resume_folder(char folder[PATH_SIZE], const Options *o) {
         if (resume_latest(folder, o)) return true;
         char checkpoints[PATH_SIZE];
         path_format(checkpoints, "%s/checkpoints", folder);
-        die(EXIT_USAGE, "--resume latest: %s %s; see --logs and --name", folder,
-            folder_fault(checkpoints) ? "is not a run folder" : "has no checkpoint");
+        const char *fault = folder_fault(checkpoints);
+        if (fault)
+            die(EXIT_USAGE, "--resume latest: %s is not a run folder (%s); see --logs and --name", folder,
+                fault);
+        die(EXIT_USAGE, "--resume latest: %s has no checkpoint; see --logs and --name", folder);
     }
     if (options_was_set(o, name) || options_was_set(o, logs)) return o->name != NULL;
     // LOGS/NAME/checkpoints/STEM.state; a checkpoint that lies elsewhere begins another folder

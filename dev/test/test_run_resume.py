@@ -84,13 +84,15 @@ def test_resuming_with_other_options_is_refused():
     works(*SYNTHETIC, "--steps", 8, "--save-steps", 3, "--name", "run")
     works(*SYNTHETIC, "--steps", 8, "--save-steps", 3, "--seed", 5, "--name", "seed5")
     pair = checkpoint("run", "step_3.bin")
-    for option, value, old in (("--lr", 1e-3, "0.0005"), ("--seed", 1, "0"), ("--batch-size", 4, "8"), ("--wd", 0, "0.2"), ("--steps", 9, "8"), ("--warmup", "0%", "10%"),
+    for option, value, old in (("--lr", 1e-3, "0.0005"), ("--seed", 1, "0"), ("--wd", 0, "0.2"), ("--steps", 9, "8"), ("--warmup", "0%", "10%"),
                                ("--accum-freq", 2, "1"), ("--aug-cfg", "none", None), ("--grad-clip-norm", 1, "0"), ("--lr-scheduler", "const", "cosine"), ("--no-shuffle", None, None),
                                ("--lock-image", None, None)):
         given = [option] + ([value] if value is not None else [])
         refused(f"{option}", "--resume", pair, *given)
         if old:
             refused(f"the run was started with {old};", "--resume", pair, *given)
+    refused("steps of 8 pairs, and 1 processes with --batch-size 3 cannot make them", "--resume", pair, "--batch-size", 3)
+    check("equal up to rounding" in works("--resume", pair, "--batch-size", 4), "two halves of a batch are said to be the same")
     works("--resume", pair, "--lr", 1e-3, "--resume-override")
     check(records("run")[-1]["loss"] != records("seed5")[-1]["loss"] and records("run")[3]["lr"] > 5e-4, "--resume-override --lr does not count")
     works("--resume", pair, "--workers", 2, "--log-every-n-steps", 2)

@@ -58,7 +58,7 @@ def records(cwd):
 def expect_whole(cwd, what, log=True):
     """The run in `cwd` is resumed to its end, and has the files of the run in `whole`."""
     code, out, err = run("--resume", "latest", "--name", "run", cwd=cwd)
-    if code == 2 and ("no complete checkpoint" in err or "is not a run folder" in err):
+    if code == 2 and ("no complete checkpoint" in err or "has no checkpoint" in err or "is not a run folder" in err):
         left = os.path.isdir(f"{cwd}/{NAME}") and [f for f in os.listdir(f"{cwd}/{NAME}") if f.endswith(".state")]
         check(not left, f"{what}: {left} there, and nothing to resume from")
         return False
