@@ -187,7 +187,6 @@ static void test_shards_are_shuffled_before_their_samples(void) {
     Dataset d = dataset_open("synthetic", &c, 2);
     int64_t *order = (int64_t *)malloc_check(N * sizeof *order);
     bool first[SHARDS] = {false};
-    d.samples = (DataSample *)calloc_check(N, sizeof *d.samples);
     for (int i = 0; i < N; i++) d.samples[i].file = i / SHARD;
     for (int seed = 0; seed < 40; seed++) {
         Rand r = rand_for(3, (uint64_t)seed, 0);
