@@ -109,8 +109,7 @@ static void test_choice_is_kept(void) {
         EXPECT(again.kernels == paths[i].kernels && again.bf16 == paths[i].bf16, "%s", line);
     }
     const char *damaged[] = {"", "avx2", "plain fp32\n", "no such thing\n", "../../x bf16\n",
-        "a line that is longer than any that is ever written, so that it would not fit into the space for "
-        "it\n"};
+        "a line that is longer than any that is ever written, and than the space for it\n"};
     snprintf(line, sizeof line, "%s %s\n", best.kernels->name, best.bf16 ? "bf16" : "fp32");
     for (size_t i = 0; i < sizeof damaged / sizeof *damaged; i++) {
         write_kept(damaged[i]);
