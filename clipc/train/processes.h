@@ -3,9 +3,10 @@
 #ifndef CLIPC_PROCESSES_H
 #define CLIPC_PROCESSES_H
 
-#include "clipc/base/options.h" // Options
-#include "clipc/data/dataset.h" // Dataset
-#include "clipc/model/clip.h"   // Clip, comm_size
+#include "clipc/base/options.h"   // Options
+#include "clipc/data/dataset.h"   // Dataset
+#include "clipc/model/clip.h"     // Clip, comm_size
+#include "clipc/train/settings.h" // settings_number
 
 // Ends the program where several processes would do the same work.
 static inline void processes_refuse(const char *what) {
@@ -87,14 +88,6 @@ static inline void processes_agree(const Clip *clip, const char *settings, const
 }
 
 // ---------------------------------------------------------------- resuming
-
-// The number after an option in the settings of a run, or `missing`.
-static inline int64_t settings_number(const char *settings, const char *name, int64_t missing) {
-    for (const char *line = settings; *line; line += strcspn(line, "\n"), line += *line == '\n')
-        if (strncmp(line, name, strlen(name)) == 0 && line[strlen(name)] == ' ')
-            return strtoll(line + strlen(name), NULL, 10);
-    return missing;
-}
 
 // The settings of a run for this number of processes: a step keeps its pairs. --batch-size is the run's,
 // unless given, and --accum-freq follows from it. Ends the program where that does not come out even. free()

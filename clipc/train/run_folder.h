@@ -117,12 +117,6 @@ static inline char *settings_text(const Options *o, int64_t samples) {
     return text;
 }
 
-// The sample count recorded in an earlier run's settings, or -1.
-static inline int64_t settings_samples(const char *settings) {
-    const char *line = strstr(settings, "\nsamples ");
-    return line ? strtoll(line + strlen("\nsamples "), NULL, 10) : -1;
-}
-
 // params.txt
 static inline void folder_write_settings(const RunFolder *f) {
     char path[PATH_SIZE];

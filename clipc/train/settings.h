@@ -38,6 +38,14 @@ static inline bool data_can_be_command(const char *value) {
     return false;
 }
 
+// The number after an option in the settings of a run, or `missing`.
+static inline int64_t settings_number(const char *settings, const char *name, int64_t missing) {
+    for (const char *line = settings; *line; line += strcspn(line, "\n"), line += *line == '\n')
+        if (strncmp(line, name, strlen(name)) == 0 && line[strlen(name)] == ' ')
+            return strtoll(line + strlen(name), NULL, 10);
+    return missing;
+}
+
 // What this setting would do; NULL when it does not act.
 static inline const char *setting_action(const Setting *s) {
     static const struct {

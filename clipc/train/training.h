@@ -105,7 +105,7 @@ static inline void train_restore(Training *t) {
     if (comm_rank() == 0) // if it was killed before it did
         folder_prune(&t->folder, t->o, t->state.step, t->data.steps_per_epoch);
     logger_truncate_after(log, t->state.step);
-    const int64_t samples = settings_samples(c->settings), now = dataset_count(&t->data.train);
+    const int64_t samples = settings_number(c->settings, "samples", -1), now = dataset_count(&t->data.train);
     if (samples >= 0 && samples != now)
         logger_warn(log,
             "the run began with %lld samples, and there are %lld now: it goes on with them in another order",

@@ -31,13 +31,7 @@ def start(processes, *arguments):
 
 
 def finish(process):
-    try:
-        out, err = process.communicate(timeout=LIMIT)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        out, err = process.communicate()
-        err += "timed out\n"
-    return process.returncode, out, err
+    return train_runs.finish(process, LIMIT)
 
 
 def works(processes, *arguments):

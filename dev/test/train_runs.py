@@ -44,10 +44,10 @@ def start(*arguments, threads=1, isa=None, **more):
     return subprocess.Popen([PROGRAM, *map(str, arguments)], env=environment(threads, isa), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace", **more)
 
 
-def finish(process):
+def finish(process, limit=LIMIT):
     """-> exit code (negative: a signal), stdout, stderr"""
     try:
-        out, err = process.communicate(timeout=LIMIT)
+        out, err = process.communicate(timeout=limit)
     except subprocess.TimeoutExpired:
         process.kill()
         out, err = process.communicate()
